@@ -1,0 +1,47 @@
+"""`clip-itm train RECIPE`: one run, started, resumed or recognised as finished."""
+
+import argparse
+
+
+def add_parser(verbs) -> None:
+    from clip_itm.recipe import describe_keys
+
+    parser = verbs.add_parser(
+        "train",
+        help="fine-tune a model as a recipe says",
+        description="Train, evaluate on dev, keep the best and the last checkpoint, print the final table. An "
+        "interrupted run is resumed by the same command; a finished one is not repeated.",
+        epilog=f"keys of a recipe:\n{describe_keys()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="YAML file, such as recipes/sample/clip.yaml")
+    parser.add_argument("--overwrite", action="store_true", help="delete what output_dir holds and start anew")
+
+
+def run(args) -> int:
+    from clip_itm.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)  # a wrong key is told before torch is imported
+
+    from accelerate import PartialState
+
+    from clip_itm.evaluation.report import results_table
+    from clip_itm.training.run import train
+
+    results = train(recipe, overwrite=args.overwrite)
+    if PartialState().is_main_process:
+        print(results_table(run_rows(results), title=f"{recipe.output_dir}: recall on {results['split']}"))
+        print(f"model, recipe, noise and table: {recipe.output_dir}/best")
+    return 0
+
+
+def run_rows(results: dict) -> dict[str, dict]:
+    """Rows of the final table: zero-shot, best by dev, last, for every protocol."""
+    stages = {"zero_shot": "step 0 (zero-shot)", "best": f"best by dev (step {results['best_step']})", "last": "last"}
+    several = len(results["best"]) > 1
+    return {
+        f"{label}, {protocol}" if several else label: result
+        for stage, label in stages.items()
+        for protocol, result in results[stage].items()
+    }

@@ -1,0 +1,91 @@
+"""What every source gives: rows (one a photo), splits with a hash, and the flat index of pairs."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, Image, List, Value
+
+ROW_FEATURES = Features(
+    {
+        "image": Image(decode=False),
+        "image_id": Value("string"),
+        "captions": List(Value("string")),
+        "caption_ids": List(Value("string")),
+    }
+)
+
+SPLIT_NAMES = ("train", "val", "test")
+
+
+def hash_strings(*columns: pa.Array) -> str:
+    """SHA-256 over columns of strings; unambiguous, because every string is preceded by its length in bytes."""
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(f"column {len(column)}\n".encode())
+        for value in column.to_pylist():
+            data = value.encode()
+            digest.update(f"{len(data)} ".encode() + data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set: its rows, and what is known of them.
+
+    `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row a photo, images not decoded). `sha256` covers photo ids,
+    caption ids and captions in order, never pixels or paths: the same split on two machines has the same hash.
+    `missing` lists the photo files that `skip_missing` left out.
+    """
+
+    name: str
+    rows: Dataset
+    missing: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def pairs(self) -> "Pairs":
+        return Pairs.from_rows(self.rows)
+
+    @cached_property
+    def sha256(self) -> str:
+        pairs = self.pairs
+        counts = pa.array(np.bincount(pairs.image, minlength=len(self.rows)).astype(str))
+        return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The flat index photo x caption of a split, in row order: pair k shows photo `image[k]` with caption number k.
+
+    `image` int64 [N] (row numbers, ascending); Arrow strings: `captions` and `caption_ids` [N], `image_ids` [photos].
+    """
+
+    image: np.ndarray
+    captions: pa.Array
+    caption_ids: pa.Array
+    image_ids: pa.Array
+
+    @classmethod
+    def from_rows(cls, rows: Dataset) -> "Pairs":
+        table = rows.with_format("arrow")[:]
+        captions = table["captions"].combine_chunks()
+        counts = captions.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        return cls(
+            image=np.repeat(np.arange(len(rows), dtype=np.int64), counts),
+            captions=captions.flatten(),
+            caption_ids=table["caption_ids"].combine_chunks().flatten(),
+            image_ids=table["image_id"].combine_chunks(),
+        )
+
+    @cached_property
+    def captions_sha256(self) -> str:
+        """Hash of the captions in pair order: the part of the data that a noise draw belongs to."""
+        return hash_strings(self.captions)
+
+    def __len__(self) -> int:
+        return len(self.image)

@@ -1,0 +1,110 @@
+"""The plain contrastive head: CLIP's loss (Radford et al. 2021, section 2.3).
+
+    S = exp(logit_scale) * A B^T                         A [B, D] photos, B [B, D] captions, rows of unit length
+    l[k] = (CE(S[k, :], k) + CE(S[:, k], k)) / 2         one value per pair
+    loss = mean_k l[k]
+
+Two pairs of the same photo in one batch make a caption of a photo its own "negative". `same_photo` says what becomes
+of it:
+
+    negative   as published: one target per row. Summed over the k captions of a photo this is the cross-entropy
+               against a target shared equally among them; a mode for shared targets would change nothing.
+    mask       the other captions of the photo are neither right nor wrong; they leave the denominator.
+    positive   -log of the probability of all captions of the photo together (multiple-instance NCE, Miech et al.
+               2020, eq. 1): one of them has to be right, not every one; a photo counts once among the candidates.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_itm.backbones.features import Features
+from clip_itm.distributed import gather_constant, gather_with_gradient, process_index
+from clip_itm.heads.configuration import ClipHeadConfig
+
+
+def contrastive_cross_entropy(
+    logits: Tensor, targets: Tensor, same_photo: Tensor | None = None, mode: str = "negative"
+) -> Tensor:
+    """Cross-entropy of every row, in one direction.
+
+    `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B] (True where the column
+    is a pair of the row's photo, the own one included; not needed for "negative"). Returns [b].
+    """
+    if mode == "negative" or same_photo is None:
+        return F.cross_entropy(logits, targets, reduction="none")
+    if mode == "positive":
+        return logits.logsumexp(dim=1) - logits.masked_fill(~same_photo, -torch.inf).logsumexp(dim=1)
+    siblings = same_photo.scatter(1, targets[:, None], False)
+    return F.cross_entropy(logits.masked_fill(siblings, -torch.inf), targets, reduction="none")
+
+
+def contrastive_losses(
+    images: Tensor, captions: Tensor, scale: Tensor | float, image_ids: Tensor | None = None, mode: str = "negative"
+) -> Tensor:
+    """Per-pair loss l of the local pairs against the global batch (npc.md 2.2).
+
+    `images`, `captions` [b, D] unit vectors, row k is pair k; `scale` multiplies cosines; `image_ids` int64 [b] names
+    the photo of each pair (needed unless `mode` is "negative"). Returns [b]; its mean is the loss.
+    """
+    all_images, all_captions = gather_with_gradient(images), gather_with_gradient(captions)
+    targets = torch.arange(len(images), device=images.device) + process_index() * len(images)
+    same_photo = None
+    if image_ids is not None and mode != "negative":
+        same_photo = image_ids[:, None] == gather_constant(image_ids)[None, :]
+    image_to_text = contrastive_cross_entropy(scale * images @ all_captions.T, targets, same_photo, mode)
+    text_to_image = contrastive_cross_entropy(scale * captions @ all_images.T, targets, same_photo, mode)
+    return (image_to_text + text_to_image) / 2
+
+
+class ClipHead(nn.Module):
+    """Cosine similarity with a learned temperature, trained by the symmetric contrastive loss.
+
+    `logit_scale` is the natural log of the multiplier of cosines, as in every CLIP checkpoint. It starts at
+    `config.temperature`, else at the pretrained value, else at ln(1 / 0.07).
+    """
+
+    citation = (
+        "@inproceedings{radford2021clip, author={Radford, Alec and Kim, Jong Wook and Hallacy, Chris and others}, "
+        "title={Learning Transferable Visual Models From Natural Language Supervision}, booktitle={ICML}, year={2021}}"
+    )
+
+    def __init__(self, config: ClipHeadConfig, initial_logit_scale: float | None = None):
+        super().__init__()
+        self.config = config
+        if config.temperature is not None:
+            initial_logit_scale = -math.log(config.temperature)
+        elif initial_logit_scale is None:
+            initial_logit_scale = -math.log(0.07)
+        self.logit_scale = nn.Parameter(torch.tensor(float(initial_logit_scale)))
+
+    def embed_images(self, features: Features) -> Tensor:
+        """Unit vectors [B, D], at least float32 (rounding of bfloat16 moves recall)."""
+        return _unit(features.pooled)
+
+    def embed_texts(self, features: Features) -> Tensor:
+        return _unit(features.pooled)
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Cosine of embeddings [Ni, D] and [Nt, D]: [Ni, Nt], rows are photos."""
+        return images @ texts.T
+
+    def scale(self) -> Tensor:
+        """The multiplier of cosines, capped where the recipe caps it."""
+        scale = self.logit_scale.exp()
+        return scale if self.config.max_logit_scale is None else scale.clamp(max=self.config.max_logit_scale)
+
+    def loss(
+        self, images: Tensor, texts: Tensor, image_ids: Tensor, pair_ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of the global batch, and what to log. `images`, `texts` [b, D]; ids int64 [b]."""
+        losses = contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_photo)
+        return losses.mean(), {"logit_scale": self.logit_scale.detach().exp()}
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    if vectors.dtype in (torch.float16, torch.bfloat16):
+        vectors = vectors.float()
+    return F.normalize(vectors, dim=-1)

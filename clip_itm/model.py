@@ -1,0 +1,117 @@
+"""`ItmModel`: a backbone and a head behind the interface of transformers."""
+
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from clip_itm.backbones.build import add_lora, build_backbone, freeze
+from clip_itm.backbones.configuration import BackboneConfig
+from clip_itm.backbones.features import Features
+from clip_itm.configuration import ItmConfig
+from clip_itm.heads.clip import ClipHead
+from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
+from clip_itm.processing import ItmProcessor
+
+
+@dataclass
+class ItmOutput(ModelOutput):
+    """`loss` scalar or None; `image_embeds` [B or P, D], `text_embeds` [B, D]; `logs` of the head."""
+
+    loss: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ItmModel(PreTrainedModel):
+    """Photos and captions in, embeddings and (with ids) the head's loss out.
+
+    `ItmModel(config)` makes random weights of the configured architecture; `ItmModel.from_backbone` starts from
+    pretrained towers; `from_pretrained` loads what `save_pretrained` wrote, without network.
+    """
+
+    config_class = ItmConfig
+    base_model_prefix = "itm"
+    main_input_name = "pixel_values"
+    _no_split_modules: list[str] = []  # noqa: RUF012
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: ItmConfig, backbone: nn.Module | None = None):
+        super().__init__(config)
+        section = TypeAdapter(BackboneConfig).validate_python(config.backbone)
+        # transformers builds models on the meta device before loading; buffers that are in no checkpoint must be real
+        with torch.device("cpu"):
+            self.backbone = backbone if backbone is not None else build_backbone(section, weights=False)
+            if section.lora is not None:
+                add_lora(self.backbone, section.lora)
+            freeze(self.backbone, section)
+            self.head = ClipHead(HeadConfig.model_validate(config.head or {}), self.backbone.initial_logit_scale)
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, section: BackboneConfig, head: HeadConfig | None = None, processor: ItmProcessor | None = None
+    ):
+        """A model whose towers carry the pretrained weights that `section` names."""
+        backbone = build_backbone(section, weights=True, processor=processor)
+        config = ItmConfig(
+            backbone=backbone.config.model_dump(mode="json"),
+            head=(head or ClipHeadConfig()).model_dump(mode="json"),
+        )
+        return cls(config, backbone=backbone)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Towers and heads initialise themselves when they are built."""
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None) -> None:
+        self.backbone.set_activation_checkpointing(enable)
+
+    def encode_images(self, pixel_values: Tensor | None = None, image_features: Tensor | None = None) -> Tensor:
+        """Embeddings of photos [P, 3, H, W], or of features [P, C] that the frozen tower made earlier."""
+        trunk = Features(image_features) if pixel_values is None else self.backbone.image_trunk(pixel_values)
+        return self.head.embed_images(self.backbone.image_neck(trunk))
+
+    def encode_texts(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, text_features: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings of captions [B, T], or of features [B, C] that the frozen tower made earlier."""
+        trunk = Features(text_features) if input_ids is None else self.backbone.text_trunk(input_ids, attention_mask)
+        return self.head.embed_texts(self.backbone.text_neck(trunk))
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
+        photo: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        pair_ids: Tensor | None = None,
+    ) -> ItmOutput:
+        """One batch: P distinct photos and B captions.
+
+        `photo` int64 [B] says which of the P photos pair k shows (default: P = B, in order). With `image_ids` and
+        `pair_ids` int64 [B] (numbers of the photo and of the pair in the training set) the head's loss is computed.
+        """
+        images = texts = None
+        if pixel_values is not None or image_features is not None:
+            images = self.encode_images(pixel_values, image_features)
+        if input_ids is not None or text_features is not None:
+            texts = self.encode_texts(input_ids, attention_mask, text_features)
+        if pair_ids is None:
+            return ItmOutput(image_embeds=images, text_embeds=texts)
+        if photo is not None:
+            images = images[photo]
+        # similarities and softmax in float32 (or more), whatever the towers ran in
+        with torch.autocast(images.device.type, enabled=False):
+            loss, logs = self.head.loss(images, texts, image_ids, pair_ids)
+        return ItmOutput(loss=loss, image_embeds=images, text_embeds=texts, logs=logs)
+
+
+AutoConfig.register("clip_itm", ItmConfig)
+AutoModel.register(ItmConfig, ItmModel)

@@ -1,0 +1,165 @@
+"""The typed recipe: one YAML file, overrides on the command line, errors that name the key and its neighbours.
+
+Nothing here imports torch, so that a typing mistake is reported at once.
+"""
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from clip_itm.backbones.configuration import BackboneConfig
+from clip_itm.data.configuration import DataConfig, NoiseSection, SampleData
+from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
+from clip_itm.section import Section
+from clip_itm.training.configuration import EvaluationSection, TrainingSection
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the file and every wrong key."""
+
+
+class Recipe(Section):
+    """Everything that one run depends on."""
+
+    output_dir: str = Field("runs/run", description="folder of the run: checkpoints, tables, saved recipe and noise")
+    data: DataConfig = SampleData()
+    noise: NoiseSection = NoiseSection()
+    backbone: BackboneConfig
+    head: HeadConfig = ClipHeadConfig()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what decides the outcome: output folder, caches, loader processes and trackers are left out."""
+        content = self.model_dump(mode="json")
+        del content["output_dir"], content["training"]["trackers"]
+        for key in ("cache_dir", "num_workers"):
+            content["data"].pop(key)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def with_overrides(self, *overrides: str) -> "Recipe":
+        """A copy with `--section.key value` overrides applied."""
+        return parse_recipe(_apply(self.model_dump(mode="json"), list(overrides)), "recipe")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe of a YAML file (or of the run folder that holds one), with `--section.key value` overrides.
+
+    Paths in a recipe are relative to the current folder. Raises `RecipeError` for a missing or broken file, unknown
+    keys and wrong types.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe ({error.strerror}); shipped ones are in recipes/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with the sections {', '.join(Recipe.model_fields)}")
+    return parse_recipe(_apply(content, list(overrides)), str(path))
+
+
+def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
+    """Validate a nested mapping; `origin` names it in errors. Raises `RecipeError` with a line per wrong key."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{origin}: {_explain(problem)}" for problem in error.errors()]
+        raise RecipeError("\n".join(lines)) from None
+
+
+def _apply(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Merge `--a.b value` / `--a.b=value` pairs into a nested mapping; values are YAML."""
+    content = json.loads(json.dumps(content))
+    words = iter(overrides)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key.startswith("--") or len(key) == 2:
+            raise RecipeError(f"{word!r}: overrides are written --section.key value, such as --noise.ratio 0.4")
+        if not equals:
+            value = next(words, None)
+            if value is None or (value.startswith("--") and len(value) > 2):
+                raise RecipeError(f"{key}: the value is missing (write {key} VALUE)")
+        *parents, leaf = key[2:].split(".")
+        target = content
+        for parent in parents:
+            child = target.get(parent)
+            target[parent] = target = child if isinstance(child, dict) else {}
+        try:
+            target[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            target[leaf] = value
+    return content
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One line for one pydantic error: the key, what was found, what was expected, the neighbours of an unknown key."""
+    owner, options, path = Recipe, [], []
+    for part in problem["loc"]:
+        tagged = [option for option in options if len(options) > 1 and _tag(option) == part]
+        if tagged:  # the discriminator of a union stands in the location, but it is no key of the file
+            options = tagged
+            continue
+        if options:
+            owner = options[0]
+        path.append(str(part))
+        options = _section_types(owner.model_fields[part].annotation) if part in owner.model_fields else []
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], owner.model_fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{key}: unknown key{hint} (known here: {', '.join(owner.model_fields)})"
+    if problem["type"] == "missing":
+        return f"{key}: this key is required"
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        field = problem["ctx"]["discriminator"].strip("'")
+        expected = ", ".join(str(_tag(option)) for option in options)
+        return f"{key}.{field}: expected one of {expected}, found {problem['ctx'].get('tag', 'nothing')!r}"
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+
+
+def _section_types(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Section) else []
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [found for argument in typing.get_args(annotation) for found in _section_types(argument)]
+    return []
+
+
+def _tag(section: type[Section]) -> str | None:
+    """The discriminator value of one branch of a union (`source`, `kind`)."""
+    for name in ("source", "kind"):
+        if name in section.model_fields:
+            return section.model_fields[name].default
+    return None
+
+
+def describe_keys() -> str:
+    """All keys with default and meaning, for `--help`."""
+    lines: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        options = _section_types(field.annotation)
+        if not options:
+            lines.append(f"  --{name} (default {field.default!r}): {field.description}")
+        for option in options:
+            tag = _tag(option)
+            lines.append(f"{name}" + (f" ({tag})" if len(options) > 1 else "") + ":")
+            for key, entry in option.model_fields.items():
+                default = "required" if entry.is_required() else f"default {entry.default!r}"
+                meaning = f": {entry.description}" if entry.description else ""
+                lines.append(f"  --{name}.{key} ({default}){meaning}")
+    return "\n".join(lines)

@@ -1,0 +1,60 @@
+"""`training:` and `evaluation:` sections of a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from clip_itm.section import Section
+
+
+class TrainingSection(Section):
+    """One run. Batch sizes count pairs over all processes, so that a recipe means the same on one GPU and on eight."""
+
+    epochs: PositiveInt = 5
+    max_steps: PositiveInt | None = Field(None, description="stop after so many optimiser steps (a smoke run)")
+    batch_size: PositiveInt = Field(256, description="pairs of one contrastive batch, over all processes")
+    batches: Literal["random", "unique", "grouped"] = Field(
+        "random",
+        description="random pairs; no photo twice in a batch; or a photo once with captions_per_photo captions",
+    )
+    captions_per_photo: PositiveInt = Field(5, description="grouped batches only")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="contrastive batches per optimiser step")
+    learning_rate: PositiveFloat = 1e-5
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="each block below the top learns this much slower than the one above it"
+    )
+    weight_decay: NonNegativeFloat = 0.2
+    decay_all: bool = Field(True, description="decay norms, biases and the temperature too, as published fine-tunes do")
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: PositiveFloat = 1e-6
+    schedule: Literal["cosine", "constant", "per_epoch_plateau"] = Field(
+        "cosine", description="after the warm-up; per_epoch_plateau repeats an indexing bug of published code"
+    )
+    warmup: NonNegativeFloat = Field(500, description="optimiser steps (1 or more) or a share of all steps (below 1)")
+    max_grad_norm: NonNegativeFloat = Field(0.0, description="clip the global gradient norm; 0: no clipping")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "auto", description="bf16 autocast over float32 weights; auto: bf16 where a GPU supports it"
+    )
+    activation_checkpointing: bool = False
+    evaluate_every: PositiveInt | None = Field(
+        None, description="optimiser steps between evaluations; default: an epoch"
+    )
+    save_every: PositiveInt | None = Field(
+        None, description="optimiser steps between checkpoints; default: with every evaluation"
+    )
+    log_every: PositiveInt = Field(20, description="optimiser steps between log lines")
+    trackers: Literal["auto"] | list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = Field(
+        "auto", description="auto: TensorBoard and trackio, as far as installed; []: none"
+    )
+    seed: NonNegativeInt = Field(0, description="seed of weights, batches and dropout (noise has its own)")
+
+
+class EvaluationSection(Section):
+    """How recall is computed on val (every evaluation) and on the final split."""
+
+    split: Literal["test", "val"] = Field(
+        "test", description="split of the final table; val where a source has no test"
+    )
+    protocols: tuple[Literal["all", "flickr-1k", "coco-1k", "coco-5k"], ...] = Field(("all",), min_length=1)
+    batch_size: PositiveInt = 128
+    bootstrap: NonNegativeInt = Field(1000, description="resamples for the 95 % intervals; 0: none")

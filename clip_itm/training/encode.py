@@ -1,0 +1,157 @@
+"""Encoding a split once: every photo once, every distinct caption once, over all processes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset as Rows
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from clip_itm.data.images import read_image
+from clip_itm.data.rows import Pairs
+from clip_itm.distributed import gather_constant, num_processes, process_index
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """`images` [Ni, D] and `texts` [Nt, D] float32 on the CPU; `caption_image` int64 [Nt], the photo of each."""
+
+    images: Tensor
+    texts: Tensor
+    caption_image: Tensor
+
+
+class _Photos(torch.utils.data.Dataset):
+    """Whole batches of preprocessed photos by row number."""
+
+    def __init__(self, rows: Rows, processor, image_cache=None):
+        self.rows, self.processor, self.image_cache = rows, processor, image_cache
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: list[int]) -> Tensor:
+        stored = (self.rows[number]["image"] for number in numbers)
+        photos = [read_image(self.image_cache.image(image) if self.image_cache else image) for image in stored]
+        return self.processor(images=photos, return_tensors="pt")["pixel_values"]
+
+
+def encode_photos(
+    encode: Callable[[Tensor], Tensor],
+    rows: Rows,
+    processor,
+    device: torch.device,
+    batch_size: int,
+    num_workers: int = 0,
+    image_cache=None,
+    description: str = "photos",
+) -> Tensor:
+    """`encode` (pixels [b, 3, H, W] -> [b, D]) over all photos: float32 [Ni, D] on the CPU, on every process."""
+    loader = DataLoader(
+        _Photos(rows, processor, image_cache),
+        batch_sampler=list(_batches(len(rows), batch_size)),
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # the loader must not draw from the global generator: resuming would not be exact
+    )
+    parts = [encode(pixels.to(device)).float() for pixels in _progress(loader, description)]
+    return _merge(parts, len(rows), device)
+
+
+def encode_captions(
+    encode: Callable[[Tensor, Tensor], Tensor],
+    captions: pa.Array,
+    processor,
+    device: torch.device,
+    batch_size: int,
+    description: str = "captions",
+) -> Tensor:
+    """`encode` (ids, mask [b, T] -> [b, D]) over all captions, equal ones once: float32 [Nt, D] on the CPU."""
+    encoded = captions.dictionary_encode()
+    distinct = encoded.dictionary.to_pylist()
+    by_length = sorted(range(len(distinct)), key=lambda number: len(distinct[number]))  # little padding in a batch
+    parts = []
+    for batch in _progress(list(_batches(len(distinct), batch_size)), description):
+        tokens = processor(text=[distinct[by_length[number]] for number in batch], return_tensors="pt").to(device)
+        parts.append(encode(tokens["input_ids"], tokens["attention_mask"]).float())
+    merged = _merge(parts, len(distinct), device)
+    embeddings = torch.empty_like(merged)
+    embeddings[torch.tensor(by_length)] = merged
+    return embeddings[torch.from_numpy(encoded.indices.to_numpy().astype(np.int64))]
+
+
+@torch.inference_mode()
+def encode_split(
+    model,
+    rows: Rows,
+    pairs: Pairs,
+    processor,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    precision: torch.dtype | None = None,
+    image_features: np.ndarray | None = None,
+    text_features: np.ndarray | None = None,
+    image_cache=None,
+) -> Embeddings:
+    """Embeddings of a whole split under `model` (an `ItmModel`), in evaluation mode, under autocast to `precision`.
+
+    `image_features` [Ni, C] and `text_features` [Nt, C] stand for the outputs of frozen towers, where they were kept.
+    """
+    was_training, device = model.training, model.device
+    model.eval()
+    try:
+        with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+            if image_features is None:
+                images = encode_photos(
+                    model.encode_images, rows, processor, device, batch_size, num_workers, image_cache, "photos"
+                )
+            else:
+                images = _encode_features(
+                    lambda block: model.encode_images(image_features=block), image_features, device
+                )
+            if text_features is None:
+                texts = encode_captions(model.encode_texts, pairs.captions, processor, device, batch_size)
+            else:
+                texts = _encode_features(lambda block: model.encode_texts(text_features=block), text_features, device)
+    finally:
+        model.train(was_training)
+    return Embeddings(images, texts, torch.from_numpy(pairs.image))
+
+
+def _encode_features(encode: Callable[[Tensor], Tensor], features: np.ndarray, device: torch.device) -> Tensor:
+    blocks = range(0, len(features), 4096)
+    parts = [encode(torch.from_numpy(np.array(features[start : start + 4096])).to(device)) for start in blocks]
+    return torch.cat(parts).float().cpu()
+
+
+def _batches(count: int, batch_size: int) -> Iterator[list[int]]:
+    """This process's share of 0..count-1 (every W-th number), in batches."""
+    own = range(process_index(), count, num_processes())
+    for start in range(0, len(own), batch_size):
+        yield list(own[start : start + batch_size])
+
+
+def _merge(parts: list[Tensor], count: int, device: torch.device) -> Tensor:
+    """The rows of all processes in order: the inverse of `_batches`."""
+    if num_processes() == 1:
+        return torch.cat(parts).cpu()
+    share = -(-count // num_processes())
+    own = torch.cat(parts) if parts else None
+    width = torch.tensor([own.shape[1] if own is not None else 0], device=device)
+    padded = torch.zeros(share, int(gather_constant(width).max()), device=device)
+    if own is not None:
+        padded[: len(own)] = own
+    gathered = gather_constant(padded).view(num_processes(), share, -1)
+    return gathered.transpose(0, 1).reshape(num_processes() * share, -1)[:count].cpu()
+
+
+def _progress(batches, description: str):
+    return tqdm(batches, desc=f"encoding {description}", leave=False, disable=process_index() != 0)
+
+
+def _as_it_is(batch):
+    return batch

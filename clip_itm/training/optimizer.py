@@ -1,0 +1,50 @@
+"""AdamW over groups of parameters: layer-wise learning rates and the choice of what decays."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from clip_itm.training.configuration import TrainingSection
+
+
+def block_multipliers(blocks: list[list], decay: float) -> list[float]:
+    """Learning-rate multiplier of each block, from input to output: the top one 1, each below `decay` times it."""
+    return [decay ** (len(blocks) - 1 - number) for number in range(len(blocks))]
+
+
+def parameter_groups(model, section: TrainingSection) -> list[dict]:
+    """Groups for AdamW: every trainable parameter of an `ItmModel` in exactly one, with its rate and decay."""
+    multiplier: dict[nn.Parameter, float] = {}
+    for blocks in (model.backbone.image_blocks(), model.backbone.text_blocks()):
+        for block, value in zip(blocks, block_multipliers(blocks, section.layer_decay), strict=True):
+            for parameter in _parameters(block):
+                multiplier[parameter] = value
+    groups: dict[tuple[float, float], dict] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = section.decay_all or parameter.ndim >= 2
+        key = (multiplier.get(parameter, 1.0), section.weight_decay if decays else 0.0)
+        group = groups.setdefault(key, {"params": [], "lr": section.learning_rate * key[0], "weight_decay": key[1]})
+        group["params"].append(parameter)
+    if not groups:
+        raise ValueError(
+            "backbone.freeze_image and freeze_text leave nothing to train: unfreeze one, or add backbone.lora"
+        )
+    # The first group is the one whose rate is logged: let it be the top of the model.
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def make_optimizer(model, section: TrainingSection) -> torch.optim.AdamW:
+    groups = parameter_groups(model, section)
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, betas=section.betas, eps=section.epsilon, fused=on_gpu or None)
+
+
+def _parameters(block: Iterable[nn.Module | nn.Parameter]) -> Iterable[nn.Parameter]:
+    for part in block:
+        if isinstance(part, nn.Parameter):
+            yield part
+        else:
+            yield from part.parameters()

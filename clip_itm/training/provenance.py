@@ -1,0 +1,55 @@
+"""What a run writes down of itself, so that every artefact knows what made it."""
+
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from clip_itm.files import write_json, write_text
+from clip_itm.recipe import Recipe
+
+PACKAGES = ("clip-itm", "torch", "transformers", "open_clip_torch", "timm", "datasets", "accelerate")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Hashes and versions of one run; written as `provenance.json` into the run and into every checkpoint.
+
+    `splits` name -> {sha256, photos, captions, missing}; `noise` {sha256, ratio, level, seed} of the training captions.
+    """
+
+    recipe_sha256: str
+    splits: dict[str, dict]
+    noise: dict
+    versions: dict[str, str]
+    machine: dict[str, str | int] = field(default_factory=dict)
+
+    def write(self, folder: Path, recipe: Recipe) -> None:
+        """`provenance.json` and `recipe.yaml` in `folder`."""
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        write_json(folder / "provenance.json", asdict(self))
+
+
+def describe_run(recipe: Recipe, splits: dict, noise) -> Provenance:
+    return Provenance(
+        recipe_sha256=recipe.sha256,
+        splits={
+            name: {
+                "sha256": split.sha256,
+                "photos": len(split),
+                "captions": len(split.pairs),
+                "missing": len(split.missing),
+            }
+            for name, split in splits.items()
+        },
+        noise={"sha256": noise.sha256, "ratio": noise.ratio, "level": noise.level, "seed": noise.seed},
+        versions={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        machine={
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "cpu_threads": torch.get_num_threads(),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        },
+    )

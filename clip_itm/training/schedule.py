@@ -1,0 +1,28 @@
+"""Learning-rate multipliers as functions of the optimiser step (npc.md 7.2)."""
+
+import math
+
+
+def warmup_steps(warmup: float, total_steps: int) -> int:
+    """`warmup` of the recipe in steps: a share of all steps below 1, a number of steps otherwise."""
+    return round(warmup * total_steps) if warmup < 1 else round(warmup)
+
+
+def cosine_multiplier(step: int, warmup: int, total: int) -> float:
+    """(s + 1) / W in the warm-up of W steps, then half a cosine that would reach 0 at `total`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def constant_multiplier(step: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / max(1, warmup))
+
+
+def plateau_multiplier(step: int, warmup: int, steps_per_epoch: int, num_samples: int, epochs: int) -> float:
+    """The published indexing slip, for comparison only: s = samples * epoch + step in epoch, total = samples * epochs.
+
+    The rate is flat within an epoch and falls at its borders; it never comes near zero.
+    """
+    epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    return cosine_multiplier(num_samples * epoch + step_in_epoch, warmup, num_samples * epochs)

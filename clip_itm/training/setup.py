@@ -1,0 +1,250 @@
+"""From a recipe to everything a run needs: data, noise, processor, model, trainer. Cheap errors come first."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments, set_seed
+
+from clip_itm.backbones.build import build_processor
+from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.data.builder import cache_folder
+from clip_itm.data.image_cache import ImageCache
+from clip_itm.data.load import load_splits
+from clip_itm.data.noise import CaptionNoise, load_noise
+from clip_itm.data.rows import Split
+from clip_itm.evaluation.ranking import compute_ranks
+from clip_itm.evaluation.recall import recall_metrics
+from clip_itm.model import ItmModel
+from clip_itm.processing import ItmProcessor
+from clip_itm.recipe import Recipe
+from clip_itm.training.encode import Embeddings, encode_split
+from clip_itm.training.feature_cache import caption_features, is_frozen, photo_features
+from clip_itm.training.provenance import Provenance, describe_run
+from clip_itm.training.trainer import ItmTrainer
+
+
+@dataclass
+class TrainingData:
+    """The splits of a recipe, the captions its training pairs really got, and the batches they come in."""
+
+    splits: dict[str, Split]
+    noise: CaptionNoise
+    image_cache: ImageCache | None
+
+    @property
+    def train(self) -> Split:
+        return self.splits["train"]
+
+    @property
+    def dev(self) -> Split:
+        return self.splits["val"]
+
+    def final(self, recipe: Recipe) -> Split:
+        """The split of the final table: test, or val where the source has no test."""
+        return self.splits.get(recipe.evaluation.split, self.dev)
+
+
+def load_data(recipe: Recipe) -> TrainingData:
+    """Splits, checked cheaply, and noise. Raises ValueError naming file, row or key before any model is built."""
+    with PartialState().main_process_first():
+        splits = load_splits(recipe.data)
+    for name in ("train", "val"):
+        if name not in splits:
+            raise ValueError(
+                f"data: the source {recipe.data.source!r} has no {name} split here (found: {', '.join(splits)}); "
+                "training needs train, and val to choose the best checkpoint"
+            )
+    noise = load_noise(recipe.noise, splits["train"].pairs)
+    image_cache = None
+    if recipe.data.cache_images is not None:
+        with PartialState().main_process_first():
+            image_cache = ImageCache(cache_folder(recipe.data) / "photos", recipe.data.cache_images)
+            for split in splits.values():
+                image_cache.build(split.rows, num_workers=recipe.data.num_workers)
+    return TrainingData(splits, noise, image_cache)
+
+
+def make_sampler(recipe: Recipe, data: TrainingData) -> PairBatchSampler:
+    training, state = recipe.training, PartialState()
+    return PairBatchSampler(
+        data.train.pairs.image,
+        mode=training.batches,
+        batch_size=training.batch_size,
+        captions_per_photo=training.captions_per_photo,
+        seed=training.seed,
+        rank=state.process_index,
+        world_size=state.num_processes,
+    )
+
+
+def make_model(recipe: Recipe, data: TrainingData) -> tuple[ItmModel, ItmProcessor]:
+    """The model at step 0 and its processor; weights that are not pretrained come from `training.seed`."""
+    processor = build_processor(recipe.backbone, data.train.pairs.captions.to_pylist())
+    set_seed(recipe.training.seed)
+    with PartialState().main_process_first():
+        model = ItmModel.from_backbone(recipe.backbone, recipe.head, processor)
+    return model.to(PartialState().device), processor
+
+
+@dataclass
+class Encoder:
+    """Embeddings of any split under the current weights, from kept features where a tower is frozen."""
+
+    recipe: Recipe
+    data: TrainingData
+    model: ItmModel
+    processor: ItmProcessor
+
+    def __post_init__(self):
+        self.frozen_images = is_frozen(self.model.backbone.image_blocks())
+        self.frozen_texts = is_frozen(self.model.backbone.text_blocks())
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+    def image_features(self, split: Split) -> np.ndarray | None:
+        """Outputs of a frozen image tower [Ni, C]; None where the tower trains or photos are cropped at random."""
+        if not self.frozen_images or self.recipe.data.random_crop < 1:
+            return None
+        if ("photos", split.name) not in self._kept:
+            self._kept["photos", split.name] = photo_features(
+                self.model,
+                split,
+                self.processor,
+                self._folder,
+                self.recipe.evaluation.batch_size,
+                self.recipe.data.num_workers,
+                self.data.image_cache,
+            )
+        return self._kept["photos", split.name]
+
+    def text_features(self, split: Split) -> np.ndarray | None:
+        """Outputs of a frozen text tower [Nt, C]; None where the tower trains or words are dropped."""
+        if not self.frozen_texts or self.recipe.backbone.word_dropout > 0:
+            return None
+        if ("captions", split.name) not in self._kept:
+            self._kept["captions", split.name] = caption_features(
+                self.model, split, self.processor, self._folder, self.recipe.evaluation.batch_size
+            )
+        return self._kept["captions", split.name]
+
+    @property
+    def _folder(self) -> Path:
+        return cache_folder(self.recipe.data) / "features"
+
+    def encode(self, split: Split) -> Embeddings:
+        return encode_split(
+            self.model,
+            split.rows,
+            split.pairs,
+            self.processor,
+            self.recipe.evaluation.batch_size,
+            self.recipe.data.num_workers,
+            autocast_dtype(self.recipe),
+            self.image_features(split),
+            self.text_features(split),
+            self.data.image_cache,
+        )
+
+
+def make_trainer(
+    recipe: Recipe,
+    data: TrainingData,
+    sampler: PairBatchSampler,
+    encoder: Encoder,
+    provenance: Provenance,
+    resuming: bool,
+) -> ItmTrainer:
+    train = data.train
+    dataset = PairDataset(
+        train,
+        data.noise,
+        encoder.processor,
+        image_features=encoder.image_features(train),
+        text_features=encoder.text_features(train),
+        image_cache=data.image_cache,
+        random_crop=recipe.data.random_crop,
+        seed=recipe.training.seed,
+    )
+    return ItmTrainer(
+        encoder.model,
+        training_arguments(recipe, resuming),
+        recipe.training,
+        dataset,
+        sampler,
+        encode_val=lambda: encoder.encode(data.dev),
+        score=lambda embeddings: dev_metrics(encoder.model, embeddings),
+        write_provenance=lambda folder: provenance.write(folder, recipe),
+        processing_class=encoder.processor,
+    )
+
+
+def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
+    similarity = model.head.similarity
+    ranks = compute_ranks(embeddings.images, embeddings.texts, embeddings.caption_image, similarity=similarity)
+    return recall_metrics(ranks)
+
+
+def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
+    training, state = recipe.training, PartialState()
+    arguments = TrainingArguments(
+        output_dir=recipe.output_dir,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.batch_size // state.num_processes,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        max_grad_norm=training.max_grad_norm,
+        bf16=autocast_dtype(recipe) is not None,
+        activation_checkpointing=training.activation_checkpointing,
+        eval_strategy="steps" if training.evaluate_every else "epoch",
+        eval_steps=training.evaluate_every,
+        eval_on_start=not resuming,
+        save_strategy="steps" if training.save_every or training.evaluate_every else "epoch",
+        save_steps=training.save_every or training.evaluate_every or 500,
+        save_total_limit=2,
+        metric_for_best_model="rsum",
+        greater_is_better=True,
+        logging_steps=training.log_every,
+        logging_nan_inf_filter=False,
+        report_to=available_trackers(training.trackers),
+        project="clip-itm",
+        run_name=recipe.output_dir,
+        seed=training.seed + state.process_index,  # processes must not share their dropout masks
+        dataloader_num_workers=recipe.data.num_workers,
+        remove_unused_columns=False,
+        use_cpu=state.device.type == "cpu",
+        log_level="warning",
+    )
+    # several GPUs in one process would be DataParallel, which tears a batch apart; `accelerate launch` is the way
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
+    """bfloat16 where the recipe and the device say so, over float32 weights; None for plain float32."""
+    wanted = recipe.training.precision
+    on_gpu = torch.cuda.is_available() and PartialState().device.type == "cuda"
+    if wanted == "bf16" or (wanted == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
+        return torch.bfloat16
+    return None
+
+
+def available_trackers(trackers: str | list[str]) -> list[str]:
+    """Trackers for the Trainer; a named one that is not installed is an error, `auto` takes what there is."""
+    if trackers == "auto":
+        return [name for name in ("tensorboard", "trackio") if find_spec(name)]
+    for name in trackers:
+        if not find_spec(name):
+            raise ValueError(f"training.trackers: {name} is not installed: pip install {name}")
+    return list(trackers)
+
+
+def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]:
+    """All that can be checked before a model is built."""
+    available_trackers(recipe.training.trackers)
+    data = load_data(recipe)
+    return data, make_sampler(recipe, data), describe_run(recipe, data.splits, data.noise)

@@ -1,0 +1,214 @@
+"""`ItmTrainer`: transformers' Trainer for batches of pairs, with retrieval as its evaluation."""
+
+import json
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.training.configuration import TrainingSection
+from clip_itm.training.encode import Embeddings
+from clip_itm.training.optimizer import make_optimizer
+from clip_itm.training.schedule import constant_multiplier, cosine_multiplier, plateau_multiplier, warmup_steps
+
+COLLAPSE_COSINE = 0.99
+
+
+class ItmTrainer(Trainer):
+    """Trains an `ItmModel` on pairs.
+
+    `train_dataset` makes whole batches, `sampler` says which pairs stand in each (global batches, split over
+    processes), `encode_val` gives the embeddings of the dev split under the current weights and `score` turns them
+    into a dictionary of metrics with "rsum", by which the best checkpoint is chosen. `write_provenance` adds recipe
+    and hashes to a checkpoint folder.
+    """
+
+    def __init__(
+        self,
+        model,
+        args: TrainingArguments,
+        section: TrainingSection,
+        train_dataset: PairDataset,
+        sampler: PairBatchSampler,
+        encode_val: Callable[[], Embeddings],
+        score: Callable[[Embeddings], dict[str, float]],
+        write_provenance: Callable[[Path], None],
+        processing_class=None,
+    ):
+        self.section, self.sampler = section, sampler
+        self.encode_val, self.score, self.write_provenance = encode_val, score, write_provenance
+        self._head_logs: dict[str, list[Tensor]] = defaultdict(list)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=_as_it_is,
+            processing_class=processing_class,
+            callbacks=[EpochCallback(train_dataset), FinishCallback()],
+        )
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(ConsoleCallback())
+        self.model_accepts_loss_kwargs = False  # the loss is a mean; accumulation divides it
+        self.current_epoch_steps = len(sampler)
+
+    # Batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Not prepared by Accelerate: the sampler already gives each process its rows of the global batch."""
+        return PairLoader(
+            self.train_dataset,
+            batch_sampler=self.sampler,
+            collate_fn=_as_it_is,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+            generator=torch.Generator(),  # not the global one, whose state is restored when a run resumes
+        )
+
+    # Optimisation
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.model, self.section)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None:
+            warmup = warmup_steps(self.section.warmup, num_training_steps)
+            per_epoch = math.ceil(len(self.sampler) / self.args.gradient_accumulation_steps)
+            rules = {
+                "cosine": lambda step: cosine_multiplier(step, warmup, num_training_steps),
+                "constant": lambda step: constant_multiplier(step, warmup),
+                "per_epoch_plateau": lambda step: plateau_multiplier(
+                    step, warmup, per_epoch, len(self.train_dataset), self.section.epochs
+                ),
+            }
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, rules[self.section.schedule]
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(**inputs)
+        for name, value in output.logs.items():
+            self._head_logs[name].append(value.detach())
+        return (output.loss, output) if return_outputs else output.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                warnings.warn(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: the weights are lost from here on; "
+                    "lower training.learning_rate, set training.max_grad_norm, or use training.precision fp32",
+                    stacklevel=2,
+                )
+            for name, values in self._head_logs.items():
+                logs[name] = torch.stack(values).float().mean().item()
+            self._head_logs.clear()
+        super().log(logs, start_time)
+
+    # Evaluation and checkpoints
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Recall on the dev split under the current weights; keys `eval_<metric>`."""
+        embeddings = self.encode_val()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(embeddings).items()}
+        for side in ("images", "texts"):
+            cosine = mean_cosine(getattr(embeddings, side))
+            metrics[f"{metric_key_prefix}_{side}_cosine"] = cosine
+            if cosine > COLLAPSE_COSINE:
+                warnings.warn(
+                    f"the embeddings of {side} have collapsed at step {self.state.global_step}: their mean cosine is "
+                    f"{cosine:.4f}; lower training.learning_rate or lengthen training.warmup",
+                    stacklevel=2,
+                )
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save = self.control.should_save or best  # the best weights must be on disk
+        return best
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        self.write_provenance(Path(output_dir or self.args.output_dir))
+
+
+class PairLoader(DataLoader):
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the data set its epoch, on which random crops depend."""
+
+    def __init__(self, dataset: PairDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class FinishCallback(TrainerCallback):
+    """The last step is always evaluated and saved, whatever the intervals are."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
+            control.should_evaluate = control.should_save = True
+
+
+class ConsoleCallback(ProgressCallback):
+    """A progress bar, and lines that a person reads."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None or "train_runtime" in logs:
+            return
+        head = f"epoch {state.epoch:6.2f}  step {state.global_step:6d}"
+        if "eval_rsum" in logs:
+            recalls = {
+                direction: "/".join(f"{logs[f'eval_{direction}_r{k}']:.1f}" for k in (1, 5, 10))
+                for direction in ("i2t", "t2i")
+            }
+            body = f"dev  i2t {recalls['i2t']}  t2i {recalls['t2i']}  rsum {logs['eval_rsum']:.1f}"
+        else:
+            shown = ("loss", "grad_norm", "learning_rate")
+            names = [name for name in shown if name in logs] + [name for name in logs if name not in (*shown, "epoch")]
+            body = "  ".join(f"{name} {logs[name]:.4g}" for name in names)
+        self.training_bar.write(f"{head}  {body}")
+
+
+def mean_cosine(embeddings: Tensor) -> float:
+    """Mean cosine between two different rows of unit vectors [N, D]: 1 when all are the same."""
+    count = len(embeddings)
+    if count < 2:
+        return 0.0
+    total = embeddings.double().sum(dim=0).square().sum()
+    return float((total - count) / (count * (count - 1)))
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end (the trainer's state comes last), or None."""
+    found = sorted(
+        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True
+    )
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return checkpoint
+    return None
+
+
+def _as_it_is(batch):
+    return batch
