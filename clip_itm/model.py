@@ -1,6 +1,6 @@
 """`ItmModel`: a backbone and a head behind the interface of transformers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from pydantic import TypeAdapter
@@ -24,7 +24,7 @@ class ItmOutput(ModelOutput):
     loss: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
-    logs: dict[str, Tensor] = field(default_factory=dict)
+    logs: dict[str, Tensor] | None = None
 
 
 class ItmModel(PreTrainedModel):
@@ -43,14 +43,28 @@ class ItmModel(PreTrainedModel):
     def __init__(self, config: ItmConfig, backbone: nn.Module | None = None):
         super().__init__(config)
         section = TypeAdapter(BackboneConfig).validate_python(config.backbone)
-        # transformers builds models on the meta device before loading; buffers that are in no checkpoint must be real
+        # transformers builds models on the meta device before loading; what is in no checkpoint must be real
         with torch.device("cpu"):
             self.backbone = backbone if backbone is not None else build_backbone(section, weights=False)
             if section.lora is not None:
                 add_lora(self.backbone, section.lora)
             freeze(self.backbone, section)
             self.head = ClipHead(HeadConfig.model_validate(config.head or {}), self.backbone.initial_logit_scale)
+        self._computed_buffers = {name: value.clone() for name, value in self.named_non_persistent_buffers()}
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "ItmModel":
+        """See `PreTrainedModel.from_pretrained`.
+
+        Loading leaves buffers that are in no checkpoint (open_clip's causal mask) with arbitrary content and expects
+        `_init_weights` to know every module that has one; here they get back what they were built with.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, value in model._computed_buffers.items():
+            model.get_buffer(name).copy_(value)
+        return loaded
 
     @classmethod
     def from_backbone(

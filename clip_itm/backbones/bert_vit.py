@@ -1,0 +1,118 @@
+"""A text model and a vision model that never met: `VisionTextDualEncoderModel`, BERT and ViT by default."""
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+
+from clip_itm.backbones.base import Backbone
+from clip_itm.backbones.blocks import Block, longest_list, partition
+from clip_itm.backbones.configuration import BertVitBackbone
+from clip_itm.backbones.features import Features
+from clip_itm.backbones.huggingface import (
+    as_dict,
+    cannot_load,
+    context_length,
+    load_tokenizer,
+    patches,
+    set_checkpointing,
+)
+from clip_itm.processing import ItmProcessor
+
+
+class BertVit(Backbone):
+    """Trunks: pooled features of the two models. Necks: dropout and the new linear projections to [B, D]."""
+
+    def __init__(self, config: BertVitBackbone, model: VisionTextDualEncoderModel):
+        super().__init__(config)
+        self.embed_dim = config.embed_dim
+        del model.logit_scale
+        self.model = model
+
+    def image_trunk(self, pixel_values: Tensor) -> Features:
+        output = self.model.vision_model(pixel_values=pixel_values)
+        hidden = output.last_hidden_state
+        pooled = _pooled(output).flatten(1)
+        return Features(
+            pooled, patches(hidden, pixel_values, self.model.config.vision_config) if self.output_tokens else None
+        )
+
+    def image_neck(self, features: Features) -> Features:
+        pooled = self.model.visual_projection(self.image_dropout(features.pooled))
+        return Features(pooled, features.tokens, features.mask)
+
+    def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        mask = self.words(input_ids, attention_mask) if self.output_tokens else None
+        hidden_words = self.hide_words(input_ids, attention_mask)
+        output = self.model.text_model(input_ids=hidden_words, attention_mask=attention_mask)
+        return Features(_pooled(output), output.last_hidden_state if self.output_tokens else None, mask)
+
+    def text_neck(self, features: Features) -> Features:
+        pooled = self.model.text_projection(self.text_dropout(features.pooled))
+        return Features(pooled, features.tokens, features.mask)
+
+    def image_blocks(self) -> list[Block]:
+        return partition(self.model.vision_model, longest_list(self.model.vision_model))
+
+    def text_blocks(self) -> list[Block]:
+        return partition(self.model.text_model, longest_list(self.model.text_model))
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        for tower in (self.model.vision_model, self.model.text_model):
+            set_checkpointing(tower, enabled)
+
+
+def build(config: BertVitBackbone, weights: bool) -> BertVit:
+    """See `build_backbone`."""
+    if weights:
+        vision, text = _load(config.vision_model), _load(config.text_model)
+        for tower, name in ((vision, config.vision_model), (text, config.text_model)):
+            if not hasattr(tower.config, "hidden_size"):
+                raise ValueError(f"{name}: {type(tower).__name__} is no single transformer tower; bert-vit needs one")
+        model_config = VisionTextDualEncoderConfig.from_vision_text_configs(
+            vision.config, text.config, projection_dim=config.embed_dim
+        )
+        model = VisionTextDualEncoderModel(model_config, vision_model=vision, text_model=text)
+    else:
+        content = config.model_config_dict or {
+            "vision_config": as_dict(_load_config(config.vision_model)),
+            "text_config": as_dict(_load_config(config.text_model)),
+            "projection_dim": config.embed_dim,
+        }
+        model = VisionTextDualEncoderModel(VisionTextDualEncoderConfig(**content))
+    return BertVit(config.model_copy(update={"model_config_dict": as_dict(model.config)}), model)
+
+
+def processor(config: BertVitBackbone, captions: list[str] | None = None) -> ItmProcessor:
+    """See `build_processor`."""
+    try:
+        images = AutoImageProcessor.from_pretrained(config.vision_model)
+    except (OSError, ValueError) as error:
+        raise ValueError(cannot_load(config.vision_model, error)) from error
+    tokenizer = load_tokenizer(config.text_model)
+    return ItmProcessor(images, tokenizer, max_length=context_length(tokenizer, _load_config(config.text_model)))
+
+
+def _load(name: str):
+    try:
+        return AutoModel.from_pretrained(name, dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(cannot_load(name, error)) from error
+
+
+def _load_config(name: str):
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(cannot_load(name, error)) from error
+
+
+def _pooled(output) -> Tensor:
+    """What a model pools itself, else its first token."""
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooled is None else pooled

@@ -1,0 +1,153 @@
+"""`backbone:` section of a recipe: which two towers, and how they are trained."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from clip_itm.section import Section
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LoraSection(Section):
+    """Low-rank adapters through peft (`pip install clip-itm[lora]`)."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+    dropout: Probability = 0.0
+    targets: list[str] | None = Field(
+        None, description="names of layers, as they end; default: every linear and attention layer of the blocks"
+    )
+
+
+class BackboneSection(Section):
+    """What every backbone shares.
+
+    Raises `ValueError` (through pydantic) for combinations in which an option would do nothing.
+    """
+
+    freeze_image: bool = Field(False, description="train nothing of the image tower (its head behind it still trains)")
+    freeze_text: bool = False
+    freeze_image_blocks: NonNegativeInt = Field(
+        0, description="lowest blocks (and the stem below) that stay as they are"
+    )
+    freeze_text_blocks: NonNegativeInt = 0
+    image_dropout: Probability = Field(0.0, description="dropout on pooled image features, before a new projection")
+    text_dropout: Probability = Field(0.0, description="dropout on pooled text features, before a new projection")
+    word_dropout: Probability = Field(0.0, description="share of caption words hidden in training")
+    lora: LoraSection | None = None
+    special_token_ids: list[int] | None = Field(None, description="filled in by the program: tokens that are no words")
+    hidden_word_id: int | None = Field(
+        None, description="filled in by the program: the token in place of a hidden word"
+    )
+
+    @model_validator(mode="after")
+    def _every_option_does_something(self):
+        for tower in ("image", "text"):
+            if getattr(self, f"freeze_{tower}") and getattr(self, f"freeze_{tower}_blocks"):
+                raise ValueError(f"freeze_{tower} freezes every block: leave freeze_{tower}_blocks out")
+            if self.lora is not None and getattr(self, f"freeze_{tower}_blocks"):
+                raise ValueError(f"lora freezes every block and trains adapters: leave freeze_{tower}_blocks out")
+        if self.lora is not None and self.freeze_image and self.freeze_text:
+            raise ValueError(
+                "lora with freeze_image and freeze_text adapts nothing: unfreeze a tower, or leave lora out"
+            )
+        if self.freeze_text and self.word_dropout:
+            raise ValueError("word_dropout does nothing where freeze_text holds the text tower still: leave one out")
+        return self
+
+
+class OpenClipBackbone(BackboneSection):
+    kind: Literal["open_clip"] = "open_clip"
+    model: str = Field(
+        "ViT-B-32-quickgelu", description="architecture, hf-hub:NAME, local-dir:PATH, or a config FILE.json"
+    )
+    pretrained: str | None = Field(None, description="tag such as openai, or a weights file")
+    image_weights: str | None = Field(None, description="safetensors for the timm tower of a config file alone")
+    model_config_dict: dict[str, Any] | None = Field(
+        None, description="filled in by the program; makes checkpoints whole"
+    )
+
+    @model_validator(mode="after")
+    def _weights_have_one_source(self):
+        if self.pretrained and self.model.startswith(("hf-hub:", "local-dir:")):
+            raise ValueError(f"pretrained: {self.model} brings its own weights, leave pretrained out")
+        if self.image_weights and (self.pretrained or not self.model.endswith(".json")):
+            raise ValueError("image_weights goes with a config FILE.json that has a timm_model_name, and no pretrained")
+        return self
+
+
+class TransformersBackbone(BackboneSection):
+    kind: Literal["transformers"] = "transformers"
+    model: str = Field(description="name on the Hub or a saved folder (CLIP, SigLIP, ...)")
+    revision: str | None = None
+    from_scratch: bool = Field(False, description="use the architecture of `model` with random weights")
+    model_config_dict: dict[str, Any] | None = Field(
+        None, description="filled in by the program; makes checkpoints whole"
+    )
+
+    @model_validator(mode="after")
+    def _random_towers_train(self):
+        for option in ("freeze_image", "freeze_text", "freeze_image_blocks", "freeze_text_blocks", "lora"):
+            if self.from_scratch and getattr(self, option):
+                raise ValueError(f"{option} would keep random weights (from_scratch: true): leave one of the two out")
+        return self
+
+
+class BertVitBackbone(BackboneSection):
+    kind: Literal["bert-vit"] = "bert-vit"
+    text_model: str = "bert-base-uncased"
+    vision_model: str = "google/vit-base-patch16-224-in21k"
+    embed_dim: PositiveInt = 512
+    model_config_dict: dict[str, Any] | None = Field(
+        None, description="filled in by the program; makes checkpoints whole"
+    )
+
+
+class TimmWordsBackbone(BackboneSection):
+    """Any timm image tower, and a small text tower from scratch over words of the training captions."""
+
+    kind: Literal["timm-words"] = "timm-words"
+    image_model: str = "mobilenetv2_100"
+    image_kwargs: dict[str, Any] = Field({}, description="for timm.create_model, e.g. {pad_type: same}")
+    image_weights: str | None = Field(None, description="safetensors of the tower; default: timm's pretrained weights")
+    image_pretrained: bool = Field(True, description="timm's pretrained weights where image_weights is not given")
+    image_size: PositiveInt = 224
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    normalize_image_features: bool = Field(True, description="L2-normalise pooled tower features before dropout")
+    embed_dim: PositiveInt = 256
+    text_encoder: Literal["bag", "gru", "transformer"] = "bag"
+    word_dim: PositiveInt = Field(300, description="width of word embeddings (and of the transformer)")
+    text_hidden: PositiveInt = Field(
+        512, description="hidden width of the bag's MLP, of a GRU direction, of the feed-forward"
+    )
+    text_layers: PositiveInt = Field(2, description="layers of the gru and the transformer")
+    text_heads: PositiveInt = Field(4, description="attention heads of the transformer; divides word_dim")
+    hidden_dropout: Probability = Field(0.0, description="dropout inside the text tower")
+    min_word_count: PositiveInt = Field(2, description="rarer words of the training captions become [UNK]")
+    max_words: PositiveInt = Field(64, description="longer captions are cut")
+    vocab_size: PositiveInt | None = Field(None, description="filled in by the program; makes checkpoints whole")
+
+    @model_validator(mode="after")
+    def _text_tower_is_from_scratch(self):
+        for option in ("freeze_text", "freeze_text_blocks"):
+            if getattr(self, option):
+                raise ValueError(f"{option}: the text tower of timm-words starts from random weights and has to train")
+        if self.lora is not None:
+            raise ValueError(
+                "lora: timm-words has no pretrained transformer pair to adapt; use open_clip or transformers"
+            )
+        fields = type(self).model_fields
+        if self.text_encoder == "bag" and self.text_layers != fields["text_layers"].default:
+            raise ValueError("text_layers: a bag of words has one hidden layer; choose text_encoder gru or transformer")
+        if self.text_encoder != "transformer" and self.text_heads != fields["text_heads"].default:
+            raise ValueError("text_heads: only text_encoder transformer has attention heads")
+        if self.text_encoder == "transformer" and self.word_dim % self.text_heads:
+            raise ValueError(f"text_heads: {self.text_heads} does not divide word_dim {self.word_dim}")
+        return self
+
+
+BackboneConfig = Annotated[
+    OpenClipBackbone | TransformersBackbone | BertVitBackbone | TimmWordsBackbone, Field(discriminator="kind")
+]

@@ -1,0 +1,162 @@
+"""Backbones of open_clip: ViT, ResNet and timm image towers, native and Hugging Face text towers.
+
+A thin adapter: the modules, and so the names in a checkpoint, are open_clip's. What is added is that captions are only
+as long as the longest of the batch. That is exact, because the towers where it is done either look backwards only or
+mask their padding.
+"""
+
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.hf_model import HFTextEncoder
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer, text_global_pool
+from torch import Tensor, nn
+
+from clip_itm.backbones.base import Backbone
+from clip_itm.backbones.blocks import Block, longest_list, partition, timm_layers
+from clip_itm.backbones.configuration import OpenClipBackbone
+from clip_itm.backbones.features import Features
+from clip_itm.backbones.huggingface import as_dict
+from clip_itm.backbones.openclip_source import find_config, find_weights, processor
+from clip_itm.backbones.timm_towers import load_timm_weights, patch_tokens, set_timm_checkpointing
+
+__all__ = ["OpenClip", "build", "processor"]
+
+
+class OpenClip(Backbone):
+    """A CLIP or CustomTextCLIP of open_clip without its temperature, which belongs to the head."""
+
+    def __init__(self, config: OpenClipBackbone, model: nn.Module):
+        super().__init__(config)
+        self.embed_dim = config.model_config_dict["model_cfg"]["embed_dim"]
+        del model.logit_scale
+        model.logit_bias = None
+        self.model = model
+
+    @property
+    def text_tower(self) -> nn.Module:
+        return getattr(self.model, "text", self.model)
+
+    def image_trunk(self, pixel_values: Tensor) -> Features:
+        visual = self.model.visual
+        if isinstance(visual, VisionTransformer):
+            visual.output_tokens = self.output_tokens
+            return Features(*visual(pixel_values)) if self.output_tokens else Features(visual(pixel_values))
+        if not self.output_tokens:
+            return Features(visual(pixel_values))
+        if isinstance(visual, TimmModel):
+            maps = visual.trunk.forward_features(pixel_values)
+            return Features(visual.head(visual.trunk.forward_head(maps)), patch_tokens(visual.trunk, maps))
+        maps = visual.stem(pixel_values)
+        for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            maps = layer(maps)
+        return Features(visual.attnpool(maps), maps.flatten(2).transpose(1, 2))
+
+    def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        mask = self.words(input_ids, attention_mask) if self.output_tokens else None
+        pooled, tokens = self._encode_text(self.hide_words(input_ids, attention_mask), attention_mask)
+        return Features(pooled, tokens, mask) if self.output_tokens else Features(pooled)
+
+    def _encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        tower = self.text_tower
+        if isinstance(tower, HFTextEncoder):
+            output = tower.transformer(input_ids=input_ids, attention_mask=attention_mask)
+            return tower.proj(tower.pooler(output, attention_mask)), output.last_hidden_state
+        length = input_ids.shape[1]
+        tokens = tower.token_embedding(input_ids) + tower.positional_embedding[:length]
+        causal = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        tokens = tower.ln_final(tower.transformer(tokens, attn_mask=causal))
+        if tower is self.model:  # a CLIP names these after the tower
+            pool_type, end = tower.text_pool_type, tower.text_eos_id
+        else:
+            pool_type, end = tower.pool_type, tower.eos_id
+        pooled, projection = text_global_pool(tokens, input_ids, pool_type, eos_token_id=end), tower.text_projection
+        if isinstance(projection, nn.Linear):
+            return projection(pooled), tokens
+        return pooled if projection is None else pooled @ projection, tokens
+
+    def image_blocks(self) -> list[Block]:
+        visual = self.model.visual
+        if isinstance(visual, TimmModel):
+            return partition(visual, timm_layers(visual.trunk))
+        if isinstance(visual, ModifiedResNet):
+            return partition(visual, [visual.layer1, visual.layer2, visual.layer3, visual.layer4])
+        return partition(visual, list(visual.transformer.resblocks))
+
+    def text_blocks(self) -> list[Block]:
+        tower = self.text_tower
+        if tower is not self.model:
+            return partition(tower, longest_list(tower))
+        top = [part for part in (tower.ln_final, tower.text_projection) if part is not None]
+        layers = [[layer] for layer in tower.transformer.resblocks]
+        return [[tower.token_embedding, tower.positional_embedding], *layers, top]
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        visual, text = self.model.visual, self.text_tower
+        if isinstance(visual, ModifiedResNet) and enabled:
+            raise ValueError(
+                "open_clip's ResNet towers have no activation checkpointing: choose a ViT, or switch it off"
+            )
+        if isinstance(visual, TimmModel):
+            set_timm_checkpointing(visual.trunk, enabled)
+        else:
+            visual.set_grad_checkpointing(enabled)
+        if not isinstance(text, HFTextEncoder):
+            text.transformer.grad_checkpointing = enabled
+        elif enabled:
+            text.transformer.activation_checkpointing_enable()
+        else:
+            text.transformer.activation_checkpointing_disable()
+
+
+def build(config: OpenClipBackbone, weights: bool) -> OpenClip:
+    """See `build_backbone`."""
+    source = config.model_config_dict or find_config(config)
+    path = find_weights(config) if weights else None
+    model = _make_model(source, weights and path is None)
+    scale = bias = None
+    if path is not None:
+        try:
+            open_clip.load_checkpoint(model, str(path))
+        except Exception as error:
+            raise ValueError(f"{path}: these weights do not fit {config.model}: {error}") from error
+        scale = model.logit_scale.item()
+        bias = None if model.logit_bias is None else model.logit_bias.item()
+    if weights and config.image_weights is not None:
+        if not isinstance(model.visual, TimmModel):
+            raise ValueError(f"image_weights: {config.model} has no vision_cfg.timm_model_name")
+        load_timm_weights(model.visual.trunk, Path(config.image_weights))
+    if isinstance(getattr(model, "text", None), HFTextEncoder) and "hf_config" not in source:
+        source = {**source, "hf_config": as_dict(model.text.config)}
+    backbone = OpenClip(config.model_copy(update={"model_config_dict": source}), model)
+    backbone.initial_logit_scale, backbone.initial_logit_bias = scale, bias
+    return backbone
+
+
+def _make_model(source: dict[str, Any], tower_weights: bool) -> nn.Module:
+    """Build a model from its configuration. `tower_weights`: single towers may load pretrained weights of their own."""
+    model_cfg = copy.deepcopy(source["model_cfg"])
+    if "multimodal_cfg" in model_cfg:
+        raise ValueError("CoCa models have a text decoder that would not be trained: choose a CLIP model")
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    custom = model_cfg.pop("custom_text", False) or "hf_model_name" in text
+    if text.get("embed_cls"):
+        raise ValueError("text towers with embed_cls (CoCa) are not supported: choose a CLIP model")
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = tower_weights and vision.get("timm_model_pretrained", False)
+    with tempfile.TemporaryDirectory() as folder:
+        if "hf_model_name" in text:
+            text["hf_model_pretrained"] = tower_weights and text.get("hf_model_pretrained", True)
+            if "hf_config" in source:
+                (Path(folder) / "config.json").write_text(json.dumps(source["hf_config"]))
+                text.update(hf_model_name=folder, hf_model_pretrained=False)
+        try:
+            return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**model_cfg)
+        except (OSError, TypeError, RuntimeError) as error:
+            raise ValueError(f"this open_clip model cannot be built: {error}") from error

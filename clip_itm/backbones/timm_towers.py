@@ -1,0 +1,41 @@
+"""What timm image towers need, whoever built them."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def patch_tokens(trunk: nn.Module, maps: Tensor) -> Tensor:
+    """The output of `trunk.forward_features` as patch tokens [B, T, C], without class and register tokens."""
+    if maps.ndim == 3:
+        return maps[:, getattr(trunk, "num_prefix_tokens", 0) :]
+    if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+        return maps.flatten(1, 2)
+    return maps.flatten(2).transpose(1, 2)
+
+
+def set_timm_checkpointing(trunk: nn.Module, enabled: bool) -> None:
+    """Raises `ValueError` for a model that cannot."""
+    try:
+        trunk.set_grad_checkpointing(enabled)
+    except (AssertionError, AttributeError) as error:
+        if enabled:
+            raise ValueError(
+                f"{type(trunk).__name__} of timm has no activation checkpointing: switch it off"
+            ) from error
+
+
+def load_timm_weights(trunk: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a timm model without classifier; the classifier of the file is left out.
+
+    Raises `ValueError` for a file that is not there or has anything missing or left over.
+    """
+    heads = trunk.default_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    try:
+        state = load_file(path)
+        trunk.load_state_dict({key: value for key, value in state.items() if not key.startswith(heads)})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path}: these weights cannot be loaded into the timm tower: {error}") from error

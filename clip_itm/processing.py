@@ -1,0 +1,101 @@
+"""`ItmProcessor`: photos to pixel values, captions to token ids, saved beside the model."""
+
+import html
+import string
+
+import ftfy
+from transformers import BatchFeature, ProcessorMixin
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def clean_text(text: str, how: str) -> str:
+    """Text as a model saw it in its pre-training, before its tokenizer.
+
+    `how`: "none"; "whitespace" (broken Unicode and HTML entities repaired, white space collapsed); "lower" (also
+    lower-case, as OpenAI's tokenizer does); "canonicalize" (also without punctuation, as SigLIP's does).
+    """
+    if how == "none":
+        return text
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if how == "canonicalize":
+        text = text.replace("_", " ").translate(PUNCTUATION)
+    text = " ".join(text.split())
+    return text if how == "whitespace" else text.lower()
+
+
+class ItmProcessor(ProcessorMixin):
+    """An image processor and a tokenizer of transformers, with the text tower's own cleaning and padding.
+
+    `text_cleaning`: see `clean_text`. `max_length`: context of the text tower in tokens; longer captions are cut and
+    keep their end token. `pad_token_id`: default the tokenizer's. `pad_to_max_length`: for towers that were trained on
+    captions of one length (SigLIP); other batches are as wide as their longest caption.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        text_cleaning: str = "none",
+        max_length: int = 77,
+        pad_token_id: int | None = None,
+        pad_to_max_length: bool = False,
+    ):
+        if text_cleaning not in ("none", "whitespace", "lower", "canonicalize"):
+            raise ValueError(
+                f"text_cleaning: expected none, whitespace, lower or canonicalize, found {text_cleaning!r}"
+            )
+        super().__init__(image_processor, tokenizer)
+        self.text_cleaning = text_cleaning
+        self.max_length = max_length
+        self.pad_token_id = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
+        self.pad_to_max_length = pad_to_max_length
+        if self.pad_token_id is None:
+            raise ValueError(
+                f"{tokenizer.name_or_path or type(tokenizer).__name__}: the tokenizer has no padding token"
+            )
+
+    def __call__(self, images=None, text=None, return_tensors: str | None = "pt") -> BatchFeature:
+        """PIL images to `pixel_values` [P, 3, H, W]; captions to `input_ids` and `attention_mask`, int64 [B, T]."""
+        data = {}
+        if images is not None:
+            data.update(self.image_processor(images, return_tensors=return_tensors))
+        if text is not None:
+            data.update(self._pad(self._tokenize([text] if isinstance(text, str) else text)))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _tokenize(self, captions: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(
+            [clean_text(caption, self.text_cleaning) for caption in captions],
+            truncation=True,
+            max_length=self.max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        # a word tokenizer makes nothing of an empty caption; every caption has a token
+        return [ids or [self.tokenizer.unk_token_id] for ids in encoded["input_ids"]]
+
+    def _pad(self, rows: list[list[int]]) -> dict[str, list[list[int]]]:
+        # by length, not by id: OpenAI's padding id 0 is also the token "!"
+        width = self.max_length if self.pad_to_max_length else max(map(len, rows), default=0)
+        return {
+            "input_ids": [ids + [self.pad_token_id] * (width - len(ids)) for ids in rows],
+            "attention_mask": [[1] * len(ids) + [0] * (width - len(ids)) for ids in rows],
+        }
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        """Start and end tokens, which are no words."""
+        tokenizer = self.tokenizer
+        ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
+        return sorted(ids - {None})
+
+    @property
+    def hidden_word_id(self) -> int:
+        """What stands in place of a hidden word: the unknown token, else padding; never a start or end token.
+
+        OpenAI's tokenizer uses its end token for both, and the text tower pools there: 0 stands for its hidden words.
+        """
+        candidates = (self.tokenizer.unk_token_id, self.pad_token_id)
+        return next((i for i in candidates if i is not None and i not in self.special_token_ids), 0)
