@@ -72,7 +72,8 @@ class Pairs:
 
     @classmethod
     def from_rows(cls, rows: Dataset) -> "Pairs":
-        table = rows.with_format("arrow")[:]
+        # without the images: reading them would copy all photos that are stored as bytes
+        table = rows.select_columns(["image_id", "captions", "caption_ids"]).with_format("arrow")[:]
         captions = table["captions"].combine_chunks()
         counts = captions.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(

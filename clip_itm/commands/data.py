@@ -1,0 +1,64 @@
+"""`clip-itm data check RECIPE`: what is in a data set, and would training fail on it?"""
+
+import argparse
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("data", help="look at a data set before training on it", allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser(
+        "check",
+        help="decode every photo, read every caption, report",
+        description="Report counts, caption lengths, duplicate, missing and damaged photos. "
+        "Exit status 1 when training would fail.",
+        epilog="The data set is the recipe's: `clip-itm data check recipes/coco/clip.yaml --data.root ~/coco`.",
+        allow_abbrev=False,
+    )
+    check.add_argument("recipe", help="YAML file; its `data:` section is checked, lengths are in its backbone's tokens")
+    check.add_argument("--json", metavar="FILE", help="write the whole report there, with every name")
+    check.add_argument("--workers", type=int, metavar="N", help="threads that decode photos (default: one a core)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from clip_itm.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+
+    from pathlib import Path
+
+    from clip_itm.data.check import CheckReport, check_splits
+    from clip_itm.data.load import load_splits
+    from clip_itm.files import write_json
+
+    try:
+        splits = load_splits(recipe.data, verify=False)
+    except ValueError as error:  # annotations that cannot be read are a finding, too
+        report = CheckReport(problems=[str(error)])
+    else:
+        count_tokens, max_tokens, warnings = None, None, []
+        try:
+            count_tokens, max_tokens = token_counter(recipe.backbone, splits)
+        except (ValueError, OSError) as error:  # the photos can be checked without the model's files
+            warnings = [f"lengths are in words, because the tokenizer of the backbone cannot be loaded: {error}"]
+        report = check_splits(splits, count_tokens, max_tokens, workers=args.workers)
+        report.warnings[:0] = warnings
+    print(report.as_text(), end="")
+    if args.json:
+        write_json(Path(args.json), report.as_dict())
+    return 0 if report.ok else 1
+
+
+def token_counter(backbone, splits: dict):
+    """A function from captions to their numbers of tokens, uncut, and the length to which the backbone cuts them."""
+    from clip_itm.backbones.build import build_processor
+    from clip_itm.processing import clean_text
+
+    captions = splits["train"].pairs.captions.to_pylist() if "train" in splits else []
+    processor = build_processor(backbone, captions)
+
+    def count(captions: list[str]) -> list[int]:
+        texts = [clean_text(caption, processor.text_cleaning) for caption in captions]
+        encoded = processor.tokenizer(texts, truncation=False, return_attention_mask=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    return count, processor.max_length

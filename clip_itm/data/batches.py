@@ -1,0 +1,246 @@
+"""Training batches: which pairs meet in a contrastive batch, and how a whole batch is read at once.
+
+All pairs of a global batch are each other's negatives, so the order is drawn for global batches, and every process
+takes its rows of each. An epoch uses every pair at most once and always has the same number of batches.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from clip_itm.data.image_cache import ImageCache
+from clip_itm.data.images import read_image
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Split
+
+BatchMode = Literal["random", "unique", "grouped"]
+
+
+def count_batches(pair_image: np.ndarray, batch_size: int, per_photo: int | None) -> int:
+    """Full batches of an epoch in which no photo has more than `per_photo` pairs in a batch (None: any number of them).
+
+    This is the most that is possible: M batches can be filled if and only if the photos, each giving at most what M
+    batches take of it, hold M * batch_size pairs. (Where batch_size is no multiple of per_photo, a photo gives at
+    most one pair to each batch, if it has more pairs than there are batches: a loss that only tiny data can see.)
+    """
+    if per_photo is None:
+        return len(pair_image) // batch_size
+    counts = np.bincount(pair_image)
+    low, high = 0, len(pair_image) // batch_size
+    while low < high:
+        middle = (low + high + 1) // 2
+        usable = np.minimum(counts, _most_of_a_photo(middle, batch_size, per_photo)).sum()
+        low, high = (middle, high) if usable >= middle * batch_size else (low, middle - 1)
+    return low
+
+
+def draw_batches(
+    pair_image: np.ndarray, batch_size: int, per_photo: int | None, generator: np.random.Generator
+) -> np.ndarray:
+    """One epoch: pair numbers int64 [M, batch_size] with M = `count_batches(...)`, none twice.
+
+    No photo has more than `per_photo` pairs in a batch.
+
+    How: the pairs are laid out in a line, photo after photo, and cut into cells of `per_photo`. The cells are dealt
+    to the batches in rounds, each round in a new random order, so every batch gets one cell a round. The cells of a
+    photo within a round lie in different batches; where a photo reaches into the next round, that round begins with
+    batches that do not have it yet.
+    """
+    batches = count_batches(pair_image, batch_size, per_photo)
+    if per_photo is None:
+        return generator.permutation(len(pair_image))[: batches * batch_size].reshape(batches, batch_size)
+    line = _photo_after_photo(pair_image, batches, batch_size, per_photo, generator)
+    photo = pair_image[line]
+    begins = np.append(np.flatnonzero(np.diff(photo, prepend=-1)), len(line))
+    drawn = np.empty((batches, batch_size), dtype=np.int64)
+    order = np.empty(0, dtype=np.int64)
+    for column in range(0, batch_size, per_photo):
+        width = min(per_photo, batch_size - column)
+        start = column * batches
+        run = np.searchsorted(begins, start, side="right")  # start is in begins[run - 1] .. begins[run], one photo
+        cells_before = -(-(start - begins[run - 1]) // per_photo)
+        cells_after = -(-(begins[run] - start) // width) if cells_before else 0
+        order = _next_round(order[batches - cells_before :], cells_after, generator.permutation(batches))
+        drawn[order, column : column + width] = line[start : start + width * batches].reshape(batches, width)
+    return drawn
+
+
+def _most_of_a_photo(batches: int, batch_size: int, per_photo: int) -> int:
+    return batches * (per_photo if batch_size % per_photo == 0 else 1)
+
+
+def _photo_after_photo(
+    pair_image: np.ndarray, batches: int, batch_size: int, per_photo: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Exactly batches * batch_size pairs, photos in random order except that those that fill whole cells come first."""
+    counts = np.bincount(pair_image)
+    photos = generator.permutation(len(counts))
+    quota = np.minimum(counts[photos], _most_of_a_photo(batches, batch_size, per_photo))
+    quota = np.clip(batches * batch_size - (np.cumsum(quota) - quota), 0, quota)
+    whole_first = np.argsort(quota % per_photo != 0, kind="stable")
+    photos, quota = photos[whole_first], quota[whole_first]
+    position = np.empty_like(photos)
+    position[photos] = np.arange(len(photos))
+    pairs = generator.permutation(len(pair_image))
+    pairs = pairs[np.argsort(position[pair_image[pairs]], kind="stable")]
+    place_in_photo = np.arange(len(pairs)) - np.repeat(np.cumsum(counts[photos]) - counts[photos], counts[photos])
+    return pairs[place_in_photo < np.repeat(quota, counts[photos])]
+
+
+def _next_round(taken: np.ndarray, cells: int, order: np.ndarray) -> np.ndarray:
+    """`order` rearranged so that its first `cells` batches are not among `taken`, those that already have the photo.
+
+    A photo with as many pairs as all batches can take may need one more cell than there are batches: its last cell
+    then completes its first one, in the batch taken[0].
+    """
+    head = np.concatenate([order[np.isin(order, taken, invert=True)], taken[:1]])[:cells]
+    return np.concatenate([head, order[np.isin(order, head, invert=True)]])
+
+
+class PairBatchSampler(Sampler[list[int]]):
+    """This process's rows of every global batch.
+
+    Modes: `random` pairs; `unique`, no photo twice in a batch; `grouped`, a photo once with up to
+    `captions_per_photo` of its captions. The order depends on (seed, epoch) alone; process r of W takes rows r * B/W
+    to (r + 1) * B/W of each batch of B = `batch_size` pairs over all processes. The last, incomplete batch is
+    dropped; `len()` is exact and the same in every epoch. The attribute `batch_size` counts the pairs of this
+    process.
+
+    Raises ValueError when not even one batch can be filled, or when the batch does not divide among the processes.
+    """
+
+    def __init__(
+        self,
+        pair_image: np.ndarray,
+        mode: BatchMode,
+        batch_size: int,
+        captions_per_photo: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if batch_size % world_size:
+            raise ValueError(
+                f"training.batch_size {batch_size} does not divide among {world_size} processes; "
+                f"use {batch_size // world_size * world_size or world_size} or another multiple of {world_size}"
+            )
+        self.pair_image = np.ascontiguousarray(pair_image, dtype=np.int64)
+        self.per_photo = {"random": None, "unique": 1, "grouped": min(captions_per_photo, batch_size)}[mode]
+        self.global_batch_size = batch_size
+        self.batch_size = batch_size // world_size
+        self.seed, self.rank, self.epoch = seed, rank, 0
+        self.num_batches = count_batches(self.pair_image, batch_size, self.per_photo)
+        if self.num_batches == 0:
+            raise ValueError(self._too_large(mode))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        drawn = draw_batches(self.pair_image, self.global_batch_size, self.per_photo, generator)
+        own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        for batch in drawn:
+            yield batch[own].tolist()
+
+    def _too_large(self, mode: BatchMode) -> str:
+        if self.per_photo is None:
+            return (
+                f"training.batch_size {self.global_batch_size} is larger than the training split "
+                f"({len(self.pair_image)} pairs); lower training.batch_size"
+            )
+        photos = np.bincount(self.pair_image)
+        limit = "each photo once" if mode == "unique" else f"{self.per_photo} captions of a photo"
+        return (
+            f"training.batch_size {self.global_batch_size} with training.batches: {mode} can take {limit}, and the "
+            f"{len(photos)} photos of the training split give {np.minimum(photos, self.per_photo).sum()} such pairs; "
+            "lower training.batch_size or use training.batches: random"
+        )
+
+
+class PairDataset(Dataset):
+    """Training pairs, read a whole batch at a time: `__getitems__` gives the tensors, `collate_fn` passes them on.
+
+    Pair k shows photo `split.pairs.image[k]` with caption `noise.source[k]`. A photo is read and preprocessed once
+    per batch, however many captions it has there. Where kept outputs of a frozen tower are given, they take the place
+    of photos or captions: `image_features` [photos, C], `text_features` [N, C] in the order of the original captions.
+
+    With `random_crop` < 1 a photo is cropped, before `processor`, to its own aspect ratio and a random share of its
+    area between `random_crop` and 1, at a random place: a function of (seed, epoch, photo), whatever worker reads it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        noise: CaptionNoise,
+        processor,
+        image_features: np.ndarray | None = None,
+        text_features: np.ndarray | None = None,
+        image_cache: ImageCache | None = None,
+        random_crop: float = 1.0,
+        seed: int = 0,
+    ):
+        noise.check(split.pairs)
+        self.rows, self.pair_image, self.captions = split.rows, split.pairs.image, split.pairs.captions
+        self.source, self.processor = noise.source, processor
+        self.image_features, self.text_features = image_features, text_features
+        self.image_cache, self.random_crop, self.seed = image_cache, random_crop, seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # long-lived workers see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.pair_image)
+
+    def __getitems__(self, pairs: list[int]) -> dict[str, Tensor]:
+        """The batch of B pairs, P distinct photos and captions of at most T tokens.
+
+        `pixel_values` [P, 3, H, W] or `image_features` [P, C], photos in order of first appearance; `photo` int64
+        [B], the row of each pair's photo in them; `input_ids` and `attention_mask` [B, T] or `text_features` [B, C];
+        `pair_ids` and `image_ids` int64 [B], numbers of the pair and of its photo in the training split.
+        """
+        pair_ids = np.asarray(pairs, dtype=np.int64)
+        image_ids = self.pair_image[pair_ids]
+        distinct, first, inverse = np.unique(image_ids, return_index=True, return_inverse=True)
+        by_appearance = np.argsort(first)
+        return {
+            **self._images(distinct[by_appearance]),
+            "photo": torch.from_numpy(np.argsort(by_appearance)[inverse]),
+            **self._texts(self.source[pair_ids]),
+            "pair_ids": torch.from_numpy(pair_ids),
+            "image_ids": torch.from_numpy(image_ids),
+        }
+
+    def _images(self, photos: np.ndarray) -> dict[str, Tensor]:
+        if self.image_features is not None:
+            return {"image_features": torch.from_numpy(self.image_features[photos])}
+        images = [self._photo(int(photo)) for photo in photos]
+        return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+
+    def _photo(self, photo: int) -> Image.Image:
+        stored = self.rows[photo]["image"]
+        image = read_image(stored if self.image_cache is None else self.image_cache.image(stored))
+        if self.random_crop == 1:
+            return image
+        generator = np.random.default_rng([self.seed, int(self.epoch), photo])
+        scale = np.sqrt(generator.uniform(self.random_crop, 1))
+        size = np.maximum(1, np.round(scale * np.array(image.size))).astype(int)
+        left, top = (generator.random(2) * (np.array(image.size) - size + 1)).astype(int)
+        return image.crop((left, top, left + size[0], top + size[1]))
+
+    def _texts(self, captions: np.ndarray) -> dict[str, Tensor]:
+        if self.text_features is not None:
+            return {"text_features": torch.from_numpy(self.text_features[captions])}
+        texts = self.captions.take(pa.array(captions)).to_pylist()
+        tokens = self.processor(text=texts, return_tensors="pt")
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}

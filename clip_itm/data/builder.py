@@ -1,0 +1,103 @@
+"""The one builder under every source that is read from files or drawn: rows in, memory-mapped Arrow out.
+
+The builder is instantiated directly (`datasets` runs no loading scripts any more). What is cached is text: a photo is
+stored as its path. The cache answers only for exactly the same question, so its key covers the values of the section,
+the content of everything named by `depends_on` and the code that reads it: an edited caption file is never served
+stale.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+
+from clip_itm.data.configuration import DataSection
+from clip_itm.data.rows import ROW_FEATURES, SPLIT_NAMES
+
+Rows = Iterable[dict]
+
+
+def cache_folder(data: DataSection) -> Path:
+    """The folder of all caches: `data.cache_dir`, else ~/.cache/clip_itm."""
+    return Path(data.cache_dir or "~/.cache/clip_itm").expanduser().absolute()
+
+
+def photo_row(photo: str | Path, image_id: str, captions: list[str], caption_ids: list[str]) -> dict:
+    """A row of a photo that lies in a file; captions lose surrounding white space and are otherwise left alone."""
+    return {
+        "image": {"path": str(photo), "bytes": None},
+        "image_id": image_id,
+        "captions": [caption.strip() for caption in captions],
+        "caption_ids": caption_ids,
+    }
+
+
+class CaptionedImages(datasets.GeneratorBasedBuilder):
+    """Base of the sources. A subclass implements `split_rows`, and `depends_on` if it reads files.
+
+    `load()` gives {"train" | "val" | "test": datasets.Dataset of ROW_FEATURES}. What a reader has to say about the
+    files ("5 lines without a photo") it appends to `notes`; they are kept with the cache, in
+    `Dataset.info.description`.
+    """
+
+    def __init__(self, data: DataSection):
+        self.data = data
+        self.notes: list[str] = []
+        super().__init__(cache_dir=str(cache_folder(data) / "rows"), dataset_name=data.source, hash=self._key())
+
+    missing_is_normal = (
+        False  # True where a list of photos is known to name some that nobody has: dropped, not an error
+    )
+
+    def split_rows(self) -> dict[str, Rows]:
+        """The rows of every split, by split name (train, val, test)."""
+        raise NotImplementedError
+
+    def depends_on(self) -> list[Path]:
+        """Files whose content, and folders whose list of names, decide the rows."""
+        return []
+
+    def load(self) -> dict[str, datasets.Dataset]:
+        try:
+            self.download_and_prepare(verification_mode="no_checks")
+        except DatasetGenerationError as error:
+            # the reader's own error names the file and the row; the wrapper only says that something failed
+            if isinstance(error.__cause__, ValueError | OSError):
+                raise error.__cause__ from None
+            raise
+        return {name: self._read(name) for name in SPLIT_NAMES if name in self.info.splits}
+
+    def _read(self, split: str) -> datasets.Dataset:
+        if self.info.splits[split].num_examples == 0:  # the Arrow reader refuses to read nothing
+            return datasets.Dataset.from_dict({name: [] for name in ROW_FEATURES}, features=ROW_FEATURES)
+        return self.as_dataset(split=split)
+
+    def _key(self) -> str:
+        values = self.data.model_dump(exclude=set(DataSection.model_fields))
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        code = {Path(sys.modules[type(self).__module__].__file__), *Path(__file__).parent.glob("*.py")}
+        for path in [*sorted(code), *self.depends_on()]:
+            digest.update(f"\n{path.absolute()}\n".encode())
+            if path.is_dir():
+                digest.update("\0".join(sorted(os.listdir(path))).encode(errors="surrogateescape"))
+            elif path.is_file():
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:32]
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=ROW_FEATURES)
+
+    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        splits = self.split_rows()
+        return [datasets.SplitGenerator(name=name, gen_kwargs={"rows": rows}) for name, rows in splits.items()]
+
+    def _generate_examples(self, rows: Rows):
+        yield from enumerate(rows)
+        # `notes` may grow while rows are read; the description is written to disk after the last split
+        self.info.description = "\n".join(self.notes)

@@ -1,0 +1,128 @@
+"""MS COCO captions: the official folders, Karpathy's splits, or the scan_split layout.
+
+    root/annotations/captions_{train,val}{2014,2017}.json     official: train and val, no test
+    root/dataset_coco.json                                    Karpathy: train + restval, 5,000 val, 5,000 test
+    root/annotations/scan_split/{train,dev,test}_{ids,caps}.txt
+
+Layout "auto" takes Karpathy's file if there is one, then scan_split, then the official files; of the official years the
+newest whose photo folders are there. Photos lie in {train,val}{2014,2017}/, in images/{train,val}{2014,2017}/ or in
+images/, named as COCO ships them (COCO_val2014_000000000042.jpg, 000000000042.jpg) or COCO_2014_000000000042.jpg.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from clip_itm.data.annotation_files import existing_root, first_existing, given_path, read_json
+from clip_itm.data.builder import CaptionedImages, Rows, photo_row
+from clip_itm.data.configuration import CocoData
+from clip_itm.data.karpathy import read_karpathy
+from clip_itm.data.scan_split import find_scan_split, read_scan_split, scan_split_files
+
+FOLDERS = ("train2014", "val2014", "train2017", "val2017")
+KARPATHY_FILES = ("dataset_coco.json", "annotations/dataset_coco.json")
+PHOTO_NAME = re.compile(r"(?:COCO_(?:train2014|val2014|2014)_)?(\d{12})\.jpg")
+
+
+def photo_folders(root: Path) -> list[Path]:
+    candidates = [parent / name for parent in (root, root / "images") for name in FOLDERS]
+    return [folder for folder in [*candidates, root / "images"] if folder.is_dir()]
+
+
+def index_photos(root: Path) -> dict[int, str]:
+    """COCO id -> photo file, over all photo folders; the 2014 and 2017 releases hold the same photo under an id."""
+    photos: dict[int, str] = {}
+    for folder in photo_folders(root):
+        for name in os.listdir(folder):
+            if match := PHOTO_NAME.fullmatch(name):
+                photos.setdefault(int(match[1]), os.path.join(folder, name))
+    return photos
+
+
+def read_official(annotations: Path, photo_folder: Path) -> Iterator[dict]:
+    """Rows of one captions_*.json, in the order of its `images`."""
+    data = read_json(annotations)
+    try:
+        captions: dict[int, list[dict]] = {image["id"]: [] for image in data["images"]}
+        for annotation in data["annotations"]:
+            if annotation["image_id"] not in captions:
+                where = f"{annotations}: caption {annotation['id']}"
+                raise ValueError(f"{where} is of photo {annotation['image_id']}, which is not among `images`")
+            captions[annotation["image_id"]].append(annotation)
+        for image in data["images"]:
+            own = captions[image["id"]]
+            yield photo_row(
+                photo_folder / image["file_name"],
+                str(image["id"]),
+                [annotation["caption"] for annotation in own],
+                [str(annotation["id"]) for annotation in own],
+            )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{annotations}: not a COCO captions file ({error!r})") from None
+
+
+class CocoImages(CaptionedImages):
+    def __init__(self, data: CocoData):
+        self.root = existing_root(data.root)
+        self.karpathy = first_existing(self.root, KARPATHY_FILES)
+        if data.karpathy:
+            self.karpathy = given_path(data.karpathy, self.root)
+        self.scan_split = find_scan_split(self.root)
+        self.layout = data.layout if data.layout != "auto" else self._find_layout()
+        if self.layout == "karpathy" and self.karpathy is None:
+            raise ValueError(f"{self.root}: no dataset_coco.json here or in annotations/; name it with data.karpathy")
+        if self.layout == "scan_split" and self.scan_split is None:
+            raise ValueError(f"{self.root}: no folder annotations/scan_split")
+        self.official = self._official_files() if self.layout == "official" else {}
+        super().__init__(data)
+
+    def _find_layout(self) -> str:
+        if self.karpathy is not None:
+            return "karpathy"
+        return "scan_split" if self.scan_split is not None else "official"
+
+    def _official_files(self) -> dict[str, tuple[Path, Path]]:
+        """{split: (captions file, photo folder)} of one year: the newest that has photos."""
+        years = {}
+        for year in ("2017", "2014"):
+            for split in ("train", "val"):
+                name = f"captions_{split}{year}.json"
+                if annotations := first_existing(self.root, (f"annotations/{name}", name)):
+                    photos = first_existing(self.root, (f"{split}{year}", f"images/{split}{year}"))
+                    years.setdefault(year, {})[split] = (annotations, photos or self.root / f"{split}{year}")
+        if not years:
+            raise ValueError(
+                f"{self.root}: found none of dataset_coco.json, annotations/scan_split/, "
+                "annotations/captions_{train,val}{2014,2017}.json"
+            )
+        with_photos = [files for files in years.values() if all(photos.is_dir() for _, photos in files.values())]
+        return (with_photos or list(years.values()))[0]
+
+    def depends_on(self) -> list[Path]:
+        if self.layout == "official":
+            return [path for pair in self.official.values() for path in pair]
+        if self.layout == "karpathy":
+            return [self.karpathy, *photo_folders(self.root)]
+        files = scan_split_files(self.scan_split).values()
+        return [file for pair in files for file in pair] + photo_folders(self.root)
+
+    def split_rows(self) -> dict[str, Rows]:
+        if self.layout == "official":
+            return {split: read_official(*files) for split, files in self.official.items()}
+        photos = index_photos(self.root)
+        if self.layout == "karpathy":
+            return read_karpathy(self.karpathy, lambda image: self._locate(image, photos))
+        files = scan_split_files(self.scan_split)
+        return {split: self._scan_split_rows(*pair, photos) for split, pair in files.items()}
+
+    def _locate(self, image: dict, photos: dict[int, str]) -> tuple[str, str]:
+        expected = self.root / image.get("filepath", "images") / image["filename"]
+        return photos.get(image["cocoid"], str(expected)), str(image["cocoid"])
+
+    def _scan_split_rows(self, ids_file: Path, captions_file: Path, photos: dict[int, str]) -> Rows:
+        for line, captions, caption_ids in read_scan_split(ids_file, captions_file, self.data.captions_per_image):
+            if not line.isdecimal():
+                raise ValueError(f"{ids_file}: photo id {line!r} is not a COCO number")
+            expected = self.root / "images" / f"COCO_2014_{int(line):012d}.jpg"
+            yield photo_row(photos.get(int(line), str(expected)), str(int(line)), captions, caption_ids)

@@ -1,0 +1,112 @@
+"""`data:` section of a recipe: which photos and captions, from where, and how they are read."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from clip_itm.section import Section
+
+SplitNames = dict[Literal["train", "val", "test"], str]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataSection(Section):
+    """What every source shares."""
+
+    skip_missing: bool = Field(False, description="go on without photos that are missing, and say how many")
+    max_photos: PositiveInt | None = Field(None, description="keep only the first photos of every split (a quick look)")
+    cache_images: PositiveInt | None = Field(None, description="short side, in pixels, of a cache of resized photos")
+    cache_dir: str | None = Field(None, description="folder of all caches (default: ~/.cache/clip_itm)")
+    num_workers: int = Field(0, ge=0, description="loader processes per training process")
+    random_crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="smallest area share of a random training crop; 1 means none"
+    )
+
+
+class CocoData(DataSection):
+    source: Literal["coco"] = "coco"
+    root: str = Field(description="folder with train2014/val2014, train2017/val2017 or images/, and annotations/")
+    layout: Literal["auto", "official", "karpathy", "scan_split"] = "auto"
+    karpathy: str | None = Field(None, description="dataset_coco.json (default: looked for in root and annotations/)")
+    captions_per_image: PositiveInt = Field(5, description="scan_split layout only")
+
+
+class FlickrData(DataSection):
+    source: Literal["flickr"] = "flickr"
+    root: str = Field(description="folder of the annotation files")
+    images: str | None = Field(None, description="photo folder (default: the first of the usual names found in root)")
+    layout: Literal["auto", "token", "karpathy", "scan_split"] = "auto"
+    annotations: str | None = Field(None, description="token file or Karpathy JSON (default: looked for in root)")
+    split_seed: int = Field(0, description="seed of the hash split where no split files exist")
+    captions_per_image: PositiveInt = Field(5, description="scan_split layout only")
+
+
+class Cc120kData(DataSection):
+    source: Literal["cc120k"] = "cc120k"
+    root: str = Field(description="scan_split layout, or the folder of train.tsv / dev.tsv / test.tsv")
+    images: str | None = Field(None, description="photo folder (default: root/images)")
+    layout: Literal["auto", "scan_split", "tsv"] = "auto"
+
+
+class HashedSplit(DataSection):
+    """Sources that may come without splits: a seeded hash of the photo's id then decides."""
+
+    val_fraction: Fraction = Field(0.1, description="share of photos in val where the split is by hash")
+    test_fraction: Fraction = Field(0.1, description="share of photos in test where the split is by hash")
+    split_seed: int = Field(0, description="seed of the hash split")
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train(self) -> Self:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction + test_fraction must stay below 1, or nothing is left to train on")
+        return self
+
+
+class FolderData(HashedSplit):
+    source: Literal["folder"] = "folder"
+    root: str = Field(description="photo folder; relative image paths start here")
+    captions: str | None = Field(None, description="CSV, TSV, JSONL; default: metadata.jsonl/.csv, captions.* in root")
+    image_column: str | None = Field(None, description="default: image, file_name, path, ... whichever exists")
+    caption_columns: list[str] | None = Field(None, description="one or several; default: caption, captions, text, ...")
+    split_column: str | None = Field(
+        None, description="column with train / val / test; default: split, if there is one"
+    )
+    split_files: SplitNames | None = Field(
+        None, description="{train: FILE, val: FILE, test: FILE}: lists of photo names, or caption tables"
+    )
+
+
+class HubData(HashedSplit):
+    source: Literal["hub"] = "hub"
+    path: str = Field(description="name on the Hub, or a folder written by save_to_disk")
+    name: str | None = Field(None, description="configuration of the Hub dataset")
+    revision: str | None = None
+    image_column: str = "image"
+    caption_column: str = Field("caption", description="a string or a list of strings per row")
+    image_id_column: str | None = None
+    split_column: str | None = Field(None, description="column with train / val / test (some sets come as one split)")
+    splits: SplitNames | None = Field(None, description="{train: NAME, val: NAME, ...}; default: the usual names")
+
+
+class SampleData(DataSection):
+    source: Literal["sample"] = "sample"
+    train_photos: PositiveInt = 2000
+    val_photos: PositiveInt = 500
+    test_photos: PositiveInt = 500
+    image_size: PositiveInt = 64
+    seed: int = 0
+
+
+DataConfig = Annotated[
+    CocoData | FlickrData | Cc120kData | FolderData | HubData | SampleData, Field(discriminator="source")
+]
+
+
+class NoiseSection(Section):
+    """`noise:` section: which caption each training pair gets. Val and test never carry noise."""
+
+    ratio: Fraction = Field(0.0, description="share of training captions that are shuffled")
+    level: Literal["caption", "image"] = Field("caption", description="captions move alone, or all of a photo together")
+    seed: int = Field(99, ge=0, le=2**32 - 1, description="seed of the draw (99 reproduces the published files)")
+    file: str | None = Field(None, description="a saved or published noise file instead of a draw")
+    sha256: str | None = Field(None, description="expected hash; another one is an error")

@@ -1,0 +1,84 @@
+"""Photos from files or bytes to RGB, the same way everywhere: turned as EXIF says, nothing clipped, nothing guessed."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ORIENTATION_TAG = 0x0112
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+
+
+def read_image(image: dict, draft_size: int | None = None) -> Image.Image:
+    """The RGB photo of a row's `image` ({"path": ..., "bytes": ...}).
+
+    `draft_size` (pixels) lets the JPEG decoder shrink by 2, 4 or 8 as long as both sides stay that long: faster, and
+    different by about one grey level from shrinking afterwards, so it is for training only.
+    Raises ValueError, naming the photo, if it is missing, empty, truncated, damaged or suspiciously large.
+    """
+    with naming_photo(image):
+        opened = open_image(image)
+        if draft_size is not None:
+            opened.draft(None, (draft_size, draft_size))
+        return to_rgb(opened)
+
+
+def open_image(image: dict) -> Image.Image:
+    """The photo with its header read and its pixels not yet decoded."""
+    data = image["bytes"]
+    if data is None:
+        with open(image["path"], "rb") as file:
+            data = file.read()
+    if not data:
+        raise ValueError("the file is empty (0 bytes)")
+    return Image.open(io.BytesIO(data))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode and convert: EXIF orientation applied, 16-bit greys scaled by 1/257, transparency laid on white."""
+    image.load()  # before EXIF: reading that decodes a PNG too, and a second attempt at a damaged one raises nothing
+    if is_turned(image):
+        image = ImageOps.exif_transpose(image)
+    if image.mode in SIXTEEN_BIT_MODES:
+        image = _scale_to_8_bits(image)
+    if image.mode in TRANSPARENT_MODES or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return image.convert("RGB")
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF asks for a turn or a mirror image, of a decoded photo. EXIF that cannot be read asks for nothing."""
+    try:
+        return image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
+    except Exception:  # a damaged EXIF block raises anything from SyntaxError to struct.error, and the pixels are fine
+        return False
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Pillow's own conversion cuts everything above 255 to white."""
+    grey = np.asarray(image).astype(np.float64)
+    brightest = 65535 if grey.max(initial=0) <= 65535 else 2**31 - 1  # mode I holds 16 bits of most files, 32 of some
+    return Image.fromarray((grey.clip(0) * (255 / brightest)).round().astype(np.uint8))
+
+
+@contextmanager
+def naming_photo(image: dict) -> Iterator[None]:
+    """Turn whatever decoding raises into a ValueError that names the photo and says what to do."""
+    name = image["path"] or "photo stored in the data set"
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{name}: there is no such photo") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: {error}; shrink the photo, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{name}: this is not a photo that Pillow can read; replace or remove it") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
+        raise ValueError(f"{name}: the photo cannot be decoded ({error}); replace or remove it") from error

@@ -1,0 +1,26 @@
+"""Karpathy's JSON (`dataset_coco.json`, `dataset_flickr30k.json`, ...): photos with sentences and a split each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from clip_itm.data.annotation_files import read_json
+from clip_itm.data.builder import photo_row
+from clip_itm.data.splits import split_name
+
+
+def read_karpathy(path: Path, locate: Callable[[dict], tuple[str, str]]) -> dict[str, list[dict]]:
+    """Rows by split; `restval` counts as train. `locate` gives photo file and photo id of an entry of `images`."""
+    data = read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        raise ValueError(f"{path}: expected an object with a list `images` (Karpathy's layout)")
+    splits: dict[str, list[dict]] = {}
+    for number, image in enumerate(data["images"]):
+        try:
+            split = split_name(image["split"], f"{path}, images[{number}].split")
+            photo, image_id = locate(image)
+            captions = [sentence["raw"] for sentence in image["sentences"]]
+            caption_ids = [str(sentence["sentid"]) for sentence in image["sentences"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: images[{number}] is not as in Karpathy's files ({error!r})") from None
+        splits.setdefault(split, []).append(photo_row(photo, image_id, captions, caption_ids))
+    return splits

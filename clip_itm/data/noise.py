@@ -1,0 +1,226 @@
+"""Which caption each training pair gets: drawn with the published procedure, saved with a hash, and described.
+
+Photos never move. Pair k shows photo `pairs.image[k]` with the original caption number `source[k]`, so a noise draw
+is one array of integers, and everything that is true of it can be counted.
+"""
+
+import hashlib
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from clip_itm.data.configuration import NoiseSection
+from clip_itm.data.rows import Pairs
+
+Level = Literal["caption", "image"]
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionNoise:
+    """Pair k gets the original caption number `source[k]`.
+
+    `source` int64 [N]; `ratio` is the nominal share (of captions, or of photos) that was shuffled, for imported files
+    the share of pairs that got another caption; `level` tells whether captions moved alone or all of a photo
+    together; `seed` is None for imported files; `captions_sha256` names the captions that the numbers in `source`
+    count (`Pairs.captions_sha256`).
+    """
+
+    source: np.ndarray
+    ratio: float
+    level: Level
+    seed: int | None
+    captions_sha256: str
+
+    @classmethod
+    def clean(cls, pairs: Pairs) -> "CaptionNoise":
+        """Every pair keeps its own caption."""
+        return cls(np.arange(len(pairs), dtype=np.int64), 0.0, "caption", None, pairs.captions_sha256)
+
+    @classmethod
+    def draw(cls, pairs: Pairs, ratio: float, level: Level, seed: int) -> "CaptionNoise":
+        """Shuffle a share `ratio` of the captions, or of the photos' caption sets, among themselves.
+
+        Level "caption" is the procedure of the released NPC program; CRCL's draws the same numbers and reads them the
+        other way round (which photo does the caption go with?). At level "image" the captions of a photo stay
+        together and in order; sets move only between photos with equally many captions, so that every caption is used
+        exactly once. With equal counts this is the published scheme of one photo number per photo.
+        """
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"noise.ratio must lie between 0 and 1, got {ratio}")
+        if level == "caption":
+            source = np.arange(len(pairs), dtype=np.int64)
+            slots, moved = shuffled_selection(len(pairs), ratio, seed)
+            source[slots] = moved
+        elif level == "image":
+            source = _move_caption_sets(pairs, *shuffled_selection(len(pairs.image_ids), ratio, seed))
+        else:
+            raise ValueError(f"noise.level must be 'caption' or 'image', got {level!r}")
+        return cls(source, float(ratio), level, seed, pairs.captions_sha256)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the captions and of which pair gets which: two runs with the same one trained on the same pairs."""
+        digest = hashlib.sha256(self.captions_sha256.encode())
+        digest.update(self.source.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def check(self, pairs: Pairs) -> None:
+        """Raise ValueError unless this draw was made for the captions of `pairs`."""
+        if self.captions_sha256 != pairs.captions_sha256:
+            raise ValueError(
+                f"this noise was made for other training captions: it names captions {self.captions_sha256}, "
+                f"the training split has {pairs.captions_sha256} ({len(self.source)} and {len(pairs)} captions). "
+                "Use the data it was made for, or draw it anew with `clip-itm noise make`."
+            )
+
+    def apply(self, pairs: Pairs) -> pa.Array:
+        """The caption that each pair gets, Arrow strings [N]."""
+        self.check(pairs)
+        return pairs.captions.take(pa.array(self.source))
+
+    def is_clean(self, pairs: Pairs) -> np.ndarray:
+        """bool [N]: caption `source[k]` was written for the photo of pair k (siblings may change places)."""
+        self.check(pairs)
+        return pairs.image[self.source] == pairs.image
+
+    def statistics(self, pairs: Pairs) -> dict[str, Any]:
+        """What is true of this draw.
+
+        Shares of pairs: `other_caption` (another caption number), `other_text` (another wording), `other_photo` (a
+        caption of another photo: the true noise). `photos_by_right_captions[c]` is the share of photos that keep
+        exactly c of their own captions.
+        """
+        clean = self.is_clean(pairs)
+        right = np.bincount(pairs.image[clean], minlength=len(pairs.image_ids))
+        per_photo = np.bincount(right, minlength=int(np.bincount(pairs.image).max(initial=0)) + 1)
+        texts = pairs.captions.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        return {
+            **self.description(),
+            "pairs": len(pairs),
+            "photos": len(pairs.image_ids),
+            "other_caption": float(np.mean(self.source != np.arange(len(pairs)))),
+            "other_text": float(np.mean(texts[self.source] != texts)),
+            "other_photo": float(np.mean(~clean)),
+            "photos_by_right_captions": (per_photo / len(pairs.image_ids)).tolist(),
+        }
+
+    def description(self) -> dict[str, Any]:
+        """What can be said without the captions: `ratio`, `level`, `seed`, `sha256`, `captions_sha256`."""
+        return {
+            "ratio": self.ratio,
+            "level": self.level,
+            "seed": self.seed,
+            "sha256": self.sha256,
+            "captions_sha256": self.captions_sha256,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write an npz without pickle. An existing file is left alone when it says the same, else ValueError."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"{path}: a noise file is saved as .npz")
+        if path.exists():
+            there = CaptionNoise.load(path)
+            if there.sha256 != self.sha256:
+                raise ValueError(
+                    f"{path} holds other noise (sha256 {there.sha256}, this one is {self.sha256}); "
+                    "delete it or choose another name"
+                )
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                source=self.source,
+                ratio=self.ratio,
+                level=self.level,
+                seed=-1 if self.seed is None else self.seed,
+                captions_sha256=self.captions_sha256,
+                sha256=self.sha256,
+            )
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CaptionNoise":
+        """Read what `save` wrote; ValueError when the file is no noise file or was damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                stored = {name: arrays[name] for name in arrays.files}
+            noise = cls(
+                source=stored["source"].astype(np.int64, casting="safe"),
+                ratio=float(stored["ratio"]),
+                level=str(stored["level"]),
+                seed=None if stored["seed"] < 0 else int(stored["seed"]),
+                captions_sha256=str(stored["captions_sha256"]),
+            )
+        except FileNotFoundError:
+            raise ValueError(f"noise file {path} does not exist") from None
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is no noise file of clip-itm ({error}); published .npy and .txt files are read by "
+                "`clip-itm noise import`"
+            ) from error
+        if noise.sha256 != str(stored["sha256"]):
+            raise ValueError(f"{path} was changed or damaged: it names sha256 {stored['sha256']}, holds {noise.sha256}")
+        return noise
+
+
+def shuffled_selection(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The published draw: some of `count` positions, and the same in another order (both int64 [int(ratio * count)]).
+
+    NumPy's legacy generator, so that the published files are reproduced: seed 99 gives those of NPC.
+    """
+    generator = np.random.RandomState(seed)
+    order = np.arange(count, dtype=np.int64)
+    generator.shuffle(order)
+    slots = order[: int(ratio * count)]
+    moved = slots.copy()
+    generator.shuffle(moved)
+    return slots, moved
+
+
+def _move_caption_sets(pairs: Pairs, slots: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """`source` for captions of photo `slots[j]` that go to photo `moved[j]`, as far as both have equally many captions.
+
+    With unequal counts, `slots` and `moved` are matched within every count: the j-th of one to the j-th of the other.
+    """
+    counts = np.bincount(pairs.image, minlength=len(pairs.image_ids))
+    starts = np.cumsum(counts) - counts
+    origin = np.arange(len(counts), dtype=np.int64)
+    for count in np.unique(counts[slots]):
+        origin[moved[counts[moved] == count]] = slots[counts[slots] == count]
+    place_in_photo = np.arange(len(pairs), dtype=np.int64) - starts[pairs.image]
+    return starts[origin[pairs.image]] + place_in_photo
+
+
+def load_noise(section: NoiseSection, pairs: Pairs) -> CaptionNoise:
+    """The noise that a recipe asks for: a saved (`.npz`) or published (`.npy`, `.txt`) file, or a draw.
+
+    Raises ValueError when the file belongs to other captions, is given together with a ratio, or has another hash
+    than `noise.sha256`.
+    """
+    from clip_itm.data.noise_import import import_noise
+
+    if section.file is None:
+        noise = CaptionNoise.draw(pairs, section.ratio, section.level, section.seed)
+    elif section.ratio > 0:
+        raise ValueError(
+            f"noise.file ({section.file}) and noise.ratio ({section.ratio}) exclude each other: remove one"
+        )
+    elif Path(section.file).suffix == ".npz":
+        noise = CaptionNoise.load(section.file)
+        try:
+            noise.check(pairs)
+        except ValueError as error:
+            raise ValueError(f"noise.file {section.file}: {error}") from None
+    else:
+        noise = import_noise(section.file, pairs)
+    if section.sha256 is not None and noise.sha256 != section.sha256:
+        raise ValueError(f"noise.sha256 is {section.sha256} in the recipe, but this noise has {noise.sha256}")
+    return noise
