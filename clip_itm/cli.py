@@ -5,6 +5,7 @@ import os
 import sys
 
 from clip_itm.commands import compare, data, evaluate, noise, train
+from clip_itm.memory import keep_freed_memory
 
 COMMANDS = {"train": train, "evaluate": evaluate, "compare": compare, "data": data, "noise": noise}
 
@@ -40,6 +41,7 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 def main(words: list[str] | None = None) -> int:
     """Run one command. Exit status: 0, 1 (the answer is no), 2 (a user's mistake, told without a traceback)."""
+    keep_freed_memory()
     own, overrides = split_overrides(sys.argv[1:] if words is None else words)
     args = make_parser().parse_args(own)
     args.overrides = overrides

@@ -81,7 +81,8 @@ class ItmModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Towers and heads initialise themselves when they are built."""
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **kwargs) -> None:
+        """Called by transformers; the towers choose which layers to recompute, and how."""
         self.backbone.set_activation_checkpointing(enable)
 
     def encode_images(self, pixel_values: Tensor | None = None, image_features: Tensor | None = None) -> Tensor:

@@ -26,22 +26,19 @@ def run(args) -> int:
 
     from accelerate import PartialState
 
-    from clip_itm.evaluation.report import results_table
+    from clip_itm.commands.terminal import print_table
+    from clip_itm.evaluation.report import terminal_table
     from clip_itm.training.run import train
 
     results = train(recipe, overwrite=args.overwrite)
     if PartialState().is_main_process:
-        print(results_table(run_rows(results), title=f"{recipe.output_dir}: recall on {results['split']}"))
+        title = f"{recipe.output_dir}: recall on {results['split']}, percent"
+        print_table(terminal_table(run_rows(results), title=title))
         print(f"model, recipe, noise and table: {recipe.output_dir}/best")
     return 0
 
 
-def run_rows(results: dict) -> dict[str, dict]:
-    """Rows of the final table: zero-shot, best by dev, last, for every protocol."""
+def run_rows(results: dict) -> list[tuple[str, dict]]:
+    """Rows of the final table: zero-shot, best by dev, last, under every protocol."""
     stages = {"zero_shot": "step 0 (zero-shot)", "best": f"best by dev (step {results['best_step']})", "last": "last"}
-    several = len(results["best"]) > 1
-    return {
-        f"{label}, {protocol}" if several else label: result
-        for stage, label in stages.items()
-        for protocol, result in results[stage].items()
-    }
+    return [(label, result) for stage, label in stages.items() for result in results[stage].values()]

@@ -17,18 +17,14 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from clip_itm.backbones.blocks import Block, parameters
 from clip_itm.data.rows import Split, hash_strings
 from clip_itm.training.encode import encode_captions, encode_photos
 
 
-def is_frozen(blocks: list[list[nn.Module | nn.Parameter]]) -> bool:
+def is_frozen(blocks: list[Block]) -> bool:
     """Whether nothing in these blocks trains."""
-    return not any(
-        parameter.requires_grad
-        for block in blocks
-        for part in block
-        for parameter in ([part] if isinstance(part, nn.Parameter) else part.parameters())
-    )
+    return not any(parameter.requires_grad for parameter in parameters(blocks))
 
 
 def photo_features(model, split: Split, processor, folder: Path, batch_size: int, num_workers: int, image_cache=None):
@@ -79,7 +75,7 @@ def _kept(path: Path, encode: Callable[[], Tensor]) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _key(blocks: list[list[nn.Module | nn.Parameter]], preprocessing: str, inputs: str) -> str:
+def _key(blocks: list[Block], preprocessing: str, inputs: str) -> str:
     digest = hashlib.sha256(f"{preprocessing}\n{inputs}\n".encode())
     for block in blocks:
         for part in block:

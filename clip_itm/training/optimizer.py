@@ -1,10 +1,9 @@
 """AdamW over groups of parameters: layer-wise learning rates and the choice of what decays."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
+from clip_itm.backbones.blocks import parameters
 from clip_itm.training.configuration import TrainingSection
 
 
@@ -18,7 +17,7 @@ def parameter_groups(model, section: TrainingSection) -> list[dict]:
     multiplier: dict[nn.Parameter, float] = {}
     for blocks in (model.backbone.image_blocks(), model.backbone.text_blocks()):
         for block, value in zip(blocks, block_multipliers(blocks, section.layer_decay), strict=True):
-            for parameter in _parameters(block):
+            for parameter in parameters([block]):
                 multiplier[parameter] = value
     groups: dict[tuple[float, float], dict] = {}
     for parameter in model.parameters():
@@ -40,11 +39,3 @@ def make_optimizer(model, section: TrainingSection) -> torch.optim.AdamW:
     groups = parameter_groups(model, section)
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, betas=section.betas, eps=section.epsilon, fused=on_gpu or None)
-
-
-def _parameters(block: Iterable[nn.Module | nn.Parameter]) -> Iterable[nn.Parameter]:
-    for part in block:
-        if isinstance(part, nn.Parameter):
-            yield part
-        else:
-            yield from part.parameters()

@@ -6,14 +6,17 @@ import sys
 from pathlib import Path
 
 from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
 
 from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Split
 from clip_itm.evaluation.protocols import evaluate_retrieval
+from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.card import model_card
-from clip_itm.training.setup import Encoder, TrainingData, make_model, make_trainer, prepare
+from clip_itm.training.setup import Encoder, TrainingData, final_split, make_model, make_trainer, prepare
 from clip_itm.training.trainer import last_complete_checkpoint
 
 RESULTS = "results.json"
@@ -26,6 +29,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     Raises ValueError for a folder that holds another run (unless `overwrite`) and for whatever is wrong with recipe or
     data. In the results, "zero_shot", "best" and "last" map each protocol to its figures on the split named by "split".
     """
+    disable_progress_bar()  # of loading and saving weights; training and encoding have their own
     folder, state = Path(recipe.output_dir), PartialState()
     finished = _open_folder(recipe, folder, overwrite)
     if finished is not None:
@@ -36,8 +40,9 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     _check_noise(folder, data)
     checkpoint = last_complete_checkpoint(folder)
     _say(_summary(recipe, data, len(sampler)))
-    model, processor = make_model(recipe, data)
-    encoder = Encoder(recipe, data, model, processor)
+    model, processor = make_model(recipe, data.splits)
+    encoder = Encoder(recipe, model, processor, data.image_cache)
+    final = final_split(recipe, data.splits)
     trainer = make_trainer(recipe, data, sampler, encoder, provenance, resuming=checkpoint is not None)
     if state.is_main_process:
         provenance.write(folder, recipe)
@@ -45,18 +50,18 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
 
     results = {
         "recipe_sha256": recipe.sha256,
-        "split": data.final(recipe).name,
+        "split": final.name,
         "noise": provenance.noise,
         "seed": recipe.training.seed,
-        "zero_shot": evaluate_split(recipe, data, encoder),
+        "zero_shot": evaluate_split(recipe, final, encoder),
     }
     if checkpoint is not None:
         _say(f"resuming from {checkpoint}")
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    results["last"] = evaluate_split(recipe, data, encoder, folder / "ranks_last.npz")
+    results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last.npz")
     best = Path(trainer.state.best_model_checkpoint)
     model.load_state_dict(ItmModel.from_pretrained(best).state_dict())
-    results["best"] = evaluate_split(recipe, data, encoder, folder / "ranks_best.npz")
+    results["best"] = evaluate_split(recipe, final, encoder, folder / "ranks_best.npz")
     results |= {
         "best_step": trainer.state.best_global_step,
         "best_dev_rsum": trainer.state.best_metric,
@@ -71,10 +76,10 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     return results
 
 
-def evaluate_split(recipe: Recipe, data: TrainingData, encoder: Encoder, ranks_file: Path | None = None) -> dict:
-    """Results of every protocol on the final split, as plain mappings; per-query ranks into `ranks_file`."""
-    embeddings = encoder.encode(data.final(recipe))
-    results = evaluate_retrieval(
+def retrieve(recipe: Recipe, split: Split, encoder: Encoder) -> dict[str, RetrievalResult]:
+    """Results of every protocol of the recipe on `split` under the encoder's current weights."""
+    embeddings = encoder.encode(split)
+    return evaluate_retrieval(
         embeddings.images,
         embeddings.texts,
         embeddings.caption_image,
@@ -82,6 +87,11 @@ def evaluate_split(recipe: Recipe, data: TrainingData, encoder: Encoder, ranks_f
         similarity=encoder.model.head.similarity,
         bootstrap=recipe.evaluation.bootstrap,
     )
+
+
+def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks_file: Path | None = None) -> dict:
+    """The same as plain mappings; the ranks of every query go into `ranks_file`."""
+    results = retrieve(recipe, split, encoder)
     if ranks_file is not None and PartialState().is_main_process:
         next(iter(results.values())).save(ranks_file)
     return {name: result.as_dict() for name, result in results.items()}

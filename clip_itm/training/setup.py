@@ -43,9 +43,13 @@ class TrainingData:
     def dev(self) -> Split:
         return self.splits["val"]
 
-    def final(self, recipe: Recipe) -> Split:
-        """The split of the final table: test, or val where the source has no test."""
-        return self.splits.get(recipe.evaluation.split, self.dev)
+
+def final_split(recipe: Recipe, splits: dict[str, Split]) -> Split:
+    """The split of the final table: test, or val where the source has no test."""
+    for name in (recipe.evaluation.split, "val"):
+        if name in splits:
+            return splits[name]
+    raise ValueError(f"data: the source {recipe.data.source!r} has neither test nor val (found: {', '.join(splits)})")
 
 
 def load_data(recipe: Recipe) -> TrainingData:
@@ -59,13 +63,18 @@ def load_data(recipe: Recipe) -> TrainingData:
                 "training needs train, and val to choose the best checkpoint"
             )
     noise = load_noise(recipe.noise, splits["train"].pairs)
-    image_cache = None
-    if recipe.data.cache_images is not None:
-        with PartialState().main_process_first():
-            image_cache = ImageCache(cache_folder(recipe.data) / "photos", recipe.data.cache_images)
-            for split in splits.values():
-                image_cache.build(split.rows, num_workers=recipe.data.num_workers)
-    return TrainingData(splits, noise, image_cache)
+    return TrainingData(splits, noise, make_image_cache(recipe, splits))
+
+
+def make_image_cache(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | None:
+    """The cache of resized photos that `data.cache_images` asks for, complete for `splits`."""
+    if recipe.data.cache_images is None:
+        return None
+    with PartialState().main_process_first():
+        image_cache = ImageCache(cache_folder(recipe.data) / "photos", recipe.data.cache_images)
+        for split in splits.values():
+            image_cache.build(split.rows, num_workers=recipe.data.num_workers)
+    return image_cache
 
 
 def make_sampler(recipe: Recipe, data: TrainingData) -> PairBatchSampler:
@@ -81,9 +90,10 @@ def make_sampler(recipe: Recipe, data: TrainingData) -> PairBatchSampler:
     )
 
 
-def make_model(recipe: Recipe, data: TrainingData) -> tuple[ItmModel, ItmProcessor]:
+def make_model(recipe: Recipe, splits: dict[str, Split]) -> tuple[ItmModel, ItmProcessor]:
     """The model at step 0 and its processor; weights that are not pretrained come from `training.seed`."""
-    processor = build_processor(recipe.backbone, data.train.pairs.captions.to_pylist())
+    captions = splits["train"].pairs.captions.to_pylist() if "train" in splits else None
+    processor = build_processor(recipe.backbone, captions)
     set_seed(recipe.training.seed)
     with PartialState().main_process_first():
         model = ItmModel.from_backbone(recipe.backbone, recipe.head, processor)
@@ -95,9 +105,9 @@ class Encoder:
     """Embeddings of any split under the current weights, from kept features where a tower is frozen."""
 
     recipe: Recipe
-    data: TrainingData
     model: ItmModel
     processor: ItmProcessor
+    image_cache: ImageCache | None = None
 
     def __post_init__(self):
         self.frozen_images = is_frozen(self.model.backbone.image_blocks())
@@ -116,13 +126,13 @@ class Encoder:
                 self._folder,
                 self.recipe.evaluation.batch_size,
                 self.recipe.data.num_workers,
-                self.data.image_cache,
+                self.image_cache,
             )
         return self._kept["photos", split.name]
 
     def text_features(self, split: Split) -> np.ndarray | None:
-        """Outputs of a frozen text tower [Nt, C]; None where the tower trains or words are dropped."""
-        if not self.frozen_texts or self.recipe.backbone.word_dropout > 0:
+        """Outputs of a frozen text tower [Nt, C]; None where the tower trains."""
+        if not self.frozen_texts:
             return None
         if ("captions", split.name) not in self._kept:
             self._kept["captions", split.name] = caption_features(
@@ -145,7 +155,7 @@ class Encoder:
             autocast_dtype(self.recipe),
             self.image_features(split),
             self.text_features(split),
-            self.data.image_cache,
+            self.image_cache,
         )
 
 
@@ -173,11 +183,12 @@ def make_trainer(
         training_arguments(recipe, resuming),
         recipe.training,
         dataset,
+        data.dev.rows,
         sampler,
         encode_val=lambda: encoder.encode(data.dev),
         score=lambda embeddings: dev_metrics(encoder.model, embeddings),
         write_provenance=lambda folder: provenance.write(folder, recipe),
-        processing_class=encoder.processor,
+        processor=encoder.processor,
     )
 
 
@@ -216,7 +227,7 @@ def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
         dataloader_num_workers=recipe.data.num_workers,
         remove_unused_columns=False,
         use_cpu=state.device.type == "cpu",
-        log_level="warning",
+        log_level="error",  # what a user has to know comes through warnings
     )
     # several GPUs in one process would be DataParallel, which tears a batch apart; `accelerate launch` is the way
     if arguments.n_gpu > 1:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.processing import ItmProcessor
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
 from clip_itm.training.optimizer import make_optimizer
@@ -26,9 +28,9 @@ class ItmTrainer(Trainer):
     """Trains an `ItmModel` on pairs.
 
     `train_dataset` makes whole batches, `sampler` says which pairs stand in each (global batches, split over
-    processes), `encode_val` gives the embeddings of the dev split under the current weights and `score` turns them
-    into a dictionary of metrics with "rsum", by which the best checkpoint is chosen. `write_provenance` adds recipe
-    and hashes to a checkpoint folder.
+    processes), `encode_val` gives the embeddings of the dev split (`eval_dataset`, its rows) under the current
+    weights and `score` turns them into a dictionary of metrics with "rsum", by which the best checkpoint is chosen.
+    `write_provenance` adds recipe and hashes to a checkpoint folder.
     """
 
     def __init__(
@@ -37,21 +39,24 @@ class ItmTrainer(Trainer):
         args: TrainingArguments,
         section: TrainingSection,
         train_dataset: PairDataset,
+        eval_dataset: Dataset,
         sampler: PairBatchSampler,
         encode_val: Callable[[], Embeddings],
         score: Callable[[Embeddings], dict[str, float]],
         write_provenance: Callable[[Path], None],
-        processing_class=None,
+        processor: ItmProcessor,
     ):
         self.section, self.sampler = section, sampler
         self.encode_val, self.score, self.write_provenance = encode_val, score, write_provenance
+        # not the Trainer's processing_class: that one would write its own token ids into the model's configuration
+        self.processor = processor
         self._head_logs: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             data_collator=_as_it_is,
-            processing_class=processing_class,
             callbacks=[EpochCallback(train_dataset), FinishCallback()],
         )
         if self.pop_callback(ProgressCallback):
@@ -141,7 +146,10 @@ class ItmTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
-        self.write_provenance(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            self.processor.save_pretrained(folder)
+            self.write_provenance(folder)
 
 
 class PairLoader(DataLoader):

@@ -1,0 +1,61 @@
+"""`clip-itm evaluate`: recall of a run, of a saved model, or of a recipe's backbone before training."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "evaluate",
+        help="recall of a run, a saved model, or an untrained backbone",
+        description="A run folder (its best model), a folder written by save_pretrained, or a recipe (its backbone as "
+        "it is, zero-shot). Data and protocols come from the recipe found there; keys such as --data.root, "
+        "--evaluation.split val and --evaluation.protocols '[coco-5k]' change them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("what", help="run folder, model folder or recipe")
+    parser.add_argument("--json", metavar="FILE", help="write the results here as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw recall bars and rank histograms here (extra: plot)")
+
+
+def run(args) -> int:
+    from clip_itm.recipe import load_recipe
+
+    place = Path(args.what)
+    best = place / "best" if (place / "best" / "config.json").is_file() else place
+    recipe = load_recipe(best, args.overrides)
+
+    from accelerate import PartialState
+
+    from clip_itm.commands.terminal import print_table
+    from clip_itm.data.load import load_splits
+    from clip_itm.evaluation.report import terminal_table
+    from clip_itm.files import write_json
+    from clip_itm.model import ItmModel
+    from clip_itm.processing import ItmProcessor
+    from clip_itm.training.run import retrieve
+    from clip_itm.training.setup import Encoder, final_split, make_image_cache, make_model
+
+    state = PartialState()
+    with state.main_process_first():
+        splits = load_splits(recipe.data)
+    split = final_split(recipe, splits)
+    if (best / "config.json").is_file():
+        model, processor = ItmModel.from_pretrained(best).to(state.device), ItmProcessor.from_pretrained(best)
+    else:
+        model, processor = make_model(recipe, splits)
+    encoder = Encoder(recipe, model, processor, make_image_cache(recipe, {split.name: split}))
+    results = retrieve(recipe, split, encoder)
+    if not state.is_main_process:
+        return 0
+    title = f"{best}: recall on {split.name} of {recipe.data.source} ({len(split)} photos, {len(split.pairs)} captions)"
+    print_table(terminal_table([(name, result.as_dict()) for name, result in results.items()], title=title))
+    if args.json:
+        content = {"model": str(best), "split": split.name, "split_sha256": split.sha256}
+        write_json(Path(args.json), content | {name: result.as_dict() for name, result in results.items()})
+    if args.plot:
+        from clip_itm.evaluation.plot import plot_retrieval
+
+        plot_retrieval(results, args.plot, title=title)
+    return 0

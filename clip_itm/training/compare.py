@@ -1,0 +1,103 @@
+"""A grid of runs (recipes x noise ratios x seeds) and the table of a paper over it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from clip_itm.files import write_json, write_text
+from clip_itm.recipe import Recipe, RecipeError, load_recipe
+
+METRICS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+STAGES = {"best": "best by dev", "last": "last epoch"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: `method` names its recipe, `results` is what its `results.json` holds."""
+
+    method: str
+    ratio: float
+    seed: int
+    results: dict
+
+
+def plan(
+    files: list[str], ratios: list[float], seeds: list[int], out: Path, overrides: list[str]
+) -> list[tuple[str, Recipe]]:
+    """The recipes of all runs, each with a folder of its own below `out`; validated before the first one starts."""
+    names = method_names(files)
+    runs = []
+    for name, file in zip(names, files, strict=True):
+        for ratio in ratios:
+            for seed in seeds:
+                place = out / name / f"noise-{ratio:g}" / f"seed-{seed}"
+                keys = ["--noise.ratio", f"{ratio}", "--training.seed", f"{seed}", "--output_dir", str(place)]
+                runs.append((name, load_recipe(file, [*overrides, *keys])))
+    return runs
+
+
+def method_names(files: list[str]) -> list[str]:
+    """`clip` for recipes/coco/clip.yaml; `coco-clip` where two files would be called the same."""
+    paths = [Path(file) for file in files]
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}-{path.stem}" for path in paths]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"two recipes are called the same: {', '.join(files)}; rename one, its name is its row")
+    return names
+
+
+def summarise(cells: list[Cell]) -> list[dict]:
+    """A row per protocol, method, noise ratio and stage: mean and sample standard deviation over seeds, in percent."""
+    groups: dict[tuple, list[dict]] = {}
+    for cell in cells:
+        for stage in ("zero_shot", *STAGES):
+            for protocol, result in cell.results[stage].items():
+                groups.setdefault((protocol, cell.method, cell.ratio, stage), []).append(result["metrics"])
+    rows = []
+    for (protocol, method, ratio, stage), metrics in groups.items():
+        row = {"protocol": protocol, "method": method, "noise": ratio, "stage": stage, "seeds": len(metrics)}
+        for name in METRICS:
+            values = [figures[name] for figures in metrics]
+            row[name], row[f"{name}_std"] = mean(values), stdev(values) if len(values) > 1 else 0.0
+        rows.append(row)
+    return rows
+
+
+def table_lines(rows: list[dict], stage: str) -> list[list[str]]:
+    """Cells of one stage's table, `12.3 ± 0.4` where there are several seeds; the header first."""
+    lines = [["noise", "method", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", "seeds"]]
+    for row in sorted((row for row in rows if row["stage"] == stage), key=lambda row: (row["noise"], row["method"])):
+        figures = [
+            f"{row[name]:.1f}" + (f" ± {row[f'{name}_std']:.1f}" if row["seeds"] > 1 else "") for name in METRICS
+        ]
+        lines.append([f"{row['noise']:g}", row["method"], *figures, str(row["seeds"])])
+    return lines
+
+
+def markdown(rows: list[dict], cells: list[Cell]) -> str:
+    """The whole comparison as Markdown: a table per protocol and stage, and what it rests on."""
+    first = cells[0].results
+    parts = [f"# Recall on {first['split']}, percent (mean ± sample standard deviation over training seeds)\n"]
+    for protocol in dict.fromkeys(row["protocol"] for row in rows):
+        own = [row for row in rows if row["protocol"] == protocol]
+        for stage, label in {**STAGES, "zero_shot": "step 0 (zero-shot)"}.items():
+            lines = table_lines(own, stage)
+            lines.insert(1, ["---"] * len(lines[0]))
+            parts.append(f"## {protocol}, {label}\n")
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    noise = {f"{cell.ratio:g}": cell.results["noise"]["sha256"][:12] for cell in cells}
+    machine = first["provenance"]["machine"]
+    parts.append(
+        f"One noise draw per ratio ({', '.join(f'{ratio}: {sha}' for ratio, sha in noise.items())}), shared by all "
+        f"methods and seeds. {machine['processes']} process(es) on {machine['device']}, "
+        f"torch {first['provenance']['versions']['torch']}.\n"
+    )
+    return "\n".join(parts)
+
+
+def save(rows: list[dict], cells: list[Cell], out: Path) -> None:
+    """`comparison.md` and `comparison.json` in `out`."""
+    runs = [{"method": cell.method, "noise": cell.ratio, "seed": cell.seed, **cell.results} for cell in cells]
+    write_json(out / "comparison.json", {"rows": rows, "runs": runs})
+    write_text(out / "comparison.md", markdown(rows, cells))

@@ -1,0 +1,73 @@
+"""A picture of a few captions with the photos that each model finds for them."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from clip_itm.data.images import read_image
+from clip_itm.data.load import load_splits
+from clip_itm.model import ItmModel
+from clip_itm.processing import ItmProcessor
+from clip_itm.recipe import load_recipe
+from clip_itm.training.setup import Encoder, final_split, make_image_cache
+
+
+def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int = 6) -> None:
+    """For `queries` captions spread over the final split, the `top` photos of every run (label -> run folder) as a PNG.
+
+    The right photo has a green frame; its rank stands at the start of the row. Raises ValueError without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("pictures need matplotlib: pip install 'clip-itm[plot]'") from None
+    found = {label: _search(folder, queries, top) for label, folder in runs.items()}
+    rows = queries * len(runs)
+    figure = Figure(figsize=(1.15 * top + 2.6, 1.2 * rows + 0.5 * queries), layout="constrained")
+    blocks = figure.subfigures(queries, 1)
+    for query, block in zip(range(queries), blocks if queries > 1 else [blocks], strict=True):
+        block.suptitle(next(iter(found.values()))[query]["caption"], fontsize=10, weight="bold")
+        axes = block.subplots(len(runs), top, squeeze=False)
+        for line, (label, answers) in zip(axes, found.items(), strict=True):
+            answer = answers[query]
+            line[0].set_ylabel(
+                f"{label}\nright one: rank {answer['rank']}", rotation=0, ha="right", va="center", fontsize=8
+            )
+            for axis, (photo, right) in zip(line, answer["photos"], strict=False):
+                axis.imshow(photo)
+                axis.set_xticks([])
+                axis.set_yticks([])
+                for side in axis.spines.values():
+                    side.set_color("tab:green" if right else "lightgrey")
+                    side.set_linewidth(4 if right else 1)
+            for axis in line[len(answer["photos"]) :]:
+                axis.axis("off")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.png")
+    figure.savefig(temporary, dpi=110)
+    os.replace(temporary, file)
+
+
+def _search(folder: Path, queries: int, top: int) -> list[dict]:
+    """Captions of the final split with the photos of highest similarity under the best model of one run."""
+    recipe = load_recipe(folder)
+    splits = load_splits(recipe.data)
+    split = final_split(recipe, splits)
+    model = ItmModel.from_pretrained(folder / "best").to(PartialState().device)
+    processor = ItmProcessor.from_pretrained(folder / "best")
+    embeddings = Encoder(recipe, model, processor, make_image_cache(recipe, {split.name: split})).encode(split)
+    answers = []
+    for number in torch.linspace(0, len(embeddings.texts) - 1, queries + 2).long()[1:-1].tolist():
+        scores = model.head.similarity(embeddings.images, embeddings.texts[number : number + 1])[:, 0]
+        right = int(embeddings.caption_image[number])
+        best = scores.topk(min(top, len(scores))).indices.tolist()
+        answers.append(
+            {
+                "caption": split.pairs.captions[number].as_py(),
+                "rank": 1 + int((scores > scores[right]).sum()),
+                "photos": [(read_image(split.rows[photo]["image"]), photo == right) for photo in best],
+            }
+        )
+    return answers

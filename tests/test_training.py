@@ -1,0 +1,227 @@
+"""Runs on the smallest sample: what they leave behind, what they refuse, and the options that change how they train."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_recipe
+from transformers import AutoModel
+
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.model import ItmModel
+from clip_itm.processing import ItmProcessor
+from clip_itm.recipe import load_recipe
+from clip_itm.training.configuration import TrainingSection
+from clip_itm.training.optimizer import parameter_groups
+from clip_itm.training.run import train
+from clip_itm.training.setup import (
+    Encoder,
+    available_trackers,
+    load_data,
+    make_model,
+    make_sampler,
+    make_trainer,
+    prepare,
+)
+from clip_itm.training.trainer import mean_cosine
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    recipe = tiny_recipe(tmp_path_factory.mktemp("finished"))
+    return recipe, Path(recipe.output_dir), train(recipe)
+
+
+def test_a_run_leaves_everything_behind(finished):
+    recipe, folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert load_recipe(folder) == recipe
+    assert CaptionNoise.load(folder / "noise.npz").sha256 == results["noise"]["sha256"]
+    for stage in ("zero_shot", "best", "last"):
+        assert 0 <= results[stage]["all"]["metrics"]["rsum"] <= 600
+        assert results[stage]["all"]["captions"] == 60
+    assert (results["split"], results["steps"]) == ("test", 18)
+    assert [entry["step"] for entry in results["dev_history"]] == [0, 6, 12, 18]
+    trained = [entry for entry in results["dev_history"] if entry["step"] > 0]
+    best = max(trained, key=lambda entry: entry["eval_rsum"])
+    assert (results["best_step"], results["best_dev_rsum"]) == (best["step"], best["eval_rsum"])
+    checkpoints = {path.name for path in folder.glob("checkpoint-*")}
+    assert checkpoints >= {"checkpoint-18", f"checkpoint-{best['step']}"}
+    assert len(checkpoints) <= 2
+    for checkpoint in checkpoints:
+        assert load_recipe(folder / checkpoint) == recipe
+        assert json.loads((folder / checkpoint / "provenance.json").read_text())["noise"] == results["noise"]
+    card = (folder / "best" / "README.md").read_text()
+    assert results["noise"]["sha256"] in card
+    assert f"{results['best']['all']['metrics']['rsum']:.1f}" in card
+
+
+def test_the_best_model_loads_anywhere_and_is_the_best_checkpoint(finished):
+    _, folder, results = finished
+    best = load_file(folder / "best" / "model.safetensors")
+    checkpoint = load_file(folder / f"checkpoint-{results['best_step']}" / "model.safetensors")
+    assert all(torch.equal(best[name], checkpoint[name]) for name in checkpoint)
+    model = AutoModel.from_pretrained(folder / "best")
+    assert isinstance(model, ItmModel)
+    processor = ItmProcessor.from_pretrained(folder / "best")
+    texts = model.encode_texts(**processor(text=["a red circle", "a blue square"], return_tensors="pt"))
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
+    assert model.head.similarity(texts, texts).shape == (2, 2)
+
+
+def test_a_finished_run_is_not_repeated_and_another_recipe_is_refused(finished):
+    recipe, folder, results = finished
+    before = (folder / "results.json").stat().st_mtime_ns
+    assert train(recipe) == json.loads(json.dumps(results))
+    assert (folder / "results.json").stat().st_mtime_ns == before
+    other = recipe.with_overrides("--training.learning_rate", "0.5", "--noise.ratio", "0")
+    with pytest.raises(
+        ValueError, match=r"another recipe \(different: noise.ratio, training.learning_rate\).*--overwrite"
+    ):
+        train(other)
+
+
+def test_overwrite_starts_anew(tmp_path):
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    other = recipe.with_overrides("--training.learning_rate", "1e-4")
+    assert train(other, overwrite=True)["steps"] == 2
+    assert load_recipe(other.output_dir) == other
+
+
+def test_changed_captions_do_not_go_on_silently(tmp_path):
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    folder = Path(recipe.output_dir)
+    data = load_data(recipe)
+    CaptionNoise.draw(data.train.pairs, ratio=0.4, level="caption", seed=7).save(folder / "noise.npz")
+    with pytest.raises(ValueError, match=r"noise.npz: the run began with noise \w{12}, the data now give \w{12}"):
+        train(recipe)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"batches": "unique"},
+        {"batches": "grouped", "captions_per_photo": 3},
+        {"gradient_accumulation_steps": 3, "max_grad_norm": 1.0},
+        {"precision": "bf16"},
+        {"activation_checkpointing": True},
+        {"layer_decay": 0.5, "decay_all": False, "schedule": "constant"},
+        {"schedule": "per_epoch_plateau"},
+        {"evaluate_every": 2, "save_every": 4},
+        {"trackers": ["tensorboard"]},
+    ],
+    ids=lambda training: next(iter(training)) + "=" + str(next(iter(training.values()))),
+)
+def test_every_way_of_training_runs_and_moves_the_weights(tmp_path, training):
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 5, **training})
+    results = train(recipe)
+    assert results["steps"] == 5
+    assert results["dev_history"][-1]["step"] == 5
+    assert (Path(recipe.output_dir) / "checkpoint-5").is_dir()
+    fresh, _ = make_model(recipe, load_data(recipe).splits)
+    trained = load_file(Path(recipe.output_dir) / "checkpoint-5" / "model.safetensors")
+    moved = [name for name, value in fresh.state_dict().items() if not torch.equal(value, trained[name])]
+    assert len(moved) == len(trained)
+    if "trackers" in training:
+        assert list(Path(recipe.output_dir).rglob("events.out.tfevents*"))
+
+
+def pieces(recipe):
+    data, sampler, provenance = prepare(recipe)
+    model, processor = make_model(recipe, data.splits)
+    encoder = Encoder(recipe, model, processor, data.image_cache)
+    return data, model, encoder, make_trainer(recipe, data, sampler, encoder, provenance, resuming=False)
+
+
+def test_frozen_towers_are_encoded_once_and_stay(tmp_path):
+    recipe = tiny_recipe(tmp_path, backbone={"freeze_image": True})
+    data, model, encoder, trainer = pieces(recipe)
+    kept = sorted(path.name for path in (tmp_path / "cache" / "features").glob("*.npy"))
+    assert len(kept) == 1  # the training photos; the others come when they are needed
+    assert "image_features" in trainer.train_dataset.__getitems__([0, 1])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with_features = encoder.encode(data.dev)
+    encoder.frozen_images = False
+    without = encoder.encode(data.dev)
+    torch.testing.assert_close(with_features.images, without.images)
+    encoder.frozen_images = True
+    trainer.train()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("backbone.model.visual") for name in changed)
+    assert "backbone.model.text_projection" in changed
+
+
+def test_features_are_not_kept_where_photos_are_cropped_at_random(tmp_path):
+    recipe = tiny_recipe(tmp_path, backbone={"freeze_image": True}, data={"random_crop": 0.5})
+    trainer = pieces(recipe)[-1]
+    assert "pixel_values" in trainer.train_dataset.__getitems__([0, 1])
+
+
+def test_parameter_groups_cover_everything_once_with_rates_falling_to_the_input(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    model, _ = make_model(recipe, load_data(recipe).splits)
+    section = TrainingSection(learning_rate=1.0, layer_decay=0.5, weight_decay=0.2, decay_all=False)
+    groups = parameter_groups(model, section)
+    listed = [parameter for group in groups for parameter in group["params"]]
+    assert len(listed) == len({id(parameter) for parameter in listed})
+    assert {id(parameter) for parameter in listed} == {id(parameter) for parameter in model.parameters()}
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    names = dict(model.named_parameters())
+    rate = {name: rates[id(parameter)] for name, parameter in names.items()}
+    assert rate["head.logit_scale"] == rate["backbone.model.visual.proj"] == 1.0
+    assert rate["backbone.model.visual.transformer.resblocks.1.mlp.c_fc.weight"] == 0.5
+    assert rate["backbone.model.visual.transformer.resblocks.0.mlp.c_fc.weight"] == 0.25
+    assert rate["backbone.model.visual.conv1.weight"] == 0.125
+    assert rate["backbone.model.token_embedding.weight"] == 0.25  # one text block between it and the top
+    assert decays[id(names["head.logit_scale"])] == 0
+    assert decays[id(names["backbone.model.visual.conv1.weight"])] == 0.2
+    assert groups[0]["lr"] == 1.0  # the rate that is logged
+
+
+def test_nothing_left_to_train_is_an_error(tmp_path):
+    recipe = tiny_recipe(tmp_path, backbone={"freeze_image": True, "freeze_text": True})
+    model, _ = make_model(recipe, load_data(recipe).splits)
+    for parameter in model.head.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="leave nothing to train"):
+        parameter_groups(model, recipe.training)
+
+
+def test_loud_warnings(tmp_path):
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2, "log_every": 1})
+    _, model, encoder, trainer = pieces(recipe)
+    embeddings = encoder.encode(load_data(recipe).dev)
+    trainer.encode_val = lambda: replace(embeddings, texts=embeddings.texts[:1].expand(60, -1))
+    with pytest.warns(UserWarning, match="the embeddings of texts have collapsed at step 0"):
+        trainer.evaluate()
+    with torch.no_grad():
+        model.head.logit_scale.fill_(math.nan)
+    with pytest.warns(UserWarning, match="the loss is nan at step 1: the weights are lost"):
+        trainer.train()
+
+
+def test_mean_cosine_against_all_pairs():
+    vectors = torch.nn.functional.normalize(torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    cosines = vectors @ vectors.T
+    expected = (cosines.sum() - cosines.trace()) / (7 * 6)
+    assert mean_cosine(vectors) == pytest.approx(float(expected), abs=1e-6)
+    assert mean_cosine(vectors[:1]) == 0
+
+
+def test_batches_are_divided_among_processes_or_refused(tmp_path):
+    recipe = tiny_recipe(tmp_path, training={"batch_size": 500})
+    with pytest.raises(ValueError, match=r"training.batch_size 500 is larger than the training split \(200 pairs\)"):
+        make_sampler(recipe, load_data(recipe))
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_else(monkeypatch):
+    monkeypatch.setattr("clip_itm.training.setup.find_spec", lambda name: None)
+    assert available_trackers("auto") == []
+    with pytest.raises(ValueError, match=r"training.trackers: wandb is not installed"):
+        available_trackers(["wandb"])

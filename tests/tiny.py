@@ -1,0 +1,30 @@
+"""A model, a recipe and data that train in seconds, for several test files."""
+
+import json
+from pathlib import Path
+
+from clip_itm.recipe import Recipe, parse_recipe
+
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def tiny_recipe(folder: Path, **sections: dict) -> Recipe:
+    """The embedded sample at its smallest: 40 training photos, 200 pairs, 6 batches of 32 an epoch."""
+    architecture = folder / "tiny_clip.json"
+    architecture.write_text(json.dumps(TINY_CLIP))
+    content = {
+        "output_dir": str(folder / "run"),
+        "data": {"source": "sample", "train_photos": 40, "val_photos": 12, "test_photos": 12, "image_size": 32},
+        "noise": {"ratio": 0.4},
+        "backbone": {"kind": "open_clip", "model": str(architecture)},
+        "training": {"epochs": 3, "batch_size": 32, "learning_rate": 1e-3, "warmup": 2, "trackers": [], "log_every": 2},
+        "evaluation": {"bootstrap": 20},
+    }
+    for name, keys in sections.items():
+        content[name] = {**content.get(name, {}), **keys}
+    content["data"]["cache_dir"] = str(folder / "cache")
+    return parse_recipe(content, "tiny recipe")
