@@ -61,6 +61,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     if path.is_dir():
+        if not (path / "recipe.yaml").is_file():
+            raise RecipeError(
+                f"{path}: no recipe.yaml in this folder, so it is no run; expected a run or a recipe file"
+            )
         path = path / "recipe.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -10,4 +10,10 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """A frozen part of the recipe: unknown keys are errors, defaults are validated like given values."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,  # YAML reads a folder called 2024 as a number
+    )

@@ -32,7 +32,7 @@ def test_every_verb_explains_itself(verb, capsys):
 
 def test_overrides_may_stand_anywhere():
     own, overrides = split_overrides(
-        "compare --training.epochs 2 a.yaml --noise 0 0.4 --noise.seed=3 --output_dir x".split()
+        ["compare", "--training.epochs", "2", "a.yaml", "--noise", "0", "0.4", "--noise.seed=3", "--output_dir", "x"]
     )
     assert own == ["compare", "a.yaml", "--noise", "0", "0.4"]
     assert overrides == ["--training.epochs", "2", "--noise.seed=3", "--output_dir", "x"]

@@ -1,5 +1,6 @@
 """Two processes against one: gradients of the global batch, and a whole run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -45,14 +46,23 @@ def test_gradients_of_the_global_batch(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_in_two_processes_equals_one(tmp_path):
-    """Same batches, same loss, same steps: only the order of float32 sums differs."""
+    """Two epochs of the trainer in float64: same batches, same loss, same steps."""
     found = {}
     for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        recipe = tiny_recipe(folder, training={"epochs": 2, "learning_rate": 1e-4})
-        (folder / "recipe.yaml").write_text(recipe.to_yaml())
-        launch(processes, str(HERE.parent / "recipes" / "train.py"), str(folder / "recipe.yaml"))
-        found[processes] = load_file(sorted((folder / "run").glob("checkpoint-*"))[-1] / "model.safetensors")
+        out = tmp_path / f"{processes}.safetensors"
+        launch(processes, str(HERE / "distributed_run.py"), str(tmp_path), str(out))
+        found[processes] = load_file(out)
+    assert found[1].keys() == found[2].keys()
     for name, expected in found[1].items():
-        np.testing.assert_allclose(found[2][name], expected, rtol=1e-3, atol=2e-5, err_msg=name)
+        assert expected.dtype == np.float64
+        np.testing.assert_allclose(found[2][name], expected, rtol=1e-7, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes(tmp_path):
+    recipe = tiny_recipe(tmp_path, training={"epochs": 2, "batches": "unique"})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    launch(2, str(HERE.parent / "recipes" / "train.py"), str(tmp_path / "recipe.yaml"))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["provenance"]["machine"]["processes"] == 2
+    assert results["best"]["all"]["images"] == 12

@@ -71,7 +71,7 @@ class ItmTrainer(Trainer):
         return PairLoader(
             self.train_dataset,
             batch_sampler=self.sampler,
-            collate_fn=_as_it_is,
+            collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
             generator=torch.Generator(),  # not the global one, whose state is restored when a run resumes
