@@ -1,0 +1,211 @@
+"""Ranks of the right answers among all photos and all captions, in memory bounded by a block of scores.
+
+A rank is counted, never sorted: 1 + the number of candidates with a strictly greater score. The score of the right
+answer is read from the block that holds its rivals, because the same dot product in a block of another shape may be
+rounded differently, and a last bit that differs turns equal scores into lost (or won) places.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+"""`similarity(images [b, ...], texts [c, ...]) -> [b, c]`: rows are photos."""
+
+BLOCK_BYTES = 64 * 2**20  # of float32 scores; counting needs as much again
+LARGEST_EXACT_COUNT = 2**24  # float32 counts by ones up to here
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """1-based ranks of both retrieval directions, int64 arrays; Q photos that have captions, Nt captions.
+
+    `image_to_text` [Q]: 1 + the number of captions that score strictly higher than the best of the photo's own.
+    `text_to_image` [Nt]: 1 + the number of photos that score strictly higher than the caption's own.
+    `*_pessimistic`: the same with every tied rival counted as ahead; other captions of the photo are no rivals.
+    `query_image` [Q]: photo number of each entry of `image_to_text`, ascending.
+    `caption_image` [Nt]: photo number of each caption.
+    """
+
+    image_to_text: np.ndarray
+    image_to_text_pessimistic: np.ndarray
+    text_to_image: np.ndarray
+    text_to_image_pessimistic: np.ndarray
+    query_image: np.ndarray
+    caption_image: np.ndarray
+
+
+def compute_ranks(
+    images: Tensor,
+    texts: Tensor,
+    caption_image: np.ndarray | Tensor,
+    similarity: Similarity | None = None,
+    block_size: int | None = None,
+    device: str | torch.device | None = None,
+) -> Ranks:
+    """Ranks of every photo's best caption and of every caption's photo.
+
+    images: [Ni, ...], texts: [Nt, ...] embeddings (for the default similarity [N, D], of any floating type).
+    caption_image: int [Nt], the photo number of each caption, in any order; a photo without captions is a rival of the
+        others but no query.
+    similarity: see `Similarity`; by default the dot product in float32 (normalise before for cosines).
+    block_size: queries (photos, then captions) scored at once against all candidates; by default as many as fit
+        64 MiB of float32 scores. A block that holds all photos is scored once and serves both directions.
+    device: where the scores are computed (default: where the embeddings are).
+
+    Autocast and reduced-precision matrix products are off inside. Raises ValueError for empty or mismatched input,
+    photo numbers out of range, and scores that are not numbers.
+    """
+    owner = check_owners(caption_image, len(images), len(texts))
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size is {block_size}; expected a positive number of queries, or None")
+    images, texts = (x if device is None else x.to(device) for x in (images, texts))
+    if similarity is None:
+        images, texts = prepare_dot_product(images, texts)
+        similarity = DotProduct()
+    owner = owner.to(images.device)
+    num_images, num_texts = len(images), len(texts)
+    photos_at_once = min(num_images, block_size or max(1, BLOCK_BYTES // (4 * num_texts)))
+    captions_at_once = min(num_texts, block_size or max(1, BLOCK_BYTES // (4 * num_images)))
+    one_block = photos_at_once == num_images
+    cells = photos_at_once * num_texts if one_block else max(photos_at_once * num_texts, captions_at_once * num_images)
+    scratch = torch.empty(cells, dtype=torch.float32, device=owner.device)
+
+    by_image = torch.argsort(owner, stable=True)
+    first_caption = torch.searchsorted(owner[by_image], torch.arange(num_images + 1, device=owner.device)).tolist()
+    image_ranks = torch.zeros(2, num_images, dtype=torch.int64, device=owner.device)
+    text_ranks = torch.zeros(2, num_texts, dtype=torch.int64, device=owner.device)
+
+    with torch.inference_mode(), exact_float32(images.device):
+        for start in range(0, num_images, photos_at_once):
+            block = slice(start, start + photos_at_once)
+            own = by_image[first_caption[start] : first_caption[min(block.stop, num_images)]]
+            scores = score(similarity, images[block], texts)
+            image_ranks[:, block] = rank_captions(scores, owner[own] - start, own, scratch)
+            if one_block:
+                text_ranks[:] = rank_photos(scores, owner, scratch)
+            del scores  # before the next block is made, not after it
+        for start in range(0, 0 if one_block else num_texts, captions_at_once):
+            block = slice(start, start + captions_at_once)
+            text_ranks[:, block] = rank_photos(score(similarity, images, texts[block]), owner[block], scratch)
+
+    query = torch.unique(owner)
+    best, worst = image_ranks[:, query].cpu().numpy()
+    return Ranks(best, worst, *text_ranks.cpu().numpy(), query.cpu().numpy(), owner.cpu().numpy())
+
+
+def rank_captions(scores: Tensor, row: Tensor, column: Tensor, scratch: Tensor) -> Tensor:
+    """Ranks [2, b] (optimistic, pessimistic) of each photo's best own caption; scores [b, Nt] against all captions.
+
+    Own caption `column[n]` belongs to the photo in row `row[n]`. A row without captions gets a rank that means nothing.
+    """
+    own = scores[row, column]
+    best = scores.new_full((len(scores),), -torch.inf).scatter_reduce_(0, row, own, "amax")
+    greater, at_least = count_rivals(scores, best[:, None], 1, scratch)
+    own_at_best = torch.zeros_like(at_least).index_add_(0, row, (own == best[row]).long())
+    return torch.stack([1 + greater, 1 + at_least - own_at_best])
+
+
+def rank_photos(scores: Tensor, owner: Tensor, scratch: Tensor) -> Tensor:
+    """Ranks [2, c] (optimistic, pessimistic) of each caption's photo `owner` [c]; scores [Ni, c] against all photos."""
+    own = scores.gather(0, owner[None])
+    greater, at_least = count_rivals(scores, own, 0, scratch)
+    return torch.stack([1 + greater, at_least])
+
+
+def count_rivals(scores: Tensor, threshold: Tensor, dim: int, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """How many scores [b, c] are greater than, and how many at least, the threshold ([b, 1] or [1, c]), along `dim`."""
+    # Zeros and ones in float32, added in float32: ten times faster on a CPU than the sum of a boolean mask. The memory
+    # is used again and again, because fresh pages cost as much as the counting, and laid out like the scores.
+    mask = scratch[: scores.numel()]
+    mask = mask.view(scores.T.shape).T if scores.T.is_contiguous() else mask.view(scores.shape)
+    total = torch.float32 if scores.shape[dim] <= LARGEST_EXACT_COUNT else torch.float64
+    greater = torch.gt(scores, threshold, out=mask).sum(dim, dtype=total)
+    at_least = torch.ge(scores, threshold, out=mask).sum(dim, dtype=total)
+    return greater.long(), at_least.long()
+
+
+def score(similarity: Similarity, images: Tensor, texts: Tensor) -> Tensor:
+    """A block of scores [b, c]; refuses another shape or type, and scores that are not numbers."""
+    scores = similarity(images, texts)
+    if scores.shape != (len(images), len(texts)) or not scores.is_floating_point():
+        raise ValueError(
+            f"similarity returned {scores.dtype} {tuple(scores.shape)} for {len(images)} photos and {len(texts)} "
+            f"captions; expected floating scores ({len(images)}, {len(texts)}), rows are photos"
+        )
+    # One fast pass; its sum is NaN wherever a score is (and for +inf beside -inf, hence the second look).
+    if scores.sum().isnan() and (count := int(scores.isnan().sum())):
+        raise ValueError(
+            f"{count} of {scores.numel()} similarities in a block are NaN: check the embeddings for NaN and infinity"
+        )
+    return scores
+
+
+class DotProduct:
+    """`images @ texts.T`, [b, D], [c, D] -> [b, c], in memory that the next call uses again.
+
+    Fresh pages, and the larger matrix on the left, would each make the products of blocks a third slower on a CPU.
+    """
+
+    def __init__(self):
+        self.memory = torch.empty(0)
+
+    def __call__(self, images: Tensor, texts: Tensor) -> Tensor:
+        few, many = (images, texts) if len(images) <= len(texts) else (texts, images)
+        cells = len(few) * len(many)
+        if self.memory.numel() < cells:
+            self.memory = few.new_empty(cells)
+        scores = torch.mm(few, many.T, out=self.memory[:cells].view(len(few), len(many)))
+        return scores if few is images else scores.T
+
+
+def prepare_dot_product(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as [N, D] of one type, float32 or wider: scores in half precision tie, which moves R@1 by half a point."""
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"expected photo embeddings [Ni, D] and caption embeddings [Nt, D], got {tuple(images.shape)} and "
+            f"{tuple(texts.shape)}; pass `similarity` for embeddings of another kind"
+        )
+    dtype = torch.promote_types(torch.promote_types(images.dtype, texts.dtype), torch.float32)
+    return images.to(dtype), texts.to(dtype)
+
+
+def check_owners(caption_image: np.ndarray | Tensor, num_images: int, num_texts: int) -> Tensor:
+    """`caption_image` as an int64 tensor [Nt] on the CPU."""
+    owner = torch.as_tensor(caption_image)
+    if not num_images or not num_texts:
+        raise ValueError(
+            f"nothing to rank: {num_images} photos and {num_texts} captions; expected at least one of each"
+        )
+    if owner.is_floating_point() or owner.is_complex() or owner.dtype == torch.bool or owner.shape != (num_texts,):
+        raise ValueError(
+            f"caption_image has shape {tuple(owner.shape)} and type {owner.dtype}; expected one photo number (integer) "
+            f"for each of the {num_texts} captions"
+        )
+    outside = ((owner < 0) | (owner >= num_images)).nonzero()
+    if len(outside):
+        first = int(outside[0])
+        raise ValueError(
+            f"caption_image[{first}] is {int(owner[first])}, but photo numbers go from 0 to {num_images - 1} "
+            f"({len(outside)} captions are out of range)"
+        )
+    return owner.to("cpu", torch.int64)
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Float32 matrix products stay float32: no autocast, TF32 or bfloat16 passes, whatever the training run has set."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

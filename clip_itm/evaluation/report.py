@@ -1,0 +1,72 @@
+"""Results as a table for the terminal, and as Markdown.
+
+A row of a table is a label and a result as plain data: `RetrievalResult.as_dict()`, or the same read back from JSON.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from clip_itm.evaluation.recall import RECALLS, SUMMARIES
+
+Row = tuple[str, Mapping]
+COLUMNS = (*RECALLS, SUMMARIES[0])
+HEADERS = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum")
+
+
+def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: bool = True) -> Table:
+    """A table for `rich.console.Console().print`: one row a method, 95 % intervals below the figures."""
+    with_protocol = protocols_differ(rows)
+    table = Table(title=title, title_justify="left", caption=footnote(rows), caption_justify="left")
+    table.add_column("method")
+    if with_protocol:
+        table.add_column("protocol")
+    for header in HEADERS:
+        table.add_column(header, justify="right")
+    for label, result in rows:
+        cells = [
+            f"{figure}\n[dim]{spread}[/dim]" if spread else figure for figure, spread in figures(result, intervals)
+        ]
+        table.add_row(label, *([result["protocol"]] if with_protocol else []), *cells)
+    return table
+
+
+def markdown_table(rows: Sequence[Row], intervals: bool = True) -> str:
+    """The same as GitHub Markdown, for model cards and READMEs; ends with a newline."""
+    with_protocol = protocols_differ(rows)
+    left = ["method", "protocol"] if with_protocol else ["method"]
+    lines = [left + list(HEADERS), [":--"] * len(left) + ["--:"] * len(HEADERS)]
+    for label, result in rows:
+        cells = [f"{figure} ({spread})" if spread else figure for figure, spread in figures(result, intervals)]
+        label = label.replace("|", "\\|")
+        lines.append([label, *([result["protocol"]] if with_protocol else []), *cells])
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return f"{table}\n{footnote(rows)}\n"
+
+
+def figures(result: Mapping, intervals: bool) -> list[tuple[str, str]]:
+    """(value, interval or "") of each column, with one decimal."""
+    spreads = result["intervals"] if intervals else {}
+    return [
+        (f"{result['metrics'][name]:.1f}", "{:.1f}–{:.1f}".format(*spreads[name]) if name in spreads else "")
+        for name in COLUMNS
+    ]
+
+
+def protocols_differ(rows: Sequence[Row]) -> bool:
+    return len({result["protocol"] for _, result in rows}) > 1
+
+
+def footnote(rows: Sequence[Row]) -> str:
+    """What was ranked against what, what the intervals are, and how much hangs on ties."""
+    sizes = dict.fromkeys((r["protocol"], r["images"], r["captions"], len(r["folds"])) for _, r in rows)
+    parts = [
+        f"{protocol}: {images:,} photos, {captions:,} captions" + (f", mean of {folds} folds" if folds else "")
+        for protocol, images, captions, folds in sizes
+    ]
+    if drawn := [result["bootstrap"] for _, result in rows if result["intervals"]]:
+        parts.append(f"ranges: {drawn[0]['level']} % bootstrap intervals over photos")
+    gap = max((result["tie_gap"]["rsum"] for _, result in rows), default=0.0)
+    if gap >= 0.005:
+        parts.append(f"ties count as won; lost, they would cost up to {gap:.2f} rsum")
+    return "; ".join(parts) + "."

@@ -1,0 +1,100 @@
+"""What an evaluation under one protocol gives: numbers for tables, ranks for plots and paired tests."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from clip_itm.evaluation.ranking import Ranks
+from clip_itm.evaluation.recall import (
+    LEVEL,
+    bootstrap_recalls,
+    mean_metrics,
+    percentile_interval,
+    recall_metrics,
+    tie_gaps,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalResult:
+    """Metrics (names as in `recall_metrics`), 95 % intervals, and how much of each recall hangs on ties.
+
+    `folds` holds the ranks of every query, one `Ranks` a fold; photo numbers in it count from the start of the fold.
+    `replicates` is the size of the bootstrap (0: no intervals), `seed` its seed.
+    """
+
+    protocol: str
+    folds: tuple[Ranks, ...]
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    tie_gap: dict[str, float]
+    replicates: int
+    seed: int
+
+    @classmethod
+    def from_ranks(cls, protocol: str, folds: Sequence[Ranks], replicates: int = 1000, seed: int = 0):
+        draws = bootstrap_recalls(folds, replicates, seed) if replicates else {}
+        return cls(
+            protocol=protocol,
+            folds=tuple(folds),
+            metrics=mean_metrics(folds),
+            intervals={name: percentile_interval(values) for name, values in draws.items()},
+            tie_gap=tie_gaps(folds),
+            replicates=replicates,
+            seed=seed,
+        )
+
+    @property
+    def num_images(self) -> int:
+        """Photos that are queries, over all folds."""
+        return sum(len(ranks.query_image) for ranks in self.folds)
+
+    @property
+    def num_captions(self) -> int:
+        return sum(len(ranks.caption_image) for ranks in self.folds)
+
+    def as_dict(self) -> dict:
+        """Plain JSON: everything but the ranks; the metrics of each fold where there are several."""
+        return {
+            "protocol": self.protocol,
+            "images": self.num_images,
+            "captions": self.num_captions,
+            "metrics": self.metrics,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "tie_gap": self.tie_gap,
+            "folds": [recall_metrics(ranks) for ranks in self.folds] if len(self.folds) > 1 else [],
+            "bootstrap": {"replicates": self.replicates, "seed": self.seed, "level": LEVEL},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """The ranks of every query as a compressed `.npz`, from which `load` makes the same result again."""
+        path = Path(path)
+        arrays = {
+            f"fold{number}_{field.name}": getattr(ranks, field.name)
+            for number, ranks in enumerate(self.folds)
+            for field in fields(Ranks)
+        }
+        about = {"protocol": self.protocol, "folds": len(self.folds), "bootstrap": (self.replicates, self.seed)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **about, **arrays)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RetrievalResult":
+        with np.load(path, allow_pickle=False) as saved:
+            missing = {"protocol", "folds", "bootstrap"} - set(saved)
+            if missing:
+                raise ValueError(
+                    f"{path} holds no ranks ({', '.join(sorted(missing))} missing); expected a saved result"
+                )
+            replicates, seed = saved["bootstrap"].tolist()
+            folds = [
+                Ranks(**{field.name: saved[f"fold{number}_{field.name}"] for field in fields(Ranks)})
+                for number in range(int(saved["folds"]))
+            ]
+            return cls.from_ranks(str(saved["protocol"]), folds, replicates, seed)

@@ -1,0 +1,105 @@
+"""The documentation is true: commands parse, recipes exist and are valid, links lead somewhere, code runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny import tiny_recipe
+
+from clip_itm.cli import main, make_parser, split_overrides
+from clip_itm.recipe import load_recipe, parse_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "recipes" / "README.md", *ROOT.glob("docs/*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of every `clip-itm ...` and of every launch of recipes/*.py in the pages and recipes."""
+    found = []
+    for page in [*PAGES, *ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/*/*.yaml"), ROOT / "accelerate_config.yaml"]:
+        text = page.read_text().replace("\\\n#", "").replace("\\\n", "")
+        for line in re.findall(r"(?:^ *|`|# {2,})((?:clip-itm|accelerate launch) [^`\n]+)", text, re.M):
+            words = shlex.split(line, comments=True)
+            if words[0] == "accelerate":
+                script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+                words = ["clip-itm", Path(words[script]).stem, *words[script + 1 :]]
+            if len(words) > 2 and not words[2].isupper():
+                found.append((page.relative_to(ROOT).as_posix(), words[1:]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_commands_parse_and_their_recipes_are_valid(page, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    own, overrides = split_overrides(words)
+    if "--help" in own:
+        return
+    args = make_parser().parse_args(own)
+    for name in ("recipe", "recipes", "what"):
+        value = getattr(args, name, None) or []
+        for file in [value] if isinstance(value, str) else value:
+            if file.startswith("recipes/"):
+                load_recipe(file, overrides)
+
+
+def test_there_are_commands_to_check():
+    pages = {page for page, _ in commands()}
+    assert {"README.md", "docs/training.md", "docs/noise.md", "recipes/README.md", "recipes/train.py"} <= pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+def test_yaml_of_the_readme_is_a_recipe():
+    import yaml
+
+    for block in blocks(ROOT / "README.md", "yaml"):
+        assert parse_recipe(yaml.safe_load(block), "README.md").data.source == "folder"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run(tmp_path, capsys):
+    """The same verbs on the smallest sample, and the code that uses the model."""
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    file = tmp_path / "my.yaml"
+    file.write_text(recipe.to_yaml())
+    folder = str(tmp_path / "run")
+    for words in (
+        ["data", "check", str(file)],
+        ["train", str(file)],
+        ["evaluate", folder, "--plot", str(tmp_path / "recall.png")],
+        ["noise", "make", str(file), "--out", str(tmp_path / "noise.npz")],
+        ["noise", "info", str(tmp_path / "noise.npz"), str(file)],
+        ["compare", str(file), "--noise", "0", "--seeds", "0", "--out", str(tmp_path / "grid")],
+    ):
+        assert main(words) == 0, words
+    code = blocks(ROOT / "README.md", "python")[0].replace("runs/my/best", f"{folder}/best")
+    names = {}
+    exec(code, names)
+    assert names["texts"].shape == (1, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run_from_top_to_bottom(notebook, monkeypatch):
+    import json
+
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(ROOT / "notebooks")
+    names = {}
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [], "outputs are stripped in git"
+            exec("".join(cell["source"]), names)
+    assert names["results"]["best"]["all"]["metrics"]["rsum"] > names["results"]["zero_shot"]["all"]["metrics"]["rsum"]
