@@ -127,7 +127,7 @@ def main() -> None:
 
     child = subprocess.run([sys.executable, *sys.argv, "--child"], stdout=subprocess.PIPE, text=True, check=True)
     report = json.loads(child.stdout)
-    write_json(args.output, report)
+    write_json(Path(args.output), report)
 
     machine, times = report["machine"], report["seconds"]
     table = Table(title=f"{report['photos']:,} photos x {report['captions']:,} captions x {report['width']}")
