@@ -41,6 +41,13 @@ def test_golden_token_ids(golden, processor):
     np.testing.assert_array_equal(batch["attention_mask"].sum(1), lengths)
 
 
+@pytest.mark.parametrize("name", ["coco", "f30k", "cc"])
+def test_golden_tokens_of_training_pairs(golden, processor, name):
+    arrays = golden("npc_dataset_layout")
+    batch = processor(text=arrays[f"{name}_caps_lines"].tolist())
+    np.testing.assert_array_equal(padded(batch), arrays[f"{name}_train_tokens"][:, 0])
+
+
 def test_batches_are_as_wide_as_their_longest_caption(processor):
     batch = processor(text=["a dog", "a dog runs over the grass"])
     assert batch["input_ids"].shape == (2, 8)

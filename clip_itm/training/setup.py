@@ -227,6 +227,7 @@ def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
         dataloader_num_workers=recipe.data.num_workers,
         remove_unused_columns=False,
         use_cpu=state.device.type == "cpu",
+        disable_tqdm=False,  # its default depends on the log level that an earlier run in this process has set
         log_level="error",  # what a user has to know comes through warnings
     )
     # several GPUs in one process would be DataParallel, which tears a batch apart; `accelerate launch` is the way
