@@ -1,1 +1,23 @@
 """Fine-tune CLIP for image-text matching when some of the captions are wrong."""
+
+import importlib
+
+EXPORTS = {
+    "ItmConfig": "clip_itm.configuration",
+    "ItmModel": "clip_itm.model",
+    "ItmProcessor": "clip_itm.processing",
+    "Recipe": "clip_itm.recipe",
+    "load_recipe": "clip_itm.recipe",
+    "train": "clip_itm.training.run",
+}
+
+
+def __getattr__(name: str):
+    """The names of `EXPORTS`, imported when they are asked for: `import clip_itm` must not wait for torch."""
+    if name not in EXPORTS:
+        raise AttributeError(f"module 'clip_itm' has no attribute {name!r}")
+    return getattr(importlib.import_module(EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *EXPORTS]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from clip_itm.backbones.build import add_lora, build_backbone, freeze
@@ -130,3 +130,4 @@ class ItmModel(PreTrainedModel):
 
 AutoConfig.register("clip_itm", ItmConfig)
 AutoModel.register(ItmConfig, ItmModel)
+AutoProcessor.register(ItmConfig, ItmProcessor)

@@ -21,12 +21,15 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands() -> list[tuple[str, list[str]]]:
     """(page, words) of every `clip-itm ...` and of every launch of recipes/*.py in the pages and recipes."""
     found = []
-    for page in [*PAGES, *ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/*/*.yaml"), ROOT / "accelerate_config.yaml"]:
+    pages = [page for page in PAGES if page.name != "bad_input.md"]  # answers, not commands
+    for page in [*pages, *ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/*/*.yaml"), ROOT / "accelerate_config.yaml"]:
         text = page.read_text().replace("\\\n#", "").replace("\\\n", "")
         for line in re.findall(r"(?:^ *|`|# {2,})((?:clip-itm|accelerate launch) [^`\n]+)", text, re.M):
             words = shlex.split(line, comments=True)
             if words[0] == "accelerate":
-                script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+                script = next((number for number, word in enumerate(words) if word.endswith(".py")), None)
+                if script is None:
+                    continue
                 words = ["clip-itm", Path(words[script]).stem, *words[script + 1 :]]
             if len(words) > 2 and not words[2].isupper():
                 found.append((page.relative_to(ROOT).as_posix(), words[1:]))

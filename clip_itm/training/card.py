@@ -47,11 +47,9 @@ Caption noise in training: ratio {noise["ratio"]:g} at {noise["level"]} level, s
 ## How to load it
 
 ```python
-import clip_itm.model
-from transformers import AutoModel
-from clip_itm.processing import ItmProcessor
+from clip_itm import ItmModel, ItmProcessor
 
-model = AutoModel.from_pretrained("PATH").eval()
+model = ItmModel.from_pretrained("PATH").eval()
 processor = ItmProcessor.from_pretrained("PATH")
 images = model.encode_images(processor(images=[photo], return_tensors="pt")["pixel_values"])
 texts = model.encode_texts(**processor(text=["a dog in the snow"], return_tensors="pt"))

@@ -109,7 +109,7 @@ def _open_folder(recipe: Recipe, folder: Path, overwrite: bool) -> dict | None:
     if found.sha256 != recipe.sha256:
         raise ValueError(
             f"{folder} holds a run of another recipe (different: {', '.join(_differences(found, recipe))}); "
-            "choose another --output_dir, or pass --overwrite to delete that run"
+            "choose another folder, or delete that run (`clip-itm train --overwrite`)"
         )
     results = folder / RESULTS
     return json.loads(results.read_text()) if results.is_file() else None

@@ -16,6 +16,7 @@ from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Split
+from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
 from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.evaluation.recall import recall_metrics
 from clip_itm.model import ItmModel
@@ -255,8 +256,16 @@ def available_trackers(trackers: str | list[str]) -> list[str]:
     return list(trackers)
 
 
+def check_protocols(recipe: Recipe, split: Split) -> None:
+    """ValueError where a protocol is not defined for a split of this size."""
+    gallery = Gallery(torch.empty(len(split), 0), torch.empty(len(split.pairs), 0), torch.from_numpy(split.pairs.image))
+    for name in recipe.evaluation.protocols:
+        PROTOCOLS[name](gallery)
+
+
 def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]:
     """All that can be checked before a model is built."""
     available_trackers(recipe.training.trackers)
     data = load_data(recipe)
+    check_protocols(recipe, final_split(recipe, data.splits))
     return data, make_sampler(recipe, data), describe_run(recipe, data.splits, data.noise)

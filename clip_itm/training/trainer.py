@@ -62,7 +62,6 @@ class ItmTrainer(Trainer):
         if self.pop_callback(ProgressCallback):
             self.add_callback(ConsoleCallback())
         self.model_accepts_loss_kwargs = False  # the loss is a mean; accumulation divides it
-        self.current_epoch_steps = len(sampler)
 
     # Batches
 
