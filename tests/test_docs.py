@@ -47,7 +47,7 @@ def test_commands_parse_and_their_recipes_are_valid(page, words, monkeypatch):
         value = getattr(args, name, None) or []
         for file in [value] if isinstance(value, str) else value:
             if file.startswith("recipes/"):
-                load_recipe(file, overrides)
+                assert load_recipe(file, overrides).output_dir
 
 
 def test_there_are_commands_to_check():

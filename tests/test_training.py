@@ -194,6 +194,7 @@ def test_nothing_left_to_train_is_an_error(tmp_path):
         parameter_groups(model, recipe.training)
 
 
+@pytest.mark.filterwarnings("ignore:the (loss|embeddings)")  # the same ones again, later in the run
 def test_loud_warnings(tmp_path):
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2, "log_every": 1})
     _, model, encoder, trainer = pieces(recipe)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def photo_row(photo: str | Path, image_id: str, captions: list[str], caption_ids
     }
 
 
-class CaptionedImages(datasets.GeneratorBasedBuilder):
+class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
     """Base of the sources. A subclass implements `split_rows`, and `depends_on` if it reads files.
 
     `load()` gives {"train" | "val" | "test": datasets.Dataset of ROW_FEATURES}. What a reader has to say about the
@@ -45,18 +46,17 @@ class CaptionedImages(datasets.GeneratorBasedBuilder):
     `Dataset.info.description`.
     """
 
+    # True where a list of photos is known to name some that nobody has: they are left out, and no error
+    missing_is_normal = False
+
     def __init__(self, data: DataSection):
         self.data = data
         self.notes: list[str] = []
         super().__init__(cache_dir=str(cache_folder(data) / "rows"), dataset_name=data.source, hash=self._key())
 
-    missing_is_normal = (
-        False  # True where a list of photos is known to name some that nobody has: dropped, not an error
-    )
-
+    @abstractmethod
     def split_rows(self) -> dict[str, Rows]:
         """The rows of every split, by split name (train, val, test)."""
-        raise NotImplementedError
 
     def depends_on(self) -> list[Path]:
         """Files whose content, and folders whose list of names, decide the rows."""
