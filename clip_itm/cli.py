@@ -42,6 +42,7 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 def main(words: list[str] | None = None) -> int:
     """Run one command. Exit status: 0, 1 (the answer is no), 2 (a user's mistake, told without a traceback)."""
     keep_freed_memory()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked; it would warn at every fork
     own, overrides = split_overrides(sys.argv[1:] if words is None else words)
     args = make_parser().parse_args(own)
     args.overrides = overrides

@@ -59,7 +59,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
         _say(f"resuming from {checkpoint}")
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last.npz")
-    best = Path(trainer.state.best_model_checkpoint)
+    best = folder / f"checkpoint-{trainer.state.best_global_step}"  # not the path in the state: a run may be moved
     model.load_state_dict(ItmModel.from_pretrained(best).state_dict())
     results["best"] = evaluate_split(recipe, final, encoder, folder / "ranks_best.npz")
     results |= {
