@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 
 from clip_itm.commands import compare, data, evaluate, noise, train
 from clip_itm.memory import keep_freed_memory
@@ -42,20 +43,27 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 def main(words: list[str] | None = None) -> int:
     """Run one command. Exit status: 0, 1 (the answer is no), 2 (a user's mistake, told without a traceback)."""
     keep_freed_memory()
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked; it would warn at every fork
     own, overrides = split_overrides(sys.argv[1:] if words is None else words)
     args = make_parser().parse_args(own)
     args.overrides = overrides
     try:
         return COMMANDS[args.verb].run(args) or 0
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("CLIP_ITM_DEBUG"):
             raise
-        print(f"clip-itm {args.verb}: {error}", file=sys.stderr)
+        print(f"clip-itm {args.verb}: {_told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _told(error: Exception) -> str:
+    """The message; without the traceback that a loader process packs into it."""
+    text = str(error)
+    return text.rpartition("\nValueError: ")[2].strip() if "Original Traceback" in text else text
 
 
 if __name__ == "__main__":

@@ -8,7 +8,18 @@ processes, which makes it the gradient of the mean over the global batch (equal 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+
+
+def start_processes():
+    """accelerate's `PartialState` of this launch; to be called before anything asks how many processes there are.
+
+    A bare `PartialState()` ignores `ACCELERATE_USE_CPU`: every process of a CPU launch would believe that it is alone
+    and train on the whole batch.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def num_processes() -> int:
@@ -19,11 +30,24 @@ def process_index() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
+class _Gather(torch.autograd.Function):
+    """All rows forward; backward, the gradients that all processes have for the own rows, added up."""
+
+    @staticmethod
+    def forward(context, rows: Tensor) -> Tensor:
+        context.own = slice(process_index() * len(rows), (process_index() + 1) * len(rows))
+        return gather_constant(rows)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[context.own]
+
+
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """[b, ...] of every process -> [W * b, ...] in their order; the gradient flows back to each of them."""
-    if num_processes() == 1:
-        return rows
-    return torch.cat(all_gather(rows.contiguous()))
+    return rows if num_processes() == 1 else _Gather.apply(rows)
 
 
 def gather_constant(rows: Tensor) -> Tensor:

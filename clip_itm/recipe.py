@@ -38,9 +38,10 @@ class Recipe(Section):
 
     @property
     def sha256(self) -> str:
-        """Hash of what decides the outcome: output folder, caches, loader processes and trackers are left out."""
+        """Hash of what decides the outcome: folders, loader processes, logging and evaluation batches are left out."""
         content = self.model_dump(mode="json")
-        del content["output_dir"], content["training"]["trackers"]
+        del content["output_dir"], content["training"]["trackers"], content["training"]["log_every"]
+        del content["evaluation"]["batch_size"]
         for key in ("cache_dir", "num_workers"):
             content["data"].pop(key)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

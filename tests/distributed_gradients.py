@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_itm.configuration import ItmConfig
+from clip_itm.distributed import start_processes
 from clip_itm.model import ItmModel
 
 PAIRS = 8
 
 
 def main(config_file: str, out: str) -> None:
-    state = PartialState(cpu=True)
+    state = start_processes()
     torch.manual_seed(0)
     config = json.loads(Path(config_file).read_text())
     gradients = {}

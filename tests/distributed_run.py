@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 from tiny import tiny_recipe
 
+from clip_itm.distributed import start_processes
 from clip_itm.training.setup import Encoder, make_model, make_trainer, prepare
 
 
 def main(folder: str, out: str) -> None:
-    state = PartialState(cpu=True)
+    state = start_processes()
     training = {"epochs": 2, "precision": "fp32", "batches": "random"}
     recipe = tiny_recipe(Path(folder), training=training, backbone={"word_dropout": 0.0})
     data, sampler, provenance = prepare(recipe)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny import tiny_recipe
 
 from clip_itm.cli import main
@@ -23,7 +24,7 @@ def recipe_file(tmp_path_factory):
 def test_train_then_evaluate(recipe_file, capsys):
     assert main(["train", str(recipe_file)]) == 0
     printed = capsys.readouterr()
-    assert "best by dev (step 4)" in printed.out
+    assert "best checkpoint by dev (step 4)" in printed.out
     assert "40 photos" in printed.err
     assert main(["train", str(recipe_file)]) == 0
     assert "this run is finished" in capsys.readouterr().err
@@ -58,7 +59,7 @@ def test_compare_runs_a_grid_once(recipe_file, capsys):
     best = [row for row in comparison["rows"] if row["stage"] == "best"]
     assert [(row["noise"], row["seeds"]) for row in best] == [(0.0, 2), (0.4, 2)]
     written = (out / "comparison.md").read_text()
-    assert "best by dev" in written
+    assert "best checkpoint by dev" in written
     assert "±" in written
     assert (out / "queries.png").read_bytes().startswith(b"\x89PNG")
     hashes = {run["provenance"]["noise"]["sha256"] for run in comparison["runs"]}
@@ -101,3 +102,25 @@ def test_a_mistake_in_any_recipe_is_told_before_the_first_run(recipe_file, tmp_p
     assert main(["compare", str(recipe_file), str(broken), "--out", str(out)]) == 2
     assert "backbone.kind" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_an_unfinished_run_is_not_evaluated_as_if_it_were(recipe_file, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(recipe_file.read_text())
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "this run is not finished" in capsys.readouterr().err
+
+
+def test_rows_of_a_table_stand_on_the_same_data_and_noise(recipe_file, tmp_path, capsys):
+    for section, key, value, message in (
+        ("data", "train_photos", 50, "data.train_photos differ"),
+        ("noise", "seed", 3, "noise.seed differ"),
+        ("noise", "file", "noise.npz", "noise.file fixes the noise"),
+        ("evaluation", "split", "val", "evaluation sections differ"),
+    ):
+        content = yaml.safe_load(recipe_file.read_text())
+        content[section][key] = value
+        (tmp_path / "other.yaml").write_text(yaml.safe_dump(content))
+        words = ["compare", str(recipe_file), str(tmp_path / "other.yaml"), "--out", str(tmp_path / "grid")]
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "grid").exists()

@@ -225,6 +225,10 @@ backbone:
   kind: timm-words
   max_words: 2
   min_word_count: {min_word_count}
+training:
+  batch_size: 1
+evaluation:
+  split: val
 """
 
 

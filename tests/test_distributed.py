@@ -27,6 +27,11 @@ def launch(processes: int, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def logged_losses(run: Path) -> list[float]:
+    state = json.loads((sorted(run.glob("checkpoint-*"))[-1] / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
 @pytest.mark.slow
 def test_gradients_of_the_global_batch(tmp_path):
     config = OpenClipBackbone(model="tiny", model_config_dict={"model_cfg": TINY_CLIP})
@@ -60,9 +65,16 @@ def test_a_run_in_two_processes_equals_one(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_in_two_processes(tmp_path):
-    recipe = tiny_recipe(tmp_path, training={"epochs": 2, "batches": "unique"})
+    recipe = tiny_recipe(tmp_path, training={"epochs": 2, "batches": "unique", "learning_rate": 1e-4})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    launch(2, str(HERE.parent / "recipes" / "train.py"), str(tmp_path / "recipe.yaml"))
+    script = str(HERE.parent / "recipes" / "train.py")
+    launch(2, script, str(tmp_path / "recipe.yaml"), "--training.log_every", "1")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["provenance"]["machine"]["processes"] == 2
-    assert results["best"]["all"]["images"] == 12
+    launch(
+        1, script, str(tmp_path / "recipe.yaml"), "--training.log_every", "1", "--output_dir", str(tmp_path / "alone")
+    )
+    losses = [logged_losses(tmp_path / place) for place in ("run", "alone")]
+    assert len(losses[0]) == 2
+    # a process that took the whole batch for its own would be off by ln 2
+    np.testing.assert_allclose(*losses, atol=0.02)

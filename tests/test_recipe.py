@@ -64,7 +64,8 @@ def test_overrides():
         "--noise.ratio", "0.4", "--training.learning_rate=2e-5", "--training.trackers", "[]", "--output_dir", "runs/x"
     )
     assert (recipe.noise.ratio, recipe.training.learning_rate) == (0.4, 2e-5)
-    assert (recipe.training.trackers, recipe.output_dir) == ([], "runs/x")
+    assert (recipe.training.trackers, recipe.output_dir) == ((), "runs/x")
+    assert parse(MINIMAL).with_overrides("--training.trackers", "auto").training.trackers == ("auto",)
     with pytest.raises(RecipeError, match=r"--noise.ratio: the value is missing"):
         parse(MINIMAL).with_overrides("--noise.ratio")
     with pytest.raises(RecipeError, match=r"noise.ration: unknown key; did you mean 'ratio'"):

@@ -17,7 +17,7 @@ from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.optimizer import parameter_groups
-from clip_itm.training.run import train
+from clip_itm.training.run import beaten_by_step_0, train
 from clip_itm.training.setup import (
     Encoder,
     available_trackers,
@@ -94,12 +94,34 @@ def test_overwrite_starts_anew(tmp_path):
     assert load_recipe(other.output_dir) == other
 
 
-def test_changed_captions_do_not_go_on_silently(tmp_path):
+def test_overwrite_deletes_runs_only_and_only_when_the_new_one_can_start(tmp_path):
+    precious = tmp_path / "run" / "photo.jpg"
+    precious.parent.mkdir()
+    precious.write_bytes(b"photo")
+    with pytest.raises(ValueError, match="is no run of clip-itm: --overwrite does not delete it"):
+        train(tiny_recipe(tmp_path), overwrite=True)
+    assert precious.exists()
+    precious.unlink()
+    recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    with pytest.raises(ValueError, match=r"training.batch_size 5000"):
+        train(recipe.with_overrides("--training.batch_size", "5000"), overwrite=True)
+    assert (Path(recipe.output_dir) / "results.json").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_data_do_not_go_on_silently(tmp_path, finished):
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
     folder = Path(recipe.output_dir)
-    data = load_data(recipe)
-    CaptionNoise.draw(data.train.pairs, ratio=0.4, level="caption", seed=7).save(folder / "noise.npz")
-    with pytest.raises(ValueError, match=r"noise.npz: the run began with noise \w{12}, the data now give \w{12}"):
+    train(recipe)
+    if not finished:
+        (folder / "results.json").unlink()
+    began = json.loads((folder / "provenance.json").read_text())
+    began["splits"]["val"]["sha256"] = began["noise"]["sha256"] = "0" * 64
+    (folder / "provenance.json").write_text(json.dumps(began))
+    with pytest.raises(
+        ValueError, match=r"the data have changed .*\(val 000000000000 -> \w{12}, noise 000000000000 -> "
+    ):
         train(recipe)
 
 
@@ -206,6 +228,9 @@ def test_loud_warnings(tmp_path):
         model.head.logit_scale.fill_(math.nan)
     with pytest.warns(UserWarning, match="the loss is nan at step 1: the weights are lost"):
         trainer.train()
+    trainer.encode_val = lambda: replace(embeddings, texts=embeddings.texts * math.nan)
+    with pytest.raises(ValueError, match="the embeddings are not finite at step 2: the weights are lost"):
+        trainer.evaluate()
 
 
 def test_mean_cosine_against_all_pairs():
@@ -219,11 +244,50 @@ def test_mean_cosine_against_all_pairs():
 def test_batches_are_divided_among_processes_or_refused(tmp_path):
     recipe = tiny_recipe(tmp_path, training={"batch_size": 500})
     with pytest.raises(ValueError, match=r"training.batch_size 500 is larger than the training split \(200 pairs\)"):
-        make_sampler(recipe, load_data(recipe))
+        make_sampler(recipe, load_data(recipe).train)
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_anything_else(monkeypatch):
     monkeypatch.setattr("clip_itm.training.setup.find_spec", lambda name: None)
-    assert available_trackers("auto") == []
+    assert available_trackers(["auto"]) == []
     with pytest.raises(ValueError, match=r"training.trackers: wandb is not installed"):
         available_trackers(["wandb"])
+
+
+def test_kept_features_belong_to_one_architecture(tmp_path):
+    """Equal weights under another activation are another tower."""
+    for activation in (False, True):
+        recipe = tiny_recipe(tmp_path, backbone={"freeze_image": True})
+        architecture = json.loads((tmp_path / "tiny_clip.json").read_text()) | {"quick_gelu": activation}
+        (tmp_path / "tiny_clip.json").write_text(json.dumps(architecture))
+        data = load_data(recipe)
+        encoder = Encoder(recipe, *make_model(recipe, data.splits))
+        kept = encoder.encode(data.dev).images
+        encoder.frozen_images = False
+        torch.testing.assert_close(kept, encoder.encode(data.dev).images)
+    assert len(list((tmp_path / "cache" / "features").glob("*.npy"))) == 2
+
+
+def test_saving_more_often_than_evaluating_keeps_every_evaluation(tmp_path):
+    recipe = tiny_recipe(tmp_path, training={"epochs": 1, "save_every": 2})
+    results = train(recipe)
+    assert [entry["step"] for entry in results["dev_history"]] == [0, 6]
+    folder = Path(recipe.output_dir)
+    state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 6  # it was evaluated before it was saved
+    (folder / "results.json").unlink()
+    assert train(recipe)["best"] == results["best"]
+
+
+def test_a_warmup_longer_than_the_run_is_told(tmp_path):
+    recipe = tiny_recipe(tmp_path, training={"warmup": 500, "max_steps": 2})
+    with pytest.warns(UserWarning, match=r"training.warmup \(500 steps\) is not shorter than the run \(2 steps\)"):
+        train(recipe)
+
+
+def test_a_run_that_only_got_worse_says_so():
+    results = {"dev_history": [{"step": 0, "eval_rsum": 27.8}, {"step": 2, "eval_rsum": 27.6}], "best_dev_rsum": 27.6}
+    assert beaten_by_step_0(results).startswith(
+        "No checkpoint beats the model before training on dev (rsum 27.6 against"
+    )
+    assert beaten_by_step_0(results | {"best_dev_rsum": 28.0}) is None

@@ -26,28 +26,29 @@ def run(args) -> int:
     out = Path(args.out)
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
 
-    from accelerate import PartialState
-
+    from clip_itm.distributed import start_processes
     from clip_itm.training.run import train
+
+    main = start_processes().is_main_process
 
     cells = []
     for number, (method, recipe) in enumerate(runs, 1):
-        if PartialState().is_main_process:
+        if main:
             what = f"{method}, noise {recipe.noise.ratio:g}, seed {recipe.training.seed}"
             print(f"\n[{number}/{len(runs)}] {what}", flush=True)
         cells.append(Cell(method, recipe.noise.ratio, recipe.training.seed, train(recipe)))
-    if not PartialState().is_main_process:
-        return 0
-    rows = summarise(cells)
-    save(rows, cells, out)
-    show(rows, cells[0].results["split"])
-    print(f"table: {out}/comparison.md and comparison.json")
+    if main:
+        rows = summarise(cells)
+        save(rows, cells, out)
+        show(rows, cells[0].results["split"])
+        print(f"table: {out}/comparison.md and comparison.json")
     if args.montage:
         from clip_itm.training.montage import draw_montage
 
         folders = {f"{method}, noise {recipe.noise.ratio:g}": Path(recipe.output_dir) for method, recipe in runs}
-        draw_montage(folders, out / "queries.png")
-        print(f"picture: {out}/queries.png")
+        draw_montage(folders, out / "queries.png")  # all processes encode
+        if main:
+            print(f"picture: {out}/queries.png")
     return 0
 
 

@@ -42,10 +42,31 @@ def run(args: argparse.Namespace) -> int:
             warnings = [f"lengths are in words, because the tokenizer of the backbone cannot be loaded: {error}"]
         report = check_splits(splits, count_tokens, max_tokens, workers=args.workers)
         report.warnings[:0] = warnings
+        report.problems += refusals(recipe, splits)
     print(report.as_text(), end="")
     if args.json:
         write_json(Path(args.json), report.as_dict())
     return 0 if report.ok else 1
+
+
+def refusals(recipe, splits: dict) -> list[str]:
+    """What `clip-itm train` would refuse for other reasons than photos and captions."""
+    from clip_itm.data.noise import load_noise
+    from clip_itm.training.setup import check_protocols, final_split, make_sampler
+
+    if not {"train", "val"} <= splits.keys():
+        return []  # reported with the splits
+    found = []
+    for refuse in (
+        lambda: load_noise(recipe.noise, splits["train"].pairs),
+        lambda: make_sampler(recipe, splits["train"]),
+        lambda: check_protocols(recipe, final_split(recipe, splits)),
+    ):
+        try:
+            refuse()
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def token_counter(backbone, splits: dict):

@@ -1,6 +1,7 @@
 """`clip-itm evaluate`: recall of a run, of a saved model, or of a recipe's backbone before training."""
 
 import argparse
+import json
 from pathlib import Path
 
 
@@ -25,11 +26,14 @@ def run(args) -> int:
     place = Path(args.what)
     best = place / "best" if (place / "best" / "config.json").is_file() else place
     recipe = load_recipe(best, args.overrides)
-
-    from accelerate import PartialState
+    if place.is_dir() and not (best / "config.json").is_file():
+        raise ValueError(
+            f"{place}: this run is not finished (it has no best/): train it to its end, or evaluate a checkpoint in it"
+        )
 
     from clip_itm.commands.terminal import print_table
     from clip_itm.data.load import load_splits
+    from clip_itm.distributed import start_processes
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
     from clip_itm.model import ItmModel
@@ -37,7 +41,7 @@ def run(args) -> int:
     from clip_itm.training.run import retrieve
     from clip_itm.training.setup import Encoder, final_split, make_image_cache, make_model
 
-    state = PartialState()
+    state = start_processes()
     with state.main_process_first():
         splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
@@ -52,7 +56,9 @@ def run(args) -> int:
     title = f"{best}: recall on {split.name} of {recipe.data.source} ({len(split)} photos, {len(split.pairs)} captions)"
     print_table(terminal_table([(name, result.as_dict()) for name, result in results.items()], title=title))
     if args.json:
-        content = {"model": str(best), "split": split.name, "split_sha256": split.sha256}
+        content = {"model": str(best), "split": split.name, "split_sha256": split.sha256, "recipe": recipe.sha256}
+        if (best / "provenance.json").is_file():
+            content["provenance"] = json.loads((best / "provenance.json").read_text())
         write_json(Path(args.json), content | {name: result.as_dict() for name, result in results.items()})
     if args.plot:
         from clip_itm.evaluation.plot import plot_retrieval

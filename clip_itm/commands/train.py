@@ -24,21 +24,26 @@ def run(args) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)  # a wrong key is told before torch is imported
 
-    from accelerate import PartialState
-
     from clip_itm.commands.terminal import print_table
+    from clip_itm.distributed import process_index
     from clip_itm.evaluation.report import terminal_table
-    from clip_itm.training.run import train
+    from clip_itm.training.run import beaten_by_step_0, train
 
     results = train(recipe, overwrite=args.overwrite)
-    if PartialState().is_main_process:
+    if process_index() == 0:
         title = f"{recipe.output_dir}: recall on {results['split']}, percent"
         print_table(terminal_table(run_rows(results), title=title))
+        if note := beaten_by_step_0(results):
+            print(note)
         print(f"model, recipe, noise and table: {recipe.output_dir}/best")
     return 0
 
 
 def run_rows(results: dict) -> list[tuple[str, dict]]:
     """Rows of the final table: zero-shot, best by dev, last, under every protocol."""
-    stages = {"zero_shot": "step 0 (zero-shot)", "best": f"best by dev (step {results['best_step']})", "last": "last"}
+    stages = {
+        "zero_shot": "step 0 (zero-shot)",
+        "best": f"best checkpoint by dev (step {results['best_step']})",
+        "last": "last",
+    }
     return [(label, result) for stage, label in stages.items() for result in results[stage].values()]

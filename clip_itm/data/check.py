@@ -103,8 +103,9 @@ def check_splits(
     `max_tokens`; without it lengths are in words. Photos are decoded by `workers` threads (default: one a core).
     """
     report = CheckReport(problems=split_problems(splits))
-    if splits and "train" not in splits:
-        report.problems.append(f"there is no train split, only {', '.join(splits)}")
+    for name in ("train", "val"):  # the best checkpoint is chosen on val
+        if splits and name not in splits:
+            report.problems.append(f"there is no {name} split, only {', '.join(splits)}")
     places: dict[str, list[tuple[str, str]]] = defaultdict(list)  # digest -> (split, photo)
     for name, split in splits.items():
         report.splits[name] = own = _describe_captions(split, count_tokens, max_tokens, progress)

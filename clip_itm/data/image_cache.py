@@ -59,7 +59,10 @@ class ImageCache:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if failures:
-            raise ValueError(f"{len(failures)} photos cannot be read:\n  " + "\n  ".join(failures[:20]))
+            raise ValueError(
+                f"{len(failures)} photos cannot be read:\n  " + "\n  ".join(failures[:20]) + "\n"
+                "`clip-itm data check RECIPE --json FILE` names all of them"
+            )
 
     def _entry(self, image: dict[str, Any]) -> Path:
         """The file for a photo, named by the original's path, size and time of change, or by its bytes."""
@@ -100,6 +103,7 @@ class ImageCache:
         """The encoded copy; nothing where the photo is not larger than that."""
         original = open_image(image)
         if min(original.size) <= self.short_side:
+            original.load()  # a truncated photo is found now, not in the middle of training
             return b""
         is_jpeg = original.format in ("JPEG", "MPO")
         photo = to_rgb(original)

@@ -6,15 +6,15 @@ from clip_itm.evaluation.report import markdown_table
 from clip_itm.recipe import Recipe
 
 
-def model_card(recipe: Recipe, splits: dict, results: dict) -> str:
+def model_card(recipe: Recipe, splits: dict, results: dict, note: str | None = None) -> str:
     """Markdown with the metadata block of the Hub on top."""
     metadata = {
         "library_name": "clip-itm",
         "pipeline_tag": "zero-shot-image-classification",
-        "tags": ["image-text-retrieval", "clip", "noisy-correspondence", recipe.head.kind],
+        "tags": list(dict.fromkeys(["image-text-retrieval", "clip", "noisy-correspondence", recipe.head.kind])),
     }
     base = base_model(recipe)
-    stages = {"zero_shot": "step 0 (zero-shot)", "best": "best by dev (this model)", "last": "last"}
+    stages = {"zero_shot": "step 0 (zero-shot)", "best": "best checkpoint by dev (this model)", "last": "last"}
     rows = [(label, result) for stage, label in stages.items() for result in results[stage].values()]
     noise, provenance = results["noise"], results["provenance"]
     return f"""---
@@ -27,7 +27,7 @@ Method: `{recipe.head.kind}`. Backbone: `{recipe.backbone.kind}`, {base}. These 
 
 ## Recall on {results["split"]}, percent
 
-{markdown_table(rows)}
+{markdown_table(rows)}{_caution(results, note)}
 
 ## Data
 
@@ -58,6 +58,13 @@ print(model.head.similarity(images, texts))
 """
 
 
+def _caution(results: dict, note: str | None) -> str:
+    notes = [note] if note else []
+    if results["split"] == "val":
+        notes.append("There is no test split: the checkpoint was chosen on the split it is evaluated on: flattering.")
+    return "".join(f"\n{text}\n" for text in notes)
+
+
 def base_model(recipe: Recipe) -> str:
     """The name of what training started from."""
     backbone = recipe.backbone
@@ -65,7 +72,9 @@ def base_model(recipe: Recipe) -> str:
         return f"{backbone.text_model} + {backbone.vision_model}"
     if backbone.kind == "timm-words":
         return f"{backbone.image_model} + words"
-    return backbone.model if backbone.kind == "transformers" else f"{backbone.model} ({backbone.pretrained})"
+    return (
+        backbone.model if backbone.kind == "transformers" else f"{backbone.model} ({backbone.pretrained or 'no tag'})"
+    )
 
 
 def _split_lines(splits: dict) -> str:

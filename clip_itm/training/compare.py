@@ -8,7 +8,7 @@ from clip_itm.files import write_json, write_text
 from clip_itm.recipe import Recipe, RecipeError, load_recipe
 
 METRICS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
-STAGES = {"best": "best by dev", "last": "last epoch"}
+STAGES = {"best": "best checkpoint by dev", "last": "last epoch"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,25 @@ def plan(
                 place = out / name / f"noise-{ratio:g}" / f"seed-{seed}"
                 keys = ["--noise.ratio", f"{ratio}", "--training.seed", f"{seed}", "--output_dir", str(place)]
                 runs.append((name, load_recipe(file, [*overrides, *keys])))
+    for name, recipe in runs:
+        _demand_comparable(name, recipe, *runs[0])
     return runs
+
+
+def _demand_comparable(name: str, recipe: Recipe, first_name: str, first: Recipe) -> None:
+    """Rows of one table stand on the same photos, captions, noise draw and split."""
+    if recipe.noise.file is not None:
+        raise RecipeError(f"{name}: noise.file fixes the noise, and compare varies noise.ratio; leave noise.file out")
+    for section, ignored in (
+        ("data", {"cache_dir", "cache_images", "num_workers", "random_crop"}),
+        ("noise", {"ratio"}),
+    ):
+        one, other = (getattr(each, section).model_dump(exclude=ignored) for each in (first, recipe))
+        keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        if keys:
+            raise RecipeError(f"{first_name} and {name} cannot share a table: {section}.{', '.join(keys)} differ")
+    if recipe.evaluation != first.evaluation:
+        raise RecipeError(f"{first_name} and {name} cannot share a table: their evaluation sections differ")
 
 
 def method_names(files: list[str]) -> list[str]:

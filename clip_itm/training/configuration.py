@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from clip_itm.section import Section
 
@@ -30,7 +30,7 @@ class TrainingSection(Section):
     schedule: Literal["cosine", "constant", "per_epoch_plateau"] = Field(
         "cosine", description="after the warm-up; per_epoch_plateau repeats an indexing bug of published code"
     )
-    warmup: NonNegativeFloat = Field(500, description="optimiser steps (1 or more) or a share of all steps (below 1)")
+    warmup: NonNegativeFloat = Field(0.1, description="optimiser steps (1 or more) or a share of all steps (below 1)")
     max_grad_norm: NonNegativeFloat = Field(0.0, description="clip the global gradient norm; 0: no clipping")
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="bf16 autocast over float32 weights; auto: bf16 where a GPU supports it"
@@ -43,10 +43,15 @@ class TrainingSection(Section):
         None, description="optimiser steps between checkpoints; default: with every evaluation"
     )
     log_every: PositiveInt = Field(20, description="optimiser steps between log lines")
-    trackers: Literal["auto"] | list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = Field(
-        "auto", description="auto: TensorBoard and trackio, as far as installed; []: none"
+    trackers: tuple[Literal["auto", "tensorboard", "trackio", "wandb", "mlflow"], ...] = Field(
+        ("auto",), description="auto: TensorBoard and trackio, as far as installed; []: none"
     )
     seed: NonNegativeInt = Field(0, description="seed of weights, batches and dropout (noise has its own)")
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_tracker_is_a_list(cls, value):
+        return [value] if isinstance(value, str) else value
 
 
 class EvaluationSection(Section):

@@ -1,8 +1,8 @@
 """Features of frozen towers, encoded once and kept on disk: what makes real photos trainable on a laptop.
 
-A file is named by the hash of everything it depends on: the weights of the tower, the preprocessing, and the photos
-(path, size and time of change, or the bytes) or captions themselves. Another tower or a changed photo is another
-file, never a stale answer.
+A file is named by the hash of everything it depends on: architecture and weights of the tower, the preprocessing, and
+the photos (path, size and time of change, or the bytes) or captions themselves. Another tower or a changed photo is
+another file, never a stale answer.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clip_itm.backbones.blocks import Block, parameters
 from clip_itm.data.rows import Split, hash_strings
+from clip_itm.distributed import gather_constant
 from clip_itm.training.encode import encode_captions, encode_photos
 
 
@@ -29,7 +30,9 @@ def is_frozen(blocks: list[Block]) -> bool:
 
 def photo_features(model, split: Split, processor, folder: Path, batch_size: int, num_workers: int, image_cache=None):
     """Pooled outputs of the image tower for the photos of `split`: float32 [Ni, C], memory-mapped."""
-    key = _key(model.backbone.image_blocks(), processor.image_processor.to_json_string(), _photo_identities(split))
+    resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
+    preprocessing = [processor.image_processor.to_json_string(), resized]
+    key = _key(model, model.backbone.image_blocks(), preprocessing, _photo_identities(split))
 
     @torch.inference_mode()
     def encode() -> Tensor:
@@ -45,9 +48,9 @@ def photo_features(model, split: Split, processor, folder: Path, batch_size: int
 
 def caption_features(model, split: Split, processor, folder: Path, batch_size: int):
     """Pooled outputs of the text tower for the captions of `split`, in pair order: float32 [Nt, C], memory-mapped."""
-    key = _key(
-        model.backbone.text_blocks(), processor.tokenizer.backend_tokenizer.to_str(), split.pairs.captions_sha256
-    )
+    options = [processor.text_cleaning, processor.max_length, processor.pad_token_id, processor.pad_to_max_length]
+    preprocessing = [type(processor.tokenizer).__name__, sorted(processor.tokenizer.get_vocab().items()), *options]
+    key = _key(model, model.backbone.text_blocks(), preprocessing, split.pairs.captions_sha256)
 
     @torch.inference_mode()
     def encode() -> Tensor:
@@ -62,9 +65,8 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
 def _kept(path: Path, encode: Callable[[], Tensor]) -> np.ndarray:
     """The array of `path`, encoded by all processes and written by the first where it is not there yet."""
     state = PartialState()
-    missing = not path.is_file()
-    state.wait_for_everyone()  # nobody writes before everybody has looked
-    if missing:
+    missing = torch.tensor([not path.is_file()], dtype=torch.int, device=state.device)
+    if gather_constant(missing).any():  # one answer for all, and nobody writes before everybody has looked
         features = encode()
         if state.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +77,10 @@ def _kept(path: Path, encode: Callable[[], Tensor]) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _key(blocks: list[Block], preprocessing: str, inputs: str) -> str:
-    digest = hashlib.sha256(f"{preprocessing}\n{inputs}\n".encode())
+def _key(model, blocks: list[Block], preprocessing: list, inputs: str) -> str:
+    """Equal weights do not make equal towers (QuickGELU, padding of convolutions), so the section counts, too."""
+    architecture = {name: value for name, value in model.config.backbone.items() if not name.endswith("_dropout")}
+    digest = hashlib.sha256(json.dumps([architecture, preprocessing, inputs], sort_keys=True).encode())
     for block in blocks:
         for part in block:
             tensors = {"": part} if isinstance(part, nn.Parameter) else part.state_dict()

@@ -24,6 +24,8 @@ def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int =
     except ImportError:
         raise ValueError("pictures need matplotlib: pip install 'clip-itm[plot]'") from None
     found = {label: _search(folder, queries, top) for label, folder in runs.items()}
+    if not PartialState().is_main_process:
+        return
     rows = queries * len(runs)
     figure = Figure(figsize=(1.15 * top + 2.6, 1.2 * rows + 0.5 * queries), layout="constrained")
     blocks = figure.subfigures(queries, 1)

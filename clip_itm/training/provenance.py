@@ -1,6 +1,5 @@
 """What a run writes down of itself, so that every artefact knows what made it."""
 
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from clip_itm.distributed import num_processes
 from clip_itm.files import write_json, write_text
 from clip_itm.recipe import Recipe
 
@@ -50,6 +50,6 @@ def describe_run(recipe: Recipe, splits: dict, noise) -> Provenance:
         machine={
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
             "cpu_threads": torch.get_num_threads(),
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "processes": num_processes(),
         },
     )

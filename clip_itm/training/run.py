@@ -8,8 +8,10 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.load import load_splits
+from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Split
+from clip_itm.distributed import start_processes
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
@@ -30,14 +32,15 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     data. In the results, "zero_shot", "best" and "last" map each protocol to its figures on the split named by "split".
     """
     disable_progress_bar()  # of loading and saving weights; training and encoding have their own
-    folder, state = Path(recipe.output_dir), PartialState()
-    finished = _open_folder(recipe, folder, overwrite)
-    if finished is not None:
+    folder, state = Path(recipe.output_dir), start_processes()
+    if not overwrite and (finished := _finished(recipe, folder)) is not None:
         _say(f"{folder}: this run is finished; here are its results (--overwrite repeats it)")
         return finished
 
     data, sampler, provenance = prepare(recipe)
-    _check_noise(folder, data)
+    if overwrite:
+        _delete_run(folder)
+    _demand_unchanged(folder, data.splits, data.noise)
     checkpoint = last_complete_checkpoint(folder)
     _say(_summary(recipe, data, len(sampler)))
     model, processor = make_model(recipe, data.splits)
@@ -58,15 +61,15 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     if checkpoint is not None:
         _say(f"resuming from {checkpoint}")
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last.npz")
+    results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last")
     best = folder / f"checkpoint-{trainer.state.best_global_step}"  # not the path in the state: a run may be moved
     model.load_state_dict(ItmModel.from_pretrained(best).state_dict())
-    results["best"] = evaluate_split(recipe, final, encoder, folder / "ranks_best.npz")
+    results["best"] = evaluate_split(recipe, final, encoder, folder / "ranks_best")
     results |= {
         "best_step": trainer.state.best_global_step,
         "best_dev_rsum": trainer.state.best_metric,
         "steps": trainer.state.global_step,
-        "seconds": outcome.metrics["train_runtime"],
+        "seconds": None if checkpoint else outcome.metrics["train_runtime"],  # of a run that was not interrupted
         "dev_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
         "provenance": json.loads((folder / "provenance.json").read_text()),
     }
@@ -89,20 +92,28 @@ def retrieve(recipe: Recipe, split: Split, encoder: Encoder) -> dict[str, Retrie
     )
 
 
-def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks_file: Path | None = None) -> dict:
-    """The same as plain mappings; the ranks of every query go into `ranks_file`."""
+def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks: Path | None = None) -> dict:
+    """The same as plain mappings; the ranks of every query go into the folder `ranks`, a file a protocol."""
     results = retrieve(recipe, split, encoder)
-    if ranks_file is not None and PartialState().is_main_process:
-        next(iter(results.values())).save(ranks_file)
+    if ranks is not None and PartialState().is_main_process:
+        for name, result in results.items():
+            result.save(ranks / f"{name}.npz")
     return {name: result.as_dict() for name, result in results.items()}
 
 
-def _open_folder(recipe: Recipe, folder: Path, overwrite: bool) -> dict | None:
+def beaten_by_step_0(results: dict) -> str | None:
+    """A sentence where no checkpoint is better on dev than the model was before training."""
+    before = results["dev_history"][0]
+    if before["step"] > 0 or before["eval_rsum"] <= results["best_dev_rsum"]:
+        return None
+    return (
+        f"No checkpoint beats the model before training on dev (rsum {results['best_dev_rsum']:.1f} against "
+        f"{before['eval_rsum']:.1f})."
+    )
+
+
+def _finished(recipe: Recipe, folder: Path) -> dict | None:
     """The results of a finished run of this recipe, or None when there is work to do."""
-    state = PartialState()
-    if overwrite and state.is_main_process and folder.exists():
-        shutil.rmtree(folder)
-    state.wait_for_everyone()
     if not (folder / "recipe.yaml").is_file():
         return None
     found = load_recipe(folder)
@@ -111,8 +122,22 @@ def _open_folder(recipe: Recipe, folder: Path, overwrite: bool) -> dict | None:
             f"{folder} holds a run of another recipe (different: {', '.join(_differences(found, recipe))}); "
             "choose another folder, or delete that run (`clip-itm train --overwrite`)"
         )
-    results = folder / RESULTS
-    return json.loads(results.read_text()) if results.is_file() else None
+    if not (folder / RESULTS).is_file():
+        return None
+    splits = load_splits(recipe.data, verify=False)
+    _demand_unchanged(folder, splits, load_noise(recipe.noise, splits["train"].pairs))
+    return json.loads((folder / RESULTS).read_text())
+
+
+def _delete_run(folder: Path) -> None:
+    """Only what a run has written is deleted, never a folder that holds anything else."""
+    state = start_processes()
+    if folder.exists() and any(folder.iterdir()) and not (folder / "provenance.json").is_file():
+        raise ValueError(f"{folder} is no run of clip-itm: --overwrite does not delete it; choose another output_dir")
+    state.wait_for_everyone()
+    if state.is_main_process and folder.exists():
+        shutil.rmtree(folder)
+    state.wait_for_everyone()
 
 
 def _differences(first: Recipe, second: Recipe) -> list[str]:
@@ -125,13 +150,19 @@ def _differences(first: Recipe, second: Recipe) -> list[str]:
     return keys
 
 
-def _check_noise(folder: Path, data: TrainingData) -> None:
-    """A run goes on only with the captions it began with."""
-    saved = folder / "noise.npz"
-    if saved.is_file() and (found := CaptionNoise.load(saved)).sha256 != data.noise.sha256:
+def _demand_unchanged(folder: Path, splits: dict[str, Split], noise: CaptionNoise) -> None:
+    """A run goes on, and its results stand, only with the photos and captions that it began with."""
+    if not (folder / "provenance.json").is_file():
+        return
+    began = json.loads((folder / "provenance.json").read_text())
+    hashes = {name: split["sha256"] for name, split in began["splits"].items()} | {"noise": began["noise"]["sha256"]}
+    now = {name: split.sha256 for name, split in splits.items()} | {"noise": noise.sha256}
+    changed = [f"{name} {hashes.get(name, 'none')[:12]} -> {now.get(name, 'none')[:12]}" for name in hashes | now]
+    changed = [text for text, name in zip(changed, hashes | now, strict=True) if hashes.get(name) != now.get(name)]
+    if changed:
         raise ValueError(
-            f"{saved}: the run began with noise {found.sha256[:12]}, the data now give {data.noise.sha256[:12]}: "
-            "captions or noise file have changed; restore them, or start anew with --overwrite"
+            f"{folder}: the data have changed since this run began ({', '.join(changed)}); restore them, choose "
+            "another output_dir, or start anew with --overwrite"
         )
 
 
@@ -144,8 +175,9 @@ def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
     drawn = f"from {recipe.noise.file}" if recipe.noise.file else f"seed {noise.seed}"
     lines.append(f"noise {noise.ratio:g} ({noise.level} level, {drawn}), hash {noise.sha256[:12]}")
     lines.append(
-        f"{recipe.training.epochs} epochs of {batches} {recipe.training.batches} batches of "
-        f"{recipe.training.batch_size} pairs -> {recipe.output_dir}"
+        (f"{recipe.training.max_steps} steps" if recipe.training.max_steps else f"{recipe.training.epochs} epochs")
+        + f", {batches} {recipe.training.batches} batches of {recipe.training.batch_size} pairs an epoch "
+        f"-> {recipe.output_dir}"
     )
     return "\n".join(lines)
 
@@ -158,7 +190,7 @@ def _publish(folder: Path, recipe: Recipe, data: TrainingData, model: ItmModel, 
     shutil.copy(folder / "noise.npz", best / "noise.npz")
     for name in ("recipe.yaml", "provenance.json"):
         shutil.copy(folder / name, best / name)
-    write_text(best / "README.md", model_card(recipe, data.splits, results))
+    write_text(best / "README.md", model_card(recipe, data.splits, results, beaten_by_step_0(results)))
     write_json(folder / RESULTS, results)
 
 

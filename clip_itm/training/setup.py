@@ -1,5 +1,6 @@
 """From a recipe to everything a run needs: data, noise, processor, model, trainer. Cheap errors come first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,16 +54,25 @@ def final_split(recipe: Recipe, splits: dict[str, Split]) -> Split:
     raise ValueError(f"data: the source {recipe.data.source!r} has neither test nor val (found: {', '.join(splits)})")
 
 
-def load_data(recipe: Recipe) -> TrainingData:
-    """Splits, checked cheaply, and noise. Raises ValueError naming file, row or key before any model is built."""
-    with PartialState().main_process_first():
-        splits = load_splits(recipe.data)
+def demand_splits(recipe: Recipe, splits: dict[str, Split]) -> None:
     for name in ("train", "val"):
         if name not in splits:
             raise ValueError(
                 f"data: the source {recipe.data.source!r} has no {name} split here (found: {', '.join(splits)}); "
                 "training needs train, and val to choose the best checkpoint"
+                + (
+                    "; name one, such as --data.splits '{train: train, val: test}'"
+                    if recipe.data.source == "hub"
+                    else ""
+                )
             )
+
+
+def load_data(recipe: Recipe) -> TrainingData:
+    """Splits, checked cheaply, and noise. Raises ValueError naming file, row or key before any model is built."""
+    with PartialState().main_process_first():
+        splits = load_splits(recipe.data)
+    demand_splits(recipe, splits)
     noise = load_noise(recipe.noise, splits["train"].pairs)
     return TrainingData(splits, noise, make_image_cache(recipe, splits))
 
@@ -78,10 +88,10 @@ def make_image_cache(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | N
     return image_cache
 
 
-def make_sampler(recipe: Recipe, data: TrainingData) -> PairBatchSampler:
+def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
     training, state = recipe.training, PartialState()
     return PairBatchSampler(
-        data.train.pairs.image,
+        train.pairs.image,
         mode=training.batches,
         batch_size=training.batch_size,
         captions_per_photo=training.captions_per_photo,
@@ -246,14 +256,13 @@ def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
     return None
 
 
-def available_trackers(trackers: str | list[str]) -> list[str]:
+def available_trackers(trackers: Sequence[str]) -> list[str]:
     """Trackers for the Trainer; a named one that is not installed is an error, `auto` takes what there is."""
-    if trackers == "auto":
-        return [name for name in ("tensorboard", "trackio") if find_spec(name)]
+    found = [name for name in ("tensorboard", "trackio") if "auto" in trackers and find_spec(name)]
     for name in trackers:
-        if not find_spec(name):
+        if name != "auto" and not find_spec(name):
             raise ValueError(f"training.trackers: {name} is not installed: pip install {name}")
-    return list(trackers)
+    return list(dict.fromkeys([*found, *(name for name in trackers if name != "auto")]))
 
 
 def check_protocols(recipe: Recipe, split: Split) -> None:
@@ -268,4 +277,4 @@ def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]
     available_trackers(recipe.training.trackers)
     data = load_data(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))
-    return data, make_sampler(recipe, data), describe_run(recipe, data.splits, data.noise)
+    return data, make_sampler(recipe, data.train), describe_run(recipe, data.splits, data.noise)

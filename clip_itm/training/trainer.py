@@ -50,6 +50,7 @@ class ItmTrainer(Trainer):
         self.encode_val, self.score, self.write_provenance = encode_val, score, write_provenance
         # not the Trainer's processing_class: that one would write its own token ids into the model's configuration
         self.processor = processor
+        self._steps_per_epoch = math.ceil(len(sampler) / args.gradient_accumulation_steps)
         self._head_logs: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(
             model=model,
@@ -57,7 +58,7 @@ class ItmTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=_as_it_is,
-            callbacks=[EpochCallback(train_dataset), FinishCallback()],
+            callbacks=[EpochCallback(train_dataset), FinishCallback(self._steps_per_epoch)],
         )
         if self.pop_callback(ProgressCallback):
             self.add_callback(ConsoleCallback())
@@ -86,12 +87,17 @@ class ItmTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
             warmup = warmup_steps(self.section.warmup, num_training_steps)
-            per_epoch = math.ceil(len(self.sampler) / self.args.gradient_accumulation_steps)
+            if warmup >= num_training_steps:
+                warnings.warn(
+                    f"training.warmup ({warmup} steps) is not shorter than the run ({num_training_steps} steps): the "
+                    "rate never reaches training.learning_rate; use a share such as 0.1",
+                    stacklevel=2,
+                )
             rules = {
                 "cosine": lambda step: cosine_multiplier(step, warmup, num_training_steps),
                 "constant": lambda step: constant_multiplier(step, warmup),
                 "per_epoch_plateau": lambda step: plateau_multiplier(
-                    step, warmup, per_epoch, len(self.train_dataset), self.section.epochs
+                    step, warmup, self._steps_per_epoch, len(self.train_dataset), self.section.epochs
                 ),
             }
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -124,14 +130,21 @@ class ItmTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Recall on the dev split under the current weights; keys `eval_<metric>`."""
         embeddings = self.encode_val()
+        if not (embeddings.images.isfinite().all() and embeddings.texts.isfinite().all()):
+            raise ValueError(
+                f"the embeddings are not finite at step {self.state.global_step}: the weights are lost; lower "
+                "training.learning_rate, set training.max_grad_norm, or use training.precision fp32. Earlier "
+                f"checkpoints are in {self.args.output_dir}"
+            )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(embeddings).items()}
         for side in ("images", "texts"):
             cosine = mean_cosine(getattr(embeddings, side))
             metrics[f"{metric_key_prefix}_{side}_cosine"] = cosine
             if cosine > COLLAPSE_COSINE:
+                step = self.state.global_step
+                advice = "; lower training.learning_rate or lengthen training.warmup" if step else " before training"
                 warnings.warn(
-                    f"the embeddings of {side} have collapsed at step {self.state.global_step}: their mean cosine is "
-                    f"{cosine:.4f}; lower training.learning_rate or lengthen training.warmup",
+                    f"the embeddings of {side} have collapsed at step {step}: mean cosine {cosine:.4f}{advice}",
                     stacklevel=2,
                 )
         self.log(metrics)
@@ -167,11 +180,25 @@ class EpochCallback(TrainerCallback):
 
 
 class FinishCallback(TrainerCallback):
-    """The last step is always evaluated and saved, whatever the intervals are."""
+    """The end of training, and of every epoch that is evaluated there, is saved once and after its evaluation.
+
+    A checkpoint saved just before an evaluation would skip that evaluation when a run resumes from it.
+    """
+
+    def __init__(self, steps_per_epoch: int):
+        self.steps_per_epoch = steps_per_epoch
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
-            control.should_evaluate = control.should_save = True
+        at_end = state.global_step >= state.max_steps
+        if args.eval_strategy == "steps":
+            if at_end:
+                control.should_evaluate = control.should_save = True
+        elif at_end or state.global_step % self.steps_per_epoch == 0:
+            control.should_save = False  # on_epoch_end follows
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if args.eval_strategy == "epoch":
+            control.should_save = True
 
 
 class ConsoleCallback(ProgressCallback):
