@@ -21,7 +21,14 @@ def tiny_recipe(folder: Path, **sections: dict) -> Recipe:
         "data": {"source": "sample", "train_photos": 40, "val_photos": 12, "test_photos": 12, "image_size": 32},
         "noise": {"ratio": 0.4},
         "backbone": {"kind": "open_clip", "model": str(architecture)},
-        "training": {"epochs": 3, "batch_size": 32, "learning_rate": 1e-3, "warmup": 0.1, "trackers": [], "log_every": 2},
+        "training": {
+            "epochs": 3,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "warmup": 0.1,
+            "trackers": [],
+            "log_every": 2,
+        },
         "evaluation": {"bootstrap": 20},
     }
     for name, keys in sections.items():
