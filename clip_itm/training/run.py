@@ -18,7 +18,7 @@ from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.card import model_card
-from clip_itm.training.setup import Encoder, TrainingData, final_split, make_model, make_trainer, prepare
+from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_split, make_model, make_trainer, prepare
 from clip_itm.training.trainer import last_complete_checkpoint
 
 RESULTS = "results.json"
@@ -125,6 +125,7 @@ def _finished(recipe: Recipe, folder: Path) -> dict | None:
     if not (folder / RESULTS).is_file():
         return None
     splits = load_splits(recipe.data, verify=False)
+    demand_splits(recipe, splits)
     _demand_unchanged(folder, splits, load_noise(recipe.noise, splits["train"].pairs))
     return json.loads((folder / RESULTS).read_text())
 
