@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def start_processes():
-    """accelerate's `PartialState` of this launch; to be called before anything asks how many processes there are.
+def process_state():
+    """accelerate's `PartialState` of this launch: the one way to ask for it here.
 
-    A bare `PartialState()` ignores `ACCELERATE_USE_CPU`: every process of a CPU launch would believe that it is alone
-    and train on the whole batch.
+    A bare `PartialState()` that comes first ignores `ACCELERATE_USE_CPU`: every process of a CPU launch would believe
+    that it is alone and train on the whole batch.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env

@@ -12,14 +12,14 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_itm.configuration import ItmConfig
-from clip_itm.distributed import start_processes
+from clip_itm.distributed import process_state
 from clip_itm.model import ItmModel
 
 PAIRS = 8
 
 
 def main(config_file: str, out: str) -> None:
-    state = start_processes()
+    state = process_state()
     torch.manual_seed(0)
     config = json.loads(Path(config_file).read_text())
     gradients = {}

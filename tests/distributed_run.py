@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_recipe
 
-from clip_itm.distributed import start_processes
+from clip_itm.distributed import process_state
 from clip_itm.training.setup import Encoder, make_model, make_trainer, prepare
 
 
 def main(folder: str, out: str) -> None:
-    state = start_processes()
+    state = process_state()
     training = {"epochs": 2, "precision": "fp32", "batches": "random"}
     recipe = tiny_recipe(Path(folder), training=training, backbone={"word_dropout": 0.0})
     data, sampler, provenance = prepare(recipe)

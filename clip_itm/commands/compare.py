@@ -26,10 +26,10 @@ def run(args) -> int:
     out = Path(args.out)
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
 
-    from clip_itm.distributed import start_processes
+    from clip_itm.distributed import process_state
     from clip_itm.training.run import train
 
-    main = start_processes().is_main_process
+    main = process_state().is_main_process
 
     cells = []
     for number, (method, recipe) in enumerate(runs, 1):

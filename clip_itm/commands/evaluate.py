@@ -33,7 +33,7 @@ def run(args) -> int:
 
     from clip_itm.commands.terminal import print_table
     from clip_itm.data.load import load_splits
-    from clip_itm.distributed import start_processes
+    from clip_itm.distributed import process_state
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
     from clip_itm.model import ItmModel
@@ -41,7 +41,7 @@ def run(args) -> int:
     from clip_itm.training.run import retrieve
     from clip_itm.training.setup import Encoder, final_split, make_image_cache, make_model
 
-    state = start_processes()
+    state = process_state()
     with state.main_process_first():
         splits = load_splits(recipe.data)
     split = final_split(recipe, splits)

@@ -5,7 +5,6 @@ is one array of integers, and everything that is true of it can be counted.
 """
 
 import hashlib
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from clip_itm.data.configuration import NoiseSection
 from clip_itm.data.rows import Pairs
+from clip_itm.files import replacing
 
 Level = Literal["caption", "image"]
 
@@ -132,9 +132,7 @@ class CaptionNoise:
                     "delete it or choose another name"
                 )
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 source=self.source,
@@ -144,7 +142,6 @@ class CaptionNoise:
                 captions_sha256=self.captions_sha256,
                 sha256=self.sha256,
             )
-        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "CaptionNoise":

@@ -1,6 +1,5 @@
 """One picture of a retrieval result: recall bars with their intervals, and how the ranks are spread."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from clip_itm.evaluation.recall import CUTOFFS
 from clip_itm.evaluation.result import RetrievalResult
+from clip_itm.files import replacing
 
 DIRECTIONS = (("i2t", "Image to text"), ("t2i", "Text to image"))
 COLORS = ("#3b6fb6", "#e07b39", "#4f9d69", "#a2559c", "#8a8a8a", "#c9a227", "#2aa1a8", "#b5484d")
@@ -54,11 +54,8 @@ def plot_retrieval(results: Mapping[str, RetrievalResult], path: str | Path, tit
         handles, labels = axes[0, 0].get_legend_handles_labels()
         if len(results) > 1:
             figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, dpi=160, format=path.suffix.lstrip(".") or "png")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=160, format=temporary.suffix.lstrip(".") or "png")
 
 
 def draw_recalls(axes, results: Mapping[str, RetrievalResult], direction: str) -> None:

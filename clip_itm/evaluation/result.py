@@ -1,6 +1,5 @@
 """What an evaluation under one protocol gives: numbers for tables, ranks for plots and paired tests."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from clip_itm.evaluation.recall import (
     recall_metrics,
     tie_gaps,
 )
+from clip_itm.files import replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +71,14 @@ class RetrievalResult:
 
     def save(self, path: str | Path) -> None:
         """The ranks of every query as a compressed `.npz`, from which `load` makes the same result again."""
-        path = Path(path)
         arrays = {
             f"fold{number}_{field.name}": getattr(ranks, field.name)
             for number, ranks in enumerate(self.folds)
             for field in fields(Ranks)
         }
         about = {"protocol": self.protocol, "folds": len(self.folds), "bootstrap": (self.replicates, self.seed)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **about, **arrays)
-        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "RetrievalResult":

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from clip_itm.backbones.blocks import Block, parameters
 from clip_itm.data.rows import Split, hash_strings
-from clip_itm.distributed import gather_constant
+from clip_itm.distributed import gather_constant, process_state
+from clip_itm.files import replacing
 from clip_itm.training.encode import encode_captions, encode_photos
 
 
@@ -36,8 +36,10 @@ def photo_features(model, split: Split, processor, folder: Path, batch_size: int
 
     @torch.inference_mode()
     def encode() -> Tensor:
+        def tower(pixels: Tensor) -> Tensor:
+            return model.backbone.image_trunk(pixels).pooled
+
         model.eval()
-        tower = lambda pixels: model.backbone.image_trunk(pixels).pooled  # noqa: E731
         what = f"photos of {split.name} (kept in {folder})"
         return encode_photos(
             tower, split.rows, processor, model.device, batch_size, num_workers, image_cache, description=what
@@ -54,8 +56,10 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
 
     @torch.inference_mode()
     def encode() -> Tensor:
+        def tower(ids: Tensor, mask: Tensor) -> Tensor:
+            return model.backbone.text_trunk(ids, mask).pooled
+
         model.eval()
-        tower = lambda ids, mask: model.backbone.text_trunk(ids, mask).pooled  # noqa: E731
         what = f"captions of {split.name} (kept in {folder})"
         return encode_captions(tower, split.pairs.captions, processor, model.device, batch_size, description=what)
 
@@ -64,15 +68,13 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
 
 def _kept(path: Path, encode: Callable[[], Tensor]) -> np.ndarray:
     """The array of `path`, encoded by all processes and written by the first where it is not there yet."""
-    state = PartialState()
+    state = process_state()
     missing = torch.tensor([not path.is_file()], dtype=torch.int, device=state.device)
     if gather_constant(missing).any():  # one answer for all, and nobody writes before everybody has looked
         features = encode()
         if state.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-            np.save(temporary, features.numpy(), allow_pickle=False)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                np.save(temporary, features.numpy(), allow_pickle=False)
         state.wait_for_everyone()
     return np.load(path, mmap_mode="r", allow_pickle=False)
 

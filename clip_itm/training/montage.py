@@ -1,13 +1,13 @@
 """A picture of a few captions with the photos that each model finds for them."""
 
-import os
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
+from clip_itm.distributed import process_state
+from clip_itm.files import replacing
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
@@ -24,7 +24,7 @@ def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int =
     except ImportError:
         raise ValueError("pictures need matplotlib: pip install 'clip-itm[plot]'") from None
     found = {label: _search(folder, queries, top) for label, folder in runs.items()}
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
     rows = queries * len(runs)
     figure = Figure(figsize=(1.15 * top + 2.6, 1.2 * rows + 0.5 * queries), layout="constrained")
@@ -46,10 +46,8 @@ def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int =
                     side.set_linewidth(4 if right else 1)
             for axis in line[len(answer["photos"]) :]:
                 axis.axis("off")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _search(folder: Path, queries: int, top: int) -> list[dict]:
@@ -57,7 +55,7 @@ def _search(folder: Path, queries: int, top: int) -> list[dict]:
     recipe = load_recipe(folder)
     splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
-    model = ItmModel.from_pretrained(folder / "best").to(PartialState().device)
+    model = ItmModel.from_pretrained(folder / "best").to(process_state().device)
     processor = ItmProcessor.from_pretrained(folder / "best")
     embeddings = Encoder(recipe, model, processor, make_image_cache(recipe, {split.name: split})).encode(split)
     answers = []

@@ -5,13 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Split
-from clip_itm.distributed import start_processes
+from clip_itm.distributed import process_state
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
@@ -32,7 +31,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     data. In the results, "zero_shot", "best" and "last" map each protocol to its figures on the split named by "split".
     """
     disable_progress_bar()  # of loading and saving weights; training and encoding have their own
-    folder, state = Path(recipe.output_dir), start_processes()
+    folder, state = Path(recipe.output_dir), process_state()
     if not overwrite and (finished := _finished(recipe, folder)) is not None:
         _say(f"{folder}: this run is finished; here are its results (--overwrite repeats it)")
         return finished
@@ -95,7 +94,7 @@ def retrieve(recipe: Recipe, split: Split, encoder: Encoder) -> dict[str, Retrie
 def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks: Path | None = None) -> dict:
     """The same as plain mappings; the ranks of every query go into the folder `ranks`, a file a protocol."""
     results = retrieve(recipe, split, encoder)
-    if ranks is not None and PartialState().is_main_process:
+    if ranks is not None and process_state().is_main_process:
         for name, result in results.items():
             result.save(ranks / f"{name}.npz")
     return {name: result.as_dict() for name, result in results.items()}
@@ -132,7 +131,7 @@ def _finished(recipe: Recipe, folder: Path) -> dict | None:
 
 def _delete_run(folder: Path) -> None:
     """Only what a run has written is deleted, never a folder that holds anything else."""
-    state = start_processes()
+    state = process_state()
     if folder.exists() and any(folder.iterdir()) and not (folder / "provenance.json").is_file():
         raise ValueError(f"{folder} is no run of clip-itm: --overwrite does not delete it; choose another output_dir")
     state.wait_for_everyone()
@@ -158,8 +157,11 @@ def _demand_unchanged(folder: Path, splits: dict[str, Split], noise: CaptionNois
     began = json.loads((folder / "provenance.json").read_text())
     hashes = {name: split["sha256"] for name, split in began["splits"].items()} | {"noise": began["noise"]["sha256"]}
     now = {name: split.sha256 for name, split in splits.items()} | {"noise": noise.sha256}
-    changed = [f"{name} {hashes.get(name, 'none')[:12]} -> {now.get(name, 'none')[:12]}" for name in hashes | now]
-    changed = [text for text, name in zip(changed, hashes | now, strict=True) if hashes.get(name) != now.get(name)]
+    changed = [
+        f"{name} {hashes.get(name, 'none')[:12]} -> {now.get(name, 'none')[:12]}"
+        for name in hashes | now
+        if hashes.get(name) != now.get(name)
+    ]
     if changed:
         raise ValueError(
             f"{folder}: the data have changed since this run began ({', '.join(changed)}); restore them, choose "
@@ -196,5 +198,5 @@ def _publish(folder: Path, recipe: Recipe, data: TrainingData, model: ItmModel, 
 
 
 def _say(text: str) -> None:
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print(text, file=sys.stderr, flush=True)

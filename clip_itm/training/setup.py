@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
 from clip_itm.backbones.build import build_processor
@@ -17,6 +16,7 @@ from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Split
+from clip_itm.distributed import process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
 from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.evaluation.recall import recall_metrics
@@ -70,7 +70,7 @@ def demand_splits(recipe: Recipe, splits: dict[str, Split]) -> None:
 
 def load_data(recipe: Recipe) -> TrainingData:
     """Splits, checked cheaply, and noise. Raises ValueError naming file, row or key before any model is built."""
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         splits = load_splits(recipe.data)
     demand_splits(recipe, splits)
     noise = load_noise(recipe.noise, splits["train"].pairs)
@@ -81,7 +81,7 @@ def make_image_cache(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | N
     """The cache of resized photos that `data.cache_images` asks for, complete for `splits`."""
     if recipe.data.cache_images is None:
         return None
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         image_cache = ImageCache(cache_folder(recipe.data) / "photos", recipe.data.cache_images)
         for split in splits.values():
             image_cache.build(split.rows, num_workers=recipe.data.num_workers)
@@ -89,7 +89,7 @@ def make_image_cache(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | N
 
 
 def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
-    training, state = recipe.training, PartialState()
+    training, state = recipe.training, process_state()
     return PairBatchSampler(
         train.pairs.image,
         mode=training.batches,
@@ -106,9 +106,9 @@ def make_model(recipe: Recipe, splits: dict[str, Split]) -> tuple[ItmModel, ItmP
     captions = splits["train"].pairs.captions.to_pylist() if "train" in splits else None
     processor = build_processor(recipe.backbone, captions)
     set_seed(recipe.training.seed)
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         model = ItmModel.from_backbone(recipe.backbone, recipe.head, processor)
-    return model.to(PartialState().device), processor
+    return model.to(process_state().device), processor
 
 
 @dataclass
@@ -210,7 +210,7 @@ def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
 
 
 def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
-    training, state = recipe.training, PartialState()
+    training, state = recipe.training, process_state()
     arguments = TrainingArguments(
         output_dir=recipe.output_dir,
         num_train_epochs=training.epochs,
@@ -250,7 +250,7 @@ def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
 def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
     """bfloat16 where the recipe and the device say so, over float32 weights; None for plain float32."""
     wanted = recipe.training.precision
-    on_gpu = torch.cuda.is_available() and PartialState().device.type == "cuda"
+    on_gpu = torch.cuda.is_available() and process_state().device.type == "cuda"
     if wanted == "bf16" or (wanted == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
         return torch.bfloat16
     return None
