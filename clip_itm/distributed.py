@@ -5,6 +5,8 @@ own pairs against all columns and returns the mean over its rows; data parallel 
 processes, which makes it the gradient of the mean over the global batch (equal numbers of rows everywhere).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -57,3 +59,14 @@ def gather_constant(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(num_processes())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def average(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The mean of each tensor over all processes: what DistributedDataParallel does in its backward pass."""
+    gradients = [gradient.contiguous() for gradient in gradients]
+    if num_processes() > 1:
+        works = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+        for work, gradient in zip(works, gradients, strict=True):
+            work.wait()
+            gradient /= num_processes()
+    return gradients

@@ -12,7 +12,7 @@ from clip_itm.backbones.build import add_lora, build_backbone, freeze
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.backbones.features import Features
 from clip_itm.configuration import ItmConfig
-from clip_itm.heads.clip import ClipHead
+from clip_itm.heads.build import build_head
 from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
 from clip_itm.processing import ItmProcessor
 
@@ -49,7 +49,8 @@ class ItmModel(PreTrainedModel):
             if section.lora is not None:
                 add_lora(self.backbone, section.lora)
             freeze(self.backbone, section)
-            self.head = ClipHead(HeadConfig.model_validate(config.head or {}), self.backbone.initial_logit_scale)
+            head = TypeAdapter(HeadConfig).validate_python(config.head or {"kind": "clip"})
+            self.head = build_head(head, self.backbone.initial_logit_scale)
         self._computed_buffers = {name: value.clone() for name, value in self.named_non_persistent_buffers()}
         self.post_init()
 
@@ -107,11 +108,13 @@ class ItmModel(PreTrainedModel):
         photo: Tensor | None = None,
         image_ids: Tensor | None = None,
         pair_ids: Tensor | None = None,
+        pair_weight: Tensor | None = None,
     ) -> ItmOutput:
         """One batch: P distinct photos and B captions.
 
         `photo` int64 [B] says which of the P photos pair k shows (default: P = B, in order). With `image_ids` and
-        `pair_ids` int64 [B] (numbers of the photo and of the pair in the training set) the head's loss is computed.
+        `pair_ids` int64 [B] (numbers of the photo and of the pair in the training set) the head's loss is computed;
+        `pair_weight` [B] are the weights that a data set gives its pairs.
         """
         images = texts = None
         if pixel_values is not None or image_features is not None:
@@ -124,7 +127,7 @@ class ItmModel(PreTrainedModel):
             images = images[photo]
         # similarities and softmax in float32 (or more), whatever the towers ran in
         with torch.autocast(images.device.type, enabled=False):
-            loss, logs = self.head.loss(images, texts, image_ids, pair_ids)
+            loss, logs = self.head.loss(images, texts, image_ids, pair_ids, pair_weight)
         return ItmOutput(loss=loss, image_embeds=images, text_embeds=texts, logs=logs)
 
 

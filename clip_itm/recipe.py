@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.data.configuration import DataConfig, NoiseSection, SampleData
@@ -35,6 +35,17 @@ class Recipe(Section):
     head: HeadConfig = ClipHeadConfig()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _head_without_kind_is_plain(cls, value):
+        return {"kind": "clip", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _head_fits_training(self) -> "Recipe":
+        if problem := self.head.conflict(self.training):
+            raise ValueError(problem)
+        return self
 
     @property
     def sha256(self) -> str:
@@ -124,6 +135,8 @@ def _explain(problem: dict[str, Any]) -> str:
         path.append(str(part))
         options = _section_types(owner.model_fields[part].annotation) if part in owner.model_fields else []
     key = ".".join(path)
+    if not path:  # two sections that do not fit: the sentence names their keys
+        return str(problem["ctx"]["error"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], owner.model_fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

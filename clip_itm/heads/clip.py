@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_itm.backbones.features import Features
 from clip_itm.distributed import gather_constant, gather_with_gradient, process_index
-from clip_itm.heads.configuration import ClipHeadConfig
+from clip_itm.heads.base import Head
+from clip_itm.heads.configuration import ContrastiveSection
 
 
 def contrastive_cross_entropy(
@@ -59,7 +59,7 @@ def contrastive_losses(
     return (image_to_text + text_to_image) / 2
 
 
-class ClipHead(nn.Module):
+class ClipHead(Head):
     """Cosine similarity with a learned temperature, trained by the symmetric contrastive loss.
 
     `logit_scale` is the natural log of the multiplier of cosines, as in every CLIP checkpoint. It starts at
@@ -71,7 +71,7 @@ class ClipHead(nn.Module):
         "title={Learning Transferable Visual Models From Natural Language Supervision}, booktitle={ICML}, year={2021}}"
     )
 
-    def __init__(self, config: ClipHeadConfig, initial_logit_scale: float | None = None):
+    def __init__(self, config: ContrastiveSection, initial_logit_scale: float | None = None):
         super().__init__()
         self.config = config
         if config.temperature is not None:
@@ -80,31 +80,17 @@ class ClipHead(nn.Module):
             initial_logit_scale = -math.log(0.07)
         self.logit_scale = nn.Parameter(torch.tensor(float(initial_logit_scale)))
 
-    def embed_images(self, features: Features) -> Tensor:
-        """Unit vectors [B, D], at least float32 (rounding of bfloat16 moves recall)."""
-        return _unit(features.pooled)
-
-    def embed_texts(self, features: Features) -> Tensor:
-        return _unit(features.pooled)
-
-    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Cosine of embeddings [Ni, D] and [Nt, D]: [Ni, Nt], rows are photos."""
-        return images @ texts.T
-
     def scale(self) -> Tensor:
         """The multiplier of cosines, capped where the recipe caps it."""
         scale = self.logit_scale.exp()
         return scale if self.config.max_logit_scale is None else scale.clamp(max=self.config.max_logit_scale)
 
-    def loss(
-        self, images: Tensor, texts: Tensor, image_ids: Tensor, pair_ids: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of the global batch, and what to log. `images`, `texts` [b, D]; ids int64 [b]."""
-        losses = contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_photo)
+    def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
+        """Per-pair loss [b] of the local pairs against the global batch."""
+        return contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_photo)
+
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+        losses = self.losses(images, texts, image_ids)
+        if pair_weight is not None:
+            losses = pair_weight * losses
         return losses.mean(), {"logit_scale": self.logit_scale.detach().exp()}
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    if vectors.dtype in (torch.float16, torch.bfloat16):
-        vectors = vectors.float()
-    return F.normalize(vectors, dim=-1)

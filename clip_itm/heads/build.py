@@ -1,0 +1,20 @@
+"""The head that a section of the recipe names."""
+
+from clip_itm.heads.base import Head
+from clip_itm.heads.clip import ClipHead
+from clip_itm.heads.configuration import HeadConfig
+
+
+def build_head(config: HeadConfig, initial_logit_scale: float | None = None) -> Head:
+    """`initial_logit_scale`: natural log of the pretrained multiplier of cosines, None from scratch."""
+    match config.kind:
+        case "clip":
+            return ClipHead(config, initial_logit_scale)
+        case "npc":
+            from clip_itm.heads.npc.head import NpcHead
+
+            return NpcHead(config, initial_logit_scale)
+        case "crcl":
+            from clip_itm.heads.crcl.head import CrclHead
+
+            return CrclHead(config)
