@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from tiny import tiny_recipe
 
 from clip_itm.distributed import process_state
-from clip_itm.training.setup import Encoder, make_model, make_trainer, prepare
+from clip_itm.training.build import make_trainer
+from clip_itm.training.setup import Encoder, make_model, prepare
 
 
 def main(folder: str, out: str) -> None:

@@ -227,7 +227,9 @@ def test_a_batch_reads_each_photo_once_and_carries_the_noisy_captions(split):
 def test_photo_rows_show_the_photo_of_the_pair(pairs):
     image = np.array([0, 0, 1, 1, 1, 2])
     captions = pa.array(list("abcdef"))
-    pairs_index = SimpleNamespace(image=image, captions=captions, captions_sha256="", image_ids=pa.array(list("xyz")))
+    pairs_index = SimpleNamespace(
+        image=image, captions=captions, captions_sha256="", image_ids=pa.array(list("xyz")), weight=None
+    )
     dataset = PairDataset(
         SimpleNamespace(pairs=pairs_index, rows=None),
         CaptionNoise(np.arange(6)[::-1].copy(), 1.0, "caption", None, ""),

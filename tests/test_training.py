@@ -15,18 +15,18 @@ from clip_itm.data.noise import CaptionNoise
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
+from clip_itm.training.build import make_trainer
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.optimizer import parameter_groups
 from clip_itm.training.run import beaten_by_step_0, train
 from clip_itm.training.setup import (
     Encoder,
-    available_trackers,
     load_data,
     make_model,
     make_sampler,
-    make_trainer,
     prepare,
 )
+from clip_itm.training.trackers import available_trackers
 from clip_itm.training.trainer import mean_cosine
 
 

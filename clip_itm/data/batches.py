@@ -103,6 +103,14 @@ def _next_round(taken: np.ndarray, cells: int, order: np.ndarray) -> np.ndarray:
     return np.concatenate([head, order[np.isin(order, head, invert=True)]])
 
 
+def find_rows(wanted: np.ndarray, known: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """Rows int64 [M] of `wanted` [M] in known + more, and more: what is not in `known`, each once, as it appears."""
+    row = dict(zip(known[::-1].tolist(), range(len(known) - 1, -1, -1), strict=True))
+    more = [value for value in dict.fromkeys(wanted.tolist()) if value not in row]
+    row |= dict(zip(more, range(len(known), len(known) + len(more)), strict=True))
+    return torch.tensor([row[value] for value in wanted.tolist()]), np.array(more, dtype=np.int64)
+
+
 class PairBatchSampler(Sampler[list[int]]):
     """This process's rows of every global batch.
 
@@ -176,6 +184,9 @@ class PairDataset(Dataset):
 
     With `random_crop` < 1 a photo is cropped, before `processor`, to its own aspect ratio and a random share of its
     area between `random_crop` and 1, at a random place: a function of (seed, epoch, photo), whatever worker reads it.
+
+    `memory`: pair numbers (of every photo int64 [photos], of every pair int64 [N]) whose photos and captions come along
+    with each batch; None: no such entries.
     """
 
     def __init__(
@@ -191,9 +202,10 @@ class PairDataset(Dataset):
     ):
         noise.check(split.pairs)
         self.rows, self.pair_image, self.captions = split.rows, split.pairs.image, split.pairs.captions
-        self.source, self.processor = noise.source, processor
+        self.source, self.pair_weight, self.processor = noise.source, split.pairs.weight, processor
         self.image_features, self.text_features = image_features, text_features
         self.image_cache, self.random_crop, self.seed = image_cache, random_crop, seed
+        self.memory: tuple[np.ndarray, np.ndarray] | None = None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # long-lived workers see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -207,19 +219,46 @@ class PairDataset(Dataset):
 
         `pixel_values` [P, 3, H, W] or `image_features` [P, C], photos in order of first appearance; `photo` int64
         [B], the row of each pair's photo in them; `input_ids` and `attention_mask` [B, T] or `text_features` [B, C];
-        `pair_ids` and `image_ids` int64 [B], numbers of the pair and of its photo in the training split.
+        `pair_ids` and `image_ids` int64 [B], numbers of the pair and of its photo in the training split; `pair_weight`
+        float32 [B] where the split has weights. With a memory, `memory_...` too (see `_with_memory`): first the entries
+        of the photos of the B pairs, then those of the pairs.
         """
         pair_ids = np.asarray(pairs, dtype=np.int64)
-        image_ids = self.pair_image[pair_ids]
-        distinct, first, inverse = np.unique(image_ids, return_index=True, return_inverse=True)
-        by_appearance = np.argsort(first)
-        return {
-            **self._images(distinct[by_appearance]),
-            "photo": torch.from_numpy(np.argsort(by_appearance)[inverse]),
-            **self._texts(self.source[pair_ids]),
+        image_ids, captions = self.pair_image[pair_ids], self.source[pair_ids]
+        photos = np.array(list(dict.fromkeys(image_ids.tolist())))
+        batch = {
+            "photo": find_rows(image_ids, photos)[0],
             "pair_ids": torch.from_numpy(pair_ids),
             "image_ids": torch.from_numpy(image_ids),
         }
+        if self.pair_weight is not None:
+            batch["pair_weight"] = torch.from_numpy(self.pair_weight[pair_ids])
+        if self.memory is None:
+            return batch | self._images(photos) | self._texts(captions)
+        return batch | self._with_memory(pair_ids, photos, captions)
+
+    def _with_memory(self, pair_ids: np.ndarray, photos: np.ndarray, captions: np.ndarray) -> dict[str, Tensor]:
+        """Photos and captions of the batch and, as `memory_...`, those of the 2 B entries that are not in the batch.
+
+        `memory_photo` and `memory_caption` int64 [2 B] are the entries' rows in the two together; `memory_image_ids`
+        int64 [2 B] their photos in the training split.
+        """
+        image_entry, caption_entry = self.memory
+        entries = np.concatenate([image_entry[self.pair_image[pair_ids]], caption_entry[pair_ids]])
+        photo, more_photos = find_rows(self.pair_image[entries], photos)
+        caption, more_captions = find_rows(self.source[entries], captions)
+        batch = {
+            "memory_photo": photo,
+            "memory_caption": caption,
+            "memory_image_ids": torch.from_numpy(self.pair_image[entries]),
+        }
+        # read together, so that captions have one width and no side is ever read for nothing
+        images = self._images(np.concatenate([photos, more_photos]))
+        texts = self._texts(np.concatenate([captions, more_captions]))
+        for own, tensors in ((len(photos), images), (len(captions), texts)):
+            for name, tensor in tensors.items():
+                batch |= {name: tensor[:own], f"memory_{name}": tensor[own:]}
+        return batch
 
     def _images(self, photos: np.ndarray) -> dict[str, Tensor]:
         if self.image_features is not None:

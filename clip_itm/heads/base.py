@@ -13,8 +13,8 @@ from clip_itm.backbones.features import Features
 class Head(nn.Module, ABC):
     """One vector a photo and a caption, compared by cosine; a subclass brings the loss.
 
-    `citation`: BibTeX of the method. What a head remembers of the training pairs from step to step (a label each, say)
-    is no part of the model: it lives in plain attributes, and `training_state` carries it from checkpoint to checkpoint.
+    `citation`: BibTeX of the method. What a head remembers of the training pairs from step to step (a label each,
+    say) is no part of the model: it lives in plain attributes, and `training_state` carries it to the next checkpoint.
     """
 
     citation: str

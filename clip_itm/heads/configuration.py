@@ -66,8 +66,8 @@ class NpcHeadConfig(ContrastiveSection):
     )
     weight_fn: Literal["tanh_step", "tanh", "ratio", "one"] = Field(
         "tanh_step",
-        description="weight from the ratio r: tanh(r) below 1, else 1 (published); without its jump, tanh(r) / tanh(1); "
-        "min(r, 1); or always 1, without a trial step",
+        description="weight from the ratio r: tanh(r) below 1, else 1 (published); without its jump, "
+        "tanh(r) / tanh(1); min(r, 1); or always 1, without a trial step",
     )
 
     def conflict(self, training) -> str | None:
@@ -109,8 +109,8 @@ class CrclHeadConfig(HeadSection):
     frozen_epochs: NonNegativeInt = Field(2, description="epochs at the start of every piece that leave labels alone")
     schedules: tuple[PositiveInt, ...] | None = Field(
         None,
-        description="epochs of each piece beside the frozen ones; every piece begins with the initial weights and keeps "
-        "the labels. training.epochs is their sum. Default: one piece",
+        description="epochs of each piece beside the frozen ones; every piece begins with the initial weights "
+        "and keeps the labels. training.epochs is the sum of all. Default: one piece",
     )
     initial_labels: Literal["one", "model"] = Field(
         "one", description="labels at the start: 1, or the matching probability under the pretrained model"

@@ -27,9 +27,12 @@ class TrainingSection(Section):
     decay_all: bool = Field(True, description="decay norms, biases and the temperature too, as published fine-tunes do")
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: PositiveFloat = 1e-6
-    schedule: Literal["cosine", "constant", "per_epoch_plateau"] = Field(
-        "cosine", description="after the warm-up; per_epoch_plateau repeats an indexing bug of published code"
+    schedule: Literal["cosine", "constant", "step", "per_epoch_plateau"] = Field(
+        "cosine",
+        description="after the warm-up; step: a tenth every decay_every epochs; per_epoch_plateau repeats an indexing "
+        "bug of published code",
     )
+    decay_every: PositiveInt = Field(15, description="epochs, for schedule: step")
     warmup: NonNegativeFloat = Field(0.1, description="optimiser steps (1 or more) or a share of all steps (below 1)")
     max_grad_norm: NonNegativeFloat = Field(0.0, description="clip the global gradient norm; 0: no clipping")
     precision: Literal["fp32", "bf16", "auto"] = Field(

@@ -16,11 +16,14 @@ from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe, load_recipe
+from clip_itm.training.build import make_trainer
 from clip_itm.training.card import model_card
-from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_split, make_model, make_trainer, prepare
+from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
+from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_split, make_model, prepare
 from clip_itm.training.trainer import last_complete_checkpoint
 
 RESULTS = "results.json"
+METHOD_KEYS = ("method_epoch", "bank_clean")  # log entries of what a method knows about the pairs
 
 
 def train(recipe: Recipe, overwrite: bool = False) -> dict:
@@ -59,6 +62,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     }
     if checkpoint is not None:
         _say(f"resuming from {checkpoint}")
+        trainer.load_method_state(checkpoint)
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last")
     best = folder / f"checkpoint-{trainer.state.best_global_step}"  # not the path in the state: a run may be moved
@@ -70,9 +74,12 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
         "steps": trainer.state.global_step,
         "seconds": None if checkpoint else outcome.metrics["train_runtime"],  # of a run that was not interrupted
         "dev_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
+        "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in METHOD_KEYS)],
         "provenance": json.loads((folder / "provenance.json").read_text()),
     }
     if state.is_main_process:
+        if (clean_probability := trainer.clean_probability()) is not None:
+            clean_probability.save(folder / CLEAN_PROBABILITY)
         _publish(folder, recipe, data, model, processor, results)
     state.wait_for_everyone()
     return results

@@ -1,4 +1,4 @@
-"""Learning-rate multipliers as functions of the optimiser step (npc.md 7.2)."""
+"""Learning-rate multipliers as functions of the optimiser step (npc.md 7.2) or of the epoch (crcl.md 5.1)."""
 
 import math
 
@@ -17,6 +17,11 @@ def cosine_multiplier(step: int, warmup: int, total: int) -> float:
 
 def constant_multiplier(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup))
+
+
+def step_multiplier(epoch: int, every: int) -> float:
+    """A tenth after every `every` epochs; `epoch` counts from 0 within a piece (crcl.md 5.1)."""
+    return 0.1 ** (epoch // every)
 
 
 def plateau_multiplier(step: int, warmup: int, steps_per_epoch: int, num_samples: int, epochs: int) -> float:

@@ -1,16 +1,14 @@
 """From a recipe to everything a run needs: data, noise, processor, model, trainer. Cheap errors come first."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from clip_itm.backbones.build import build_processor
-from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.builder import cache_folder
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import load_splits
@@ -18,15 +16,14 @@ from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
-from clip_itm.evaluation.ranking import compute_ranks
-from clip_itm.evaluation.recall import recall_metrics
+from clip_itm.heads.npc.bank import MemoryBank
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
 from clip_itm.training.encode import Embeddings, encode_split
 from clip_itm.training.feature_cache import caption_features, is_frozen, photo_features
 from clip_itm.training.provenance import Provenance, describe_run
-from clip_itm.training.trainer import ItmTrainer
+from clip_itm.training.trackers import available_trackers
 
 
 @dataclass
@@ -170,83 +167,6 @@ class Encoder:
         )
 
 
-def make_trainer(
-    recipe: Recipe,
-    data: TrainingData,
-    sampler: PairBatchSampler,
-    encoder: Encoder,
-    provenance: Provenance,
-    resuming: bool,
-) -> ItmTrainer:
-    train = data.train
-    dataset = PairDataset(
-        train,
-        data.noise,
-        encoder.processor,
-        image_features=encoder.image_features(train),
-        text_features=encoder.text_features(train),
-        image_cache=data.image_cache,
-        random_crop=recipe.data.random_crop,
-        seed=recipe.training.seed,
-    )
-    return ItmTrainer(
-        encoder.model,
-        training_arguments(recipe, resuming),
-        recipe.training,
-        dataset,
-        data.dev.rows,
-        sampler,
-        encode_val=lambda: encoder.encode(data.dev),
-        score=lambda embeddings: dev_metrics(encoder.model, embeddings),
-        write_provenance=lambda folder: provenance.write(folder, recipe),
-        processor=encoder.processor,
-    )
-
-
-def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
-    similarity = model.head.similarity
-    ranks = compute_ranks(embeddings.images, embeddings.texts, embeddings.caption_image, similarity=similarity)
-    return recall_metrics(ranks)
-
-
-def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
-    training, state = recipe.training, process_state()
-    arguments = TrainingArguments(
-        output_dir=recipe.output_dir,
-        num_train_epochs=training.epochs,
-        max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.batch_size // state.num_processes,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        max_grad_norm=training.max_grad_norm,
-        bf16=autocast_dtype(recipe) is not None,
-        activation_checkpointing=training.activation_checkpointing,
-        eval_strategy="steps" if training.evaluate_every else "epoch",
-        eval_steps=training.evaluate_every,
-        eval_on_start=not resuming,
-        save_strategy="steps" if training.save_every or training.evaluate_every else "epoch",
-        save_steps=training.save_every or training.evaluate_every or 500,
-        save_total_limit=2,
-        metric_for_best_model="rsum",
-        greater_is_better=True,
-        logging_steps=training.log_every,
-        logging_nan_inf_filter=False,
-        report_to=available_trackers(training.trackers),
-        project="clip-itm",
-        run_name=recipe.output_dir,
-        seed=training.seed + state.process_index,  # processes must not share their dropout masks
-        dataloader_num_workers=recipe.data.num_workers,
-        remove_unused_columns=False,
-        use_cpu=state.device.type == "cpu",
-        disable_tqdm=False,  # its default depends on the log level that an earlier run in this process has set
-        log_level="error",  # what a user has to know comes through warnings
-    )
-    # several GPUs in one process would be DataParallel, which tears a batch apart; `accelerate launch` is the way
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments
-
-
 def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
     """bfloat16 where the recipe and the device say so, over float32 weights; None for plain float32."""
     wanted = recipe.training.precision
@@ -254,15 +174,6 @@ def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
     if wanted == "bf16" or (wanted == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
         return torch.bfloat16
     return None
-
-
-def available_trackers(trackers: Sequence[str]) -> list[str]:
-    """Trackers for the Trainer; a named one that is not installed is an error, `auto` takes what there is."""
-    found = [name for name in ("tensorboard", "trackio") if "auto" in trackers and find_spec(name)]
-    for name in trackers:
-        if name != "auto" and not find_spec(name):
-            raise ValueError(f"training.trackers: {name} is not installed: pip install {name}")
-    return list(dict.fromkeys([*found, *(name for name in trackers if name != "auto")]))
 
 
 def check_protocols(recipe: Recipe, split: Split) -> None:
@@ -277,4 +188,6 @@ def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]
     available_trackers(recipe.training.trackers)
     data = load_data(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))
+    if recipe.head.kind == "npc" and recipe.head.bank is not None:
+        MemoryBank.load(recipe.head.bank).check(data.noise, data.train.pairs)
     return data, make_sampler(recipe, data.train), describe_run(recipe, data.splits, data.noise)

@@ -16,10 +16,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
 from clip_itm.processing import ItmProcessor
+from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
 from clip_itm.training.optimizer import make_optimizer
-from clip_itm.training.schedule import constant_multiplier, cosine_multiplier, plateau_multiplier, warmup_steps
+from clip_itm.training.schedule import (
+    constant_multiplier,
+    cosine_multiplier,
+    plateau_multiplier,
+    step_multiplier,
+    warmup_steps,
+)
 
 COLLAPSE_COSINE = 0.99
 
@@ -58,8 +65,9 @@ class ItmTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=_as_it_is,
-            callbacks=[EpochCallback(train_dataset), FinishCallback(self._steps_per_epoch)],
+            callbacks=[FinishCallback(self._steps_per_epoch)],
         )
+        self.add_callback(EpochCallback(self))
         if self.pop_callback(ProgressCallback):
             self.add_callback(ConsoleCallback())
         self.model_accepts_loss_kwargs = False  # the loss is a mean; accumulation divides it
@@ -93,18 +101,29 @@ class ItmTrainer(Trainer):
                     "rate never reaches training.learning_rate; use a share such as 0.1",
                     stacklevel=2,
                 )
-            rules = {
-                "cosine": lambda step: cosine_multiplier(step, warmup, num_training_steps),
-                "constant": lambda step: constant_multiplier(step, warmup),
-                "per_epoch_plateau": lambda step: plateau_multiplier(
-                    step, warmup, self._steps_per_epoch, len(self.train_dataset), self.section.epochs
-                ),
-            }
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, rules[self.section.schedule]
+                optimizer or self.optimizer, self.rate_rule(num_training_steps, warmup)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def rate_rule(self, total_steps: int, warmup: int) -> Callable[[int], float]:
+        """Multiplier of the learning rate by optimiser step."""
+        section = self.section
+        match section.schedule:
+            case "cosine":
+                return lambda step: cosine_multiplier(step, warmup, total_steps)
+            case "constant":
+                return lambda step: constant_multiplier(step, warmup)
+            case "step":
+                return lambda step: (
+                    constant_multiplier(step, warmup)
+                    * step_multiplier(step // self._steps_per_epoch, section.decay_every)
+                )
+            case "per_epoch_plateau":
+                return lambda step: plateau_multiplier(
+                    step, warmup, self._steps_per_epoch, len(self.train_dataset), section.epochs
+                )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
@@ -125,6 +144,24 @@ class ItmTrainer(Trainer):
             self._head_logs.clear()
         super().log(logs, start_time)
 
+    # What a method does beside the loss; subclasses go on from here
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the batches of an epoch are drawn, and again where a run resumes within it."""
+        self.train_dataset.set_epoch(epoch)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Called behind the last step of an epoch, before its evaluation and checkpoint."""
+
+    def save_method_state(self, folder: Path) -> None:
+        """What the method must remember beside weights and optimiser, into a checkpoint folder (first process)."""
+
+    def load_method_state(self, folder: Path) -> None:
+        """The inverse, before `train(resume_from_checkpoint=...)`."""
+
+    def clean_probability(self) -> CleanProbability | None:
+        """How probable it is that each training pair is right, where the method estimates it while it trains."""
+
     # Evaluation and checkpoints
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -137,6 +174,7 @@ class ItmTrainer(Trainer):
                 f"checkpoints are in {self.args.output_dir}"
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(embeddings).items()}
+        metrics[f"{metric_key_prefix}_gap"] = cosine_gap(embeddings)
         for side in ("images", "texts"):
             cosine = mean_cosine(getattr(embeddings, side))
             metrics[f"{metric_key_prefix}_{side}_cosine"] = cosine
@@ -162,6 +200,7 @@ class ItmTrainer(Trainer):
             folder = Path(output_dir or self.args.output_dir)
             self.processor.save_pretrained(folder)
             self.write_provenance(folder)
+            self.save_method_state(folder)
 
 
 class PairLoader(DataLoader):
@@ -170,13 +209,16 @@ class PairLoader(DataLoader):
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data set its epoch, on which random crops depend."""
+    """Tells the trainer of every epoch that begins (or goes on, where a run resumes) and ends."""
 
-    def __init__(self, dataset: PairDataset):
-        self.dataset = dataset
+    def __init__(self, trainer: ItmTrainer):
+        self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))
+        self.trainer.begin_epoch(int(state.epoch or 0))
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.end_epoch(round(state.epoch) - 1)
 
 
 class FinishCallback(TrainerCallback):
@@ -228,6 +270,13 @@ def mean_cosine(embeddings: Tensor) -> float:
         return 0.0
     total = embeddings.double().sum(dim=0).square().sum()
     return float((total - count) / (count * (count - 1)))
+
+
+def cosine_gap(embeddings: Embeddings) -> float:
+    """Mean cosine of a caption with its own photo, minus that with all photos."""
+    images, texts = embeddings.images.double(), embeddings.texts.double()
+    own = (images[embeddings.caption_image] * texts).sum(dim=1).mean()
+    return float(own - images.mean(dim=0) @ texts.mean(dim=0))
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

@@ -1,0 +1,156 @@
+"""NPC in training: plain warm-up, memory bank, then `NpcStep` in place of forward, loss and backward."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clip_itm.distributed import gather_constant
+from clip_itm.evaluation.detection import auc
+from clip_itm.heads.npc.bank import MemoryBank, build_bank
+from clip_itm.heads.npc.step import NpcStep
+from clip_itm.recipe import Recipe
+from clip_itm.training.clean_probability import CleanProbability
+from clip_itm.training.setup import Encoder, TrainingData
+from clip_itm.training.trainer import ItmTrainer
+
+BANK, STATE = "bank.npz", "npc_state.safetensors"
+
+
+class NpcTrainer(ItmTrainer):
+    """`build_bank` makes the memory bank from the current weights, when the warm-up is over; `is_clean` bool [N] is the
+    truth about the training pairs where it is known, for the log alone.
+    """
+
+    def __init__(self, *args, build_bank: Callable[[], MemoryBank], is_clean: np.ndarray | None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("head.kind npc trains with data parallelism only: its trial step needs whole parameters")
+        self.build_bank, self.is_clean = build_bank, is_clean
+        self.config = self.model.head.config
+        self.bank: MemoryBank | None = None
+        self.step: NpcStep | None = None
+        self._step_state: dict[str, Tensor] = {}
+        # of this epoch, per pair: ratio and weight; NaN where a pair was not seen
+        self.seen = torch.full((2, len(self.train_dataset)), torch.nan, device=self.args.device)
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        if epoch >= self.config.warmup_epochs and self.bank is None:
+            self.use_bank(self.build_bank())
+            if self.args.should_save:
+                self.bank.save(Path(self.args.output_dir) / BANK)
+            self.log(self._describe_bank())
+
+    def use_bank(self, bank: MemoryBank) -> None:
+        self.bank = bank
+        self.train_dataset.memory = (bank.image_entry, bank.caption_entry)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        if self.bank is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        if self.step is None:
+            self.step = NpcStep(self.model, self.optimizer.optimizer, self.config)
+            self.step.load_state_dict(self._step_state)
+        share = 1 / self.current_gradient_accumulation_steps
+        with self.compute_loss_context_manager():
+            outcome = self.step(inputs, share)
+        self._head_logs["logit_scale"].append(self.model.head.logit_scale.detach().exp())
+        self._head_logs["batch_loss"].append(outcome.losses.mean())
+        found = gather_constant(torch.stack([outcome.ratio, outcome.weight], dim=1).float())
+        self.seen[:, gather_constant(inputs["pair_ids"])] = found.T
+        return outcome.loss * share
+
+    def end_epoch(self, epoch: int) -> None:
+        ratio, weight = self.seen.cpu().numpy()
+        seen = ~np.isnan(ratio)
+        if not seen.any():
+            return
+        ratio, weight = ratio[seen], weight[seen]
+        summary = {
+            "method_epoch": epoch + 1,
+            "mean_weight": float(weight.mean()),
+            "weight_below_1": float((weight < 1).mean()),
+            # to be read beside the rounding of float32: a weight jumps where the ratio crosses 1
+            "ratio_distance": float(np.median(np.abs(ratio[np.isfinite(ratio)] - 1))),
+        }
+        if self.is_clean is not None and (value := auc(ratio, self.is_clean[seen])) is not None:
+            summary["ratio_auc"] = value
+            for name, own in (("clean", self.is_clean[seen]), ("wrong", ~self.is_clean[seen])):
+                summary[f"mean_weight_{name}"] = float(weight[own].mean())
+        self.log(summary)
+        self.seen.fill_(torch.nan)
+
+    def _describe_bank(self) -> dict[str, float]:
+        clean = self.bank.clean
+        if clean is None:
+            return {}
+        logs = {"bank_clean": len(clean), "bank_below_clean_mean_rejected": self.bank.below_clean_mean_rejected}
+        if self.is_clean is not None:
+            logs["bank_purity"] = float(self.is_clean[clean].mean())
+            if (value := auc(-self.bank.losses, self.is_clean)) is not None:
+                logs["bank_auc"] = value
+        return logs
+
+    # Checkpoints
+
+    def save_method_state(self, folder: Path) -> None:
+        if self.bank is None:
+            return
+        self.bank.save(folder / BANK)
+        state = {} if self.step is None else self.step.state_dict()
+        save_file({"seen": self.seen.cpu(), **{name: value.cpu() for name, value in state.items()}}, folder / STATE)
+
+    def load_method_state(self, folder: Path) -> None:
+        if not (folder / BANK).is_file():
+            return  # still in the warm-up
+        self.use_bank(MemoryBank.load(folder / BANK))
+        self._step_state = load_file(folder / STATE)
+        self.seen.copy_(self._step_state.pop("seen"))
+
+    def clean_probability(self) -> CleanProbability | None:
+        bank = self.bank
+        if bank is None or bank.losses is None:
+            return None
+        return CleanProbability(
+            values=bank.mixture.monotone_clean_posterior(bank.losses).astype(np.float32),
+            ranking=-bank.losses,
+            method="posterior of the mixture behind NPC's memory bank (losses of the model that built it)",
+            noise_sha256=bank.noise_sha256,
+        )
+
+
+def make_bank(recipe: Recipe, data: TrainingData, encoder: Encoder) -> MemoryBank:
+    """The bank that `head.bank` names, else one of the training pairs under the encoder's current weights.
+
+    Raises ValueError for the bank of other pairs, and where processes built different banks.
+    """
+    train, noise, head = data.train, data.noise, recipe.head
+    if head.bank is not None:
+        bank = MemoryBank.load(head.bank)
+        bank.check(noise, train.pairs)
+        return bank
+    embeddings = encoder.encode(train)
+    bank = build_bank(
+        embeddings.images,
+        embeddings.texts,
+        train.pairs.image,
+        noise.source,
+        scale=float(encoder.model.head.scale()),
+        rho=head.rho,
+        model=f"seed {recipe.training.seed} after {head.warmup_epochs} epochs" if head.warmup_epochs else "step 0",
+        noise_sha256=noise.sha256,
+        seed=recipe.training.seed,
+    )
+    number = torch.tensor([int(bank.sha256[:15], 16)], device=encoder.model.device)
+    if (gather_constant(number) != number).any():
+        raise ValueError(
+            "the processes built different memory banks from the same numbers; build it once with "
+            "`clip-itm bank build` and name it in head.bank"
+        )
+    return bank
