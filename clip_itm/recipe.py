@@ -59,7 +59,7 @@ class Recipe(Section):
 
     def with_overrides(self, *overrides: str) -> "Recipe":
         """A copy with `--section.key value` overrides applied."""
-        return parse_recipe(_apply(self.model_dump(mode="json"), list(overrides)), "recipe")
+        return parse_recipe(apply_overrides(self.model_dump(mode="json"), list(overrides)), "recipe")
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -86,7 +86,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the sections {', '.join(Recipe.model_fields)}")
-    return parse_recipe(_apply(content, list(overrides)), str(path))
+    return parse_recipe(apply_overrides(content, list(overrides)), str(path))
 
 
 def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
@@ -98,7 +98,7 @@ def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
         raise RecipeError("\n".join(lines)) from None
 
 
-def _apply(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Merge `--a.b value` / `--a.b=value` pairs into a nested mapping; values are YAML."""
     content = json.loads(json.dumps(content))
     words = iter(overrides)

@@ -76,6 +76,29 @@ def test_compare_runs_a_grid_once(recipe_file, capsys):
     assert json.loads((out / "comparison.json").read_text())["rows"] == comparison["rows"]
 
 
+def test_methods_are_compared_with_the_first_one(recipe_file, capsys):
+    crcl = recipe_file.parent / "crcl.yaml"
+    content = yaml.safe_load(recipe_file.read_text())
+    content["head"] = {"kind": "crcl", "frozen_epochs": 1}
+    crcl.write_text(yaml.safe_dump(content))
+    out = recipe_file.parent / "methods"
+    words = ["compare", str(recipe_file), str(crcl), "--noise", "0.4", "--seeds", "0", "1", "--out", str(out)]
+    assert main(words) == 0
+    assert "rsum against clip" in " ".join(capsys.readouterr().out.split())
+    comparison = json.loads((out / "comparison.json").read_text())
+    rows = {(row["method"], row["stage"]): row for row in comparison["rows"]}
+    for stage in ("best", "last"):
+        assert "rsum_difference" not in rows["clip", stage]
+        value, low, high = rows["crcl", stage]["rsum_difference"]
+        assert value == pytest.approx(rows["crcl", stage]["rsum"] - rows["clip", stage]["rsum"])
+        assert low <= value <= high
+    written = (out / "comparison.md").read_text()
+    assert "rsum against clip [95 %]" in written
+    assert "wrong training pairs found" in written
+    runs = [run for run in comparison["runs"] if run["method"] == "crcl"]
+    assert all(0 <= run["wrong_pairs"]["auc"] <= 1 and run["wrong_pairs"]["wrong"] > 0 for run in runs)
+
+
 def test_mean_and_spread():
     def run(rsum):
         metrics = {f"{way}_r{k}": rsum / 6 for way in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": rsum}
@@ -83,7 +106,7 @@ def test_mean_and_spread():
 
     from clip_itm.training.compare import Cell
 
-    rows = summarise([Cell("clip", 0.4, seed, run(rsum)) for seed, rsum in enumerate((100.0, 104.0, 102.0))])
+    rows = summarise([Cell("clip", 0.4, seed, run(rsum), Path()) for seed, rsum in enumerate((100.0, 104.0, 102.0))])
     row = next(row for row in rows if row["stage"] == "best")
     assert (row["rsum"], row["rsum_std"], row["seeds"]) == (102.0, 2.0, 3)
 

@@ -17,6 +17,7 @@ from clip_itm.evaluation.recall import (
     fold_replicates,
     mean_metrics,
     paired_difference,
+    paired_difference_of_runs,
     recall_metrics,
     tie_gaps,
 )
@@ -171,6 +172,19 @@ def test_paired_difference():
     assert paired_difference([worse], [worse], replicates=10)["rsum"] == (0, 0, 0)
     mirrored = paired_difference([better], [worse], replicates=300)["rsum"]
     assert mirrored == pytest.approx((-difference["rsum"].value, -difference["rsum"].high, -difference["rsum"].low))
+
+
+def test_difference_between_the_means_of_several_runs():
+    first = [[random_ranks(noise=1.5)], [random_ranks(noise=1.0)]]
+    second = [[random_ranks(noise=0.5)], [random_ranks(noise=0.8)]]
+    value, low, high = paired_difference_of_runs(first, second, replicates=200)["rsum"]
+    each = [paired_difference(a, b, replicates=200)["rsum"].value for a, b in zip(first, second, strict=True)]
+    assert value == pytest.approx(sum(each) / 2)
+    assert low < value < high
+    draws = [
+        np.mean([bootstrap_recalls(folds, 200, 0)["rsum"] for folds in runs], axis=0) for runs in (first, second)
+    ]
+    assert (low, high) == pytest.approx(tuple(np.percentile(draws[1] - draws[0], [2.5, 97.5])))
 
 
 def test_pairing_narrows_the_interval():

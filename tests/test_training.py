@@ -248,7 +248,7 @@ def test_batches_are_divided_among_processes_or_refused(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_anything_else(monkeypatch):
-    monkeypatch.setattr("clip_itm.training.setup.find_spec", lambda name: None)
+    monkeypatch.setattr("clip_itm.training.trackers.find_spec", lambda name: None)
     assert available_trackers(["auto"]) == []
     with pytest.raises(ValueError, match=r"training.trackers: wandb is not installed"):
         available_trackers(["wandb"])

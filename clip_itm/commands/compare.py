@@ -9,7 +9,8 @@ def add_parser(verbs) -> None:
         "compare",
         help="run a grid of recipes, noise ratios and seeds and print the table",
         description="Runs that are finished are not repeated and interrupted ones are resumed, so the same command "
-        "goes on where it stopped. All methods share one noise draw per ratio. Keys may be set for all runs.",
+        "goes on where it stopped. All methods share one noise draw per ratio, and are compared with the first recipe. "
+        "Keys may be set for all runs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -21,7 +22,7 @@ def add_parser(verbs) -> None:
 
 
 def run(args) -> int:
-    from clip_itm.training.compare import Cell, plan, save, summarise
+    from clip_itm.training.compare import Cell, add_differences, plan, save, summarise
 
     out = Path(args.out)
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
@@ -36,11 +37,12 @@ def run(args) -> int:
         if main:
             what = f"{method}, noise {recipe.noise.ratio:g}, seed {recipe.training.seed}"
             print(f"\n[{number}/{len(runs)}] {what}", flush=True)
-        cells.append(Cell(method, recipe.noise.ratio, recipe.training.seed, train(recipe)))
+        cells.append(Cell(method, recipe.noise.ratio, recipe.training.seed, train(recipe), Path(recipe.output_dir)))
     if main:
         rows = summarise(cells)
+        add_differences(rows, cells)
         save(rows, cells, out)
-        show(rows, cells[0].results["split"])
+        show(rows, cells)
         print(f"table: {out}/comparison.md and comparison.json")
     if args.montage:
         from clip_itm.training.montage import draw_montage
@@ -52,19 +54,26 @@ def run(args) -> int:
     return 0
 
 
-def show(rows: list[dict], split: str) -> None:
+def show(rows: list[dict], cells: list) -> None:
     """The tables in the terminal."""
     from rich.table import Table
 
     from clip_itm.commands.terminal import print_table
-    from clip_itm.training.compare import STAGES, table_lines
+    from clip_itm.training.compare import STAGES, detection_lines, table_lines
 
-    for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        for stage, label in STAGES.items():
-            header, *lines = table_lines([row for row in rows if row["protocol"] == protocol], stage)
-            table = Table(title=f"recall on {split} ({protocol}), {label}, percent")
-            for column in header:
-                table.add_column(column, justify="right" if column != "method" else "left")
-            for line in lines:
-                table.add_row(*line)
-            print_table(table)
+    tables = {
+        f"recall on {cells[0].results['split']} ({protocol}), {label}, percent": table_lines(
+            [row for row in rows if row["protocol"] == protocol], stage
+        )
+        for protocol in dict.fromkeys(row["protocol"] for row in rows)
+        for stage, label in STAGES.items()
+    }
+    if len(lines := detection_lines(cells)) > 1:
+        tables["wrong training pairs found (precision among as many suspects as pairs are wrong)"] = lines
+    for title, (header, *lines) in tables.items():
+        table = Table(title=title)
+        for column in header:
+            table.add_column(column, justify="right" if column != "method" else "left")
+        for line in lines:
+            table.add_row(*line)
+        print_table(table)

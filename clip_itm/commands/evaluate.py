@@ -11,7 +11,8 @@ def add_parser(verbs) -> None:
         help="recall of a run, a saved model, or an untrained backbone",
         description="A run folder (its best model), a folder written by save_pretrained, or a recipe (its backbone as "
         "it is, zero-shot). Data and protocols come from the recipe found there; keys such as --data.root, "
-        "--evaluation.split val and --evaluation.protocols '[coco-5k]' change them.",
+        "--evaluation.split val and --evaluation.protocols '[coco-5k]' change them. A model folder without a recipe "
+        "(clip-itm import) needs --data.source and the keys of that source.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -25,8 +26,12 @@ def run(args) -> int:
 
     place = Path(args.what)
     best = place / "best" if (place / "best" / "config.json").is_file() else place
-    recipe = load_recipe(best, args.overrides)
-    if place.is_dir() and not (best / "config.json").is_file():
+    has_model = (best / "config.json").is_file()
+    if has_model and not (best / "recipe.yaml").is_file():
+        recipe = _recipe_of_model(best, args.overrides)
+    else:
+        recipe = load_recipe(best, args.overrides)
+    if place.is_dir() and not has_model:
         raise ValueError(
             f"{place}: this run is not finished (it has no best/): train it to its end, or evaluate a checkpoint in it"
         )
@@ -45,7 +50,7 @@ def run(args) -> int:
     with state.main_process_first():
         splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
-    if (best / "config.json").is_file():
+    if has_model:
         model, processor = ItmModel.from_pretrained(best).to(state.device), ItmProcessor.from_pretrained(best)
     else:
         model, processor = make_model(recipe, splits)
@@ -57,11 +62,28 @@ def run(args) -> int:
     print_table(terminal_table([(name, result.as_dict()) for name, result in results.items()], title=title))
     if args.json:
         content = {"model": str(best), "split": split.name, "split_sha256": split.sha256, "recipe": recipe.sha256}
-        if (best / "provenance.json").is_file():
-            content["provenance"] = json.loads((best / "provenance.json").read_text())
+        for name in ("provenance", "imported_from"):
+            if (best / f"{name}.json").is_file():
+                content[name] = json.loads((best / f"{name}.json").read_text())
         write_json(Path(args.json), content | {name: result.as_dict() for name, result in results.items()})
     if args.plot:
         from clip_itm.evaluation.plot import plot_retrieval
 
         plot_retrieval(results, args.plot, title=title)
     return 0
+
+
+def _recipe_of_model(folder: Path, overrides: list[str]):
+    """The recipe of a model folder that has none: towers as its configuration says, data as the user says."""
+    from clip_itm.recipe import apply_overrides, parse_recipe
+
+    backbone = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("backbone")
+    if backbone is None:
+        raise ValueError(f"{folder}: config.json names no backbone, so this is no model of clip-itm")
+    content = apply_overrides({"backbone": backbone}, overrides)
+    if "data" not in content:
+        raise ValueError(
+            f"{folder}: this model has no recipe that names its data; say what to evaluate it on, such as "
+            "--data.source coco --data.root FOLDER (docs/data.md has all sources)"
+        )
+    return parse_recipe(content, str(folder))

@@ -106,18 +106,37 @@ def paired_difference(
     0 is a difference beyond the choice of test photos (it says nothing of another training seed). Raises ValueError
     where the two were not computed for the same photos and captions in the same order.
     """
-    same = len(first) == len(second) and all(
-        np.array_equal(a.query_image, b.query_image) and np.array_equal(a.caption_image, b.caption_image)
-        for a, b in zip(first, second, strict=True)
-    )
-    if not same:
-        raise ValueError(
-            "the two results are not of the same queries (folds, photos or captions differ); evaluate both methods "
-            "with the same protocol on the same split"
+    return paired_difference_of_runs([first], [second], replicates, seed)
+
+
+def paired_difference_of_runs(
+    first: Sequence[Sequence[Ranks]], second: Sequence[Sequence[Ranks]], replicates: int = 1000, seed: int = 0
+) -> dict[str, Difference]:
+    """The same between the means over several training runs of each method; all runs see the same photos drawn."""
+    for folds in (*first[1:], *second):
+        same = len(first[0]) == len(folds) and all(
+            np.array_equal(a.query_image, b.query_image) and np.array_equal(a.caption_image, b.caption_image)
+            for a, b in zip(first[0], folds, strict=True)
         )
-    before, after = mean_metrics(first), mean_metrics(second)
-    draws_before, draws_after = (bootstrap_recalls(folds, replicates, seed) for folds in (first, second))
+        if not same:
+            raise ValueError(
+                "the two results are not of the same queries (folds, photos or captions differ); evaluate both methods "
+                "with the same protocol on the same split"
+            )
+    (before, draws_before), (after, draws_after) = (
+        (
+            _mean([mean_metrics(folds) for folds in runs]),
+            _mean([bootstrap_recalls(folds, replicates, seed) for folds in runs]),
+        )
+        for runs in (first, second)
+    )
     return {
-        name: Difference(after[name] - before[name], *percentile_interval(draws_after[name] - draws_before[name]))
+        name: Difference(
+            float(after[name] - before[name]), *percentile_interval(draws_after[name] - draws_before[name])
+        )
         for name in draws_before
     }
+
+
+def _mean(runs: Sequence[dict]) -> dict:
+    return {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from clip_itm.evaluation.recall import paired_difference_of_runs
+from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
 from clip_itm.recipe import Recipe, RecipeError, load_recipe
 
@@ -13,12 +15,13 @@ STAGES = {"best": "best checkpoint by dev", "last": "last epoch"}
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid: `method` names its recipe, `results` is what its `results.json` holds."""
+    """One run of the grid: `method` names its recipe, `results` is what its `results.json` in `folder` holds."""
 
     method: str
     ratio: float
     seed: int
     results: dict
+    folder: Path
 
 
 def plan(
@@ -82,14 +85,54 @@ def summarise(cells: list[Cell]) -> list[dict]:
     return rows
 
 
+def add_differences(rows: list[dict], cells: list[Cell]) -> None:
+    """Adds "rsum_difference" (value, low, high) to the rows of every method but the first: paired bootstrap against it.
+
+    The interval is over test photos, drawn the same for both; the differences of all seeds are averaged.
+    """
+    first = cells[0].method
+    for row in rows:
+        if row["method"] == first or row["stage"] not in STAGES:
+            continue
+        runs = {
+            name: [
+                RetrievalResult.load(cell.folder / f"ranks_{row['stage']}" / f"{row['protocol']}.npz").folds
+                for cell in cells
+                if (cell.method, cell.ratio) == (name, row["noise"])
+            ]
+            for name in (first, row["method"])
+        }
+        row["rsum_difference"] = list(paired_difference_of_runs(*runs.values())["rsum"])
+
+
 def table_lines(rows: list[dict], stage: str) -> list[list[str]]:
     """Cells of one stage's table, `12.3 ± 0.4` where there are several seeds; the header first."""
+    rows = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["noise"])
     lines = [["noise", "method", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", "seeds"]]
-    for row in sorted((row for row in rows if row["stage"] == stage), key=lambda row: (row["noise"], row["method"])):
+    compared = any("rsum_difference" in row for row in rows)
+    if compared:
+        lines[0].append(f"rsum against {rows[0]['method']} [95 %]")
+    for row in rows:
         figures = [
             f"{row[name]:.1f}" + (f" ± {row[f'{name}_std']:.1f}" if row["seeds"] > 1 else "") for name in METRICS
         ]
         lines.append([f"{row['noise']:g}", row["method"], *figures, str(row["seeds"])])
+        if compared:
+            difference = row.get("rsum_difference")
+            lines[-1].append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference) if difference else "")
+    return lines
+
+
+def detection_lines(cells: list[Cell]) -> list[list[str]]:
+    """How well each method tells its wrong training pairs, where it estimates that while it trains; header first."""
+    lines = [["noise", "method", "AUC", "precision", "seeds"]]
+    groups: dict[tuple, list[dict]] = {}
+    for cell in cells:
+        if found := cell.results.get("wrong_pairs"):
+            groups.setdefault((cell.ratio, cell.method), []).append(found)
+    for (ratio, method), found in sorted(groups.items(), key=lambda entry: entry[0][0]):
+        figures = [f"{mean([each[name] for each in found]):.3f}" for name in ("auc", "precision")]
+        lines.append([f"{ratio:g}", method, *figures, str(len(found))])
     return lines
 
 
@@ -104,6 +147,10 @@ def markdown(rows: list[dict], cells: list[Cell]) -> str:
             lines.insert(1, ["---"] * len(lines[0]))
             parts.append(f"## {protocol}, {label}\n")
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    if len(lines := detection_lines(cells)) > 1:
+        lines.insert(1, ["---"] * len(lines[0]))
+        parts.append("## wrong training pairs found (precision among as many suspects as pairs are wrong)\n")
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
     noise = {f"{cell.ratio:g}": cell.results["noise"]["sha256"][:12] for cell in cells}
     machine = first["provenance"]["machine"]
     parts.append(

@@ -11,11 +11,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
 from clip_itm.processing import ItmProcessor
+from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCallback
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
@@ -206,61 +207,6 @@ class ItmTrainer(Trainer):
 class PairLoader(DataLoader):
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the trainer of every epoch that begins (or goes on, where a run resumes) and ends."""
-
-    def __init__(self, trainer: ItmTrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.begin_epoch(int(state.epoch or 0))
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.trainer.end_epoch(round(state.epoch) - 1)
-
-
-class FinishCallback(TrainerCallback):
-    """The end of training, and of every epoch that is evaluated there, is saved once and after its evaluation.
-
-    A checkpoint saved just before an evaluation would skip that evaluation when a run resumes from it.
-    """
-
-    def __init__(self, steps_per_epoch: int):
-        self.steps_per_epoch = steps_per_epoch
-
-    def on_step_end(self, args, state, control, **kwargs):
-        at_end = state.global_step >= state.max_steps
-        if args.eval_strategy == "steps":
-            if at_end:
-                control.should_evaluate = control.should_save = True
-        elif at_end or state.global_step % self.steps_per_epoch == 0:
-            control.should_save = False  # on_epoch_end follows
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if args.eval_strategy == "epoch":
-            control.should_save = True
-
-
-class ConsoleCallback(ProgressCallback):
-    """A progress bar, and lines that a person reads."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.training_bar is None or "train_runtime" in logs:
-            return
-        head = f"epoch {state.epoch:6.2f}  step {state.global_step:6d}"
-        if "eval_rsum" in logs:
-            recalls = {
-                direction: "/".join(f"{logs[f'eval_{direction}_r{k}']:.1f}" for k in (1, 5, 10))
-                for direction in ("i2t", "t2i")
-            }
-            body = f"dev  i2t {recalls['i2t']}  t2i {recalls['t2i']}  rsum {logs['eval_rsum']:.1f}"
-        else:
-            shown = ("loss", "grad_norm", "learning_rate")
-            names = [name for name in shown if name in logs] + [name for name in logs if name not in (*shown, "epoch")]
-            body = "  ".join(f"{name} {logs[name]:.4g}" for name in names)
-        self.training_bar.write(f"{head}  {body}")
 
 
 def mean_cosine(embeddings: Tensor) -> float:

@@ -1,0 +1,193 @@
+"""Released CLIP and NPC checkpoints: files of `torch.save` with the weights under OpenAI's names.
+
+No such file says which architecture it holds; it is read off the shapes of the weights. open_clip has a function for
+that, too (`build_model_from_openai_state_dict`), but it rounds every weight to float16 on the way.
+"""
+
+import math
+import pickle
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+
+from clip_itm.backbones.build import build_backbone
+from clip_itm.backbones.configuration import OpenClipBackbone
+from clip_itm.backbones.openclip import OpenClip
+
+HEAD_WIDTH = 64  # of every attention layer in every released CLIP; no weight tells it
+BUFFERS = ("input_resolution", "context_length", "vocab_size")  # numbers among the weights of OpenAI's files
+
+
+@dataclass(frozen=True)
+class OpenAICheckpoint:
+    """Weights under OpenAI's names, without the prefix of DistributedDataParallel; what else the file says of them."""
+
+    path: Path
+    state: dict[str, Tensor]
+    epoch: int | None
+    name: str | None
+
+
+def read_checkpoint(path: str | Path) -> OpenAICheckpoint:
+    """Read `{epoch, name, state_dict, optimizer}` (npc.md 9) or a plain state dict; nothing in the file is executed.
+
+    Raises `ValueError` for what is no file of weights alone, and for weights that are no CLIP.
+    """
+    path = Path(path)
+    content = _load_weights_only(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a state dict, or a dictionary that has one as state_dict")
+    if state and all(str(key).startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor) and key not in BUFFERS}
+    if "visual.conv1.weight" not in state or "token_embedding.weight" not in state:
+        found = ", ".join(map(str, list(state)[:4])) or "nothing"
+        raise ValueError(
+            f"{path}: no CLIP under OpenAI's names in it; expected weights such as visual.conv1.weight and "
+            f"token_embedding.weight, found {found}"
+        )
+    epoch, name = (None, None) if "state_dict" not in content else (content.get("epoch"), content.get("name"))
+    return OpenAICheckpoint(
+        path, state, epoch if isinstance(epoch, int) else None, name if isinstance(name, str) else None
+    )
+
+
+def _load_weights_only(path: Path) -> Any:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {what}; expected the file of a checkpoint, such as epoch4.pt")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            # mapped, not read: the moments of the optimiser, two thirds of such a file, are never looked at
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of torch's message tells how to run it anyway
+        why = f"it asks for {wanted[1]}" if wanted else "it is no file of torch.save"
+        raise ValueError(
+            f"{path}: refused, and nothing in it was executed: {why}. Only files of tensors, numbers and text are "
+            "read; save the state dict alone where this one comes from"
+        ) from None
+    except Exception as error:  # a broken file may raise anything
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path}: this is a program of TorchScript, as OpenAI ships its models, and would have to be "
+                "executed; a recipe gets the same weights with backbone.pretrained: openai"
+            ) from None
+        raise ValueError(
+            f"{path}: no file of torch.save, or not all of it ({type(error).__name__}: {error}); download it again"
+        ) from None
+
+
+def openclip_config(checkpoint: OpenAICheckpoint, text_heads: int | None = None) -> dict[str, Any]:
+    """open_clip's model configuration (`embed_dim`, `vision_cfg`, `text_cfg`), from the shapes of the weights.
+
+    `text_heads`: attention heads of the text tower (default: width / 64). Raises `ValueError` where a weight is
+    missing or has a shape of no CLIP.
+    """
+    state = checkpoint.state
+    try:
+        vision = _resnet(state) if "visual.layer1.0.conv1.weight" in state else _vit(state)
+        vocab_size, width = state["token_embedding.weight"].shape
+        text = {
+            "context_length": len(state["positional_embedding"]),
+            "vocab_size": vocab_size,
+            "width": width,
+            "heads": _heads(width, "text", text_heads),
+            "layers": _count(state, "transformer.resblocks."),
+        }
+        embed_dim = state["text_projection"].shape[1]
+    except KeyError as error:
+        raise ValueError(f"{checkpoint.path}: the weight {error.args[0]} of CLIP is missing") from None
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint.path}: these shapes do not tell a CLIP: {error}") from None
+    # OpenAI's program and those built on it know QuickGELU only; no weight would tell another activation
+    return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+
+
+def _vit(state: dict[str, Tensor]) -> dict[str, Any]:
+    width, _, patch_size, _ = state["visual.conv1.weight"].shape
+    _heads(width, "image")
+    return {
+        "image_size": patch_size * _side(state["visual.positional_embedding"]),
+        "layers": _count(state, "visual.transformer.resblocks."),
+        "width": width,
+        "patch_size": patch_size,
+    }
+
+
+def _resnet(state: dict[str, Tensor]) -> dict[str, Any]:
+    return {
+        "image_size": 32 * _side(state["visual.attnpool.positional_embedding"]),
+        "layers": [_count(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
+        "width": len(state["visual.layer1.0.conv1.weight"]),
+        "patch_size": None,
+    }
+
+
+def _side(positions: Tensor) -> int:
+    """Side of the square grid that has these positions [1 + side * side, C]."""
+    side = math.isqrt(len(positions) - 1)
+    if side * side != len(positions) - 1:
+        raise ValueError(f"{len(positions) - 1} image positions are no square")
+    return side
+
+
+def _heads(width: int, tower: str, heads: int | None = None) -> int:
+    if heads is None and width % HEAD_WIDTH:
+        advice = "; name them with --text-heads" if tower == "text" else ""
+        raise ValueError(
+            f"width {width} of the {tower} tower is no multiple of {HEAD_WIDTH}, so its heads are unknown{advice}"
+        )
+    heads = width // HEAD_WIDTH if heads is None else heads
+    if heads < 1 or width % heads:
+        raise ValueError(f"width {width} of the {tower} tower cannot be divided among {heads} heads")
+    return heads
+
+
+def _count(state: dict[str, Tensor], prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def openclip_name(config: dict[str, Any]) -> str | None:
+    """open_clip's name of a model that OpenAI released (`ViT-B-32-quickgelu`); None for any other."""
+    return next((name for name in open_clip.list_openai_models() if open_clip.get_model_config(name) == config), None)
+
+
+def describe(config: dict[str, Any]) -> str:
+    """One line on an open_clip configuration made by `openclip_config`."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    kind = "ResNet" if vision["patch_size"] is None else f"ViT with patches of {vision['patch_size']}"
+    return (
+        f"{kind}, width {vision['width']}, layers {vision['layers']}, photos of {vision['image_size']} pixels; "
+        f"text of width {text['width']}, layers {text['layers']}, heads {text['heads']}, context "
+        f"{text['context_length']}, {text['vocab_size']} tokens; embeddings of {config['embed_dim']}; QuickGELU"
+    )
+
+
+def load_backbone(checkpoint: OpenAICheckpoint, text_heads: int | None = None) -> OpenClip:
+    """Towers in float32 with the checkpoint's weights and temperature, whatever precision it was saved in.
+
+    `backbone.config` holds the whole architecture. Raises `ValueError` where a weight is missing, has another shape,
+    or is one of no CLIP.
+    """
+    config = openclip_config(checkpoint, text_heads)
+    section = OpenClipBackbone(model=openclip_name(config) or "CLIP", model_config_dict={"model_cfg": config})
+    backbone = build_backbone(section, weights=False)
+    state = dict(checkpoint.state)
+    scale = state.pop("logit_scale", None)
+    if scale is None or scale.numel() != 1:
+        raise ValueError(f"{checkpoint.path}: the weight logit_scale of CLIP (one number) is missing")
+    try:
+        backbone.model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint.path}: these weights are no {describe(config)}: {error}") from None
+    backbone.initial_logit_scale = scale.item()
+    return backbone
