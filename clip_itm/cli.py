@@ -5,10 +5,18 @@ import os
 import sys
 import warnings
 
-from clip_itm.commands import compare, data, evaluate, noise, train
+from clip_itm.commands import bank, compare, data, evaluate, import_checkpoint, noise, train
 from clip_itm.memory import keep_freed_memory
 
-COMMANDS = {"train": train, "evaluate": evaluate, "compare": compare, "data": data, "noise": noise}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "data": data,
+    "noise": noise,
+    "bank": bank,
+    "import": import_checkpoint,
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,6 +66,11 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    finally:
+        if "torch.distributed" in sys.modules:
+            from clip_itm.distributed import leave_process_group
+
+            leave_process_group()
 
 
 def _told(error: Exception) -> str:

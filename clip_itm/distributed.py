@@ -32,6 +32,12 @@ def process_index() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
+def leave_process_group() -> None:
+    """At the end of a command: a process that exits while it is still a member of a gloo group may abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class _Gather(torch.autograd.Function):
     """All rows forward; backward, the gradients that all processes have for the own rows, added up."""
 

@@ -1,0 +1,190 @@
+"""`clip-itm bank build | import | info`: NPC's memory of surely clean pairs."""
+
+import argparse
+import warnings
+from pathlib import Path
+
+DEFAULT_RHO = 0.99
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("bank", help="build, import or inspect NPC's memory bank", allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    build = actions.add_parser(
+        "build",
+        help="find the surely clean pairs of a training split, and the nearest of them for every photo and caption",
+        description="Score all training pairs of a recipe with its backbone before training, or with the best model of "
+        "a run (--run), and save the memory bank that `head.bank` reads.",
+        allow_abbrev=False,
+    )
+    model = build.add_mutually_exclusive_group(required=True)
+    model.add_argument("recipe", nargs="?", help="YAML file")
+    model.add_argument("--run", metavar="DIR", help="finished run: its best model, its data, its noise")
+    build.add_argument("--out", default="bank.npz", metavar="FILE.npz", help="must not exist yet (default: bank.npz)")
+    build.add_argument(
+        "--rho", type=float, help=f"posterior above which a pair is clean (default: head.rho, else {DEFAULT_RHO})"
+    )
+
+    imported = actions.add_parser(
+        "import",
+        help="turn a published pair of .npy files into a memory bank",
+        description="Read RATIO_mbank_img_idx.npy and RATIO_mbank_txt_idx.npy for the training pairs of a recipe. The "
+        "files do not name the noise they were made for: the recipe has to have it.",
+        allow_abbrev=False,
+    )
+    imported.add_argument("folder", help="folder of the files, or one that has annotations/ or memory_bank/")
+    imported.add_argument("--recipe", required=True, help="YAML file")
+    imported.add_argument("--ratio", type=float, help="noise ratio in the file names (default: that of the noise)")
+    imported.add_argument("--out", required=True, metavar="FILE.npz", help="must not exist yet")
+
+    info = actions.add_parser("info", help="print what a memory bank is", allow_abbrev=False)
+    info.add_argument("file", help="a saved .npz")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "info":
+        from clip_itm.heads.npc.bank import MemoryBank
+
+        bank = MemoryBank.load(args.file)
+        _print_table(args.file, _facts(bank))
+        return 0
+    if Path(args.out).suffix != ".npz":
+        raise ValueError(f"--out {args.out}: a memory bank is saved as .npz")
+    if Path(args.out).exists():
+        raise ValueError(f"--out {args.out} exists already; delete it or choose another name")
+    return _import(args) if args.action == "import" else _build(args)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from clip_itm.distributed import process_state
+    from clip_itm.heads.npc.bank import build_bank
+    from clip_itm.model import ItmModel
+    from clip_itm.processing import ItmProcessor
+    from clip_itm.recipe import load_recipe
+    from clip_itm.training.setup import Encoder, load_data, make_model
+
+    state = process_state()
+    if args.run:
+        best = Path(args.run) / "best"
+        if not (best / "config.json").is_file():
+            raise ValueError(f"{args.run}: no best/ in this folder, so it is no finished run; train it to its end")
+        noise = ["--noise.file", str(best / "noise.npz"), "--noise.ratio", "0"]
+        recipe = load_recipe(best, [*noise, *args.overrides])
+        data = load_data(recipe)
+        model, processor = ItmModel.from_pretrained(best).to(state.device), ItmProcessor.from_pretrained(best)
+        origin = f"best model of {args.run}"
+    else:
+        recipe = load_recipe(args.recipe, args.overrides)
+        if (random := _random_part(recipe.backbone)) and state.is_main_process:
+            warnings.warn(
+                f"{random} of this backbone starts from random weights, so its losses say nothing of the captions and "
+                "this bank is of no use. Let a run warm up first and build its own (head.warmup_epochs), or take a "
+                "trained model (clip-itm bank build --run DIR).",
+                stacklevel=1,
+            )
+        data = load_data(recipe)
+        model, processor = make_model(recipe, data.splits)
+        origin = f"{recipe.backbone.kind} before training"
+    embeddings = Encoder(recipe, model, processor, data.image_cache).encode(data.train)
+    if not state.is_main_process:
+        return 0
+    bank = build_bank(
+        embeddings.images.to(state.device),
+        embeddings.texts.to(state.device),
+        data.train.pairs.image,
+        data.noise.source,
+        model.head.scale().item(),
+        getattr(recipe.head, "rho", DEFAULT_RHO) if args.rho is None else args.rho,
+        f"{origin}, recipe {recipe.sha256[:12]}",
+        data.noise.sha256,
+    )
+    bank.save(args.out)
+    _print_table(f"memory bank of {origin}", _facts(bank) + _truth(bank, data.noise.is_clean(data.train.pairs)))
+    print(f"saved in {args.out}")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from clip_itm.data.load import load_splits
+    from clip_itm.data.noise import load_noise
+    from clip_itm.heads.npc.legacy_bank import find_legacy_bank, read_legacy_bank
+    from clip_itm.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    splits = load_splits(recipe.data)
+    if "train" not in splits:
+        raise ValueError("this data set has no train split, and a memory bank belongs to training pairs")
+    pairs = splits["train"].pairs
+    noise = load_noise(recipe.noise, pairs)
+    if args.ratio is None and noise.seed is None:  # imported: its ratio is a count
+        raise ValueError(f"the nominal ratio of {recipe.noise.file} is not known: give --ratio, as in the file names")
+    files = find_legacy_bank(args.folder, noise.ratio if args.ratio is None else args.ratio)
+    bank = read_legacy_bank(*files, pairs, noise)
+    bank.save(args.out)
+    _print_table(f"memory bank of {files[0].parent}", _facts(bank))
+    print(f"saved in {args.out}")
+    return 0
+
+
+def _random_part(backbone) -> str | None:
+    """What has random weights before training, as far as the recipe tells."""
+    match backbone.kind:
+        case "timm-words":
+            return "the text tower"
+        case "bert-vit":
+            return "the projection into the common space"
+        case "transformers" if backbone.from_scratch:
+            return "all"
+        case "open_clip" if not backbone.pretrained and not backbone.model.startswith(("hf-hub:", "local-dir:")):
+            return "the text tower" if backbone.image_weights else "all"
+    return None
+
+
+def _facts(bank) -> list[tuple[str, str]]:
+    rows = [
+        ("model", bank.model),
+        ("noise sha256", bank.noise_sha256),
+        ("sha256", bank.sha256),
+        ("photos", f"{len(bank.image_entry):,}"),
+        ("training pairs", f"{len(bank.caption_entry):,}"),
+    ]
+    if bank.posterior is None:
+        return [*rows, ("built by", "another program (no losses and posteriors in it)")]
+    clean, total = bank.clean, len(bank.caption_entry)
+    for number, name in enumerate(("clean", "wrong")):
+        mean, deviation = bank.mixture.means[number], bank.mixture.variances[number] ** 0.5
+        share = f"{bank.mixture.weights[number]:.1%} of the pairs"
+        rows.append((f"losses, {name} component", f"mean {mean:.3f}, deviation {deviation:.3f}, {share}"))
+    return [
+        *rows,
+        (f"clean pairs (posterior above {bank.rho:g})", f"{len(clean):,} ({len(clean) / total:.1%})"),
+        ("left out below the clean mean", f"{bank.below_clean_mean_rejected:,}"),
+        ("clean captions that are their own entry", f"{(bank.caption_entry[clean] == clean).mean():.1%}"),
+    ]
+
+
+def _truth(bank, is_clean) -> list[tuple[str, str]]:
+    """How well losses and clean set tell the injected noise; nothing where there is none."""
+    from clip_itm.evaluation.detection import auc
+
+    found = auc(bank.losses, ~is_clean)
+    if found is None:
+        return []
+    return [
+        ("right captions among the clean pairs", f"{is_clean[bank.clean].mean():.1%} (of all: {is_clean.mean():.1%})"),
+        ("AUC of the loss against the injected noise", f"{found:.3f}"),
+    ]
+
+
+def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
+    from rich.table import Table
+
+    from clip_itm.commands.terminal import print_table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
