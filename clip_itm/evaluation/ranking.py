@@ -5,13 +5,14 @@ answer is read from the block that holds its rivals, because the same dot produc
 rounded differently, and a last bit that differs turns equal scores into lost (or won) places.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from clip_itm.precision import exact_float32
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 """`similarity(images [b, ...], texts [c, ...]) -> [b, c]`: rows are photos."""
@@ -194,18 +195,3 @@ def check_owners(caption_image: np.ndarray | Tensor, num_images: int, num_texts:
             f"({len(outside)} captions are out of range)"
         )
     return owner.to("cpu", torch.int64)
-
-
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """Float32 matrix products stay float32: no autocast, TF32 or bfloat16 passes, whatever the training run has set."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

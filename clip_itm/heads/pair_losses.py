@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from clip_itm.evaluation.ranking import exact_float32
 from clip_itm.heads.clip import contrastive_cross_entropy
+from clip_itm.precision import exact_float32
 
 
 def pair_losses(

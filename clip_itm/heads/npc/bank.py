@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_itm.evaluation.ranking import exact_float32
 from clip_itm.files import replacing
 from clip_itm.heads.mixture import Mixture, fit_mixture
 from clip_itm.heads.pair_losses import pair_losses
+from clip_itm.precision import exact_float32
 
 if TYPE_CHECKING:
     from clip_itm.data.noise import CaptionNoise
@@ -185,7 +185,7 @@ def build_bank(
     # every caption is searched for once, also those that several pairs or none got
     return MemoryBank(
         image_entry=nearest_pairs(images, images[torch.from_numpy(pair_image[clean])], clean),
-        caption_entry=nearest_pairs(texts, texts[torch.from_numpy(source[clean])], clean),
+        caption_entry=nearest_pairs(texts, texts[torch.from_numpy(source[clean])], clean)[source],
         rho=float(rho),
         model=model,
         noise_sha256=noise_sha256,
