@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/clip-itm compare recipes/sample/clip.yaml --noise 0 0.4 --seeds 0 --out runs/demo --montage
+	$(BIN)/clip-itm compare recipes/sample/clip.yaml recipes/sample/npc.yaml recipes/sample/crcl.yaml --noise 0.4 --seeds 0 --out runs/demo --montage
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
@@ -36,6 +36,7 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/step.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 
-from clip_itm.commands import bank, compare, data, evaluate, import_checkpoint, noise, train
+from clip_itm.commands import audit, bank, compare, data, evaluate, import_checkpoint, noise, train
 from clip_itm.memory import keep_freed_memory
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "data": data,
     "noise": noise,
     "bank": bank,
+    "audit": audit,
     "import": import_checkpoint,
 }
 

@@ -51,6 +51,7 @@ class ItmModel(PreTrainedModel):
             freeze(self.backbone, section)
             head = TypeAdapter(HeadConfig).validate_python(config.head or {"kind": "clip"})
             self.head = build_head(head, self.backbone.initial_logit_scale)
+        self._trains = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
         self._computed_buffers = {name: value.clone() for name, value in self.named_non_persistent_buffers()}
         self.post_init()
 
@@ -59,12 +60,15 @@ class ItmModel(PreTrainedModel):
         """See `PreTrainedModel.from_pretrained`.
 
         Loading leaves buffers that are in no checkpoint (open_clip's causal mask) with arbitrary content and expects
-        `_init_weights` to know every module that has one; here they get back what they were built with.
+        `_init_weights` to know every module that has one; here they get back what they were built with. The
+        parameters are new ones, too; what the recipe freezes is frozen again.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for name, value in model._computed_buffers.items():
             model.get_buffer(name).copy_(value)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(model._trains[name])
         return loaded
 
     @classmethod

@@ -291,3 +291,15 @@ def test_a_run_that_only_got_worse_says_so():
         "No checkpoint beats the model before training on dev (rsum 27.6 against"
     )
     assert beaten_by_step_0(results | {"best_dev_rsum": 28.0}) is None
+
+
+def test_what_is_frozen_is_frozen_again_when_a_model_is_loaded(tmp_path):
+    recipe = tiny_recipe(tmp_path, backbone={"freeze_image": True, "freeze_text_blocks": 1})
+    data = load_data(recipe)
+    model, _ = make_model(recipe, data.splits)
+    model.save_pretrained(tmp_path / "model")
+    loaded = ItmModel.from_pretrained(tmp_path / "model")
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == trains
+    assert set(trains.values()) == {True, False}
+    assert Encoder(recipe, loaded, None).frozen_images

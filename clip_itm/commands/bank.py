@@ -98,6 +98,7 @@ def _build(args: argparse.Namespace) -> int:
         getattr(recipe.head, "rho", DEFAULT_RHO) if args.rho is None else args.rho,
         f"{origin}, recipe {recipe.sha256[:12]}",
         data.noise.sha256,
+        seed=recipe.training.seed,
     )
     bank.save(args.out)
     _print_table(f"memory bank of {origin}", _facts(bank) + _truth(bank, data.noise.is_clean(data.train.pairs)))

@@ -16,6 +16,8 @@ ROW_FEATURES = Features(
         "caption_ids": List(Value("string")),
     }
 )
+# a split has the fifth column only where some weight is not 1
+WEIGHTED_ROW_FEATURES = Features({**ROW_FEATURES, "caption_weights": List(Value("float32"))})
 
 SPLIT_NAMES = ("train", "val", "test")
 
@@ -37,7 +39,8 @@ class Split:
 
     `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row a photo, images not decoded). `sha256` covers photo ids,
     caption ids and captions in order, never pixels or paths: the same split on two machines has the same hash.
-    `missing` lists the photo files that `skip_missing` left out.
+    `missing` lists the photo files that `skip_missing` left out. Where captions have weights
+    (`WEIGHTED_ROW_FEATURES`), the hash covers them too.
     """
 
     name: str
@@ -52,7 +55,8 @@ class Split:
     def sha256(self) -> str:
         pairs = self.pairs
         counts = pa.array(np.bincount(pairs.image, minlength=len(self.rows)).astype(str))
-        return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions)
+        weights = [] if pairs.weight is None else [pa.array(pairs.weight.astype(str))]
+        return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions, *weights)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,24 +67,28 @@ class Pairs:
     """The flat index photo x caption of a split, in row order: pair k shows photo `image[k]` with caption number k.
 
     `image` int64 [N] (row numbers, ascending); Arrow strings: `captions` and `caption_ids` [N], `image_ids` [photos].
+    `weight` float32 [N] in [0, 1] says how much pair k counts in training, whichever caption it gets; None means 1.
     """
 
     image: np.ndarray
     captions: pa.Array
     caption_ids: pa.Array
     image_ids: pa.Array
+    weight: np.ndarray | None = None
 
     @classmethod
     def from_rows(cls, rows: Dataset) -> "Pairs":
         # without the images: reading them would copy all photos that are stored as bytes
-        table = rows.select_columns(["image_id", "captions", "caption_ids"]).with_format("arrow")[:]
+        table = rows.select_columns([name for name in rows.column_names if name != "image"]).with_format("arrow")[:]
         captions = table["captions"].combine_chunks()
+        weighted = "caption_weights" in rows.column_names
         counts = captions.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(
             image=np.repeat(np.arange(len(rows), dtype=np.int64), counts),
             captions=captions.flatten(),
             caption_ids=table["caption_ids"].combine_chunks().flatten(),
             image_ids=table["image_id"].combine_chunks(),
+            weight=table["caption_weights"].combine_chunks().flatten().to_numpy() if weighted else None,
         )
 
     @cached_property

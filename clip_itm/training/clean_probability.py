@@ -2,7 +2,7 @@
 
 Methods for wrong captions estimate this while they train, and the run keeps it in a file. For any other run it is
 estimated afterwards from the losses of the best model: wrong captions are learned last, so their losses are larger,
-and a mixture of two components on the losses tells the two groups apart (Arazo et al. 2019; npc.md 4.2).
+and a mixture of two components on the losses tells the two groups apart (Li et al. 2020, DivideMix; npc.md 4.1).
 """
 
 import zipfile

@@ -58,7 +58,7 @@ class NpcTrainer(ItmTrainer):
             self.step = NpcStep(self.model, self.optimizer.optimizer, self.config)
             self.step.load_state_dict(self._step_state)
         share = 1 / self.current_gradient_accumulation_steps
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():  # the step calls the towers itself, past the wrapped forward
             outcome = self.step(inputs, share)
         self._head_logs["logit_scale"].append(self.model.head.logit_scale.detach().exp())
         self._head_logs["batch_loss"].append(outcome.losses.mean())
@@ -135,19 +135,19 @@ def make_bank(recipe: Recipe, data: TrainingData, encoder: Encoder) -> MemoryBan
         bank = MemoryBank.load(head.bank)
         bank.check(noise, train.pairs)
         return bank
-    embeddings = encoder.encode(train)
+    embeddings, device = encoder.encode(train), encoder.model.device
     bank = build_bank(
-        embeddings.images,
-        embeddings.texts,
+        embeddings.images.to(device),
+        embeddings.texts.to(device),
         train.pairs.image,
         noise.source,
-        scale=float(encoder.model.head.scale()),
+        scale=float(encoder.model.head.scale().detach()),
         rho=head.rho,
         model=f"seed {recipe.training.seed} after {head.warmup_epochs} epochs" if head.warmup_epochs else "step 0",
         noise_sha256=noise.sha256,
         seed=recipe.training.seed,
     )
-    number = torch.tensor([int(bank.sha256[:15], 16)], device=encoder.model.device)
+    number = torch.tensor([int(bank.sha256[:15], 16)], device=device)
     if (gather_constant(number) != number).any():
         raise ValueError(
             "the processes built different memory banks from the same numbers; build it once with "

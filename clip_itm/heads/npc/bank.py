@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -75,22 +75,6 @@ class MemoryBank:
             return None
         return int(np.sum((self.losses < self.mixture.means[0]) & (self.posterior <= self.rho)))
 
-    def description(self) -> dict[str, Any]:
-        """What is in the header, and what can be counted; plain data."""
-        return {
-            "sha256": self.sha256,
-            "noise_sha256": self.noise_sha256,
-            "model": self.model,
-            "pairs": len(self.caption_entry),
-            "photos": len(self.image_entry),
-            "rho": self.rho,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "clean_pairs": None if self.clean is None else len(self.clean),
-            "below_clean_mean_rejected": self.below_clean_mean_rejected,
-            "mixture": None if self.mixture is None else {k: v.tolist() for k, v in vars(self.mixture).items()},
-        }
-
     def check(self, noise: "CaptionNoise", pairs: "Pairs") -> None:
         """Raise ValueError unless this bank belongs to these training pairs with the captions they got."""
         advice = "build it anew with `clip-itm bank build`, or use the data and noise that it belongs to"
@@ -131,6 +115,8 @@ class MemoryBank:
     def load(cls, path: str | Path) -> "MemoryBank":
         """Read what `save` wrote; ValueError when the file is no memory bank or was changed."""
         try:
+            if Path(path).is_file() and not zipfile.is_zipfile(path):
+                raise ValueError("it is no npz archive")
             with np.load(path, allow_pickle=False) as arrays:
                 stored = {name: arrays[name] for name in arrays.files}
             names = [name for name in stored if name.startswith("mixture_")]

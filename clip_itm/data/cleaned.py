@@ -1,0 +1,101 @@
+"""A data set without its suspicious training captions, or with a weight on each, as a folder that `folder` reads.
+
+Train captions are written as the run saw them, noise applied; val and test are written as they are. Photo ids stay,
+and every caption keeps its own id, so the hashes of val and test are those of the original.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from clip_itm.data.images import naming_photo, open_image
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Split
+from clip_itm.files import replacing, write_json
+
+
+def check_free(folder: Path) -> None:
+    """Raise ValueError unless `folder` is empty or not there: nothing of anybody's is overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder; choose another place for the cleaned data set")
+
+
+def write_cleaned(
+    folder: Path,
+    splits: dict[str, Split],
+    noise: CaptionNoise,
+    keep: np.ndarray,
+    weight: np.ndarray | None,
+    origin: dict,
+    copy_photos: bool = False,
+) -> dict[str, int]:
+    """Write `metadata.jsonl` and `cleaned.json` (`origin` and the counts, which are returned) into an empty folder.
+
+    `keep` bool [N] says which training pairs stay, `weight` float32 [N] in [0, 1] how much each counts (None: all 1).
+    A photo in a file is named by its absolute path, or copied to `photos/`; one that is stored as bytes is written
+    there. A photo that keeps no caption leaves the training split. Raises ValueError when nothing is left of it.
+    """
+    check_free(folder)
+    if not keep.any():
+        raise ValueError("no training pair is left at this threshold; lower it")
+    kept_photos = len(np.unique(splits["train"].pairs.image[keep]))
+    counts = {
+        "kept_pairs": int(keep.sum()),
+        "dropped_pairs": int((~keep).sum()),
+        "kept_photos": kept_photos,
+        "dropped_photos": len(splits["train"]) - kept_photos,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "cleaned.json", origin | counts)
+    with replacing(folder / "metadata.jsonl") as temporary, temporary.open("w", encoding="utf-8") as table:
+        for name, split in splits.items():
+            rows = _train_rows(split, noise, keep, weight) if name == "train" else _rows(split)
+            for number, texts in tqdm(rows, total=len(split), desc=f"writing {name}", leave=False):
+                photo = _place(split.rows[number]["image"], folder, f"photos/{name}/{number:06d}", copy_photos)
+                table.write(json.dumps({"file_name": photo, "split": name, **texts}, ensure_ascii=False) + "\n")
+    return counts
+
+
+def _rows(split: Split) -> Iterator[tuple[int, dict]]:
+    """(row, ids, captions and weights) of every photo."""
+    texts = split.rows.remove_columns(["image"])
+    yield from enumerate(texts)
+
+
+def _train_rows(
+    split: Split, noise: CaptionNoise, keep: np.ndarray, weight: np.ndarray | None
+) -> Iterator[tuple[int, dict]]:
+    """The same for the captions that the photos got, without those that are dropped."""
+    pairs, captions = split.pairs, noise.apply(split.pairs)
+    caption_ids, image_ids = pairs.caption_ids, pairs.image_ids
+    starts = np.searchsorted(pairs.image, np.arange(len(split) + 1))
+    for number in range(len(split)):
+        kept = [k for k in range(starts[number], starts[number + 1]) if keep[k]]
+        if kept:
+            texts = {
+                "image_id": image_ids[number].as_py(),
+                "captions": [captions[k].as_py() for k in kept],
+                "caption_ids": [caption_ids[int(noise.source[k])].as_py() for k in kept],
+            }
+            if weight is not None:
+                texts["caption_weights"] = [round(float(weight[k]), 6) for k in kept]
+            yield number, texts
+
+
+def _place(image: dict, folder: Path, name: str, copy: bool) -> str:
+    """What the table says for a stored photo; `name` is that of a new file below `folder`, without suffix."""
+    if image["bytes"] is None and not copy:
+        return str(Path(image["path"]).absolute())
+    with naming_photo(image):
+        suffix = f".{open_image(image).format.lower()}"
+    target = folder / (name + suffix)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if image["bytes"] is None:
+        shutil.copyfile(image["path"], target)
+    else:
+        target.write_bytes(image["bytes"])
+    return f"{name}{suffix}"
