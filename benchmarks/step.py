@@ -5,9 +5,9 @@
 
 Beside the measured ratio stands the count of npc.md section 10, in units of F, the forward pass of the B pairs of a
 batch; a backward pass counts 2 F. Steps are those of training: forward, backward, clipping, AdamW; reading photos is
-not in them. The count leaves out AdamW, which NPC runs a second time for its trial and whose cost depends on the number
-of weights alone: its share is printed, and the ratio without it. Methods take turns in every round, medians count. On
-the CPU the clock is the processor time of one thread, which other work on the machine hardly moves.
+not in them. The count leaves out AdamW, which NPC runs a second time for its trial and whose cost depends on the
+number of weights alone: its share is printed, and the ratio without it. Methods take turns in every round, medians
+count. On the CPU the clock is the processor time of one thread, which other work on the machine hardly moves.
 """
 
 import argparse
@@ -168,7 +168,7 @@ class Steps:
 
 
 def measure(backbone: OpenClipBackbone, batch: int, device: str, rounds: int, steps: int) -> dict:
-    """Every method `steps` times a round, each time from a fresh optimiser and behind one step that does not count."""
+    """Every method `steps` times a round, from a fresh optimiser and behind one step that does not count."""
     model = ItmModel.from_backbone(backbone).to(device)
     dataset = RandomPairs(3 * batch, model.backbone.config.model_config_dict["model_cfg"])
     times: dict[str, list[tuple[float, float]]] = {method.name: [] for method in METHODS}
@@ -222,11 +222,13 @@ def figures(method: Method, times: dict[str, list[tuple[float, float]]], peak: f
 
 def medians(steps: list[tuple[float, float]]) -> list[float]:
     """Seconds of a step, of its AdamW, and of all else in it."""
-    return [statistics.median(values) for values in zip(*((whole, adamw, whole - adamw) for whole, adamw in steps))]
+    columns = zip(*((whole, adamw, whole - adamw) for whole, adamw in steps), strict=True)
+    return [statistics.median(column) for column in columns]
 
 
 def show(report: dict) -> None:
-    table = Table(title=f"{report['model']}, {report['parameters'] / 1e6:.1f} M weights, {report['batch_size']} pairs")
+    size = f"{report['parameters'] / 1e6:.1f} M weights, {report['batch_size']} pairs"
+    table = Table(title=f"{report['model']}, {size}")
     for header in ("", "count", "x plain", "ms", "x plain", "AdamW", "x plain, rest"):
         table.add_column(header, justify="right" if header else "left")
     on_gpu = report["methods"][0]["peak_gigabytes"] is not None

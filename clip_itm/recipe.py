@@ -99,9 +99,12 @@ def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
 
 
 def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Merge `--a.b value` / `--a.b=value` pairs into a nested mapping; values are YAML."""
-    content = json.loads(json.dumps(content))
-    words = iter(overrides)
+    """Merge `--a.b value` / `--a.b=value` pairs into a nested mapping; values are YAML.
+
+    Where they choose another `source` or `kind`, keys of the file that belong to the former one are left behind.
+    """
+    before, content = content, json.loads(json.dumps(content))
+    words, given = iter(overrides), set()
     for word in words:
         key, equals, value = word.partition("=")
         if not key.startswith("--") or len(key) == 2:
@@ -119,7 +122,20 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, 
             target[leaf] = yaml.safe_load(value)
         except yaml.YAMLError:
             target[leaf] = value
+        given.add((*parents, leaf))
+    for name, field in Recipe.model_fields.items():
+        branches = {_tag(section): section for section in _section_types(field.annotation)}
+        was, now = (branches.get(_chosen(mapping.get(name))) for mapping in (before, content))
+        if was is not None and now is not None:
+            for key in was.model_fields.keys() - now.model_fields.keys():
+                if (name, key) not in given:
+                    content[name].pop(key, None)
     return content
+
+
+def _chosen(section: Any) -> str | None:
+    """The `source` or `kind` that a section names."""
+    return section.get("source", section.get("kind")) if isinstance(section, dict) else None
 
 
 def _explain(problem: dict[str, Any]) -> str:

@@ -151,3 +151,11 @@ def test_a_batch_has_the_weights_of_its_pairs_not_of_the_captions_that_moved(fol
     assert batch["text_features"].argmax(dim=1).tolist() == [1, 2, 0]
     plain = load(folder, "plain.csv", ["image,caption", "a.jpg,one", "b.jpg,three"])["train"]
     assert "pair_weight" not in PairDataset(plain, CaptionNoise.clean(plain.pairs), None, **features).__getitems__([0])
+
+
+def test_weights_of_empty_captions_are_left_out_with_them(folder):
+    lines = ["image,caption,caption_weight", "a.jpg,one,0.25", "a.jpg, ,0.75", "b.jpg,three,0.5"]
+    pairs = load(folder, "captions.csv", lines, skip_missing=True)["train"].pairs
+    assert pairs.caption_ids.to_pylist() == ["captions.csv:2", "captions.csv:4"]
+    assert pairs.weight.dtype == np.float32
+    assert pairs.weight.tolist() == [0.25, 0.5]

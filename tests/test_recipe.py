@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clip_itm.recipe import Recipe, RecipeError, describe_keys, load_recipe, parse_recipe
+from clip_itm.data.configuration import FolderData, SampleData
+from clip_itm.recipe import Recipe, RecipeError, apply_overrides, describe_keys, load_recipe, parse_recipe
 
 MINIMAL = {"backbone": {"kind": "open_clip"}}
 SHIPPED = sorted(
@@ -100,3 +101,16 @@ def test_all_keys_are_described():
     keys = describe_keys()
     for key in ("--noise.ratio (default 0.0)", "data (coco):", "--data.root (required)", "--training.batches"):
         assert key in keys
+
+
+def test_another_source_or_kind_leaves_the_keys_of_the_former_behind():
+    """Keys that both have stay; keys that nobody has, or that were given for the wrong one, are still errors."""
+    file = Path(__file__).parents[1] / "recipes" / "flickr8k" / "clip.yaml"
+    words = ["--data.root", "elsewhere", "--data.source", "folder"]
+    recipe = load_recipe(file, [*words, "--data.max_photos", "5"])
+    assert recipe.data == FolderData(root="elsewhere", max_photos=5)
+    assert load_recipe(file, words).with_overrides("--data.source", "sample").data == SampleData()
+    with pytest.raises(RecipeError, match=r"data.layout: unknown key"):
+        load_recipe(file, [*words, "--data.layout", "karpathy"])
+    with pytest.raises(RecipeError, match=r"data.imagez: unknown key"):
+        parse_recipe(apply_overrides({"data": {"source": "flickr", "root": "x", "imagez": 1}}, words), "recipe")

@@ -5,6 +5,7 @@ and every caption keeps its own id, so the hashes of val and test are those of t
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,7 @@ def _train_rows(
 def _place(image: dict, folder: Path, name: str, copy: bool) -> str:
     """What the table says for a stored photo; `name` is that of a new file below `folder`, without suffix."""
     if image["bytes"] is None and not copy:
-        return str(Path(image["path"]).absolute())
+        return os.path.abspath(image["path"])
     with naming_photo(image):
         suffix = f".{open_image(image).format.lower()}"
     target = folder / (name + suffix)

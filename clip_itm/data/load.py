@@ -152,11 +152,12 @@ def leave_out_empty_captions(split: Split) -> Split:
     if not empty and not without:
         return split
 
-    def keep(captions: list[str], caption_ids: list[str]) -> dict:
-        pairs = [pair for pair in zip(captions, caption_ids, strict=True) if pair[0].strip()]
-        return {"captions": [caption for caption, _ in pairs], "caption_ids": [caption_id for _, caption_id in pairs]}
+    texts = [name for name in split.rows.column_names if name.startswith("caption")]  # ids and weights go along
 
-    texts = ["captions", "caption_ids"]
+    def keep(*columns: list) -> dict:
+        kept = [values for values in zip(*columns, strict=True) if values[texts.index("captions")].strip()]
+        return {name: [values[place] for values in kept] for place, name in enumerate(texts)}
+
     kept = split.rows.select_columns(texts).map(keep, input_columns=texts, keep_in_memory=True)
     rows = concatenate_datasets([split.rows.remove_columns(texts), kept], axis=1)  # stored photos are not copied
     counts = pc.list_value_length(_columns(rows, "captions")["captions"]).to_pylist()

@@ -101,7 +101,6 @@ def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: 
 
 def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
     """Probability of the component with the lower losses, under a saved model. Encodes the training split once."""
-    from clip_itm.backbones.build import freeze
     from clip_itm.heads.mixture import fit_mixture
     from clip_itm.heads.pair_losses import pair_losses
     from clip_itm.model import ItmModel
@@ -109,7 +108,6 @@ def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise
     from clip_itm.training.setup import Encoder, make_image_cache
 
     model = ItmModel.from_pretrained(model_folder).to(process_state().device)
-    freeze(model.backbone, recipe.backbone)  # loading forgets it, and the features of frozen towers are on disk
     processor = ItmProcessor.from_pretrained(model_folder)
     encoder = Encoder(recipe, model, processor, make_image_cache(recipe, {train.name: train}))
     embeddings = encoder.encode(train)

@@ -22,6 +22,7 @@ from clip_itm.heads.crcl.labels import (
 from clip_itm.heads.crcl.loss import match, matching_probability
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
+from clip_itm.training.schedule import warmup_steps
 from clip_itm.training.setup import Encoder, TrainingData
 from clip_itm.training.trainer import ItmTrainer
 
@@ -80,10 +81,8 @@ class CrclTrainer(ItmTrainer):
             epochs * self._steps_per_epoch for epochs in piece_lengths(self.schedules, self.config.frozen_epochs)
         ]
         starts = np.cumsum([0, *lengths[:-1]])
-        share = warmup / total_steps if self.section.warmup < 1 else None
         rules = [
-            super(CrclTrainer, self).rate_rule(length, warmup if share is None else round(share * length))
-            for length in lengths
+            super(CrclTrainer, self).rate_rule(length, warmup_steps(self.section.warmup, length)) for length in lengths
         ]
 
         def multiplier(step: int) -> float:

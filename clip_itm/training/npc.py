@@ -43,7 +43,8 @@ class NpcTrainer(ItmTrainer):
             self.use_bank(self.build_bank())
             if self.args.should_save:
                 self.bank.save(Path(self.args.output_dir) / BANK)
-            self.log(self._describe_bank())
+            if described := self._describe_bank():
+                self.log(described)
 
     def use_bank(self, bank: MemoryBank) -> None:
         self.bank = bank
