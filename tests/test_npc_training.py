@@ -186,7 +186,9 @@ def test_an_imported_bank_has_no_probabilities_to_tell(given_bank):
         (("--head.bank", "nowhere.npz"), r"memory bank nowhere\.npz does not exist"),
     ],
 )
-def test_the_bank_of_other_pairs_is_refused_before_a_model_is_built(given_bank, monkeypatch, capsys, override, expected):
+def test_the_bank_of_other_pairs_is_refused_before_a_model_is_built(
+    given_bank, monkeypatch, capsys, override, expected
+):
     recipe, file = given_bank
     path = file.parent / "recipe.yaml"
     path.write_text(recipe.to_yaml())

@@ -47,6 +47,11 @@ class CrclTrainer(ItmTrainer):
         self.first_labels, self.is_clean, self.noise_sha256 = first_labels, is_clean, noise_sha256
         self.head = self.model.head
         self.config = self.head.config
+        if self.config.schedules and self._epochs() > self.section.epochs:
+            raise ValueError(
+                f"training.max_steps: {self.args.max_steps} steps are more than the pieces of head.schedules have "
+                f"({self.section.epochs} epochs of {self._steps_per_epoch} steps); lower it"
+            )
         self.schedules = self.config.schedules or (self._epochs() - self.config.frozen_epochs,)
         several = len(self.schedules) > 1
         self.initial_weights = (
@@ -168,7 +173,7 @@ def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor
     """
     head, pairs = recipe.head, data.train.pairs
     if head.initial_labels == "one":
-        return None if pairs.weight is None else torch.from_numpy(pairs.weight)
+        return None if pairs.weight is None else torch.tensor(pairs.weight)  # Arrow's own is read-only
     embeddings = encoder.encode(data.train)
     order = torch.from_numpy(np.random.default_rng(recipe.training.seed).permutation(len(pairs)))
     source, photo = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)

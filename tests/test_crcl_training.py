@@ -1,0 +1,384 @@
+"""CRCL in whole runs: what becomes of the labels, pieces, first labels, and when it warns."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_npc_training import brute_force_auc
+from test_training import pieces
+from tiny import tiny_recipe
+from torch import Tensor
+
+from clip_itm.data.batches import PairBatchSampler
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Split
+from clip_itm.heads.crcl import head as crcl_head
+from clip_itm.heads.crcl.labels import LabelStore
+from clip_itm.training.build import dev_metrics, make_trainer
+from clip_itm.training.clean_probability import CleanProbability
+from clip_itm.training.crcl import CrclTrainer, first_labels
+from clip_itm.training.encode import Embeddings
+from clip_itm.training.run import train
+from clip_itm.training.schedule import cosine_multiplier, warmup_steps
+from clip_itm.training.setup import Encoder, load_data, make_model, prepare
+from clip_itm.training.trainer import ItmTrainer
+
+ALPHA, THRESHOLD = 0.6, 0.025  # 1 / 32 candidates is what an untrained model gives
+PIECES = {"schedules": [1, 2], "frozen_epochs": 1}  # of 2 and 3 epochs
+DEAD_LABELS = "ignore:.* of the labels are below"
+
+
+def crcl_recipe(folder: Path, **sections: dict):
+    head = {"kind": "crcl", "temperature": 0.2, "label_momentum": ALPHA, "label_threshold": THRESHOLD}
+    return tiny_recipe(folder, head={**head, **sections.pop("head", {})}, **sections)
+
+
+class Spy:
+    """Pairs, labels in the loss and matching probabilities of every step; labels at the end of every epoch."""
+
+    def __init__(self, patch):
+        self.steps: list[dict[str, Tensor]] = []
+        self.first: Tensor | None = None
+        self.after: dict[int, Tensor] = {}
+        self.probabilities: dict[int, Tensor] = {}
+        write, loss, end_epoch = LabelStore.write, crcl_head.crcl_loss, CrclTrainer.end_epoch
+
+        def spy_write(store, pair_ids, labels, p):
+            if self.first is None:
+                self.first = store.labels.clone()
+            self.steps.append({"pairs": pair_ids, "p": p.clone()})
+            write(store, pair_ids, labels, p)
+
+        def spy_loss(rows, columns, labels, *rest):
+            self.steps[-1]["used"] = labels.clone()  # the head writes before it computes the loss
+            return loss(rows, columns, labels, *rest)
+
+        def spy_end(trainer, epoch):
+            self.after[epoch] = trainer.head.labels.labels.clone()
+            self.probabilities[epoch] = trainer.head.labels.probabilities.clone()
+            end_epoch(trainer, epoch)
+
+        patch.setattr(LabelStore, "write", spy_write)
+        patch.setattr(crcl_head, "crcl_loss", spy_loss)
+        patch.setattr(CrclTrainer, "end_epoch", spy_end)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    recipe = crcl_recipe(tmp_path_factory.mktemp("crcl"), head=PIECES, training={"epochs": 5})
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spy = Spy(patch)
+        results = train(recipe)
+    return recipe, Path(recipe.output_dir), results, spy
+
+
+# Labels
+
+
+def test_labels_follow_the_table_of_the_paper_pair_by_pair(finished):
+    """crcl.md 4.2, told once more with floats and loops."""
+    recipe, _, _, spy = finished
+    data = load_data(recipe)
+    sampler = PairBatchSampler(data.train.pairs.image, "random", 32, seed=0)
+    labels = [1.0] * 200
+    changed = []
+
+    def cut(value):
+        return value if value >= THRESHOLD else 0.0
+
+    steps = iter(spy.steps)
+    for epoch, what in enumerate(("replace", "refine", "keep", "refine", "refine")):
+        sampler.set_epoch(epoch)
+        before = list(labels)
+        for batch in sampler:
+            step = next(steps)
+            assert step["pairs"].tolist() == batch
+            for pair, p, used in zip(batch, step["p"].tolist(), step["used"].tolist(), strict=True):
+                expected = cut(labels[pair] if what != "refine" else ALPHA * labels[pair] + (1 - ALPHA) * p)
+                assert used == pytest.approx(expected, abs=1e-6)
+                labels[pair] = p if what == "replace" else expected
+        np.testing.assert_allclose(spy.after[epoch], labels, atol=1e-6)
+        changed.append(sum(a != b for a, b in zip(before, labels, strict=True)))
+    assert next(steps, None) is None
+    assert changed[0] == 192, "all pairs of the epoch; 8 are in no batch"
+    assert min(changed[1], changed[3], changed[4]) > 50
+    assert 10 < sum(label == 0 for label in labels) < 190, "the filter acts, and not on all"
+
+
+def test_the_log_has_the_labels_of_every_epoch(finished):
+    recipe, folder, results, spy = finished
+    is_clean = CaptionNoise.load(folder / "noise.npz").is_clean(load_data(recipe).train.pairs)
+    assert [entry["method_epoch"] for entry in results["method_history"]] == [1, 2, 3, 4, 5]
+    assert [entry["piece"] for entry in results["method_history"]] == [0, 0, 1, 1, 1]
+    for epoch, entry in enumerate(results["method_history"]):
+        labels, p = spy.after[epoch].numpy(), spy.probabilities[epoch].numpy()
+        assert entry["step"] == 6 * (epoch + 1)
+        assert entry["label_mean"] == pytest.approx(labels.mean(), rel=1e-5)
+        assert entry["label_zero"] == pytest.approx((labels == 0).mean())
+        shares = [entry[f"label_share_{number}"] for number in range(10)]
+        np.testing.assert_allclose(shares, np.histogram(labels, 10, (0, 1))[0] / 200, atol=1e-6)
+        assert entry["label_auc"] == pytest.approx(brute_force_auc(labels, is_clean))
+        seen = ~np.isnan(p)
+        assert entry["probability_auc"] == pytest.approx(brute_force_auc(p[seen], is_clean[seen]))
+
+
+def test_labels_are_in_checkpoints_and_become_the_clean_probability(finished):
+    _, folder, results, spy = finished
+    stored = load_file(folder / "checkpoint-30" / "labels.safetensors")
+    assert torch.equal(stored["labels"], spy.after[4])
+    assert torch.equal(stored["probabilities"].nan_to_num(-1), spy.probabilities[4].nan_to_num(-1))
+    kept = CleanProbability.load(folder / "clean_probability.npz")
+    assert kept.noise_sha256 == results["noise"]["sha256"]
+    np.testing.assert_array_equal(kept.values, spy.after[4])
+    np.testing.assert_array_equal(kept.ranking, spy.probabilities[4].nan_to_num(0))
+    assert not list(folder.glob("best/labels*")), "labels are no part of the model"
+
+
+# Pieces
+
+
+@pytest.mark.filterwarnings(DEAD_LABELS)
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("warmup", [0.25, 3])
+def test_a_piece_begins_anew_and_keeps_the_labels(tmp_path, monkeypatch, accumulation, warmup):
+    recipe = crcl_recipe(
+        tmp_path,
+        head=PIECES,
+        training={"epochs": 5, "gradient_accumulation_steps": accumulation, "warmup": warmup, "log_every": 1},
+    )
+    _, model, _, trainer = pieces(recipe)
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    at_start = {}
+    step = ItmTrainer.training_step
+
+    def spy(self, *args):
+        at_start.setdefault(
+            (self.head.phase.piece, self.head.phase.epoch_in_piece),
+            {
+                "weights": {name: value.clone() for name, value in model.state_dict().items()},
+                "moments": len(self.optimizer.optimizer.state),
+                "best": self.state.best_metric,
+                "labels": self.head.labels.labels.clone(),
+            },
+        )
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        spied = Spy(patch)
+        patch.setattr(ItmTrainer, "training_step", spy)
+        trainer.train()
+    assert list(at_start) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    for (piece, epoch), found in at_start.items():
+        equal = all(torch.equal(found["weights"][name], initial[name]) for name in initial)
+        assert equal == (found["moments"] == 0) == (found["best"] is None) == (epoch == 0), (piece, epoch)
+    assert torch.equal(at_start[1, 0]["labels"], spied.after[1])
+    assert not torch.equal(at_start[1, 0]["labels"], at_start[0, 0]["labels"])
+
+    steps_per_epoch = math.ceil(6 / accumulation)
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    expected = []
+    for epochs in (2, 3):
+        length = epochs * steps_per_epoch
+        expected += [1e-3 * cosine_multiplier(s, warmup_steps(warmup, length), length) for s in range(length)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings(DEAD_LABELS)
+def test_the_best_checkpoint_is_the_best_of_the_last_piece(tmp_path, monkeypatch):
+    recipe = crcl_recipe(tmp_path, head=PIECES, training={"epochs": 5})
+    rsums = iter([10, 500, 400, 120, 130, 110])  # step 0, then the epochs
+
+    def scripted(model, embeddings):
+        return dev_metrics(model, embeddings) | {"rsum": next(rsums)}
+
+    monkeypatch.setattr("clip_itm.training.build.dev_metrics", scripted)
+    results = train(recipe)
+    assert (results["best_step"], results["best_dev_rsum"]) == (24, 130)
+    folder = Path(recipe.output_dir)
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-24", "checkpoint-30"}
+    best = load_file(folder / "best" / "model.safetensors")
+    checkpoint = load_file(folder / "checkpoint-24" / "model.safetensors")
+    assert all(torch.equal(best[name], checkpoint[name]) for name in checkpoint)
+
+
+def test_more_steps_than_the_pieces_have_are_told_at_once(tmp_path):
+    recipe = crcl_recipe(tmp_path, head=PIECES, training={"epochs": 5, "max_steps": 31})
+    with pytest.raises(ValueError, match=r"training.max_steps: 31 steps are more than .* \(5 epochs of 6 steps\)"):
+        pieces(recipe)
+    pieces(recipe.with_overrides("--training.max_steps", "30"))
+
+
+@pytest.mark.filterwarnings(DEAD_LABELS)
+def test_max_steps_may_draw_out_a_single_piece_or_cut_it_short(tmp_path, monkeypatch):
+    for steps, epochs, last in ((8, [0, 1], 2), (14, [0, 1, 2], 3)):
+        recipe = crcl_recipe(
+            tmp_path, head={"frozen_epochs": 1}, training={"epochs": 2, "max_steps": steps, "save_every": 100}
+        )
+        trainer = pieces(recipe)[-1]
+        with monkeypatch.context() as patch:
+            spy = Spy(patch)
+            trainer.train()
+        assert list(spy.after) == epochs
+        entries = [entry["method_epoch"] for entry in trainer.state.log_history if "method_epoch" in entry]
+        assert entries[-1] == last, "also where an epoch has just begun"
+
+
+# First labels
+
+
+@pytest.mark.parametrize("same_photo", ["mask", "negative"])
+@pytest.mark.parametrize("softmax_set", [None, 16])
+def test_first_labels_are_the_matching_probabilities_of_the_model(tmp_path, same_photo, softmax_set):
+    head = {"initial_labels": "model", "same_photo": same_photo, "softmax_set": softmax_set, "temperature": 0.1}
+    recipe = crcl_recipe(tmp_path, head=head, training={"seed": 3})
+    data, _, encoder, _ = pieces(recipe)
+    found = first_labels(recipe, data, encoder)
+    embeddings = encoder.encode(data.train)
+    photo, source = data.train.pairs.image, data.noise.source
+    images, texts = embeddings.images.double().numpy(), embeddings.texts.double().numpy()
+    expected = np.empty(200)
+    order = np.random.default_rng(3).permutation(200)
+    size = softmax_set or 32
+    for batch in (order[start : start + size] for start in range(0, 200, size)):
+        for pair in batch:
+            others = [j for j in batch if j == pair or same_photo == "negative" or photo[j] != photo[pair]]
+            row = [math.exp(images[photo[pair]] @ texts[source[j]] / 0.1) for j in others]
+            column = [math.exp(images[photo[j]] @ texts[source[pair]] / 0.1) for j in others]
+            own = math.exp(images[photo[pair]] @ texts[source[pair]] / 0.1)
+            p = (own / sum(row) + own / sum(column)) / 2
+            expected[pair] = p if p >= THRESHOLD else 0
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert 0 < (expected == 0).sum() < 200
+
+
+@pytest.mark.filterwarnings(DEAD_LABELS)
+def test_training_begins_with_the_first_labels(tmp_path, monkeypatch):
+    recipe = crcl_recipe(tmp_path, head={"initial_labels": "model"}, training={"max_steps": 2})
+    data, _, encoder, trainer = pieces(recipe)
+    spy = Spy(monkeypatch)
+    trainer.train()
+    expected = first_labels(recipe, data, Encoder(recipe, make_model(recipe, data.splits)[0], encoder.processor))
+    assert torch.equal(spy.first, expected)
+    assert torch.equal(spy.steps[0]["used"], expected[spy.steps[0]["pairs"]])
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_of_the_data_are_the_first_labels(tmp_path, monkeypatch):
+    recipe = crcl_recipe(tmp_path, training={"max_steps": 2, "warmup": 0})
+    data, sampler, provenance = prepare(recipe)
+    weights = np.random.default_rng(0).random(200).astype(np.float32)
+    rows = data.train.rows.add_column("caption_weights", weights.reshape(40, 5).tolist())
+    data.splits["train"] = Split("train", rows.cast_column("caption_weights", _floats()))
+    np.testing.assert_array_equal(data.train.pairs.weight, weights)
+    model, processor = make_model(recipe, data.splits)
+    trainer = make_trainer(recipe, data, sampler, Encoder(recipe, model, processor), provenance, resuming=False)
+    spy = Spy(monkeypatch)
+    trainer.train()
+    np.testing.assert_array_equal(spy.first, weights)
+    for step in spy.steps:
+        own = weights[step["pairs"]]
+        np.testing.assert_array_equal(step["used"], np.where(own < THRESHOLD, 0, own))
+    assert (weights < THRESHOLD).any()
+
+
+def _floats():
+    from datasets import List, Value
+
+    return List(Value("float32"))
+
+
+# Warnings and errors
+
+
+def test_dead_labels_are_told_with_what_to_change(tmp_path):
+    recipe = crcl_recipe(
+        tmp_path,
+        head={"temperature": 1.0, "frozen_epochs": 2, "label_momentum": 0.8, "label_threshold": 0.05},
+        training={"epochs": 3},
+    )
+    with pytest.warns(UserWarning, match="of the labels are below head.label_threshold 0.05") as caught:
+        pieces(recipe)[-1].train()
+    told = [str(warning.message) for warning in caught if "of the labels" in str(warning.message)]
+    assert ["after epoch 2" in told[0], "after epoch 3" in told[1], len(told)] == [True, True, 2]
+    assert "a matching probability of 0.25" in told[0], "threshold / (1 - momentum)"
+
+
+def with_gap(gap: float, count: int = 24) -> Embeddings:
+    """A caption a photo, whose cosine is `gap` above that of all the others: p is what the formula expects."""
+    basis = torch.linalg.qr(torch.randn(count + 1, count + 1, generator=torch.Generator().manual_seed(0)))[0]
+    images = math.sqrt(gap) * basis[:count] + math.sqrt(1 - gap) * basis[count]
+    return Embeddings(images, images.clone(), torch.arange(count))
+
+
+def test_a_temperature_that_would_cut_all_labels_is_told_before_training(tmp_path):
+    recipe = crcl_recipe(tmp_path, head={"temperature": 0.05, "label_threshold": 0.1}, training={"batch_size": 64})
+    trainer = pieces(recipe)[-1]
+    trainer.encode_val = lambda: with_gap(0.1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the embeddings of")
+        warnings.filterwarnings("error", "head.temperature")
+        trainer.evaluate()  # from scratch nothing is known of the scores yet
+        trainer.model.backbone.initial_logit_scale = math.log(100)
+        trainer.encode_val = lambda: with_gap(0.3)
+        trainer.evaluate()  # p of 0.86
+        trainer.encode_val = lambda: with_gap(0.1)
+        with pytest.warns(UserWarning, match=r"head.temperature 0.05 is too high") as caught:
+            trainer.evaluate()
+        (message,) = (str(one.message) for one in caught if "head.temperature" in str(one.message))
+        gap, p, advice = (
+            float(message.partition(text)[2].split()[0].rstrip(",;")) for text in ("cosine of ", "near ", "to 0. Use ")
+        )
+        assert gap == pytest.approx(0.1 * 23 / 24, abs=1e-3), "the mean of all pairs contains the own one"
+        assert p == pytest.approx(1 / (1 + 63 * math.exp(-gap / 0.05)), abs=1e-3)
+        assert 1 / (1 + 63 * math.exp(-gap / advice)) == pytest.approx(0.5, abs=0.02)
+        trainer.config = trainer.config.model_copy(update={"temperature": advice})
+        trainer.evaluate()
+        trainer.config = trainer.config.model_copy(update={"temperature": 0.05})
+        trainer.state.global_step = 1
+        trainer.evaluate()
+
+
+@pytest.mark.filterwarnings("ignore:the loss is nan")
+def test_labels_that_are_not_finite_are_an_error(tmp_path):
+    recipe = crcl_recipe(tmp_path, head={"frozen_epochs": 1}, training={"log_every": 1})
+    _, model, encoder, trainer = pieces(recipe)
+    embeddings = encoder.encode(load_data(recipe).dev)
+    trainer.encode_val = lambda: embeddings
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match=r"192 labels are not finite after epoch 1: .* lower training.learning_rate"):
+        trainer.train()
+    assert not list(Path(recipe.output_dir).glob("checkpoint-*")), "labels that are lost are in no checkpoint"
+
+
+def test_without_noise_nothing_is_said_of_wrong_pairs(tmp_path):
+    recipe = crcl_recipe(tmp_path, noise={"ratio": 0.0}, training={"max_steps": 2, "warmup": 0})
+    results = train(recipe)
+    (entry,) = results["method_history"]
+    assert entry["method_epoch"] == 1
+    assert not any("auc" in name for name in entry)
+    assert json.loads((Path(recipe.output_dir) / "results.json").read_text())["method_history"] == [entry]
+
+
+@pytest.mark.filterwarnings(DEAD_LABELS)
+@pytest.mark.parametrize(
+    "option",
+    [{"store_filtered": False}, {"softmax_set": 16}, {"same_photo": "negative"}, {"complementary_weight": 0}],
+    ids=str,
+)
+def test_options_change_the_training(tmp_path, option):
+    ends = []
+    for changes in ({}, option):
+        head = {"frozen_epochs": 0, "label_momentum": 0.5, "label_threshold": 0.3, **changes}
+        trainer = pieces(crcl_recipe(tmp_path, head=head, training={"max_steps": 14}))[-1]
+        trainer.train()
+        weights = [value.detach().flatten() for value in trainer.model.parameters()]
+        ends.append(torch.cat([*weights, trainer.head.labels.labels]))
+    assert ends[1].isfinite().all()
+    assert not torch.equal(*ends)
