@@ -1,6 +1,6 @@
-"""Run by torchrun (and alone) in test_distributed.py: two epochs of `ItmTrainer` in float64, final weights saved.
+"""Run by torchrun (and alone) in test_distributed.py: a few epochs in float64, and all that a trainer ends with.
 
-torchrun --nproc_per_node 2 tests/distributed_run.py FOLDER OUT.safetensors
+torchrun --nproc_per_node 2 tests/distributed_run.py METHOD FOLDER OUT.safetensors
 """
 
 import sys
@@ -10,31 +10,82 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_recipe
 
-from clip_itm.distributed import process_state
+from clip_itm.distributed import gather_constant, process_state
+from clip_itm.processing import ItmProcessor
 from clip_itm.training.build import make_trainer
 from clip_itm.training.setup import Encoder, make_model, prepare
 
+SECTIONS = {
+    "clip": {"training": {"epochs": 2}},
+    "npc": {"training": {"epochs": 3}, "head": {"kind": "npc", "warmup_epochs": 1, "rho": 0.5}},
+    "npc-released": {
+        "training": {"epochs": 1},
+        "head": {"kind": "npc", "mode": "released", "rho": 0.5, "trial_moments": "base"},
+    },
+    "crcl": {
+        "training": {"epochs": 3},
+        # the labels of the untrained model, replaced in epoch 0, refined in the others
+        "head": {
+            "kind": "crcl",
+            "frozen_epochs": 1,
+            "temperature": 0.2,
+            "label_threshold": 0.025,
+            "initial_labels": "model",
+        },
+    },
+}
 
-def main(folder: str, out: str) -> None:
+
+def main(method: str, folder: str, out: str) -> None:
     state = process_state()
-    training = {"epochs": 2, "precision": "fp32", "batches": "random"}
-    recipe = tiny_recipe(Path(folder), training=training, backbone={"word_dropout": 0.0})
+    sections = SECTIONS[method]
+    sections["training"] |= {"precision": "fp32", "batches": "random"}
+    sections["backbone"] = {"word_dropout": 0.0}
+    recipe = tiny_recipe(Path(folder), **sections)
     data, sampler, provenance = prepare(recipe)
     model, processor = make_model(recipe, data.splits)
-    encoder = Encoder(recipe, model, processor)
-    trainer = make_trainer(recipe, data, sampler, encoder, provenance, resuming=False)
-    embeddings = encoder.encode(data.dev)
-    trainer.encode_val = lambda: embeddings  # evaluation is not what is compared, and would want float32
+    trainer = make_trainer(recipe, data, sampler, Encoder(recipe, model, processor), provenance, resuming=False)
     model.double()
-    trainer.data_collator = lambda batch: {
-        name: value.double() if value.is_floating_point() else value for name, value in batch.items()
-    }
+    found = {}
+    end_epoch = trainer.end_epoch
+
+    def keep_what_was_seen(epoch: int) -> None:
+        found["seen"] = trainer.seen.clone()  # ratio and weight of every pair; forgotten behind the epoch
+        end_epoch(epoch)
+
+    if method.startswith("npc"):
+        trainer.end_epoch = keep_what_was_seen
     trainer.train()
+    found |= {f"weights {name}": value for name, value in model.state_dict().items()}
+    if method.startswith("npc"):
+        found |= {f"step {name}": value for name, value in trainer.step.state_dict().items()}
+        found |= {f"trial {name}": value for name, value in trainer.step.trial.items()}
+        for name in ("image_entry", "caption_entry", "losses", "clean"):
+            found[f"bank {name}"] = torch.from_numpy(getattr(trainer.bank, name))
+    if method == "crcl":
+        found |= trainer.head.training_state()
+    for name, value in found.items():
+        copies = gather_constant(value[None].double())
+        assert all(torch.equal(copies[0].nan_to_num(-1), copy.nan_to_num(-1)) for copy in copies), f"{name} differs"
     if state.is_main_process:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, out)
+        save_file({name: value.contiguous() for name, value in found.items()}, out)
     state.wait_for_everyone()
+    state.destroy_process_group()  # its threads may abort a process that ends with them alive
+
+
+def in_double(process):
+    """Pixels in float64, for training and encoding alike."""
+
+    def wrapped(*args, **kwargs):
+        inputs = process(*args, **kwargs)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].double()
+        return inputs
+
+    return wrapped
 
 
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
+    ItmProcessor.__call__ = in_double(ItmProcessor.__call__)
     main(*sys.argv[1:])

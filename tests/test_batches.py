@@ -310,3 +310,88 @@ def test_spawned_workers_give_the_same_batches_and_see_the_epoch(split):
 
 def as_it_is(batch):
     return batch
+
+
+# What a memory adds to a batch
+
+
+def with_memory(counts: list[int], source: np.ndarray, memory: tuple[np.ndarray, np.ndarray]) -> PairDataset:
+    """Photo k has the feature 10 k, caption k the feature k; nothing is read, every number can be told."""
+    image = np.repeat(np.arange(len(counts)), counts)
+    names = pa.array([str(number) for number in range(len(image))])
+    pairs = SimpleNamespace(image=image, captions=names, captions_sha256="", image_ids=names, weight=None)
+    dataset = PairDataset(
+        SimpleNamespace(pairs=pairs, rows=None),
+        CaptionNoise(source, 1.0, "caption", None, ""),
+        processor=None,
+        image_features=10 * np.arange(len(counts), dtype=np.float32)[:, None],
+        text_features=np.arange(len(image), dtype=np.float32)[:, None],
+    )
+    dataset.memory = memory
+    return dataset
+
+
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    seed=st.integers(0, 1000),
+    repeats=st.booleans(),
+)
+def test_the_entries_of_every_pair_come_along_each_photo_and_caption_once(counts, seed, repeats):
+    generator = np.random.default_rng(seed)
+    count = sum(counts)
+    # imported noise may give a caption to several pairs
+    source = generator.integers(count, size=count) if repeats else generator.permutation(count)
+    image_entry, caption_entry = generator.integers(count, size=len(counts)), generator.integers(count, size=count)
+    dataset = with_memory(counts, source, (image_entry, caption_entry))
+    image = dataset.pair_image
+    pairs = generator.permutation(count)[: generator.integers(1, count + 1)]
+    batch = dataset.__getitems__(pairs.tolist())
+
+    entries = [image_entry[image[pair]] for pair in pairs] + [caption_entry[pair] for pair in pairs]
+    photos = torch.cat([batch["image_features"], batch["memory_image_features"]])[:, 0]
+    captions = torch.cat([batch["text_features"], batch["memory_text_features"]])[:, 0]
+    assert photos[batch["memory_photo"]].tolist() == [10 * image[entry] for entry in entries]
+    assert captions[batch["memory_caption"]].tolist() == [source[entry] for entry in entries]
+    assert batch["memory_image_ids"].tolist() == [image[entry] for entry in entries]
+    assert len(photos.unique()) == len(photos)
+    own = [source[pair] for pair in pairs]
+    assert captions[: len(own)].tolist() == own, "the captions of the batch are a row for each pair"
+    added = captions[len(own) :].tolist()
+    assert len(set(added)) == len(added)
+    assert not set(added) & set(own)
+
+    dataset.memory = None
+    plain = dataset.__getitems__(pairs.tolist())
+    assert plain.keys() == {name for name in batch if not name.startswith("memory_")}
+    assert all(torch.equal(plain[name], batch[name]) for name in plain)
+
+
+def test_entries_that_are_all_in_the_batch_add_nothing_to_read(split):
+    processor = TinyProcessor()
+    dataset = PairDataset(split, CaptionNoise.clean(split.pairs), processor)
+    dataset.memory = (np.array([1, 2, 2]), np.array([0, 1, 2, 2, 1, 0]))
+    batch = dataset.__getitems__([1, 2, 0])
+    assert [len(images) for images in processor.seen] == [2]
+    assert batch["memory_photo"].tolist() == [0, 1, 0, 0, 1, 0]
+    assert batch["memory_caption"].tolist() == [0, 1, 0, 0, 1, 2]
+    for name in ("pixel_values", "input_ids", "attention_mask"):
+        assert batch[f"memory_{name}"].shape == (0, *batch[name].shape[1:])
+        assert batch[f"memory_{name}"].dtype == batch[name].dtype
+
+
+def test_entries_are_read_with_the_batch_at_one_width(split):
+    processor = TinyProcessor()
+    noise = CaptionNoise.draw(split.pairs, 1.0, "caption", 0)
+    dataset = PairDataset(split, noise, processor, random_crop=0.3)
+    dataset.memory = (np.array([5, 5, 5]), np.array([0, 3, 5, 5, 5, 5]))
+    batch = dataset.__getitems__([1])
+    assert [len(images) for images in processor.seen] == [3], "photos 0, 2 and 1 in one call"
+    assert (len(batch["pixel_values"]), len(batch["memory_pixel_values"])) == (1, 2)
+    assert batch["input_ids"].shape[1] == batch["memory_input_ids"].shape[1]
+    texts = torch.cat([batch["input_ids"], batch["memory_input_ids"]])[batch["memory_caption"]]
+    read = ["".join(chr(letter) for letter in row if letter) for row in texts.tolist()]
+    assert read == noise.apply(split.pairs).take(pa.array([5, 3])).to_pylist()
+    # a photo is cropped as it would be as a photo of the batch
+    alone = PairDataset(split, noise, processor, random_crop=0.3).__getitems__([5, 3])
+    photos = torch.cat([batch["pixel_values"], batch["memory_pixel_values"]])[batch["memory_photo"]]
+    assert torch.equal(photos, alone["pixel_values"][alone["photo"]])

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from test_training import pieces
 from tiny import tiny_recipe
@@ -273,13 +272,15 @@ def test_mixed_precision_reaches_every_pass_of_the_towers(tmp_path, backbone):
     recipe = npc_recipe(tmp_path, backbone=backbone, training={"precision": "bf16", "max_steps": 2})
     _, model, _, trainer = pieces(recipe)
     autocast = []
-    for name in ("encode_images", "encode_texts"):
 
-        def spy(*args, method=getattr(model, name), **kwargs):
+    def spied(encode):
+        def spy(*args, **kwargs):
             autocast.append(torch.is_autocast_enabled("cpu"))
-            return method(*args, **kwargs)
+            return encode(*args, **kwargs)
 
-        setattr(model, name, spy)
+        return spy
+
+    model.encode_images, model.encode_texts = spied(model.encode_images), spied(model.encode_texts)
     gradients = []
     call = NpcStep.__call__
 
@@ -299,7 +300,7 @@ def test_mixed_precision_reaches_every_pass_of_the_towers(tmp_path, backbone):
 # A step of a real model
 
 
-class Recorded(Exception):
+class Checked(Exception):
     """Leaves training behind the first step."""
 
 
@@ -362,10 +363,10 @@ def test_a_step_of_the_trainer_against_its_formulas(tmp_path, monkeypatch, dropo
         gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
         assert self.shares_forward == (dropout == 0)
         check_step(trainer, before, moments, rates, self.trial, inputs, outcome, gradients, rng)
-        raise Recorded
+        raise Checked
 
     monkeypatch.setattr(NpcStep, "__call__", spy)
-    with pytest.raises(Recorded):
+    with pytest.raises(Checked):
         trainer.train()
 
 

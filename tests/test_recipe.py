@@ -54,6 +54,83 @@ def test_mistakes_name_the_key_and_its_neighbours(content, expected):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("head", "training", "expected"),
+    [
+        (
+            {"kind": "npc", "warmup_epochs": 3},
+            {"epochs": 3},
+            "head.warmup_epochs: 3 epochs of warm-up leave none of the 3 (training.epochs) for NPC; lower it",
+        ),
+        (
+            {"kind": "npc", "warmup_epochs": 1, "bank": "b.npz"},
+            {"epochs": 3},
+            "head.bank and head.warmup_epochs exclude each other",
+        ),
+        ({"kind": "npc", "rho": 1}, {}, "head.rho: input should be less than 1, found 1"),
+        ({"kind": "npc", "rhoo": 0.5}, {}, "head.rhoo: unknown key; did you mean 'rho'?"),
+        (
+            {"kind": "npc", "weight_fn": "two"},
+            {},
+            "head.weight_fn: input should be 'tanh_step', 'tanh', 'ratio' or 'one'",
+        ),
+        (
+            {"kind": "crcl", "softmax_set": 100},
+            {"batch_size": 256},
+            "head.softmax_set: 100 does not divide the batch of 256 pairs (training.batch_size)",
+        ),
+        (
+            {"kind": "crcl", "schedules": [5, 5, 30]},
+            {"epochs": 40},
+            "training.epochs: 40, but the pieces [5, 5, 30] with 2 frozen epochs each (head.schedules, "
+            "head.frozen_epochs) make 46; write training.epochs: 46",
+        ),
+        (
+            {"kind": "crcl", "frozen_epochs": 3},
+            {"epochs": 3},
+            "head.frozen_epochs: 3 frozen epochs leave none of the 3 (training.epochs) to refine labels in; lower it",
+        ),
+        ({"kind": "crcl", "schedules": [5, 0]}, {}, "head.schedules.1: input should be greater than 0, found 0"),
+        ({"kind": "crcl", "same_photo": "positive"}, {}, "head.same_photo: input should be 'negative' or 'mask'"),
+        ({"kind": "clip", "warmup_epochs": 1}, {}, "head.warmup_epochs: unknown key"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_told_in_one_line(head, training, expected):
+    with pytest.raises(RecipeError) as caught:
+        parse({**MINIMAL, "head": head, "training": training})
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"r.yaml: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("head", "training"),
+    [
+        ({"kind": "npc", "warmup_epochs": 2}, {"epochs": 3}),
+        ({"kind": "npc", "bank": "b.npz"}, {"epochs": 1}),
+        ({"kind": "crcl", "softmax_set": 64}, {"batch_size": 256}),
+        ({"kind": "crcl", "schedules": [5, 5, 30]}, {"epochs": 46}),
+        ({"kind": "crcl", "schedules": [2], "frozen_epochs": 0}, {"epochs": 2}),
+        ({"kind": "crcl", "frozen_epochs": 0}, {"epochs": 1}),
+    ],
+)
+def test_a_head_that_fits_survives_the_file(head, training):
+    recipe = parse({**MINIMAL, "head": head, "training": training})
+    assert {name: getattr(recipe.head, name) for name in head} == {
+        name: tuple(value) if isinstance(value, list) else value for name, value in head.items()
+    }
+    assert parse(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_overrides_may_change_the_head_and_are_checked_together():
+    recipe = parse({**MINIMAL, "head": {"kind": "crcl", "schedules": [1, 2]}, "training": {"epochs": 7}})
+    with pytest.raises(RecipeError, match=r"make 5; write training.epochs: 5"):
+        recipe.with_overrides("--head.frozen_epochs", "1")
+    assert recipe.with_overrides("--head.frozen_epochs", "1", "--training.epochs", "5").training.epochs == 5
+    other = recipe.with_overrides("--head", "{kind: npc, rho: 0.9}")
+    assert (other.head.kind, other.head.rho) == ("npc", 0.9)
+    assert other.sha256 != recipe.sha256
+
+
 def test_every_mistake_is_told_at_once():
     with pytest.raises(RecipeError) as caught:
         parse({**MINIMAL, "noise": {"ratio": 2}, "training": {"epoch": 1, "learning_rate": -1}})
