@@ -61,10 +61,11 @@ class ItmProcessor(ProcessorMixin):
         if images is not None:
             data.update(self.image_processor(images, return_tensors=return_tensors))
         if text is not None:
-            data.update(self._pad(self._tokenize([text] if isinstance(text, str) else text)))
+            data.update(self.pad(self.tokenize([text] if isinstance(text, str) else text)))
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _tokenize(self, captions: list[str]) -> list[list[int]]:
+    def tokenize(self, captions: list[str]) -> list[list[int]]:
+        """Token ids of every caption, cut to the length that the text tower reads; not padded."""
         encoded = self.tokenizer(
             [clean_text(caption, self.text_cleaning) for caption in captions],
             truncation=True,
@@ -76,7 +77,8 @@ class ItmProcessor(ProcessorMixin):
         # a word tokenizer makes nothing of an empty caption; every caption has a token
         return [ids or [self.tokenizer.unk_token_id] for ids in encoded["input_ids"]]
 
-    def _pad(self, rows: list[list[int]]) -> dict[str, list[list[int]]]:
+    def pad(self, rows: list[list[int]]) -> dict[str, list[list[int]]]:
+        """`input_ids` and `attention_mask` of one width."""
         # by length, not by id: OpenAI's padding id 0 is also the token "!"
         width = self.max_length if self.pad_to_max_length else max(map(len, rows), default=0)
         return {

@@ -18,6 +18,7 @@ from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.images import read_image
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
+from clip_itm.data.tokens import CaptionTokens
 
 BatchMode = Literal["random", "unique", "grouped"]
 
@@ -180,7 +181,8 @@ class PairDataset(Dataset):
 
     Pair k shows photo `split.pairs.image[k]` with caption `noise.source[k]`. A photo is read and preprocessed once
     per batch, however many captions it has there. Where kept outputs of a frozen tower are given, they take the place
-    of photos or captions: `image_features` [photos, C], `text_features` [N, C] in the order of the original captions.
+    of photos or captions: `image_features` [photos, C], `text_features` [N, C] in the order of the original captions,
+    or `tokens` of these, made beforehand.
 
     With `random_crop` < 1 a photo is cropped, before `processor`, to its own aspect ratio and a random share of its
     area between `random_crop` and 1, at a random place: a function of (seed, epoch, photo), whatever worker reads it.
@@ -199,11 +201,12 @@ class PairDataset(Dataset):
         image_cache: ImageCache | None = None,
         random_crop: float = 1.0,
         seed: int = 0,
+        tokens: CaptionTokens | None = None,
     ):
         noise.check(split.pairs)
         self.rows, self.pair_image, self.captions = split.rows, split.pairs.image, split.pairs.captions
         self.source, self.pair_weight, self.processor = noise.source, split.pairs.weight, processor
-        self.image_features, self.text_features = image_features, text_features
+        self.image_features, self.text_features, self.tokens = image_features, text_features, tokens
         self.image_cache, self.random_crop, self.seed = image_cache, random_crop, seed
         self.memory: tuple[np.ndarray, np.ndarray] | None = None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # long-lived workers see it change
@@ -280,6 +283,8 @@ class PairDataset(Dataset):
     def _texts(self, captions: np.ndarray) -> dict[str, Tensor]:
         if self.text_features is not None:
             return {"text_features": torch.from_numpy(self.text_features[captions])}
+        if self.tokens is not None:
+            return self.tokens.batch(captions)
         texts = self.captions.take(pa.array(captions)).to_pylist()
         tokens = self.processor(text=texts, return_tensors="pt")
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}

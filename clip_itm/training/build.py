@@ -4,6 +4,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.data.tokens import CaptionTokens
 from clip_itm.distributed import process_state
 from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.evaluation.recall import recall_metrics
@@ -26,12 +27,17 @@ def make_trainer(
 ) -> ItmTrainer:
     """The trainer of the recipe's method."""
     train, noise, model = data.train, data.noise, encoder.model
+    text_features = encoder.text_features(train)
+    tokens = None
+    if text_features is None:
+        tokens = CaptionTokens(train.pairs.captions, encoder.processor, progress=process_state().is_main_process)
     dataset = PairDataset(
         train,
         noise,
         encoder.processor,
         image_features=encoder.image_features(train),
-        text_features=encoder.text_features(train),
+        text_features=text_features,
+        tokens=tokens,
         image_cache=data.image_cache,
         random_crop=recipe.data.random_crop,
         seed=recipe.training.seed,
