@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_recipe
 
-from clip_itm.distributed import gather_constant, process_state
+from clip_itm.distributed import gather_constant, leave_process_group, process_state
 from clip_itm.processing import ItmProcessor
 from clip_itm.training.build import make_trainer
 from clip_itm.training.setup import Encoder, make_model, prepare
@@ -70,7 +70,7 @@ def main(method: str, folder: str, out: str) -> None:
     if state.is_main_process:
         save_file({name: value.contiguous() for name, value in found.items()}, out)
     state.wait_for_everyone()
-    state.destroy_process_group()  # its threads may abort a process that ends with them alive
+    leave_process_group()
 
 
 def in_double(process):

@@ -128,16 +128,33 @@ def test_the_log_has_the_labels_of_every_epoch(finished):
         assert entry["probability_auc"] == pytest.approx(brute_force_auc(p[seen], is_clean[seen]))
 
 
-def test_labels_are_in_checkpoints_and_become_the_clean_probability(finished):
+def test_labels_are_in_checkpoints_and_probabilities_tell_what_is_clean(finished):
     _, folder, results, spy = finished
     stored = load_file(folder / "checkpoint-30" / "labels.safetensors")
     assert torch.equal(stored["labels"], spy.after[4])
     assert torch.equal(stored["probabilities"].nan_to_num(-1), spy.probabilities[4].nan_to_num(-1))
     kept = CleanProbability.load(folder / "clean_probability.npz")
     assert kept.noise_sha256 == results["noise"]["sha256"]
-    np.testing.assert_array_equal(kept.values, spy.after[4])
-    np.testing.assert_array_equal(kept.ranking, spy.probabilities[4].nan_to_num(0))
+    p, labels = spy.probabilities[4].numpy(), spy.after[4].numpy()
+    seen = ~np.isnan(p)
+    np.testing.assert_array_equal(kept.ranking, np.where(seen, p, labels))
+    np.testing.assert_array_equal(kept.values[~seen], labels[~seen])
+    assert (np.diff(kept.values[seen][np.argsort(p[seen])]) >= -1e-6).all(), "never falls as p rises"
     assert not list(folder.glob("best/labels*")), "labels are no part of the model"
+
+
+def test_only_training_writes_labels(tmp_path):
+    _, model, _, trainer = pieces(crcl_recipe(tmp_path))
+    trainer.begin_epoch(0)
+    batch = trainer.train_dataset.__getitems__([3, 8, 150])
+    model.eval()
+    model(**batch)
+    model.train()
+    with torch.no_grad():
+        model(**batch)
+    assert trainer.head.labels.probabilities.isnan().all()
+    model(**batch)
+    assert torch.nonzero(~trainer.head.labels.probabilities.isnan())[:, 0].tolist() == [3, 8, 150]
 
 
 # Pieces
@@ -297,15 +314,22 @@ def _floats():
 
 
 def test_dead_labels_are_told_with_what_to_change(tmp_path):
+    """After every epoch that has changed labels; the frozen epoch of the second piece, the third, has not."""
     recipe = crcl_recipe(
         tmp_path,
-        head={"temperature": 1.0, "frozen_epochs": 2, "label_momentum": 0.8, "label_threshold": 0.05},
-        training={"epochs": 3},
+        head={
+            "temperature": 1.0,
+            "label_momentum": 0.8,
+            "label_threshold": 0.05,
+            "frozen_epochs": 1,
+            "schedules": [1, 1],
+        },
+        training={"epochs": 4},
     )
     with pytest.warns(UserWarning, match="of the labels are below head.label_threshold 0.05") as caught:
         pieces(recipe)[-1].train()
     told = [str(warning.message) for warning in caught if "of the labels" in str(warning.message)]
-    assert ["after epoch 2" in told[0], "after epoch 3" in told[1], len(told)] == [True, True, 2]
+    assert [message.partition("after epoch ")[2][0] for message in told] == ["1", "2", "4"]
     assert "a matching probability of 0.25" in told[0], "threshold / (1 - momentum)"
 
 

@@ -20,6 +20,7 @@ from clip_itm.heads.crcl.labels import (
     piece_lengths,
 )
 from clip_itm.heads.crcl.loss import match, matching_probability
+from clip_itm.heads.mixture import fit_mixture
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.schedule import warmup_steps
@@ -155,13 +156,21 @@ class CrclTrainer(ItmTrainer):
             self.head.load_training_state(load_file(folder / STATE))
 
     def clean_probability(self) -> CleanProbability | None:
-        store = self.head.labels
-        if store is None:
+        """From the latest matching probabilities p, not from the labels: these rank worse and most of them are small.
+
+        A mixture of two components on -log p says where right pairs end and wrong ones begin.
+        """
+        if self.head.labels is None:
             return None
+        labels, p = (values.cpu().numpy() for values in (self.head.labels.labels, self.head.labels.probabilities))
+        seen = ~np.isnan(p)
+        losses = -np.log(np.maximum(p[seen], np.finfo(np.float32).tiny))
+        values, ranking = labels.copy(), np.where(seen, p, labels)
+        values[seen] = fit_mixture(losses, self.section.seed).monotone_clean_posterior(losses)
         return CleanProbability(
-            values=store.labels.cpu().numpy().clip(0, 1),
-            ranking=np.nan_to_num(store.probabilities.cpu().numpy()),
-            method="CRCL's label at the end of training; equal labels by the last matching probability",
+            values=values.clip(0, 1),
+            ranking=ranking,
+            method="mixture of two components on CRCL's matching probabilities of the last epoch (-log p)",
             noise_sha256=self.noise_sha256,
         )
 
