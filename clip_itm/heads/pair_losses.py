@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from clip_itm.heads.clip import contrastive_cross_entropy
 from clip_itm.precision import exact_float32
@@ -17,7 +16,6 @@ def pair_losses(
     scale: float,
     batch_size: int = 256,
     seed: int | None = 0,
-    progress: bool = False,
 ) -> np.ndarray:
     """Symmetric loss l of each pair against the others of its batch (npc.md 2.2): float32 [N], in pair order.
 
@@ -30,12 +28,13 @@ def pair_losses(
     order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
     losses = np.empty(count, dtype=np.float32)
     with torch.inference_mode(), exact_float32(images.device):
-        for start in tqdm(range(0, count, batch_size), desc="losses of the pairs", leave=False, disable=not progress):
-            batch = order[start : start + batch_size]
+        for start in range(0, count, batch_size):
+            first = start if seed is None else max(0, min(start, count - batch_size))
+            batch = order[first : start + batch_size]
             photos = images[torch.from_numpy(pair_image[batch])].float()
             captions = texts[torch.from_numpy(source[batch])].float()
             logits = scale * photos @ captions.T
             targets = torch.arange(len(batch), device=logits.device)
             both = contrastive_cross_entropy(logits, targets) + contrastive_cross_entropy(logits.T, targets)
-            losses[batch] = (both / 2).cpu().numpy()
+            losses[order[start : start + batch_size]] = (both / 2)[start - first :].cpu().numpy()
     return losses
