@@ -76,3 +76,10 @@ def average(gradients: Sequence[Tensor]) -> list[Tensor]:
             work.wait()
             gradient /= num_processes()
     return gradients
+
+
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Running statistics of the first process for all, as DistributedDataParallel has it before a forward pass."""
+    if num_processes() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)

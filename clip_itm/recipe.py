@@ -125,7 +125,8 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, 
         given.add((*parents, leaf))
     for name, field in Recipe.model_fields.items():
         branches = {_tag(section): section for section in _section_types(field.annotation)}
-        was, now = (branches.get(_chosen(mapping.get(name))) for mapping in (before, content))
+        default = _tag(type(field.default)) if isinstance(field.default, Section) else None
+        was, now = (branches.get(_chosen(mapping.get(name)) or default) for mapping in (before, content))
         if was is not None and now is not None:
             for key in was.model_fields.keys() - now.model_fields.keys():
                 if (name, key) not in given:

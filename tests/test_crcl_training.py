@@ -368,6 +368,16 @@ def test_a_temperature_that_would_cut_all_labels_is_told_before_training(tmp_pat
         trainer.evaluate()
 
 
+def test_the_advice_on_the_temperature_holds_for_a_high_threshold_and_two_candidates(tmp_path):
+    head = {"temperature": 0.5, "label_threshold": 0.6, "softmax_set": 2}
+    trainer = pieces(crcl_recipe(tmp_path, head=head))[-1]
+    trainer.model.backbone.initial_logit_scale = math.log(100)
+    trainer.encode_val = lambda: with_gap(0.1)
+    with pytest.warns(UserWarning, match=r"Use 0\.236,"):
+        trainer.evaluate()
+    assert 1 / (1 + math.exp(-0.1 * 23 / 24 / 0.236)) == pytest.approx(0.6, abs=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:the loss is nan")
 def test_labels_that_are_not_finite_are_an_error(tmp_path):
     recipe = crcl_recipe(tmp_path, head={"frozen_epochs": 1}, training={"log_every": 1})

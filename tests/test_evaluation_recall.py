@@ -181,9 +181,7 @@ def test_difference_between_the_means_of_several_runs():
     each = [paired_difference(a, b, replicates=200)["rsum"].value for a, b in zip(first, second, strict=True)]
     assert value == pytest.approx(sum(each) / 2)
     assert low < value < high
-    draws = [
-        np.mean([bootstrap_recalls(folds, 200, 0)["rsum"] for folds in runs], axis=0) for runs in (first, second)
-    ]
+    draws = [np.mean([bootstrap_recalls(folds, 200, 0)["rsum"] for folds in runs], axis=0) for runs in (first, second)]
     assert (low, high) == pytest.approx(tuple(np.percentile(draws[1] - draws[0], [2.5, 97.5])))
 
 

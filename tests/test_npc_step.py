@@ -116,7 +116,7 @@ def test_total_loss_and_all_gradients_equal_the_golden_ones():
         close(losses, arrays["batch_per_sample"], 1e-9, 1e-11)
         close(memory_image, arrays["mem_loss_i"], 1e-9, 1e-11)
         close(memory_caption, arrays["mem_loss_t"], 1e-9, 1e-11)
-        total = step._total(losses, arrays["weight"], (memory_image, memory_caption), None)
+        total = step._total(losses, arrays["weight"], (memory_image, memory_caption))
         close(total, arrays[f"total_{mode}"], 1e-9, 1e-11)
         total.backward()
         for name in names:

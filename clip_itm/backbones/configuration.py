@@ -151,3 +151,17 @@ class TimmWordsBackbone(BackboneSection):
 BackboneConfig = Annotated[
     OpenClipBackbone | TransformersBackbone | BertVitBackbone | TimmWordsBackbone, Field(discriminator="kind")
 ]
+
+
+def random_part(backbone) -> str | None:
+    """What has random weights before training, as far as the recipe tells."""
+    match backbone.kind:
+        case "timm-words":
+            return "the text tower"
+        case "bert-vit":
+            return "the projection into the common space"
+        case "transformers" if backbone.from_scratch:
+            return "all"
+        case "open_clip" if not backbone.pretrained and not backbone.model.startswith(("hf-hub:", "local-dir:")):
+            return "the text tower" if backbone.image_weights else "all"
+    return None

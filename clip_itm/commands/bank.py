@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from clip_itm.backbones.configuration import random_part
     from clip_itm.distributed import process_state
     from clip_itm.heads.npc.bank import build_bank
     from clip_itm.model import ItmModel
@@ -76,7 +77,7 @@ def _build(args: argparse.Namespace) -> int:
         origin = f"best model of {args.run}"
     else:
         recipe = load_recipe(args.recipe, args.overrides)
-        if (random := _random_part(recipe.backbone)) and state.is_main_process:
+        if (random := random_part(recipe.backbone)) and state.is_main_process:
             warnings.warn(
                 f"{random} of this backbone starts from random weights, so its losses say nothing of the captions and "
                 "this bank is of no use. Let a run warm up first and build its own (head.warmup_epochs), or take a "
@@ -128,20 +129,6 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
-def _random_part(backbone) -> str | None:
-    """What has random weights before training, as far as the recipe tells."""
-    match backbone.kind:
-        case "timm-words":
-            return "the text tower"
-        case "bert-vit":
-            return "the projection into the common space"
-        case "transformers" if backbone.from_scratch:
-            return "all"
-        case "open_clip" if not backbone.pretrained and not backbone.model.startswith(("hf-hub:", "local-dir:")):
-            return "the text tower" if backbone.image_weights else "all"
-    return None
-
-
 def _facts(bank) -> list[tuple[str, str]]:
     rows = [
         ("model", bank.model),
@@ -179,6 +166,7 @@ def _truth(bank, is_clean) -> list[tuple[str, str]]:
 
 
 def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from clip_itm.commands.terminal import print_table
@@ -187,5 +175,5 @@ def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     print_table(table)

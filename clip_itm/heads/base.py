@@ -14,7 +14,7 @@ class Head(nn.Module, ABC):
     """One vector a photo and a caption, compared by cosine; a subclass brings the loss.
 
     `citation`: BibTeX of the method. What a head remembers of the training pairs from step to step (a label each,
-    say) is no part of the model: it lives in plain attributes, and `training_state` carries it to the next checkpoint.
+    say) is no part of the model: it lives in plain attributes, and its trainer keeps it beside the checkpoint.
     """
 
     citation: str
@@ -49,13 +49,6 @@ class Head(nn.Module, ABC):
         `images`, `texts` [b, D] (row k is pair k), `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1]
         where the data set brings weights of its own.
         """
-
-    def training_state(self) -> dict[str, Tensor]:
-        """What the next step depends on beside weights and optimiser; tensors by name."""
-        return {}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `training_state`, to the bit."""
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class CrclHeadConfig(HeadSection):
     initial_labels: Literal["one", "model"] = Field(
         "one", description="labels at the start: 1, or the matching probability under the pretrained model"
     )
-    softmax_set: PositiveInt | None = Field(
+    softmax_set: Annotated[int, Field(ge=2)] | None = Field(
         None, description="candidates of a pair, so that probabilities mean the same in larger batches; default: all"
     )
     same_photo: Literal["negative", "mask"] = Field(

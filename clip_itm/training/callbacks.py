@@ -18,7 +18,7 @@ class EpochCallback(TrainerCallback):
         self.trainer.begin_epoch(int(state.epoch or 0))
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self.trainer.end_epoch(round(state.epoch) - 1)
+        self.trainer.end_epoch(math.ceil(state.epoch) - 1)  # a run may end within an epoch
 
 
 class FinishCallback(TrainerCallback):
@@ -29,18 +29,17 @@ class FinishCallback(TrainerCallback):
 
     def __init__(self, steps_per_epoch: int):
         self.steps_per_epoch = steps_per_epoch
+        self.evaluates = self.saves = False  # what the last step of an epoch leaves for the end of the epoch
 
     def on_step_end(self, args, state, control, **kwargs):
         at_end = state.global_step >= state.max_steps
-        if args.eval_strategy == "steps":
-            if at_end:
-                control.should_evaluate = control.should_save = True
-        elif at_end or state.global_step % self.steps_per_epoch == 0:
-            control.should_save = False  # on_epoch_end follows
+        if at_end or state.global_step % self.steps_per_epoch == 0:
+            always = at_end or args.eval_strategy == "epoch"
+            self.evaluates, self.saves = always or control.should_evaluate, always or control.should_save
+            control.should_evaluate = control.should_save = False
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if args.eval_strategy == "epoch":
-            control.should_save = True
+        control.should_evaluate, control.should_save = self.evaluates, self.saves
 
 
 class ConsoleCallback(ProgressCallback):

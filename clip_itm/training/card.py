@@ -6,7 +6,7 @@ from clip_itm.evaluation.report import markdown_table
 from clip_itm.recipe import Recipe
 
 
-def model_card(recipe: Recipe, splits: dict, results: dict, note: str | None = None) -> str:
+def model_card(recipe: Recipe, splits: dict, results: dict, citation: str, note: str | None = None) -> str:
     """Markdown with the metadata block of the Hub on top."""
     metadata = {
         "library_name": "clip-itm",
@@ -54,6 +54,12 @@ processor = ItmProcessor.from_pretrained("PATH")
 images = model.encode_images(processor(images=[photo], return_tensors="pt")["pixel_values"])
 texts = model.encode_texts(**processor(text=["a dog in the snow"], return_tensors="pt"))
 print(model.head.similarity(images, texts))
+```
+
+## Citation of the method
+
+```bibtex
+{citation}
 ```
 """
 

@@ -131,7 +131,8 @@ def detection_lines(cells: list[Cell]) -> list[list[str]]:
         if found := cell.results.get("wrong_pairs"):
             groups.setdefault((cell.ratio, cell.method), []).append(found)
     for (ratio, method), found in sorted(groups.items(), key=lambda entry: entry[0][0]):
-        figures = [f"{mean([each[name] for each in found]):.3f}" for name in ("auc", "precision")]
+        values = {name: [each[name] for each in found if each[name] is not None] for name in ("auc", "precision")}
+        figures = [f"{mean(each):.3f}" if each else "-" for each in values.values()]
         lines.append([f"{ratio:g}", method, *figures, str(len(found))])
     return lines
 

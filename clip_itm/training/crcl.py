@@ -1,5 +1,6 @@
 """CRCL in training: labels that outlive the model, and pieces that each begin with the initial weights."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clip_itm.distributed import gather_constant
 from clip_itm.evaluation.detection import auc
 from clip_itm.heads.crcl.labels import (
     LabelStore,
@@ -55,6 +57,8 @@ class CrclTrainer(ItmTrainer):
             )
         self.schedules = self.config.schedules or (self._epochs() - self.config.frozen_epochs,)
         several = len(self.schedules) > 1
+        if several and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("head.schedules: pieces need data parallelism, because each begins with whole weights")
         self.initial_weights = (
             {name: value.cpu().clone() for name, value in self.model.state_dict().items()} if several else None
         )
@@ -108,17 +112,23 @@ class CrclTrainer(ItmTrainer):
         config, candidates = self.config, self.config.softmax_set or self.section.batch_size
         p = expected_probability(gap, config.temperature, candidates)
         if gap > 0 and p < max(config.label_threshold, 0.05):
+            fitting = fitting_temperature(gap, candidates, max(0.5, config.label_threshold))
             warnings.warn(
                 f"head.temperature {config.temperature:g} is too high for this model: its own captions lead by a "
                 f"cosine of {gap:.3f}, which among {candidates} candidates gives a matching probability near {p:.3f}, "
                 f"below head.label_threshold {config.label_threshold:g}; most labels would be cut to 0. Use "
-                f"{fitting_temperature(gap, candidates):.3f}, or fewer candidates (head.softmax_set)",
+                f"{fitting:.3f}, or fewer candidates (head.softmax_set)",
                 stacklevel=2,
             )
 
     def end_epoch(self, epoch: int) -> None:
         store, phase = self.head.labels, self.head.phase
         labels = store.labels.cpu().numpy()
+        digest = torch.tensor([int(hashlib.sha256(labels.tobytes()).hexdigest()[:15], 16)], device=self.args.device)
+        if (gather_constant(digest) != digest).any():
+            raise ValueError(
+                f"the processes have different labels after epoch {epoch + 1}; start again from a checkpoint"
+            )
         if not np.isfinite(labels).all():
             raise ValueError(
                 f"{int((~np.isfinite(labels)).sum())} labels are not finite after epoch {epoch + 1}: the model "
@@ -137,23 +147,20 @@ class CrclTrainer(ItmTrainer):
         if (phase.replaces or not phase.frozen) and dead > DEAD:
             warnings.warn(
                 f"{100 * dead:.0f} % of the labels are below head.label_threshold {self.config.label_threshold:g} "
-                f"after epoch {epoch + 1}, and a label at 0 returns only with a matching probability of "
-                f"{self.config.label_threshold / max(1e-9, 1 - self.config.label_momentum):.2f}: the loss of matched "
-                "pairs is practically off. Lower head.temperature, set a smaller head.softmax_set or "
-                "training.batch_size, or lengthen head.frozen_epochs",
+                f"after epoch {epoch + 1}: the loss of matched pairs is practically off, and a label at 0 returns only "
+                "with a large matching probability (docs/heads.md). Lower head.temperature, set a smaller "
+                "head.softmax_set or training.batch_size, or lengthen head.frozen_epochs",
                 stacklevel=2,
             )
 
     # Checkpoints
 
     def save_method_state(self, folder: Path) -> None:
-        if self.head.labels is not None:
-            save_file(self.head.training_state(), folder / STATE)
+        save_file(self.head.labels.state_dict(), folder / STATE)
 
     def load_method_state(self, folder: Path) -> None:
-        if (folder / STATE).is_file():
-            self.head.labels = LabelStore(len(self.train_dataset))
-            self.head.load_training_state(load_file(folder / STATE))
+        self.head.labels = LabelStore(len(self.train_dataset))
+        self.head.labels.load_state_dict(load_file(folder / STATE))
 
     def clean_probability(self) -> CleanProbability | None:
         """From the latest matching probabilities p, not from the labels: these rank worse and most of them are small.
@@ -166,6 +173,9 @@ class CrclTrainer(ItmTrainer):
         seen = ~np.isnan(p)
         losses = -np.log(np.maximum(p[seen], np.finfo(np.float32).tiny))
         values, ranking = labels.copy(), np.where(seen, p, labels)
+        if len(np.unique(losses)) < 2:
+            warnings.warn("all matching probabilities are the same: this run tells nothing of its pairs", stacklevel=2)
+            return None
         values[seen] = fit_mixture(losses, self.section.seed).monotone_clean_posterior(losses)
         return CleanProbability(
             values=values.clip(0, 1),
@@ -176,9 +186,11 @@ class CrclTrainer(ItmTrainer):
 
 
 def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor | None:
-    """Labels [N] at the start: the weights of the data set where it has any, else as `head.initial_labels` says.
+    """Labels [N] at the start, or None for ones.
 
-    The matching probabilities of the untrained model come from seeded batches of as many candidates as in training.
+    `head.initial_labels` "one": the weights of the data set, where it has any. "model": the matching probabilities of
+    the untrained model, from seeded batches of as many candidates as in training (the last one may be smaller);
+    weights of the data set are not asked then.
     """
     head, pairs = recipe.head, data.train.pairs
     if head.initial_labels == "one":
@@ -186,13 +198,17 @@ def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor
     embeddings = encoder.encode(data.train)
     order = torch.from_numpy(np.random.default_rng(recipe.training.seed).permutation(len(pairs)))
     source, photo = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
-    labels = torch.ones(len(pairs))
+    labels = torch.empty(len(pairs))
     siblings = photo if head.same_photo == "mask" else None
-    for batch in order.split(head.softmax_set or recipe.training.batch_size):
+    candidates = min(len(pairs), head.softmax_set or recipe.training.batch_size)
+    for start in range(0, len(pairs), candidates):
+        batch = order[min(start, len(pairs) - candidates) :][:candidates]  # the last one is a whole batch, too
         logits = embeddings.images[photo[batch]] @ embeddings.texts[source[batch]].T / head.temperature
         targets = torch.arange(len(batch))
         left_out = None
         if siblings is not None:
             left_out = (siblings[batch, None] == siblings[None, batch]).fill_diagonal_(False)
         labels[batch] = matching_probability(match(logits, targets, left_out), match(logits.T, targets, left_out))
+    if pairs.weight is not None:
+        labels *= torch.from_numpy(pairs.weight)
     return label_filter(labels, head.label_threshold)

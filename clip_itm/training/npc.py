@@ -1,5 +1,6 @@
 """NPC in training: plain warm-up, memory bank, then `NpcStep` in place of forward, loss and backward."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from clip_itm.heads.npc.bank import MemoryBank, build_bank
 from clip_itm.heads.npc.step import NpcStep
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
-from clip_itm.training.setup import Encoder, TrainingData
+from clip_itm.training.setup import Encoder, TrainingData, given_bank
 from clip_itm.training.trainer import ItmTrainer
 
 BANK, STATE = "bank.npz", "npc_state.safetensors"
@@ -36,6 +37,12 @@ class NpcTrainer(ItmTrainer):
         self._step_state: dict[str, Tensor] = {}
         # of this epoch, per pair: ratio and weight; NaN where a pair was not seen
         self.seen = torch.full((2, len(self.train_dataset)), torch.nan, device=self.args.device)
+        if 0 < self.args.max_steps <= self.config.warmup_epochs * self._steps_per_epoch:
+            warnings.warn(
+                f"training.max_steps {self.args.max_steps} ends within head.warmup_epochs "
+                f"({self.config.warmup_epochs} of {self._steps_per_epoch} steps): this is a run of the plain loss",
+                stacklevel=2,
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
@@ -78,7 +85,7 @@ class NpcTrainer(ItmTrainer):
             "mean_weight": float(weight.mean()),
             "weight_below_1": float((weight < 1).mean()),
             # to be read beside the rounding of float32: a weight jumps where the ratio crosses 1
-            "ratio_distance": float(np.median(np.abs(ratio[np.isfinite(ratio)] - 1))),
+            "ratio_distance": float(np.median(np.abs(np.minimum(ratio, 2) - 1))),
         }
         if self.is_clean is not None and (value := auc(ratio, self.is_clean[seen])) is not None:
             summary["ratio_auc"] = value
@@ -132,9 +139,7 @@ def make_bank(recipe: Recipe, data: TrainingData, encoder: Encoder) -> MemoryBan
     Raises ValueError for the bank of other pairs, and where processes built different banks.
     """
     train, noise, head = data.train, data.noise, recipe.head
-    if head.bank is not None:
-        bank = MemoryBank.load(head.bank)
-        bank.check(noise, train.pairs)
+    if (bank := given_bank(recipe, noise, train.pairs)) is not None:
         return bank
     embeddings, device = encoder.encode(train), encoder.model.device
     bank = build_bank(

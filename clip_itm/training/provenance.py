@@ -18,7 +18,8 @@ PACKAGES = ("clip-itm", "torch", "transformers", "open_clip_torch", "timm", "dat
 class Provenance:
     """Hashes and versions of one run; written as `provenance.json` into the run and into every checkpoint.
 
-    `splits` name -> {sha256, photos, captions, missing}; `noise` {sha256, ratio, level, seed} of the training captions.
+    `splits` name -> {sha256, photos, captions, missing}; `noise` {sha256, ratio, level, seed} of the training captions;
+    `bank`, hash of the memory bank that the recipe names.
     """
 
     recipe_sha256: str
@@ -26,6 +27,7 @@ class Provenance:
     noise: dict
     versions: dict[str, str]
     machine: dict[str, str | int] = field(default_factory=dict)
+    bank: str | None = None
 
     def write(self, folder: Path, recipe: Recipe) -> None:
         """`provenance.json` and `recipe.yaml` in `folder`."""
@@ -33,7 +35,7 @@ class Provenance:
         write_json(folder / "provenance.json", asdict(self))
 
 
-def describe_run(recipe: Recipe, splits: dict, noise) -> Provenance:
+def describe_run(recipe: Recipe, splits: dict, noise, bank=None) -> Provenance:
     return Provenance(
         recipe_sha256=recipe.sha256,
         splits={
@@ -52,4 +54,5 @@ def describe_run(recipe: Recipe, splits: dict, noise) -> Provenance:
             "cpu_threads": torch.get_num_threads(),
             "processes": num_processes(),
         },
+        bank=None if bank is None else bank.sha256,
     )

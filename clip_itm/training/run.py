@@ -20,7 +20,7 @@ from clip_itm.training.build import known_truth, make_trainer
 from clip_itm.training.card import model_card
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
-from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_split, make_model, prepare
+from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_split, given_bank, make_model, prepare
 from clip_itm.training.trainer import last_complete_checkpoint
 
 RESULTS = "results.json"
@@ -43,7 +43,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     data, sampler, provenance = prepare(recipe)
     if overwrite:
         _delete_run(folder)
-    _demand_unchanged(folder, data.splits, data.noise)
+    _demand_unchanged(folder, data.splits, data.noise, provenance.bank)
     checkpoint = last_complete_checkpoint(folder)
     _say(_summary(recipe, data, len(sampler)))
     model, processor = make_model(recipe, data.splits)
@@ -135,7 +135,9 @@ def _finished(recipe: Recipe, folder: Path) -> dict | None:
         return None
     splits = load_splits(recipe.data, verify=False)
     demand_splits(recipe, splits)
-    _demand_unchanged(folder, splits, load_noise(recipe.noise, splits["train"].pairs))
+    noise = load_noise(recipe.noise, splits["train"].pairs)
+    bank = given_bank(recipe, noise, splits["train"].pairs)
+    _demand_unchanged(folder, splits, noise, None if bank is None else bank.sha256)
     return json.loads((folder / RESULTS).read_text())
 
 
@@ -160,13 +162,15 @@ def _differences(first: Recipe, second: Recipe) -> list[str]:
     return keys
 
 
-def _demand_unchanged(folder: Path, splits: dict[str, Split], noise: CaptionNoise) -> None:
-    """A run goes on, and its results stand, only with the photos and captions that it began with."""
+def _demand_unchanged(folder: Path, splits: dict[str, Split], noise: CaptionNoise, bank: str | None) -> None:
+    """A run goes on, and its results stand, only with the photos, captions and bank that it began with."""
     if not (folder / "provenance.json").is_file():
         return
     began = json.loads((folder / "provenance.json").read_text())
     hashes = {name: split["sha256"] for name, split in began["splits"].items()} | {"noise": began["noise"]["sha256"]}
     now = {name: split.sha256 for name, split in splits.items()} | {"noise": noise.sha256}
+    if bank is not None or began.get("bank") is not None:
+        hashes["bank"], now["bank"] = began.get("bank") or "none", bank or "none"
     changed = [
         f"{name} {hashes.get(name, 'none')[:12]} -> {now.get(name, 'none')[:12]}"
         for name in hashes | now
@@ -203,7 +207,9 @@ def _publish(folder: Path, recipe: Recipe, data: TrainingData, model: ItmModel, 
     shutil.copy(folder / "noise.npz", best / "noise.npz")
     for name in ("recipe.yaml", "provenance.json"):
         shutil.copy(folder / name, best / name)
-    write_text(best / "README.md", model_card(recipe, data.splits, results, beaten_by_step_0(results)))
+    write_text(
+        best / "README.md", model_card(recipe, data.splits, results, model.head.citation, beaten_by_step_0(results))
+    )
     write_json(folder / RESULTS, results)
 
 

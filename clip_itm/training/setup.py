@@ -1,5 +1,6 @@
 """From a recipe to everything a run needs: data, noise, processor, model, trainer. Cheap errors come first."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import torch
 from transformers import set_seed
 
 from clip_itm.backbones.build import build_processor
+from clip_itm.backbones.configuration import random_part
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.builder import cache_folder
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise, load_noise
-from clip_itm.data.rows import Split
+from clip_itm.data.rows import Pairs, Split
 from clip_itm.distributed import process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
 from clip_itm.heads.npc.bank import MemoryBank
@@ -188,6 +190,26 @@ def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]
     available_trackers(recipe.training.trackers)
     data = load_data(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))
-    if recipe.head.kind == "npc" and recipe.head.bank is not None:
-        MemoryBank.load(recipe.head.bank).check(data.noise, data.train.pairs)
-    return data, make_sampler(recipe, data.train), describe_run(recipe, data.splits, data.noise)
+    bank = given_bank(recipe, data.noise, data.train.pairs)
+    builds_at_once = recipe.head.kind == "npc" and bank is None and not recipe.head.warmup_epochs
+    if builds_at_once and (random := random_part(recipe.backbone)):
+        warnings.warn(
+            f"{random} of this backbone starts from random weights, and the memory bank would be built with them: set "
+            "head.warmup_epochs, or name a bank of a trained model (head.bank, `clip-itm bank build --run DIR`)",
+            stacklevel=1,
+        )
+    return data, make_sampler(recipe, data.train), describe_run(recipe, data.splits, data.noise, bank)
+
+
+def given_bank(recipe: Recipe, noise: CaptionNoise, pairs: Pairs) -> MemoryBank | None:
+    """The memory bank that `head.bank` names, or None. ValueError for that of other pairs or another `head.rho`."""
+    if recipe.head.kind != "npc" or recipe.head.bank is None:
+        return None
+    bank = MemoryBank.load(recipe.head.bank)
+    bank.check(noise, pairs)
+    if bank.rho is not None and bank.rho != recipe.head.rho:
+        raise ValueError(
+            f"head.rho is {recipe.head.rho:g}, and {recipe.head.bank} was built with {bank.rho:g}: write head.rho: "
+            f"{bank.rho:g}, or build it anew (`clip-itm bank build --rho {recipe.head.rho:g}`)"
+        )
+    return bank

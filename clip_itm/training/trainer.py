@@ -73,6 +73,12 @@ class ItmTrainer(Trainer):
             self.add_callback(ConsoleCallback())
         self.model_accepts_loss_kwargs = False  # the loss is a mean; accumulation divides it
 
+    def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
+        """Epochs and batches that are done. A run that was killed after its last step has nothing left to do."""
+        epochs, batches = super()._init_training_state(max_steps, *args, **kwargs)
+        done = self.state.global_step >= max_steps
+        return (math.ceil(max_steps / self._steps_per_epoch) if done else epochs, 0 if done else batches)
+
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:

@@ -51,9 +51,3 @@ class CrclHead(Head):
             "matching_probability": p.mean(),
             "label": used.mean(),
         }
-
-    def training_state(self) -> dict[str, Tensor]:
-        return {} if self.labels is None else self.labels.state_dict()
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        self.labels.load_state_dict(state)

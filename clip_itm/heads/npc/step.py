@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clip_itm.distributed import average, gather_constant
+from clip_itm.distributed import average, broadcast_buffers, gather_constant
 from clip_itm.heads.clip import contrastive_losses
 from clip_itm.heads.configuration import NpcHeadConfig
 from clip_itm.heads.npc.weights import confidence_weight, improvement_ratio
@@ -85,6 +85,8 @@ class NpcStep:
     def __call__(self, inputs: dict[str, Tensor], share: float = 1.0) -> NpcOutcome:
         """Adds `share` times the gradient to `.grad` of the parameters."""
         config, batch = self.config, Batch(inputs)
+        if not self.shares_forward:  # there may be running statistics
+            broadcast_buffers(self.model)
         if config.weight_fn == "one":
             losses, memory = self._forward(batch, memory_trains=config.trains_memory, memory=config.trains_memory)
             ratio = weight = torch.ones_like(losses.detach())
@@ -101,18 +103,15 @@ class NpcStep:
             if not self.shares_forward:
                 self.model.train()
                 losses, memory = self._forward(batch, config.trains_memory, memory=config.trains_memory, known=before)
-        total = self._total(losses, weight, memory, batch.pair_weight)
+        total = self._total(losses, weight, memory)
         gradients = average(torch.autograd.grad(total, self.parameters, allow_unused=True, materialize_grads=True))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             gradient = gradient * share if share != 1 else gradient
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return NpcOutcome(total.detach(), losses.detach(), ratio, weight)
 
-    def _total(self, losses: Tensor, weight: Tensor, memory: tuple[Tensor, ...], given: Tensor | None) -> Tensor:
-        if losses.shape != weight.shape:
-            raise ValueError(f"losses {tuple(losses.shape)} and weights {tuple(weight.shape)} are not one per pair")
-        if given is not None:
-            losses = given * losses
+    def _total(self, losses: Tensor, weight: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
+        assert losses.shape == weight.shape, "one weight a pair: a broadcast would hide the difference"
         if self.config.mode == "intended":
             total = (weight * losses).mean()
         else:
@@ -128,6 +127,8 @@ class NpcStep:
         """
         images, texts, scale = self.encode(batch.images, batch.texts)
         losses = self._losses(images[batch.photo], texts, batch.image_ids, scale)
+        if batch.pair_weight is not None:  # a part of the plain loss, so of the trial step, too
+            losses = batch.pair_weight * losses
         if not memory:
             return losses, known
         with torch.set_grad_enabled(memory_trains):
@@ -199,9 +200,10 @@ class NpcStep:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments of the trial optimiser, `trial.<parameter>.<moment>`, and which forward passes are shared."""
+        own = self.trial if self.config.trial_moments == "own" else {}
         state = {
             f"trial.{name}.{moment}": tensor
-            for name, value in self.trial.items()
+            for name, value in own.items()
             for moment, tensor in self.trial_optimizer.state.get(value, {}).items()
         }
         if self.shares_forward is not None:
