@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,11 +159,12 @@ def given_bank(tmp_path):
 
 def test_a_given_bank_is_used_from_the_first_step(given_bank):
     recipe, file = given_bank
-    # another threshold would give another bank, if the run built one
-    results = train(recipe.with_overrides("--head.bank", str(file), "--head.rho", "0.9", "--training.max_steps", "2"))
+    built = MemoryBank.load(file)
+    replace(built, image_entry=built.image_entry[::-1].copy()).save(file)  # the run would never build this one
+    results = train(recipe.with_overrides("--head.bank", str(file), "--training.max_steps", "2"))
     assert [entry["step"] for entry in results["method_history"]] == [0, 2]
     assert [entry.get("method_epoch") for entry in results["method_history"]] == [None, 1]
-    assert MemoryBank.load(Path(recipe.output_dir) / "bank.npz").sha256 == MemoryBank.load(file).sha256
+    assert MemoryBank.load(Path(recipe.output_dir) / "bank.npz").sha256 == MemoryBank.load(file).sha256 != built.sha256
 
 
 def test_an_imported_bank_has_no_probabilities_to_tell(given_bank):
@@ -330,8 +332,15 @@ def losses_of(model, batch) -> Tensor:
     return one_by_one_losses(images, texts, image_ids, model.head.scale())
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["shared passes", "separate passes"])
-def test_a_step_of_the_trainer_against_its_formulas(tmp_path, monkeypatch, dropout):
+@pytest.mark.parametrize(
+    ("dropout", "weighted"),
+    [
+        pytest.param(0.0, False, id="shared passes"),
+        pytest.param(0.3, False, id="separate passes"),
+        pytest.param(0.0, True, id="data with weights"),
+    ],
+)
+def test_a_step_of_the_trainer_against_its_formulas(tmp_path, monkeypatch, dropout, weighted):
     """Trial step, weights and gradient of the second step; entries are read and encoded one by one here."""
     recipe = npc_recipe(
         tmp_path,
@@ -342,6 +351,8 @@ def test_a_step_of_the_trainer_against_its_formulas(tmp_path, monkeypatch, dropo
     bank = make_bank(recipe, load_data(recipe), encoder)
     embeddings = trainer.encode_val()
     trainer.encode_val, trainer.build_bank = lambda: embeddings, lambda: bank
+    if weighted:
+        trainer.train_dataset.pair_weight = np.random.default_rng(0).random(200).astype(np.float32)
     model.double()
     trainer.data_collator = lambda batch: {
         name: value.double() if value.is_floating_point() else value for name, value in batch.items()
@@ -380,9 +391,10 @@ def check_step(trainer, model, moments, rates, trial, inputs, outcome, gradients
     }
     assert not np.isin(caption_entry[pairs], pairs).all()
 
+    given = inputs.get("pair_weight", torch.ones(len(pairs)).double())
     model.eval()  # as published, the trial and the memory are computed in inference mode
     twin = copy.deepcopy(model)
-    losses_of(twin, batches["pairs"]).mean().backward()
+    (given * losses_of(twin, batches["pairs"])).mean().backward()
     section = trainer.section
     (rate,) = set(rates)
     optimizer = torch.optim.AdamW(
@@ -404,8 +416,8 @@ def check_step(trainer, model, moments, rates, trial, inputs, outcome, gradients
     assert 0 < (weight < 1).sum() < len(weight)
 
     model.train()
-    total, losses = total_loss(model, inputs, batches, weight, rng)
-    torch.testing.assert_close(outcome.losses, losses.detach(), rtol=1e-9, atol=0)
+    total, losses = total_loss(model, inputs, batches, weight * given, rng)
+    torch.testing.assert_close(outcome.losses, (given * losses).detach(), rtol=1e-9, atol=0)
     if model.config.backbone["text_dropout"] == 0:
         torch.testing.assert_close(outcome.loss, total.detach(), rtol=1e-9, atol=0)
     total.backward()

@@ -128,6 +128,21 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch
     assert_same_end(run, whole_run(method), method)
 
 
+@pytest.mark.parametrize("max_steps", [STEPS - 1, STEPS], ids=["within an epoch", "at its end"])
+def test_a_run_that_was_killed_behind_its_last_step_takes_no_other(tmp_path, max_steps):
+    training = {"max_steps": max_steps, "schedule": "constant", "warmup": 0}
+    recipe = tiny_recipe(tmp_path, head=HEADS["npc"] | {"warmup_epochs": 0}, training=training)
+    results = train(recipe)
+    run = Path(recipe.output_dir)
+    before = final_state(run)
+    (run / "results.json").unlink()
+    again = train(recipe)
+    assert (again["steps"], again["best"], again["last"]) == (max_steps, results["best"], results["last"])
+    assert again["method_history"] == results["method_history"]
+    after = final_state(run)
+    assert all(torch.allclose(after[name], before[name], rtol=0, atol=0, equal_nan=True) for name in before)
+
+
 def start(recipe_file: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "clip_itm.cli", "train", str(recipe_file)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

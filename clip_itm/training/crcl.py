@@ -189,8 +189,7 @@ def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor
     """Labels [N] at the start, or None for ones.
 
     `head.initial_labels` "one": the weights of the data set, where it has any. "model": the matching probabilities of
-    the untrained model, from seeded batches of as many candidates as in training (the last one may be smaller);
-    weights of the data set are not asked then.
+    the untrained model times these weights; they come from seeded batches of as many candidates as in training.
     """
     head, pairs = recipe.head, data.train.pairs
     if head.initial_labels == "one":
@@ -210,5 +209,5 @@ def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor
             left_out = (siblings[batch, None] == siblings[None, batch]).fill_diagonal_(False)
         labels[batch] = matching_probability(match(logits, targets, left_out), match(logits.T, targets, left_out))
     if pairs.weight is not None:
-        labels *= torch.from_numpy(pairs.weight)
+        labels *= torch.tensor(pairs.weight)
     return label_filter(labels, head.label_threshold)
