@@ -63,7 +63,7 @@ def main(method: str, folder: str, out: str) -> None:
         for name in ("image_entry", "caption_entry", "losses", "clean"):
             found[f"bank {name}"] = torch.from_numpy(getattr(trainer.bank, name))
     if method == "crcl":
-        found |= trainer.head.training_state()
+        found |= trainer.head.labels.state_dict()
     for name, value in found.items():
         copies = gather_constant(value[None].double())
         assert all(torch.equal(copies[0].nan_to_num(-1), copy.nan_to_num(-1)) for copy in copies), f"{name} differs"
