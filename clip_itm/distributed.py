@@ -5,6 +5,7 @@ own pairs against all columns and returns the mean over its rows; data parallel 
 processes, which makes it the gradient of the mean over the global batch (equal numbers of rows everywhere).
 """
 
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,7 @@ def process_index() -> int:
 def leave_process_group() -> None:
     """At the end of a command: a process that exits while it is still a member of a gloo group may abort."""
     if dist.is_available() and dist.is_initialized():
+        gc.collect()  # a trainer's wrapped model is part of a cycle, and holds on to the group
         dist.destroy_process_group()
 
 
