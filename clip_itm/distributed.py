@@ -69,6 +69,12 @@ def gather_constant(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def is_same_everywhere(sha256: str, device: torch.device) -> bool:
+    """Whether all processes call this with the same hash (its first 60 bits)."""
+    number = torch.tensor([int(sha256[:15], 16)], device=device)
+    return bool((gather_constant(number) == number).all())
+
+
 def average(gradients: Sequence[Tensor]) -> list[Tensor]:
     """The mean of each tensor over all processes: what DistributedDataParallel does in its backward pass."""
     gradients = [gradient.contiguous() for gradient in gradients]

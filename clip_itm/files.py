@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,35 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content) -> None:
     """Plain data; not-a-number is refused (ValueError), because it is no JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def save_arrays(path: str | Path, **arrays) -> None:
+    """A compressed npz without pickle."""
+    import numpy as np
+
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+@contextmanager
+def reading_arrays(path: str | Path, missing: str, wrong: str) -> Iterator[dict]:
+    """The arrays of an npz, by name; nothing is unpickled.
+
+    Whatever shows that the file is another one, here or where the arrays are made use of, is told as a ValueError:
+    `missing` where there is no file, else `wrong` with the error in the place of {error}.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = {name: arrays[name] for name in arrays.files}
+        yield stored
+    except FileNotFoundError:
+        raise ValueError(missing) from None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(wrong.replace("{error}", str(error))) from error
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder can be filled without touching anything of anybody's: it is not there, or it is empty."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

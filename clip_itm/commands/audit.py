@@ -46,16 +46,16 @@ def run(args: argparse.Namespace) -> int:
     if args.clean_to is not None:
         check_free(Path(args.clean_to))
 
-    from clip_itm.commands.terminal import print_table
+    from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
     from clip_itm.files import write_text
     from clip_itm.training.audit import Audit
-    from clip_itm.training.audit_page import audit_page
+    from clip_itm.training.audit_page import audit_page, describe
 
     audit = Audit.of_run(Path(args.run), args.overrides)
     if not process_state().is_main_process:
         return 0
-    print_table(table_of(audit))
+    print_facts(f"{audit.run}: training captions", describe(audit))
     out = Path(args.out or Path(args.run) / "audit")
     audit.save(out / "audit.parquet")
     write_text(out / "audit.html", audit_page(audit, args.top))
@@ -64,17 +64,6 @@ def run(args: argparse.Namespace) -> int:
     if args.clean_to is not None:
         clean(audit, args)
     return 0
-
-
-def table_of(audit):
-    from rich.table import Table
-
-    from clip_itm.training.audit_page import describe
-
-    table = Table(title=f"{audit.run}: training captions", title_justify="left", show_header=False)
-    for name, value in describe(audit):
-        table.add_row(name, value)
-    return table
 
 
 def clean(audit, args: argparse.Namespace) -> None:

@@ -44,10 +44,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "info":
+        from clip_itm.commands.terminal import print_facts
         from clip_itm.heads.npc.bank import MemoryBank
 
         bank = MemoryBank.load(args.file)
-        _print_table(args.file, _facts(bank))
+        print_facts(args.file, _facts(bank))
         return 0
     if Path(args.out).suffix != ".npz":
         raise ValueError(f"--out {args.out}: a memory bank is saved as .npz")
@@ -58,11 +59,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _build(args: argparse.Namespace) -> int:
     from clip_itm.backbones.configuration import random_part
+    from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
-    from clip_itm.heads.npc.bank import build_bank
-    from clip_itm.model import ItmModel
-    from clip_itm.processing import ItmProcessor
     from clip_itm.recipe import load_recipe
+    from clip_itm.training.npc import bank_of_pairs
     from clip_itm.training.setup import Encoder, load_data, make_model
 
     state = process_state()
@@ -73,7 +73,7 @@ def _build(args: argparse.Namespace) -> int:
         noise = ["--noise.file", str(best / "noise.npz"), "--noise.ratio", "0"]
         recipe = load_recipe(best, [*noise, *args.overrides])
         data = load_data(recipe)
-        model, processor = ItmModel.from_pretrained(best).to(state.device), ItmProcessor.from_pretrained(best)
+        encoder = Encoder.of_saved(best, recipe, data.image_cache)
         origin = f"best model of {args.run}"
     else:
         recipe = load_recipe(args.recipe, args.overrides)
@@ -85,29 +85,22 @@ def _build(args: argparse.Namespace) -> int:
                 stacklevel=1,
             )
         data = load_data(recipe)
-        model, processor = make_model(recipe, data.splits)
+        encoder = Encoder(recipe, *make_model(recipe, data.splits), data.image_cache)
         origin = f"{recipe.backbone.kind} before training"
-    embeddings = Encoder(recipe, model, processor, data.image_cache).encode(data.train)
+    embeddings = encoder.encode(data.train)
     if not state.is_main_process:
         return 0
-    bank = build_bank(
-        embeddings.images.to(state.device),
-        embeddings.texts.to(state.device),
-        data.train.pairs.image,
-        data.noise.source,
-        model.head.scale().item(),
-        getattr(recipe.head, "rho", DEFAULT_RHO) if args.rho is None else args.rho,
-        f"{origin}, recipe {recipe.sha256[:12]}",
-        data.noise.sha256,
-        seed=recipe.training.seed,
-    )
+    rho = getattr(recipe.head, "rho", DEFAULT_RHO) if args.rho is None else args.rho
+    name = f"{origin}, recipe {recipe.sha256[:12]}"
+    bank = bank_of_pairs(embeddings, data, encoder.model, rho, name, recipe.training.seed)
     bank.save(args.out)
-    _print_table(f"memory bank of {origin}", _facts(bank) + _truth(bank, data.noise.is_clean(data.train.pairs)))
+    print_facts(f"memory bank of {origin}", _facts(bank) + _truth(bank, data.noise.is_clean(data.train.pairs)))
     print(f"saved in {args.out}")
     return 0
 
 
 def _import(args: argparse.Namespace) -> int:
+    from clip_itm.commands.terminal import print_facts
     from clip_itm.data.load import load_splits
     from clip_itm.data.noise import load_noise
     from clip_itm.heads.npc.legacy_bank import find_legacy_bank, read_legacy_bank
@@ -124,7 +117,7 @@ def _import(args: argparse.Namespace) -> int:
     files = find_legacy_bank(args.folder, noise.ratio if args.ratio is None else args.ratio)
     bank = read_legacy_bank(*files, pairs, noise)
     bank.save(args.out)
-    _print_table(f"memory bank of {files[0].parent}", _facts(bank))
+    print_facts(f"memory bank of {files[0].parent}", _facts(bank))
     print(f"saved in {args.out}")
     return 0
 
@@ -154,26 +147,12 @@ def _facts(bank) -> list[tuple[str, str]]:
 
 def _truth(bank, is_clean) -> list[tuple[str, str]]:
     """How well losses and clean set tell the injected noise; nothing where there is none."""
-    from clip_itm.evaluation.detection import auc
+    from clip_itm.training.npc import bank_against_truth
 
-    found = auc(bank.losses, ~is_clean)
-    if found is None:
+    known = bank_against_truth(bank, is_clean)
+    if known["auc"] is None:
         return []
     return [
-        ("right captions among the clean pairs", f"{is_clean[bank.clean].mean():.1%} (of all: {is_clean.mean():.1%})"),
-        ("AUC of the loss against the injected noise", f"{found:.3f}"),
+        ("right captions among the clean pairs", f"{known['purity']:.1%} (of all: {is_clean.mean():.1%})"),
+        ("AUC of the loss against the injected noise", f"{known['auc']:.3f}"),
     ]
-
-
-def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from clip_itm.commands.terminal import print_table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    print_table(table)

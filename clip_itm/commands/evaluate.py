@@ -41,8 +41,6 @@ def run(args) -> int:
     from clip_itm.distributed import process_state
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
-    from clip_itm.model import ItmModel
-    from clip_itm.processing import ItmProcessor
     from clip_itm.training.run import retrieve
     from clip_itm.training.setup import Encoder, final_split, make_image_cache, make_model
 
@@ -50,11 +48,11 @@ def run(args) -> int:
     with state.main_process_first():
         splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
+    image_cache = make_image_cache(recipe, {split.name: split})
     if has_model:
-        model, processor = ItmModel.from_pretrained(best).to(state.device), ItmProcessor.from_pretrained(best)
+        encoder = Encoder.of_saved(best, recipe, image_cache)
     else:
-        model, processor = make_model(recipe, splits)
-    encoder = Encoder(recipe, model, processor, make_image_cache(recipe, {split.name: split}))
+        encoder = Encoder(recipe, *make_model(recipe, splits), image_cache)
     results = retrieve(recipe, split, encoder)
     if not state.is_main_process:
         return 0

@@ -43,12 +43,12 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
     from clip_itm.backbones.build import build_processor
     from clip_itm.backbones.openai_checkpoint import describe, load_backbone, openclip_name, read_checkpoint
     from clip_itm.configuration import ItmConfig
-    from clip_itm.files import write_json
+    from clip_itm.files import is_free, write_json
     from clip_itm.heads.configuration import ClipHeadConfig
     from clip_itm.model import ItmModel
 
     file, out = Path(file), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise ValueError(f"{out} exists and is not empty: choose another folder, or delete it")
     checkpoint = read_checkpoint(file)
     backbone = load_backbone(checkpoint, text_heads)

@@ -16,12 +16,12 @@ from tqdm.auto import tqdm
 from clip_itm.data.images import naming_photo, open_image
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
-from clip_itm.files import replacing, write_json
+from clip_itm.files import is_free, replacing, write_json
 
 
 def check_free(folder: Path) -> None:
     """Raise ValueError unless `folder` is empty or not there: nothing of anybody's is overwritten."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise ValueError(f"{folder} is not an empty folder; choose another place for the cleaned data set")
 
 

@@ -5,7 +5,6 @@ is one array of integers, and everything that is true of it can be counted.
 """
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from clip_itm.data.configuration import NoiseSection
 from clip_itm.data.rows import Pairs
-from clip_itm.files import replacing
+from clip_itm.files import reading_arrays, save_arrays
 
 Level = Literal["caption", "image"]
 
@@ -88,6 +87,10 @@ class CaptionNoise:
         self.check(pairs)
         return pairs.image[self.source] == pairs.image
 
+    def truth(self, pairs: Pairs) -> np.ndarray | None:
+        """`is_clean`; None where nothing was shuffled, so that nobody knows which pairs are right."""
+        return self.is_clean(pairs) if self.ratio > 0 else None
+
     def statistics(self, pairs: Pairs) -> dict[str, Any]:
         """What is true of this draw.
 
@@ -132,23 +135,25 @@ class CaptionNoise:
                     "delete it or choose another name"
                 )
             return
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                source=self.source,
-                ratio=self.ratio,
-                level=self.level,
-                seed=-1 if self.seed is None else self.seed,
-                captions_sha256=self.captions_sha256,
-                sha256=self.sha256,
-            )
+        save_arrays(
+            path,
+            source=self.source,
+            ratio=self.ratio,
+            level=self.level,
+            seed=-1 if self.seed is None else self.seed,
+            captions_sha256=self.captions_sha256,
+            sha256=self.sha256,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "CaptionNoise":
         """Read what `save` wrote; ValueError when the file is no noise file or was damaged."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                stored = {name: arrays[name] for name in arrays.files}
+        with reading_arrays(
+            path,
+            missing=f"noise file {path} does not exist",
+            wrong=f"{path} is no noise file of clip-itm ({{error}}); published .npy and .txt files are read by "
+            "`clip-itm noise import`",
+        ) as stored:
             noise = cls(
                 source=stored["source"].astype(np.int64, casting="safe"),
                 ratio=float(stored["ratio"]),
@@ -156,13 +161,6 @@ class CaptionNoise:
                 seed=None if stored["seed"] < 0 else int(stored["seed"]),
                 captions_sha256=str(stored["captions_sha256"]),
             )
-        except FileNotFoundError:
-            raise ValueError(f"noise file {path} does not exist") from None
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is no noise file of clip-itm ({error}); published .npy and .txt files are read by "
-                "`clip-itm noise import`"
-            ) from error
         if noise.sha256 != str(stored["sha256"]):
             raise ValueError(f"{path} was changed or damaged: it names sha256 {stored['sha256']}, holds {noise.sha256}")
         return noise

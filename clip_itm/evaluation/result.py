@@ -15,7 +15,7 @@ from clip_itm.evaluation.recall import (
     recall_metrics,
     tie_gaps,
 )
-from clip_itm.files import replacing
+from clip_itm.files import save_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,7 @@ class RetrievalResult:
             for field in fields(Ranks)
         }
         about = {"protocol": self.protocol, "folds": len(self.folds), "bootstrap": (self.replicates, self.seed)}
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **about, **arrays)
+        save_arrays(path, **about, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "RetrievalResult":

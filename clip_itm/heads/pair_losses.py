@@ -1,11 +1,22 @@
 """The contrastive loss of every training pair under one model: what mixtures and memory banks are made of."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from clip_itm.heads.clip import contrastive_cross_entropy
 from clip_itm.precision import exact_float32
+
+
+def seeded_batches(count: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
+    """A permutation of 0..count-1 in whole batches int64 [min(count, batch_size)]; the last one is filled up with
+    numbers that came before. With each batch, how many of its first ones are such."""
+    order = np.random.default_rng(seed).permutation(count)
+    for start in range(0, count, batch_size):
+        first = max(0, min(start, count - batch_size))
+        yield order[first : start + batch_size], start - first
 
 
 def pair_losses(
@@ -22,19 +33,21 @@ def pair_losses(
     `images` [Ni, D] and `texts` [Nt, D] are unit vectors; pair k is photo `pair_image[k]` with caption `source[k]`,
     both int64 [N]; `scale` multiplies cosines. Batches are parts of a permutation drawn with `seed`, so that the
     captions of a photo rarely meet: in dataset order (seed None) five siblings share one photo, and the text-to-image
-    half of each of their losses is at least ln 5. The last batch may be smaller; a loss depends on its batch's size.
+    half of each of their losses is at least ln 5. A loss depends on the size of its batch, and a small one makes wrong
+    pairs look clean: the last batch is a whole one, too. In dataset order it is smaller, as published.
     """
     count = len(source)
-    order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
+    if seed is None:
+        batches = ((np.arange(start, min(start + batch_size, count)), 0) for start in range(0, count, batch_size))
+    else:
+        batches = seeded_batches(count, batch_size, seed)
     losses = np.empty(count, dtype=np.float32)
     with torch.inference_mode(), exact_float32(images.device):
-        for start in range(0, count, batch_size):
-            first = start if seed is None else max(0, min(start, count - batch_size))
-            batch = order[first : start + batch_size]
+        for batch, known in batches:
             photos = images[torch.from_numpy(pair_image[batch])].float()
             captions = texts[torch.from_numpy(source[batch])].float()
             logits = scale * photos @ captions.T
             targets = torch.arange(len(batch), device=logits.device)
             both = contrastive_cross_entropy(logits, targets) + contrastive_cross_entropy(logits.T, targets)
-            losses[order[start : start + batch_size]] = (both / 2)[start - first :].cpu().numpy()
+            losses[batch[known:]] = (both / 2)[known:].cpu().numpy()
     return losses

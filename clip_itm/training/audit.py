@@ -61,7 +61,8 @@ class Audit:
     @cached_property
     def known_wrong(self) -> np.ndarray | None:
         """bool [N]: the caption was written for another photo; None where no noise was drawn, so that nobody knows."""
-        return ~self.noise.is_clean(self.train.pairs) if self.noise.ratio > 0 else None
+        truth = self.noise.truth(self.train.pairs)
+        return None if truth is None else ~truth
 
     @cached_property
     def suspects(self) -> int:

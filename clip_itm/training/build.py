@@ -1,6 +1,5 @@
 """From the parts of a run to the trainer of its method."""
 
-import numpy as np
 from transformers import TrainingArguments
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
@@ -63,7 +62,7 @@ def make_trainer(
             return NpcTrainer(
                 **common,
                 build_bank=lambda: make_bank(recipe, data, encoder),
-                is_clean=known_truth(data),
+                is_clean=noise.truth(train.pairs),
             )
         case "crcl":
             from clip_itm.training.crcl import CrclTrainer, first_labels
@@ -71,14 +70,9 @@ def make_trainer(
             return CrclTrainer(
                 **common,
                 first_labels=lambda: first_labels(recipe, data, encoder),
-                is_clean=known_truth(data),
+                is_clean=noise.truth(train.pairs),
                 noise_sha256=noise.sha256,
             )
-
-
-def known_truth(data: TrainingData) -> np.ndarray | None:
-    """bool [N], which training pairs are right; None where nothing was shuffled, so that nothing is known."""
-    return data.noise.is_clean(data.train.pairs) if data.noise.ratio > 0 else None
 
 
 def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:

@@ -5,7 +5,6 @@ estimated afterwards from the losses of the best model: wrong captions are learn
 and a mixture of two components on the losses tells the two groups apart (Li et al. 2020, DivideMix; npc.md 4.1).
 """
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
 from clip_itm.evaluation.detection import auc, precision_at
-from clip_itm.files import replacing
+from clip_itm.files import reading_arrays, save_arrays
 from clip_itm.recipe import Recipe
 
 FILE = "clean_probability.npz"
@@ -55,30 +54,28 @@ class CleanProbability:
 
     def save(self, path: str | Path) -> None:
         """Write an npz without pickle."""
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                values=self.values.astype(np.float32),
-                ranking=self.ranking.astype(np.float32),
-                method=self.method,
-                noise_sha256=self.noise_sha256,
-            )
+        save_arrays(
+            path,
+            values=self.values.astype(np.float32),
+            ranking=self.ranking.astype(np.float32),
+            method=self.method,
+            noise_sha256=self.noise_sha256,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "CleanProbability":
         """Read what `save` wrote; ValueError when the file is something else or was damaged."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(
-                    values=arrays["values"].astype(np.float32, casting="safe"),
-                    ranking=arrays["ranking"].astype(np.float32, casting="safe"),
-                    method=str(arrays["method"]),
-                    noise_sha256=str(arrays["noise_sha256"]),
-                )
-        except FileNotFoundError:
-            raise ValueError(f"{path}: there is no such file") from None
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no clean probabilities ({error}); delete it") from error
+        with reading_arrays(
+            path,
+            missing=f"{path}: there is no such file",
+            wrong=f"{path} holds no clean probabilities ({{error}}); delete it",
+        ) as arrays:
+            return cls(
+                values=arrays["values"].astype(np.float32, casting="safe"),
+                ranking=arrays["ranking"].astype(np.float32, casting="safe"),
+                method=str(arrays["method"]),
+                noise_sha256=str(arrays["noise_sha256"]),
+            )
 
 
 def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
@@ -103,15 +100,11 @@ def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise
     """Probability of the component with the lower losses, under a saved model. Encodes the training split once."""
     from clip_itm.heads.mixture import fit_mixture
     from clip_itm.heads.pair_losses import pair_losses
-    from clip_itm.model import ItmModel
-    from clip_itm.processing import ItmProcessor
     from clip_itm.training.setup import Encoder, make_image_cache
 
-    model = ItmModel.from_pretrained(model_folder).to(process_state().device)
-    processor = ItmProcessor.from_pretrained(model_folder)
-    encoder = Encoder(recipe, model, processor, make_image_cache(recipe, {train.name: train}))
+    encoder = Encoder.of_saved(model_folder, recipe, make_image_cache(recipe, {train.name: train}))
     embeddings = encoder.encode(train)
-    scale = float(model.head.scale().detach())
+    scale = float(encoder.model.head.scale().detach())
     losses = pair_losses(embeddings.images, embeddings.texts, train.pairs.image, noise.source, scale)
     return CleanProbability(
         values=fit_mixture(losses, seed=0).monotone_clean_posterior(losses).astype(np.float32),

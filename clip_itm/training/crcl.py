@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clip_itm.distributed import gather_constant
+from clip_itm.distributed import is_same_everywhere
 from clip_itm.evaluation.detection import auc
 from clip_itm.heads.crcl.labels import (
     LabelStore,
@@ -23,6 +23,7 @@ from clip_itm.heads.crcl.labels import (
 )
 from clip_itm.heads.crcl.loss import match, matching_probability
 from clip_itm.heads.mixture import fit_mixture
+from clip_itm.heads.pair_losses import seeded_batches
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.schedule import warmup_steps
@@ -124,8 +125,7 @@ class CrclTrainer(ItmTrainer):
     def end_epoch(self, epoch: int) -> None:
         store, phase = self.head.labels, self.head.phase
         labels = store.labels.cpu().numpy()
-        digest = torch.tensor([int(hashlib.sha256(labels.tobytes()).hexdigest()[:15], 16)], device=self.args.device)
-        if (gather_constant(digest) != digest).any():
+        if not is_same_everywhere(hashlib.sha256(labels.tobytes()).hexdigest(), self.args.device):
             raise ValueError(
                 f"the processes have different labels after epoch {epoch + 1}; start again from a checkpoint"
             )
@@ -195,13 +195,11 @@ def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor
     if head.initial_labels == "one":
         return None if pairs.weight is None else torch.tensor(pairs.weight)  # Arrow's own is read-only
     embeddings = encoder.encode(data.train)
-    order = torch.from_numpy(np.random.default_rng(recipe.training.seed).permutation(len(pairs)))
     source, photo = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
     labels = torch.empty(len(pairs))
     siblings = photo if head.same_photo == "mask" else None
-    candidates = min(len(pairs), head.softmax_set or recipe.training.batch_size)
-    for start in range(0, len(pairs), candidates):
-        batch = order[min(start, len(pairs) - candidates) :][:candidates]  # the last one is a whole batch, too
+    candidates = head.softmax_set or recipe.training.batch_size
+    for batch, _ in seeded_batches(len(pairs), candidates, recipe.training.seed):
         logits = embeddings.images[photo[batch]] @ embeddings.texts[source[batch]].T / head.temperature
         targets = torch.arange(len(batch))
         left_out = None

@@ -8,8 +8,6 @@ from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.distributed import process_state
 from clip_itm.files import replacing
-from clip_itm.model import ItmModel
-from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
 from clip_itm.training.setup import Encoder, final_split, make_image_cache
 
@@ -55,12 +53,11 @@ def _search(folder: Path, queries: int, top: int) -> list[dict]:
     recipe = load_recipe(folder)
     splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
-    model = ItmModel.from_pretrained(folder / "best").to(process_state().device)
-    processor = ItmProcessor.from_pretrained(folder / "best")
-    embeddings = Encoder(recipe, model, processor, make_image_cache(recipe, {split.name: split})).encode(split)
+    encoder = Encoder.of_saved(folder / "best", recipe, make_image_cache(recipe, {split.name: split}))
+    embeddings = encoder.encode(split)
     answers = []
     for number in torch.linspace(0, len(embeddings.texts) - 1, queries + 2).long()[1:-1].tolist():
-        scores = model.head.similarity(embeddings.images, embeddings.texts[number : number + 1])[:, 0]
+        scores = encoder.model.head.similarity(embeddings.images, embeddings.texts[number : number + 1])[:, 0]
         right = int(embeddings.caption_image[number])
         best = scores.topk(min(top, len(scores))).indices.tolist()
         answers.append(

@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clip_itm.distributed import gather_constant
+from clip_itm.distributed import gather_constant, is_same_everywhere
 from clip_itm.evaluation.detection import auc
 from clip_itm.heads.npc.bank import MemoryBank, build_bank
 from clip_itm.heads.npc.step import NpcStep
+from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
-from clip_itm.training.setup import Encoder, TrainingData, given_bank
+from clip_itm.training.encode import Embeddings
+from clip_itm.training.setup import Encoder, TrainingData
 from clip_itm.training.trainer import ItmTrainer
 
 BANK, STATE = "bank.npz", "npc_state.safetensors"
@@ -100,9 +102,8 @@ class NpcTrainer(ItmTrainer):
             return {}
         logs = {"bank_clean": len(clean), "bank_below_clean_mean_rejected": self.bank.below_clean_mean_rejected}
         if self.is_clean is not None:
-            logs["bank_purity"] = float(self.is_clean[clean].mean())
-            if (value := auc(-self.bank.losses, self.is_clean)) is not None:
-                logs["bank_auc"] = value
+            known = bank_against_truth(self.bank, self.is_clean)
+            logs |= {f"bank_{name}": value for name, value in known.items() if value is not None}
         return logs
 
     # Checkpoints
@@ -133,28 +134,40 @@ class NpcTrainer(ItmTrainer):
         )
 
 
+def bank_of_pairs(
+    embeddings: Embeddings, data: TrainingData, model: ItmModel, rho: float, name: str, seed: int
+) -> MemoryBank:
+    """The bank of the training pairs with these embeddings of `data.train` under `model`, searched on its device."""
+    return build_bank(
+        embeddings.images.to(model.device),
+        embeddings.texts.to(model.device),
+        data.train.pairs.image,
+        data.noise.source,
+        scale=float(model.head.scale().detach()),
+        rho=rho,
+        model=name,
+        noise_sha256=data.noise.sha256,
+        seed=seed,
+    )
+
+
+def bank_against_truth(bank: MemoryBank, is_clean: np.ndarray) -> dict[str, float | None]:
+    """`purity`, the share of the clean set that is right (bool [N] `is_clean`); `auc` of the losses, None where all
+    pairs are right or all wrong."""
+    return {"purity": float(is_clean[bank.clean].mean()), "auc": auc(-bank.losses, is_clean)}
+
+
 def make_bank(recipe: Recipe, data: TrainingData, encoder: Encoder) -> MemoryBank:
     """The bank that `head.bank` names, else one of the training pairs under the encoder's current weights.
 
-    Raises ValueError for the bank of other pairs, and where processes built different banks.
+    Raises ValueError where processes built different banks.
     """
-    train, noise, head = data.train, data.noise, recipe.head
-    if (bank := given_bank(recipe, noise, train.pairs)) is not None:
-        return bank
-    embeddings, device = encoder.encode(train), encoder.model.device
-    bank = build_bank(
-        embeddings.images.to(device),
-        embeddings.texts.to(device),
-        train.pairs.image,
-        noise.source,
-        scale=float(encoder.model.head.scale().detach()),
-        rho=head.rho,
-        model=f"seed {recipe.training.seed} after {head.warmup_epochs} epochs" if head.warmup_epochs else "step 0",
-        noise_sha256=noise.sha256,
-        seed=recipe.training.seed,
-    )
-    number = torch.tensor([int(bank.sha256[:15], 16)], device=device)
-    if (gather_constant(number) != number).any():
+    if data.bank is not None:
+        return data.bank
+    epochs, seed = recipe.head.warmup_epochs, recipe.training.seed
+    name = f"seed {seed} after {epochs} epochs" if epochs else "step 0"
+    bank = bank_of_pairs(encoder.encode(data.train), data, encoder.model, recipe.head.rho, name, seed)
+    if not is_same_everywhere(bank.sha256, encoder.model.device):
         raise ValueError(
             "the processes built different memory banks from the same numbers; build it once with "
             "`clip-itm bank build` and name it in head.bank"

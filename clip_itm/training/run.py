@@ -16,7 +16,7 @@ from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe, load_recipe
-from clip_itm.training.build import known_truth, make_trainer
+from clip_itm.training.build import make_trainer
 from clip_itm.training.card import model_card
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
@@ -81,7 +81,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     if state.is_main_process:
         if (found := trainer.clean_probability()) is not None:
             found.save(folder / CLEAN_PROBABILITY)
-            truth = known_truth(data)
+            truth = data.noise.truth(data.train.pairs)
             results["wrong_pairs"] = wrong_pairs_found(found, None if truth is None else ~truth)
         _publish(folder, recipe, data, model, processor, results)
     state.wait_for_everyone()

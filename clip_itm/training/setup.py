@@ -35,6 +35,7 @@ class TrainingData:
     splits: dict[str, Split]
     noise: CaptionNoise
     image_cache: ImageCache | None
+    bank: MemoryBank | None = None  # the one that the recipe names
 
     @property
     def train(self) -> Split:
@@ -124,6 +125,12 @@ class Encoder:
         self.frozen_texts = is_frozen(self.model.backbone.text_blocks())
         self._kept: dict[tuple[str, str], np.ndarray] = {}
 
+    @classmethod
+    def of_saved(cls, folder: Path, recipe: Recipe, image_cache: ImageCache | None) -> "Encoder":
+        """That of the model and processor in `folder`."""
+        model = ItmModel.from_pretrained(folder).to(process_state().device)
+        return cls(recipe, model, ItmProcessor.from_pretrained(folder), image_cache)
+
     def image_features(self, split: Split) -> np.ndarray | None:
         """Outputs of a frozen image tower [Ni, C]; None where the tower trains or photos are cropped at random."""
         if not self.frozen_images or self.recipe.data.random_crop < 1:
@@ -190,15 +197,15 @@ def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]
     available_trackers(recipe.training.trackers)
     data = load_data(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))
-    bank = given_bank(recipe, data.noise, data.train.pairs)
-    builds_at_once = recipe.head.kind == "npc" and bank is None and not recipe.head.warmup_epochs
+    data.bank = given_bank(recipe, data.noise, data.train.pairs)
+    builds_at_once = recipe.head.kind == "npc" and data.bank is None and not recipe.head.warmup_epochs
     if builds_at_once and (random := random_part(recipe.backbone)):
         warnings.warn(
             f"{random} of this backbone starts from random weights, and the memory bank would be built with them: set "
             "head.warmup_epochs, or name a bank of a trained model (head.bank, `clip-itm bank build --run DIR`)",
             stacklevel=1,
         )
-    return data, make_sampler(recipe, data.train), describe_run(recipe, data.splits, data.noise, bank)
+    return data, make_sampler(recipe, data.train), describe_run(recipe, data.splits, data.noise, data.bank)
 
 
 def given_bank(recipe: Recipe, noise: CaptionNoise, pairs: Pairs) -> MemoryBank | None:

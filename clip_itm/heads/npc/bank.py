@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_itm.files import replacing
+from clip_itm.files import reading_arrays, save_arrays
 from clip_itm.heads.mixture import Mixture, fit_mixture
 from clip_itm.heads.pair_losses import pair_losses
 from clip_itm.precision import exact_float32
@@ -108,17 +108,18 @@ class MemoryBank:
         optional = ("rho", "seed", "batch_size", "losses", "posterior")
         content = {name: getattr(self, name) for name in header + optional if getattr(self, name) is not None}
         content |= {f"mixture_{name}": value for name, value in (vars(self.mixture) if self.mixture else {}).items()}
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **content)
+        save_arrays(path, **content)
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryBank":
         """Read what `save` wrote; ValueError when the file is no memory bank or was changed."""
-        try:
-            if Path(path).is_file() and not zipfile.is_zipfile(path):
-                raise ValueError("it is no npz archive")
-            with np.load(path, allow_pickle=False) as arrays:
-                stored = {name: arrays[name] for name in arrays.files}
+        wrong = (
+            f"{path} is no memory bank of clip-itm ({{error}}); published pairs of .npy files are read by "
+            "`clip-itm bank import`"
+        )
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise ValueError(wrong.replace("{error}", "it is no npz archive"))
+        with reading_arrays(path, missing=f"memory bank {path} does not exist", wrong=wrong) as stored:
             names = [name for name in stored if name.startswith("mixture_")]
             mixture = {name.removeprefix("mixture_"): stored.pop(name) for name in names}
             sha256 = str(stored.pop("sha256"))
@@ -126,13 +127,6 @@ class MemoryBank:
             rest = {name: value.item() if value.ndim == 0 else value for name, value in stored.items()}
             bank = cls(*entries, **{"rho": None, **rest}, mixture=Mixture(**mixture) if mixture else None)
             matches = bank.sha256 == sha256
-        except FileNotFoundError:
-            raise ValueError(f"memory bank {path} does not exist") from None
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is no memory bank of clip-itm ({error}); published pairs of .npy files are read by "
-                "`clip-itm bank import`"
-            ) from error
         if not matches:
             raise ValueError(f"{path} was changed or damaged: it names sha256 {sha256}, holds {bank.sha256}")
         return bank
