@@ -9,7 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from clip_itm.distributed import gather_constant, num_processes, process_index, process_state
+from clip_itm.distributed import (
+    gather_constant,
+    leave_process_group,
+    num_processes,
+    process_index,
+    process_state,
+)
 from clip_itm.heads.crcl.labels import LabelStore, phase_of, refine
 from clip_itm.heads.crcl.loss import crcl_loss, dual_encoder_matching, matching_probability
 
@@ -67,8 +73,8 @@ def main(golden_file: str, out: str) -> None:
     if state.is_main_process:
         np.savez(out, processes=num_processes(), **found)
     state.wait_for_everyone()
-    state.destroy_process_group()  # its threads may abort a process that ends with them alive
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_process_group()

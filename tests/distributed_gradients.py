@@ -12,7 +12,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_itm.configuration import ItmConfig
-from clip_itm.distributed import process_state
+from clip_itm.distributed import leave_process_group, process_state
 from clip_itm.model import ItmModel
 
 PAIRS = 8
@@ -52,3 +52,4 @@ def main(config_file: str, out: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_process_group()  # here, where nothing refers to the wrapped models any more
