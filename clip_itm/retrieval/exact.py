@@ -15,19 +15,30 @@ from torch import Tensor
 
 from clip_itm.precision import exact_float32
 
-BLOCK_BYTES = 64 * 2**20  # of float32 scores, and of a block's vectors
+BLOCK_BYTES = 64 * 2**20  # of float32 scores, and of a block's vectors in float32
 QUERIES_AT_ONCE = 4096  # more would make blocks of vectors too narrow for a fast product
-HALF_ULP = 2.0**-24
+UNIT_ROUNDOFF = 2.0**-24  # of float32
+
+
+class Block(NamedTuple):
+    """Neighbours in a gallery: `vectors` [b, D] of any floating type, for the positions from `start`.
+
+    `dead` bool [b] marks deleted items; None: there are none.
+    """
+
+    start: int
+    vectors: Tensor
+    dead: Tensor | None
 
 
 class Best(NamedTuple):
-    """The best items so far of Q queries: flat arrays [M], sorted by query, then best first, then by position."""
+    """The best items of some queries, flat [M]: sorted by query, then best first, then by position."""
 
     query: np.ndarray
     position: np.ndarray
     score: np.ndarray
 
-    def of_each(self, num_queries: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def split(self, num_queries: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Positions and scores of each query."""
         cuts = np.searchsorted(self.query, np.arange(1, num_queries))
         return list(zip(np.split(self.position, cuts), np.split(self.score, cuts), strict=True))
@@ -36,47 +47,40 @@ class Best(NamedTuple):
 NOTHING = Best(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-class Block(NamedTuple):
-    """Neighbours in the gallery: `vectors` [b, D] of any floating type, items `start`, `start` + 1, ...
-
-    `dead` bool [b] marks deleted items.
-    """
-
-    start: int
-    vectors: Tensor
-    dead: Tensor
-
-
 def search_blocks(queries: Tensor, blocks: Iterable[Block], top_k: int, largest_norm: float) -> Best:
-    """The first `top_k` of each query [Q, D] among all blocks; `largest_norm` bounds the norms of their vectors."""
+    """The first `top_k` of each query [Q, D] in all blocks; no vector of theirs has a norm above `largest_norm`."""
     best = NOTHING
     margin = rounding_margin(queries, largest_norm)
     with torch.inference_mode(), exact_float32(queries.device):
         for block in blocks:
             vectors = block.vectors.float()
-            scores = (queries @ vectors.T).masked_fill_(block.dead, -torch.inf)
+            scores = queries @ vectors.T
+            if block.dead is not None:
+                scores.masked_fill_(block.dead, -torch.inf)
+            floor = last_scores(best, top_k, queries)
             if top_k < len(vectors):
-                floor = torch.maximum(scores.topk(top_k).values[:, -1], worst_of_best(best, top_k, queries)) - margin
-            else:
-                floor = worst_of_best(best, top_k, queries) - margin
-            query, row = ((scores >= floor[:, None]) & ~block.dead).nonzero(as_tuple=True)
-            score = score_pairs(queries, vectors, query, row)
-            best = merge(best, Best(query.cpu().numpy(), row.cpu().numpy() + block.start, score), top_k)
+                floor = torch.maximum(floor, scores.topk(top_k, sorted=False).values.amin(1))
+            # An item may be as low as -inf where fewer than top_k were found, and the dead are lower still.
+            candidates = scores >= (floor - margin).clamp(min=torch.finfo(torch.float32).min)[:, None]
+            query, row = candidates.nonzero(as_tuple=True)
+            found = Best(
+                query.cpu().numpy(), row.cpu().numpy() + block.start, score_pairs(queries, vectors, query, row)
+            )
+            best = merge(best, found, top_k)
     return best
 
 
 def rounding_margin(queries: Tensor, largest_norm: float) -> Tensor:
-    """How far two float32 scores of a query [Q, D] may be swapped by rounding: a bound, whatever the order of sums."""
-    return 2 * queries.shape[1] * HALF_ULP * largest_norm * queries.norm(dim=1)
+    """How much two float32 scores of a query may be off together, in any order of summation: [Q]."""
+    return 2 * queries.shape[1] * UNIT_ROUNDOFF * largest_norm * queries.norm(dim=1)
 
 
-def worst_of_best(best: Best, top_k: int, queries: Tensor) -> Tensor:
-    """The score [Q] that an item must reach to be among the first `top_k`, given those found so far."""
-    worst = np.full(len(queries), -np.inf, np.float32)
-    place = places(best.query)
-    last = place == top_k - 1
-    worst[best.query[last]] = best.score[last]
-    return torch.from_numpy(worst).to(queries.device)
+def last_scores(best: Best, top_k: int, queries: Tensor) -> Tensor:
+    """The score [Q] of the `top_k`-th of each query, -inf where there are fewer."""
+    scores = np.full(len(queries), -np.inf, np.float32)
+    last = places(best.query) == top_k - 1
+    scores[best.query[last]] = best.score[last]
+    return torch.from_numpy(scores).to(queries.device)
 
 
 def score_pairs(queries: Tensor, vectors: Tensor, query: Tensor, row: Tensor) -> np.ndarray:
@@ -98,5 +102,5 @@ def merge(first: Best, second: Best, top_k: int) -> Best:
 
 
 def places(query: np.ndarray) -> np.ndarray:
-    """0, 1, ... within each run of equal numbers in the ascending `query` [M]."""
+    """0, 1, ... within each run of equal numbers of the ascending `query` [M]."""
     return np.arange(len(query)) - np.searchsorted(query, query)

@@ -1,8 +1,10 @@
 """A part of a gallery that never changes: vectors, embeddings and items, in memory or mapped from files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -10,36 +12,99 @@ from torch import Tensor
 from clip_itm.retrieval.items import Item
 
 ITEM_COLUMNS = pa.schema([("id", pa.string()), ("path", pa.string()), ("caption", pa.string())])
+ROWS_AT_ONCE = 4096  # of what is copied: 8 MiB of vectors of 512
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Segment:
-    """`vectors` [n, D]; `embeddings` [n, ...] where they are more than the vectors; `table` has n rows of ITEM_COLUMNS.
+    """`vectors` [n, D]; `embeddings` [n, ...], None where they are the vectors; `table` has n rows of ITEM_COLUMNS.
 
-    `thumbnails`: all JPEGs in one uint8 tensor; number k is `thumbnails[offsets[k] : offsets[k + 1]]`, none if empty.
+    `jpegs` uint8: all thumbnails; that of row k is `jpegs[offsets[k] : offsets[k + 1]]`, and there is none if empty.
+    `files`: what index.json says of its files; None while it is in memory only.
     """
 
     vectors: Tensor
     embeddings: Tensor | None
     table: pa.Table
-    thumbnails: Tensor
+    jpegs: Tensor
     offsets: Tensor
+    files: dict | None = None
+    _resident: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
 
+    @property
+    def ids(self) -> list[str]:
+        return self.table["id"].to_pylist()
+
+    @property
+    def shapes(self) -> tuple:
+        """Of one vector and of one embedding."""
+        return tuple(self.vectors.shape[1:]), None if self.embeddings is None else tuple(self.embeddings.shape[1:])
+
     def item(self, row: int) -> Item:
+        columns = (column[row].as_py() for column in self.table.columns)
+        return Item(*columns, thumbnail=self.thumbnail(row).numpy().tobytes() or None)
+
+    def thumbnail(self, row: int) -> Tensor:
         first, end = self.offsets[row : row + 2].tolist()
-        thumbnail = self.thumbnails[first:end].numpy().tobytes() or None
-        return Item(**self.table.slice(row, 1).to_pylist()[0], thumbnail=thumbnail)
+        return self.jpegs[first:end]
 
     def embedding(self, row: int) -> Tensor:
         return (self.vectors if self.embeddings is None else self.embeddings)[row]
+
+    def vectors_on(self, device: torch.device) -> Tensor:
+        """The vectors, which stay on a device once they were needed there."""
+        if device.type == "cpu":
+            return self.vectors
+        if self._resident is None:
+            self._resident = self.vectors.to(device)
+        return self._resident
 
 
 def make_segment(items: Sequence[Item], vectors: Tensor, embeddings: Tensor | None) -> Segment:
     table = pa.table([[getattr(item, name) for item in items] for name in ITEM_COLUMNS.names], schema=ITEM_COLUMNS)
     jpegs = [item.thumbnail or b"" for item in items]
-    lengths = torch.tensor([0, *map(len, jpegs)])
-    joined = torch.frombuffer(bytearray(b"".join(jpegs)), dtype=torch.uint8) if any(jpegs) else torch.empty(0).byte()
-    return Segment(vectors, embeddings, table, joined, lengths.cumsum(0))
+    offsets = torch.tensor([0, *map(len, jpegs)]).cumsum(0)
+    return Segment(
+        vectors, embeddings, table, torch.from_numpy(np.frombuffer(b"".join(jpegs), np.uint8).copy()), offsets
+    )
+
+
+class Selection(NamedTuple):
+    """Rows of several segments, in order: `rows` int64 for each of `segments`. What it yields comes in small parts."""
+
+    segments: Sequence[Segment]
+    rows: Sequence[Tensor]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows))
+
+    def parts(self) -> Iterator[tuple[Segment, Tensor]]:
+        for segment, rows in zip(self.segments, self.rows, strict=True):
+            for some in rows.split(ROWS_AT_ONCE):
+                yield segment, some
+
+    def vectors(self) -> Iterator[Tensor]:
+        return (segment.vectors[rows] for segment, rows in self.parts())
+
+    def embeddings(self) -> Iterator[Tensor]:
+        return (segment.embeddings[rows] for segment, rows in self.parts())
+
+    def jpegs(self) -> Iterator[Tensor]:
+        return (segment.thumbnail(row) for segment, rows in self.parts() for row in rows.tolist())
+
+    def offsets(self) -> Tensor:
+        lengths = [segment.offsets.diff()[rows] for segment, rows in zip(self.segments, self.rows, strict=True)]
+        return torch.cat([torch.zeros(1, dtype=torch.int64), *lengths]).cumsum(0)
+
+    def table(self) -> pa.Table:
+        pairs = zip(self.segments, self.rows, strict=True)
+        return pa.concat_tables([segment.table.take(rows.numpy()) for segment, rows in pairs]).combine_chunks()
+
+    def segment(self) -> Segment:
+        """All rows in one segment, in memory."""
+        embeddings = None if self.segments[0].embeddings is None else torch.cat(list(self.embeddings()))
+        jpegs = torch.cat([torch.empty(0, dtype=torch.uint8), *self.jpegs()])
+        return Segment(torch.cat(list(self.vectors())), embeddings, self.table(), jpegs, self.offsets())

@@ -1,0 +1,97 @@
+"""The items of an index by position and by id, and which of them are deleted."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from clip_itm.retrieval.base import check_known_ids, check_new_ids
+from clip_itm.retrieval.exact import BLOCK_BYTES, Block
+from clip_itm.retrieval.items import Item
+from clip_itm.retrieval.segments import Segment, Selection
+
+
+class Gallery:
+    """Positions count all items in the order they were added, deleted ones included, until `compacted` drops these."""
+
+    def __init__(self, segments: Sequence[Segment] = (), deleted: np.ndarray | Sequence[int] = ()):
+        self.segments = list(segments)
+        self.dead = np.zeros(sum(map(len, self.segments)), bool)
+        self.dead[np.asarray(deleted, np.int64)] = True
+
+    def __len__(self) -> int:
+        """Deleted items are not counted."""
+        return len(self.dead) - self.num_dead
+
+    @property
+    def num_dead(self) -> int:
+        return int(np.count_nonzero(self.dead))
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        """Position of every living item by id; made when first needed, because a search does without."""
+        ids = [id for segment in self.segments for id in segment.ids]
+        return {ids[position]: position for position in np.flatnonzero(~self.dead).tolist()}
+
+    def add(self, segment: Segment) -> None:
+        ids = segment.ids
+        if self.segments and segment.shapes != self.segments[0].shapes:
+            here, new = self.segments[0].shapes, segment.shapes
+            raise ValueError(
+                f"vectors {new[0]} with embeddings {new[1]} do not fit an index of vectors {here[0]} with embeddings "
+                f"{here[1]}; encode with the model that made the index"
+            )
+        check_new_ids(ids, self.position)
+        self.position.update(zip(ids, range(len(self.dead), len(self.dead) + len(ids)), strict=True))
+        self.segments.append(segment)
+        self.dead = np.concatenate([self.dead, np.zeros(len(ids), bool)])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        check_known_ids(ids, self.position)
+        self.dead[[self.position.pop(id) for id in ids]] = True
+
+    def locate(self, position: int) -> tuple[Segment, int]:
+        """The segment of an item, and its row there."""
+        for segment in self.segments:
+            if position < len(segment):
+                return segment, position
+            position -= len(segment)
+        raise IndexError(position)
+
+    def item(self, position: int) -> Item:
+        segment, row = self.locate(position)
+        return segment.item(row)
+
+    def blocks(self, num_queries: int, device: torch.device, start: int = 0) -> Iterator[Block]:
+        """All vectors from the position `start`, in blocks that bound the memory of a search."""
+        first = 0
+        for segment in self.segments:
+            vectors = segment.vectors_on(device)
+            size = max(1, BLOCK_BYTES // (4 * max(num_queries, vectors.shape[1])))
+            for row in range(max(0, start - first), len(segment), size):
+                block = vectors[row : row + size]
+                dead = self.dead[first + row : first + row + len(block)]
+                yield Block(first + row, block, torch.from_numpy(dead).to(device) if dead.any() else None)
+            first += len(segment)
+
+    def selection(self, segments: Sequence[Segment] | None = None, compact: bool = False) -> Selection:
+        """The rows of these (by default all) segments, `compact` without the deleted ones."""
+        chosen, rows, first = [], [], 0
+        for segment in self.segments:
+            dead = torch.from_numpy(self.dead[first : first + len(segment)])
+            if segments is None or segment in segments:
+                chosen.append(segment)
+                rows.append((~dead).nonzero()[:, 0] if compact else torch.arange(len(segment)))
+            first += len(segment)
+        return Selection(chosen, rows)
+
+    def compacted(self) -> "Gallery":
+        """The living items in one segment, in memory."""
+        return Gallery([self.selection(compact=True).segment()]) if len(self) else Gallery()
+
+    def join_unsaved(self) -> None:
+        """Make one segment of those in memory: items may come a few at a time."""
+        unsaved = [segment for segment in self.segments if segment.files is None]
+        if len(unsaved) > 1:  # they are the last ones
+            self.segments = [s for s in self.segments if s.files is not None] + [self.selection(unsaved).segment()]
