@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-quick lint format bench clean
+.PHONY: setup demo test test-quick test-gpu lint format bench clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,9 @@ test: setup
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-gpu: setup
+	CLIP_ITM_TEST_GPU=1 $(BIN)/python -m pytest -q -m gpu tests/test_gpu.py
 
 lint: setup
 	$(BIN)/ruff check .

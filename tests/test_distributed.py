@@ -18,14 +18,19 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def launch(processes: int, *words: str) -> None:
-    """Run a script in `processes` gloo processes on the CPU."""
+def launch(processes: int, *words: str, **environment: str) -> None:
+    """Run a script in `processes` gloo processes on the CPU, or as `environment` says."""
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
         start += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     done = subprocess.run(
-        [*start, *words], env=ENVIRONMENT, cwd=HERE.parent, capture_output=True, text=True, timeout=600
+        [*start, *words],
+        env=ENVIRONMENT | environment,
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -33,6 +38,29 @@ def launch(processes: int, *words: str) -> None:
 def logged_losses(run: Path) -> list[float]:
     state = json.loads((last_complete_checkpoint(run) / "trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def assert_same_run(method: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """What distributed_run.py saved of two runs is equal up to rounding, and no comparison of empty things."""
+    assert one.keys() == other.keys()
+    for name, expected in one.items():
+        # a run adds up rounding; what is kept of each pair is float32
+        tolerance = {"rtol": 1e-6, "atol": 1e-7} if expected.dtype == np.float32 else {"rtol": 1e-7, "atol": 1e-10}
+        np.testing.assert_allclose(other[name], expected, **tolerance, err_msg=name)
+    assert {value.dtype for name, value in one.items() if name.startswith(("weights", "trial"))} == {
+        np.dtype("float64")
+    }
+    if method.startswith("npc"):
+        ratio, weight = one["seen"]
+        assert (~np.isnan(ratio)).sum() == 192
+        assert 0 < np.mean(weight[~np.isnan(weight)] < 1) < 1
+        assert 0 < len(one["bank clean"]) < 200
+        moments = [name for name in one if name.startswith("step trial.") and name.endswith("exp_avg")]
+        assert bool(moments) == (method == "npc"), "moments of the real optimiser are not kept twice"
+        assert all(np.abs(one[name]).max() > 0 for name in moments)
+    if method == "crcl":
+        assert 0 < (one["labels"] == 0).sum() < 150
+        assert np.isnan(one["probabilities"]).sum() < 8
 
 
 @pytest.mark.slow
@@ -61,26 +89,7 @@ def test_a_run_in_two_processes_equals_one(tmp_path, method):
         out = tmp_path / f"{processes}.safetensors"
         launch(processes, str(HERE / "distributed_run.py"), method, str(tmp_path), str(out))
         found[processes] = load_file(out)
-    assert found[1].keys() == found[2].keys()
-    for name, expected in found[1].items():
-        # a run adds up rounding; what is kept of each pair is float32
-        tolerance = {"rtol": 1e-6, "atol": 1e-7} if expected.dtype == np.float32 else {"rtol": 1e-7, "atol": 1e-10}
-        np.testing.assert_allclose(found[2][name], expected, **tolerance, err_msg=name)
-    assert {value.dtype for name, value in found[1].items() if name.startswith(("weights", "trial"))} == {
-        np.dtype("float64")
-    }
-    # the comparison must not be one of empty things
-    if method.startswith("npc"):
-        ratio, weight = found[1]["seen"]
-        assert (~np.isnan(ratio)).sum() == 192
-        assert 0 < np.mean(weight[~np.isnan(weight)] < 1) < 1
-        assert 0 < len(found[1]["bank clean"]) < 200
-        moments = [name for name in found[1] if name.startswith("step trial.") and name.endswith("exp_avg")]
-        assert bool(moments) == (method == "npc"), "moments of the real optimiser are not kept twice"
-        assert all(np.abs(found[1][name]).max() > 0 for name in moments)
-    if method == "crcl":
-        assert 0 < (found[1]["labels"] == 0).sum() < 150
-        assert np.isnan(found[1]["probabilities"]).sum() < 8
+    assert_same_run(method, found[1], found[2])
 
 
 @pytest.mark.slow
