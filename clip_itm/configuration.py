@@ -1,8 +1,12 @@
 """`ItmConfig`: what a checkpoint needs to be rebuilt without a recipe and without the Hub."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.pipelines import PIPELINE_REGISTRY
+
+TASK = "image-text-retrieval"
 
 
 class ItmConfig(PreTrainedConfig):
@@ -12,3 +16,17 @@ class ItmConfig(PreTrainedConfig):
 
     backbone: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if TASK in PIPELINE_REGISTRY.supported_tasks:  # else transformers would demand the pipeline of the checkpoint
+            self.custom_pipelines = {}
+
+    def to_json_file(self, json_file_path, use_diff: bool = True) -> None:
+        """See `PreTrainedConfig`. Beside config.json stands the code that loads the model without this package."""
+        if self.backbone is not None and self._auto_class is None:  # else transformers copies the code that it loaded
+            from clip_itm.hub.remote_code import AUTO_MAP, PIPELINES, write_code
+
+            write_code(self, Path(json_file_path).parent)
+            self.auto_map, self.custom_pipelines = dict(AUTO_MAP), PIPELINES
+        super().to_json_file(json_file_path, use_diff)

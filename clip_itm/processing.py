@@ -2,6 +2,7 @@
 
 import html
 import string
+from pathlib import Path
 
 import ftfy
 from transformers import BatchFeature, ProcessorMixin
@@ -85,6 +86,15 @@ class ItmProcessor(ProcessorMixin):
             "input_ids": [ids + [self.pad_token_id] * (width - len(ids)) for ids in rows],
             "attention_mask": [[1] * len(ids) + [0] * (width - len(ids)) for ids in rows],
         }
+
+    def to_json_file(self, json_file_path) -> None:
+        """See `ProcessorMixin`. Beside processor_config.json stands the code that loads it without this package."""
+        if self._auto_class is None:  # else transformers copies the code that it loaded
+            from clip_itm.hub.remote_code import PROCESSOR_AUTO_MAP, write_processor_code
+
+            write_processor_code(Path(json_file_path).parent)
+            self.auto_map = dict(PROCESSOR_AUTO_MAP)
+        super().to_json_file(json_file_path)
 
     @property
     def special_token_ids(self) -> list[int]:

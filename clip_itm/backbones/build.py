@@ -6,14 +6,7 @@ from torch import nn
 from clip_itm.backbones.attention import LinearAttention
 from clip_itm.backbones.base import Backbone
 from clip_itm.backbones.blocks import modules, parameters
-from clip_itm.backbones.configuration import (
-    BackboneConfig,
-    BackboneSection,
-    BertVitBackbone,
-    LoraSection,
-    OpenClipBackbone,
-    TransformersBackbone,
-)
+from clip_itm.backbones.configuration import BackboneConfig, BackboneSection, LoraSection
 from clip_itm.processing import ItmProcessor
 
 
@@ -28,7 +21,8 @@ def build_backbone(config: BackboneConfig, *, weights: bool = True, processor: I
     with torch.device("cpu"):
         if config.special_token_ids is None:
             config = _resolve_tokens(config, processor or build_processor(config, None))
-        return _kind(config).build(config, weights)
+        build, _ = _kind(config)
+        return build(config, weights)
 
 
 def build_processor(config: BackboneConfig, captions: list[str] | None) -> ItmProcessor:
@@ -36,7 +30,8 @@ def build_processor(config: BackboneConfig, captions: list[str] | None) -> ItmPr
 
     `captions`: the training captions, from which timm-words takes its vocabulary; others need none.
     """
-    return _kind(config).processor(config, captions)
+    _, processor = _kind(config)
+    return processor(config, captions)
 
 
 def freeze(backbone: Backbone, config: BackboneSection) -> None:
@@ -103,16 +98,17 @@ def _split_attention(layers: list[nn.Module]) -> None:
 
 
 def _kind(config: BackboneConfig):
-    """The module of a kind of backbone; imported late, because each brings a large library."""
-    if isinstance(config, OpenClipBackbone):
-        from clip_itm.backbones import openclip as kind
-    elif isinstance(config, TransformersBackbone):
-        from clip_itm.backbones import huggingface as kind
-    elif isinstance(config, BertVitBackbone):
-        from clip_itm.backbones import bert_vit as kind
-    else:
-        from clip_itm.backbones import timm_words as kind
-    return kind
+    """`build` and `processor` of a kind of backbone; imported late, because each brings a large library."""
+    match config.kind:
+        case "open_clip":
+            from clip_itm.backbones.openclip import build, processor
+        case "transformers":
+            from clip_itm.backbones.huggingface import build, processor
+        case "bert-vit":
+            from clip_itm.backbones.bert_vit import build, processor
+        case "timm-words":
+            from clip_itm.backbones.timm_words import build, processor
+    return build, processor
 
 
 def _resolve_tokens(config: BackboneConfig, processor: ItmProcessor) -> BackboneConfig:

@@ -1,0 +1,155 @@
+"""The code of a checkpoint: what transformers needs to load it in a process without this package.
+
+With `trust_remote_code=True` transformers imports, from the folder of the checkpoint, the modules that `auto_map` and
+`custom_pipelines` in config.json name. It follows lines `from .name import x`, which it finds by a regular expression,
+within one flat folder, and demands every package that is imported outside of `try`. So the modules that a checkpoint
+needs are copied flat: `clip_itm/backbones/base.py` becomes `clip_itm_backbones_base.py`, and its imports from this
+package become relative ones. Backbones and heads of another kind are left out, and nothing is registered: two
+checkpoints of one process may bring different code.
+"""
+
+import ast
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import requires, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers.dynamic_module_utils import get_imports
+
+from clip_itm.configuration import TASK
+from clip_itm.files import write_text
+
+AUTO_MAP = {"AutoConfig": "clip_itm_configuration.ItmConfig", "AutoModel": "clip_itm_model.ItmModel"}
+PROCESSOR_AUTO_MAP = {"AutoProcessor": "clip_itm_processing.ItmProcessor"}
+PIPELINES = {
+    TASK: {
+        "impl": "clip_itm_retrieval_pipeline.ImageTextRetrievalPipeline",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    }
+}
+# a model that was loaded by its own code is saved by transformers, which copies what its module leads to
+TOGETHER = """
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # transformers copies and downloads the files that such lines name; the pipeline goes with the model
+    from .clip_itm_retrieval_pipeline import ImageTextRetrievalPipeline  # noqa: F401
+"""
+DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+
+def write_code(config, folder: Path) -> None:
+    """Into the checkpoint `folder`: the modules that load a model of `config` (an `ItmConfig`), and requirements.txt."""
+    head = (config.head or {"kind": "clip"})["kind"]
+    modules = code_files(config.backbone["kind"], head)
+    for name, text in modules.items():
+        write_text(folder / name, text)
+    imports = {package for name in modules for package in get_imports(folder / name)}
+    write_text(folder / "requirements.txt", _requirements(imports, lora=config.backbone.get("lora") is not None))
+
+
+def write_processor_code(folder: Path) -> None:
+    """The modules that load a processor."""
+    for name, text in _closure(["clip_itm.processing"], {}).items():
+        write_text(folder / name, text)
+
+
+@cache
+def code_files(backbone: str, head: str) -> dict[str, str]:
+    """File name -> text of the modules of a checkpoint with this kind of backbone and of head."""
+    kinds = {"clip_itm.backbones.build": backbone, "clip_itm.heads.build": head}
+    if not (Path(__file__).parents[1] / "retrieval" / "pipeline.py").is_file():
+        files = _closure(["clip_itm.configuration", "clip_itm.model"], kinds)
+    else:
+        files = _closure(["clip_itm.configuration", "clip_itm.model", "clip_itm.retrieval.pipeline"], kinds)
+        files["clip_itm_model.py"] += TOGETHER
+    # transformers finds the model by the class of its configuration, and keeps one class for equal files of folders
+    # with equal names: two runs' "best" with different heads would share it
+    digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
+    files["clip_itm_configuration.py"] = f"# of the code {digest[:16]}\n" + files["clip_itm_configuration.py"]
+    return files
+
+
+def _closure(modules: list[str], kinds: dict[str, str]) -> dict[str, str]:
+    """`modules` and all that they import, flat."""
+    files, waiting = {}, list(modules)
+    while waiting:
+        module = waiting.pop()
+        if _file(module) not in files:
+            files[_file(module)], imported = flatten(module, kinds.get(module))
+            waiting += imported
+    return dict(sorted(files.items()))
+
+
+def flatten(module: str, kind: str | None = None) -> tuple[str, list[str]]:
+    """The source of a module for a flat folder, and the modules of this package that it imports.
+
+    `kind`: of a `match config.kind` in it, the only case that stays.
+    """
+    source = Path(find_spec(module).origin).read_text(encoding="utf-8")
+    tree, lines = ast.parse(source), source.splitlines(keepends=True)
+    imported: list[str] = []
+    for statement in tree.body:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+            _replace(lines, [statement], "")  # a registration
+    for node in _nodes(tree, kind):
+        if isinstance(node, ast.ImportFrom):
+            line = node.lineno - 1
+            lines[line] = lines[line].replace(f"from {node.module} import", f"from .{_flat(node.module)} import")
+            imported.append(node.module)
+        elif isinstance(node, ast.match_case):
+            wanted = f"the code of this checkpoint is for {kind!r} alone; another kind needs the package clip-itm"
+            _replace(lines, node.body, f"raise ValueError({wanted!r})\n")
+        else:
+            _replace(lines, node.body, 'raise ValueError("this class was not loaded by transformers: use AutoModel")\n')
+    header = f"# {module.replace('.', '/')}.py of clip-itm {version('clip-itm')}, Apache-2.0\n"
+    return header + "".join(lines), imported
+
+
+def _nodes(node: ast.AST, kind: str | None) -> Iterator[ast.ImportFrom | ast.match_case | ast.If]:
+    """Imports from this package; and, instead of what is in them, cases of other kinds and what writes code."""
+    if isinstance(node, ast.ImportFrom) and node.module.startswith("clip_itm."):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        left_out = False
+        if isinstance(child, ast.match_case) and kind is not None:
+            kinds = {part.value for part in ast.walk(child.pattern) if isinstance(part, ast.Constant)}
+            left_out = bool(kinds) and kind not in kinds
+        elif isinstance(child, ast.If):
+            first = child.body[0]
+            left_out = isinstance(first, ast.ImportFrom) and first.module.startswith("clip_itm.hub.")
+        if left_out:
+            yield child
+        else:
+            yield from _nodes(child, kind)
+
+
+def _replace(lines: list[str], statements: list[ast.stmt], text: str) -> None:
+    """Put `text` in the place of statements, in their indentation; the number of lines stays."""
+    first, last = statements[0].lineno - 1, statements[-1].end_lineno
+    lines[first:last] = [" " * statements[0].col_offset * bool(text) + text] + [""] * (last - first - 1)
+
+
+def _flat(module: str) -> str:
+    return module.replace(".", "_")
+
+
+def _file(module: str) -> str:
+    return f"{_flat(module)}.py"
+
+
+def _requirements(imports: set[str], lora: bool) -> str:
+    """The packages behind `imports`, with the bounds of this package."""
+    bounds = {}
+    for line in requires("clip-itm") or []:
+        requirement, _, marker = line.partition(";")
+        name = re.match(r"[\w.-]+", requirement)[0]
+        if not marker or (lora and "lora" in marker):
+            bounds[name] = requirement.strip()
+    names = {DISTRIBUTIONS.get(package, package) for package in imports - sys.stdlib_module_names}
+    names |= {"torchvision", *(["peft"] if lora else [])}  # torchvision: the image processors of transformers
+    return "".join(f"{bounds.get(name, name)}\n" for name in sorted(names))
