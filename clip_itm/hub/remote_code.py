@@ -43,7 +43,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "sc
 
 
 def write_code(config, folder: Path) -> None:
-    """Into the checkpoint `folder`: the modules that load a model of `config` (an `ItmConfig`), and requirements.txt."""
+    """The modules that load a model of `config` (an `ItmConfig`), and requirements.txt, into a checkpoint."""
     head = (config.head or {"kind": "clip"})["kind"]
     modules = code_files(config.backbone["kind"], head)
     for name, text in modules.items():
@@ -105,7 +105,8 @@ def flatten(module: str, kind: str | None = None) -> tuple[str, list[str]]:
             wanted = f"the code of this checkpoint is for {kind!r} alone; another kind needs the package clip-itm"
             _replace(lines, node.body, f"raise ValueError({wanted!r})\n")
         else:
-            _replace(lines, node.body, 'raise ValueError("this class was not loaded by transformers: use AutoModel")\n')
+            why = "transformers did not load this class: use AutoModel, AutoProcessor"
+            _replace(lines, node.body, f"raise ValueError({why!r})\n")
     header = f"# {module.replace('.', '/')}.py of clip-itm {version('clip-itm')}, Apache-2.0\n"
     return header + "".join(lines), imported
 
