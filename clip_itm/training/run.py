@@ -14,10 +14,11 @@ from clip_itm.distributed import process_state
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
+from clip_itm.hub.card import CURVES, model_card
+from clip_itm.hub.curves import draw_curves
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.build import make_trainer
-from clip_itm.training.card import model_card
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
 from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_split, given_bank, make_model, prepare
@@ -83,7 +84,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
             found.save(folder / CLEAN_PROBABILITY)
             truth = data.noise.truth(data.train.pairs)
             results["wrong_pairs"] = wrong_pairs_found(found, None if truth is None else ~truth)
-        _publish(folder, recipe, data, model, processor, results)
+        _publish(folder, recipe, model, processor, results)
     state.wait_for_everyone()
     return results
 
@@ -199,7 +200,7 @@ def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
     return "\n".join(lines)
 
 
-def _publish(folder: Path, recipe: Recipe, data: TrainingData, model: ItmModel, processor, results: dict) -> None:
+def _publish(folder: Path, recipe: Recipe, model: ItmModel, processor, results: dict) -> None:
     """The best model as a folder that loads anywhere; results last, because they mark the run as finished."""
     best = folder / "best"
     model.save_pretrained(best)
@@ -207,9 +208,9 @@ def _publish(folder: Path, recipe: Recipe, data: TrainingData, model: ItmModel, 
     shutil.copy(folder / "noise.npz", best / "noise.npz")
     for name in ("recipe.yaml", "provenance.json"):
         shutil.copy(folder / name, best / name)
-    write_text(
-        best / "README.md", model_card(recipe, data.splits, results, model.head.citation, beaten_by_step_0(results))
-    )
+    curves = draw_curves(results["dev_history"], results["best_step"], best / CURVES)
+    card = model_card(recipe, results, model.head.citation, beaten_by_step_0(results), curves)
+    write_text(best / "README.md", card)
     write_json(folder / RESULTS, results)
 
 

@@ -1,0 +1,195 @@
+"""The model card of a run: what a stranger has to know before using the model or trusting its numbers."""
+
+import inspect
+
+from clip_itm.evaluation.report import markdown_table
+from clip_itm.hub.card_data import BARE_DATA, base_models, base_name, card_data
+from clip_itm.recipe import Recipe
+
+PLACE = "PATH_OR_REPO"  # where the model is; a push puts the name of the repository in its place
+CURVES = "curves.png"
+STAGES = {"zero_shot": "step 0 (before training)", "best": "best by dev (this model)", "last": "last step"}
+
+
+def model_card(recipe: Recipe, results: dict, citation: str, note: str | None = None, curves: bool = False) -> str:
+    """Markdown with the metadata block of the Hub on top, from what `results.json` of a run holds.
+
+    `citation`: BibTeX of the method; `note`: a caution on the results; `curves`: whether curves.png lies beside it.
+    """
+    parts = [
+        f"---\n{card_data(recipe, results).to_yaml()}\n---\n# {base_name(recipe)}, fine-tuned for image-text matching",
+        _summary(recipe, results),
+        USE + USE_OPEN_CLIP * (recipe.backbone.kind == "open_clip"),
+        _recall(results, note, curves),
+        _data(recipe, results),
+        _making(recipe, results),
+        LICENCE,
+        f"## Citation of the method\n\n```bibtex\n{citation}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def bare_card(config: dict, origin: dict | None) -> str:
+    """The card of a model without a run: `config` as in config.json, `origin` as in imported_from.json."""
+    backbone, head = config["backbone"], config["head"] or {"kind": "clip"}
+    facts = [
+        f"An `{backbone['kind']}` backbone with the head `{head['kind']}` of clip_itm. No training run of clip_itm is "
+        "known: nothing is said here about its data or its recall.",
+    ]
+    if origin is not None:
+        facts.append(f"Imported from `{origin['file']}` (SHA-256 `{origin['sha256']}`).")
+    parts = [
+        f"---\n{BARE_DATA.to_yaml()}\n---\n# Image-text matching model",
+        "\n".join(facts),
+        USE + USE_OPEN_CLIP * (backbone["kind"] == "open_clip"),
+        LICENCE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(recipe: Recipe, results: dict) -> str:
+    hub = base_models(recipe)
+    links = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in hub) or base_name(recipe)
+    method = inspect.getdoc(type(recipe.head)).splitlines()[0]
+    return (
+        f"Two towers that put photos and captions into one space, made with clip_itm, a toolkit for fine-tuning CLIP "
+        f"when some of the captions are wrong.\n\n"
+        f"- **Base**: {links} (`{recipe.backbone.kind}`)\n"
+        f"- **Method**: `{recipe.head.kind}`. {method}\n"
+        f"- **Weights**: step {results['best_step']} of {results['steps']}, the best by recall on the dev split "
+        f"(rsum {results['best_dev_rsum']:.1f})\n"
+        f"- **Trained on**: {recipe.data.source}, with {_noise(results['noise'])}"
+    )
+
+
+def _noise(noise: dict) -> str:
+    if not noise["ratio"]:
+        return "captions as they came"
+    return f"{100 * noise['ratio']:g} % of the captions shuffled ({noise['level']} level)"
+
+
+def _recall(results: dict, note: str | None, curves: bool) -> str:
+    rows = [(label, result) for stage, label in STAGES.items() for result in results[stage].values()]
+    parts = [f"## Recall on {results['split']}, percent", markdown_table(rows).strip()]
+    if note:
+        parts.append(note)
+    if results["split"] == "val":
+        parts.append("There is no test split: the checkpoint was chosen on the split it is evaluated on: flattering.")
+    if curves:
+        parts.append(f"![Recall on the dev split over the steps of training]({CURVES})")
+    return "\n\n".join(parts)
+
+
+def _data(recipe: Recipe, results: dict) -> str:
+    noise = results["noise"]
+    drawn = f"seed {noise['seed']}" if recipe.noise.file is None else "from a file"
+    lines = ["## Data", "", "| split | photos | captions | left out because missing | hash |", "|---|---|---|---|---|"]
+    for name, split in results["provenance"]["splits"].items():
+        lines.append(
+            f"| {name} | {split['photos']:,} | {split['captions']:,} | {split['missing']} | `{split['sha256']}` |"
+        )
+    lines += [
+        "",
+        f"Caption noise in training: ratio {noise['ratio']:g} at {noise['level']} level, {drawn}, hash "
+        f"`{noise['sha256']}`. The dev and test splits carry none.",
+    ]
+    if found := results.get("wrong_pairs"):
+        lines += [
+            "",
+            f"Of {results['provenance']['splits']['train']['captions']:,} training pairs {found['wrong']:,} are wrong. "
+            f"The method ranks them by suspicion with an AUC of {found['auc']:.3f}; among the {found['wrong']:,} most "
+            f"suspicious, {100 * found['precision']:.1f} % are wrong.",
+        ]
+    return "\n".join(lines)
+
+
+def _making(recipe: Recipe, results: dict) -> str:
+    provenance = results["provenance"]
+    machine = provenance["machine"]
+    took = "" if results["seconds"] is None else f", {results['seconds']:,.0f} s of training"
+    versions = ", ".join(f"{package} {number}" for package, number in provenance["versions"].items())
+    return f"""## How it was made
+
+```bash
+{_command(recipe, machine["processes"])}
+```
+
+with [`recipe.yaml`](recipe.yaml) (hash `{results["recipe_sha256"]}`, seed {results["seed"]}); the same data must have
+the hashes above. Made on {machine["processes"]} process(es), {machine["device"]}{took}; {versions}.
+
+<details><summary>The whole recipe</summary>
+
+```yaml
+{recipe.to_yaml().strip()}
+```
+
+</details>"""
+
+
+def _command(recipe: Recipe, processes: int) -> str:
+    """What repeats the run, beside the files of this repository; paths of the maker's machine are to be replaced."""
+    words = ["clip-itm train recipe.yaml --output_dir runs/again"]
+    if processes > 1:
+        launch = f"accelerate launch --num_processes {processes} --module clip_itm.cli"
+        words = [f"{launch} train recipe.yaml --output_dir runs/again"]
+    if getattr(recipe.data, "root", None) is not None:
+        words.append("--data.root PHOTOS")
+    if recipe.noise.file is not None:
+        words.append("--noise.file noise.npz")
+    return " ".join(words)
+
+
+USE = f"""## How to use it
+
+Search photos with sentences, or captions with a photo:
+
+```python
+from transformers import pipeline
+
+pipe = pipeline("image-text-retrieval", model="{PLACE}", trust_remote_code=True)
+pipe.index(["beach.jpg", "forest.jpg", "street.jpg"])
+print(pipe("a dog in the snow", top_k=2))
+```
+
+Embeddings (unit vectors), with transformers alone:
+
+```python
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{PLACE}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{PLACE}", trust_remote_code=True)
+images = model.encode_images(**processor(images=[Image.open("beach.jpg").convert("RGB")]))
+texts = model.encode_texts(**processor(text=["a dog in the snow"]))
+print(model.head.similarity(images, texts))
+```
+
+With the package clip_itm, which also evaluates, trains on and exports it, nothing of the repository is executed:
+
+```python
+from clip_itm import ItmModel, ItmProcessor
+
+model = ItmModel.from_pretrained("{PLACE}").eval()
+processor = ItmProcessor.from_pretrained("{PLACE}")
+```"""
+
+USE_OPEN_CLIP = f"""
+
+As a native checkpoint of open_clip, for programs that know nothing of either:
+
+```bash
+hf download {PLACE} --local-dir model
+clip-itm export model --to open_clip --out model_open_clip
+```
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:model_open_clip")
+tokenizer = open_clip.get_tokenizer("local-dir:model_open_clip")
+```"""
+
+LICENCE = """## Requirements and licence
+
+Python 3.11 or newer and the packages of [`requirements.txt`](requirements.txt). The code in this repository is under
+Apache-2.0. The licences of the base weights, and of the photos and captions, apply to what was made from them."""
