@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 
-from clip_itm.commands import audit, bank, compare, data, evaluate, import_checkpoint, noise, train
+from clip_itm.commands import audit, bank, compare, data, evaluate, export, import_checkpoint, noise, train
 from clip_itm.memory import keep_freed_memory
 
 COMMANDS = {
@@ -17,6 +17,7 @@ COMMANDS = {
     "bank": bank,
     "audit": audit,
     "import": import_checkpoint,
+    "export": export,
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -65,3 +66,33 @@ def reading_arrays(path: str | Path, missing: str, wrong: str) -> Iterator[dict]
 def is_free(folder: Path) -> bool:
     """Whether a folder can be filled without touching anything of anybody's: it is not there, or it is empty."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextmanager
+def filling(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` to write to; renamed to `folder` at the end, removed after an error.
+
+    Raises ValueError where `folder` exists and is not empty.
+    """
+    folder = Path(folder)
+    if not is_free(folder):
+        raise ValueError(f"{folder} exists and is not empty: choose another folder, or delete it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def model_folder(place: str | Path) -> Path:
+    """The saved model of a run (its best/), or `place` where that is a model itself."""
+    place = Path(place)
+    for folder in (place / "best", place):
+        if (folder / "config.json").is_file():
+            return folder
+    if (place / "recipe.yaml").is_file():
+        raise ValueError(f"{place}: this run is not finished (it has no best/): train it to its end")
+    raise ValueError(f"{place}: no config.json in it, so it is no model; expected a run folder or a saved model")

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 from clip_itm.backbones.build import add_lora, build_backbone, freeze
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.backbones.features import Features
+from clip_itm.backbones.merge import merge_lora
 from clip_itm.configuration import ItmConfig
 from clip_itm.heads.build import build_head
 from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
@@ -82,6 +83,16 @@ class ItmModel(PreTrainedModel):
             head=(head or ClipHeadConfig()).model_dump(mode="json"),
         )
         return cls(config, backbone=backbone)
+
+    def without_lora(self) -> "ItmModel":
+        """A model that computes the same without adapters: what they add is in the weights. Without any, this one."""
+        if self.backbone.config.lora is None:
+            return self
+        backbone = merge_lora(self.backbone)
+        config = ItmConfig(backbone=backbone.config.model_dump(mode="json"), head=self.config.head)
+        model = type(self)(config, backbone=backbone)
+        model.head.load_state_dict(self.head.state_dict())
+        return model.to(self.device).train(self.training)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Towers and heads initialise themselves when they are built."""

@@ -31,6 +31,12 @@ class Head(nn.Module, ABC):
         """Cosine of embeddings [Ni, D] and [Nt, D]: [Ni, Nt], rows are photos."""
         return images @ texts.T
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the similarity is the cosine of the backbone's pooled features: whether the towers are enough."""
+        own = ("embed_images", "embed_texts", "similarity")
+        return all(getattr(type(self), name) is getattr(Head, name) for name in own)
+
     @abstractmethod
     def scale(self) -> Tensor:
         """The multiplier of cosines in the loss: one over the temperature."""
