@@ -3,6 +3,7 @@
 import importlib
 
 EXPORTS = {
+    "ImageTextRetrievalPipeline": "clip_itm.retrieval.pipeline",
     "ItmConfig": "clip_itm.configuration",
     "ItmModel": "clip_itm.model",
     "ItmProcessor": "clip_itm.processing",

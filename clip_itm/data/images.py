@@ -34,7 +34,13 @@ def open_image(image: dict) -> Image.Image:
             data = file.read()
     if not data:
         raise ValueError("the file is empty (0 bytes)")
-    return Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        # Pillow itself only warns up to twice that, and a file of a few kilobytes may unfold to gigabytes
+        raise Image.DecompressionBombError(
+            f"{image.width} x {image.height} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS:,}"
+        )
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -31,6 +31,15 @@ class Head(nn.Module, ABC):
         """Cosine of embeddings [Ni, D] and [Nt, D]: [Ni, Nt], rows are photos."""
         return images @ texts.T
 
+    def vectors(self, embeddings: Tensor) -> Tensor:
+        """One vector [B, D] an embedding, by whose dot products a search picks its candidates."""
+        return embeddings
+
+    @property
+    def is_dot_product(self) -> bool:
+        """Whether an index of vectors gives the similarity itself, and no candidate has to be ranked again."""
+        return type(self).similarity is Head.similarity
+
     @property
     def is_plain(self) -> bool:
         """Whether the similarity is the cosine of the backbone's pooled features: whether the towers are enough."""

@@ -21,6 +21,7 @@ from clip_itm.data.rows import Split, hash_strings
 from clip_itm.distributed import gather_constant, process_state
 from clip_itm.files import replacing
 from clip_itm.training.encode import encode_captions, encode_photos
+from clip_itm.weights import add_tensors
 
 
 def is_frozen(blocks: list[Block]) -> bool:
@@ -86,9 +87,7 @@ def _key(model, blocks: list[Block], preprocessing: list, inputs: str) -> str:
     for block in blocks:
         for part in block:
             tensors = {"": part} if isinstance(part, nn.Parameter) else part.state_dict()
-            for name, tensor in tensors.items():
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            add_tensors(digest, tensors)
     return digest.hexdigest()[:32]
 
 

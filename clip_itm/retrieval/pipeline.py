@@ -1,0 +1,272 @@
+"""`ImageTextRetrievalPipeline`: index photos or captions once, then search them by text or photo.
+
+pipe = pipeline("image-text-retrieval", model="runs/my/best")
+pipe.index("photos", folder="gallery")              # encodes what is new, and keeps it in the folder
+pipe("a dog in the snow", top_k=5)                  # [{"id", "score", "rank", "image"}, ...]
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from clip_itm.configuration import TASK
+from clip_itm.retrieval.base import SearchIndex
+from clip_itm.retrieval.index import LocalIndex, open_index
+from clip_itm.retrieval.items import Hit, Item
+from clip_itm.retrieval.photos import PhotoBatch, PhotoBatches, modality_of, read_photo
+from clip_itm.retrieval.sources import Source, make_source
+from clip_itm.retrieval.storage import committed
+from clip_itm.weights import model_sha256
+
+SAVE_EVERY = 16384  # items: what a killed run of half an hour loses is a minute
+SMALLEST_SHORTLIST = 200  # candidates of a head that ranks by more than one vector
+
+
+class ImageTextRetrievalPipeline(Pipeline):
+    """Search photos by text, captions by photo, and like by like, under the similarity of the model's own head.
+
+    `galleries` maps "image" and "text" to the index that is searched, once `index` or `load_index` has set it.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model.eval()
+        self.galleries: dict[str, SearchIndex] = {}
+        self._model_sha256: str | None = None
+
+    @property
+    def model_sha256(self) -> str:
+        """Hash of the model, which its indexes carry."""
+        if self._model_sha256 is None:
+            self._model_sha256 = model_sha256(self.model)
+        return self._model_sha256
+
+    # Making and loading an index
+
+    def index(
+        self,
+        gallery: Any,
+        modality: str | None = None,
+        *,
+        folder: str | Path | None = None,
+        kind: str = "auto",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        skip_broken: bool = False,
+        thumbnails: bool = False,
+    ) -> SearchIndex:
+        """Encode photos or captions, and search them from now on.
+
+        gallery, modality: see `make_source`: a folder of photos, a list of photos or of captions, a data set.
+        folder: keeps the index (or the address of a Qdrant collection, see `open_index`); items that it has already are
+            not encoded again, so that the same call adds what is new and goes on after an interruption.
+        kind, dtype: of a new index, see `LocalIndex`. num_workers: processes that read photos.
+        skip_broken: leave out photos that cannot be read, and warn; default: ValueError.
+        thumbnails: keep a small JPEG of every photo in the index (without it, only of photos that have no file).
+        """
+        source = make_source(gallery, modality)
+        index = self._open(folder, source.modality, kind, dtype)
+        source = source.without(index)
+        encode = self._encode_photos if source.modality == "image" else self._encode_captions
+        save = index.save if folder is not None and isinstance(index, LocalIndex) else None
+        problems: list[str] = []
+        with tqdm(total=len(source), desc=f"indexing {source.modality}s", unit="") as progress:
+            for start in range(0, len(source), SAVE_EVERY):
+                part = source.take(range(start, min(start + SAVE_EVERY, len(source))))
+                items, embeddings, broken = encode(part, batch_size, num_workers, skip_broken, thumbnails, progress)
+                problems += broken
+                if items:
+                    index.add(items, embeddings, self._vectors(embeddings))
+                if save is not None:
+                    save(folder)
+        if problems:
+            shown = "\n  ".join(problems[:10])
+            warnings.warn(f"{len(problems)} photos cannot be read and are left out:\n  {shown}", stacklevel=2)
+        self.galleries[source.modality] = index
+        return index
+
+    def load_index(self, where: str | Path | SearchIndex) -> SearchIndex:
+        """Search an index that was made before; ValueError for one of another model."""
+        index = where if isinstance(where, SearchIndex) else open_index(where, self.model_sha256)
+        self.galleries[index.modality] = index
+        return index
+
+    def _open(self, where: str | Path | None, modality: str, kind: str, dtype: str) -> SearchIndex:
+        if where is None:
+            return LocalIndex(modality, self.model_sha256, kind, dtype)
+        if committed(Path(where)) is None:
+            return LocalIndex(modality, self.model_sha256, kind, dtype)
+        index = open_index(where, self.model_sha256)
+        if index.modality != modality:
+            raise ValueError(f"{where} is an index of {index.modality}s; choose another folder for {modality}s")
+        return index
+
+    def _encode_photos(self, part: Source, batch_size, num_workers, skip_broken, thumbnails, progress):
+        """Items and embeddings [n, ...] of the photos that can be read, and what is wrong with the others."""
+        wanted = [thumbnails or path is None for path in part.paths]
+        photos = PhotoBatches(part.entries, self.processor, wanted, skip_broken)
+        numbers = [list(range(k, min(k + batch_size, len(part)))) for k in range(0, len(part), batch_size)]
+        loader = DataLoader(photos, batch_sampler=numbers, collate_fn=_as_it_is, num_workers=num_workers)
+        items, embeddings, problems = [], [], []
+        batch: PhotoBatch
+        for asked, batch in zip(numbers, loader, strict=True):
+            problems += batch.problems
+            if batch.pixels is not None:
+                embeddings.append(self.forward({"pixel_values": batch.pixels}))
+                items += [
+                    Item(part.ids[number], path=part.paths[number], thumbnail=small)
+                    for number, small in zip(batch.numbers, batch.thumbnails, strict=True)
+                ]
+            progress.update(len(asked))
+        return items, torch.cat(embeddings) if embeddings else None, problems
+
+    def _encode_captions(self, part: Source, batch_size, num_workers, skip_broken, thumbnails, progress):
+        embeddings = self._embed_texts(list(part.entries), batch_size, progress)
+        items = [Item(id, caption=caption) for id, caption in zip(part.ids, part.entries, strict=True)]
+        return items, embeddings, []
+
+    # Searching
+
+    def __call__(
+        self,
+        queries: Any,
+        top_k: int = 5,
+        target: str | None = None,
+        batch_size: int = 64,
+        shortlist: int | None = None,
+    ) -> list[dict] | list[list[dict]]:
+        """The best `top_k` items for a query, best first; a list of such lists for a list of queries.
+
+        queries: text or photo (see `modality_of`), or a list of them. target: the gallery to search, "image" or "text";
+        by default the other kind than the query, or the only one there is. shortlist: candidates that a head with more
+        than one vector an item ranks exactly (default: 10 * top_k, at least 200).
+
+        A result is {"id", "score", "rank", "image": path or None} or {"id", "score", "rank", "caption"}. `rank` is 1 +
+        the number of items with a greater score. `top_k` beyond the gallery gives all of it. Raises ValueError without
+        an index, and for a query that is neither text nor photo.
+        """
+        if not isinstance(queries, list | tuple):
+            return self([queries], top_k, target, batch_size, shortlist)[0]
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; expected at least 1")
+        kinds = [modality_of(query) for query in queries]
+        answers: list[list[dict]] = [[] for _ in queries]
+        for kind in dict.fromkeys(kinds):
+            numbers = [number for number, other in enumerate(kinds) if other == kind]
+            embeddings = self.embed([queries[number] for number in numbers], batch_size)
+            goal = self._target(kind, target)
+            found = self.postprocess(embeddings, kind=kind, target=goal, top_k=top_k, shortlist=shortlist)
+            for number, hits in zip(numbers, found, strict=True):
+                answers[number] = hits
+        return answers
+
+    def embed(self, queries: Sequence[Any], batch_size: int = 64) -> Tensor:
+        """Embeddings [n, ...] of texts or of photos (not of both), equal texts encoded once; float32 on the CPU."""
+        if modality_of(queries[0]) == "text":
+            texts = [query["text"] if isinstance(query, dict) else query for query in queries]
+            return self._embed_texts(texts, batch_size)
+        batches = [queries[start : start + batch_size] for start in range(0, len(queries), batch_size)]
+        return torch.cat([self.forward(self.preprocess(batch)) for batch in batches])
+
+    def _embed_texts(self, texts: list[str], batch_size: int, progress=None) -> Tensor:
+        distinct = sorted(set(texts), key=lambda text: (len(text), text))  # little padding in a batch
+        place = {text: number for number, text in enumerate(distinct)}
+        parts = []
+        for start in range(0, len(distinct), batch_size):
+            parts.append(self.forward(self.preprocess(distinct[start : start + batch_size])))
+            if progress is not None:
+                progress.update(round(len(texts) * min(1, (start + batch_size) / len(distinct))) - progress.n)
+        return torch.cat(parts)[torch.tensor([place[text] for text in texts])]
+
+    def _target(self, kind: str, target: str | None) -> str:
+        if target is None:
+            other = "image" if kind == "text" else "text"
+            target = other if other in self.galleries or not self.galleries else kind
+        if target not in self.galleries:
+            raise ValueError(
+                f"no {target}s are indexed: call pipe.index(...) or pipe.load_index(...) first"
+                + (f" (indexed are {', '.join(self.galleries)}s)" if self.galleries else "")
+            )
+        return target
+
+    def _vectors(self, embeddings: Tensor) -> Tensor | None:
+        """What the index compares, where that is not all there is to an embedding."""
+        return None if self.model.head.is_dot_product else self.model.head.vectors(embeddings)
+
+    def _rerank(self, query: Tensor, hits: list[Hit], kind: str, index: SearchIndex, top_k: int) -> list[Hit]:
+        """The `top_k` of a shortlist under the head's own similarity; ranks count within the shortlist."""
+        if kind == index.modality:
+            raise ValueError(
+                f"this head ({self.model.config.head['kind']}) compares photos with captions only; search the others"
+            )
+        candidates = index.embeddings_of([hit.item.id for hit in hits])
+        pair = (candidates, query[None]) if kind == "text" else (query[None], candidates)
+        scores = self._similarity(*pair).flatten()
+        best = torch.sort(scores, descending=True, stable=True)
+        return [
+            Hit(hits[number].item, score, 1 + int((scores > score).sum()))
+            for score, number in zip(best.values[:top_k].tolist(), best.indices[:top_k].tolist(), strict=True)
+        ]
+
+    def _similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.model.head.similarity(images.to(self.device), texts.to(self.device)).float().cpu()
+
+    # What `transformers.Pipeline` asks for: one batch of one modality
+
+    def _sanitize_parameters(self, **parameters):
+        return {}, {}, parameters
+
+    def preprocess(self, queries: Sequence[Any]) -> dict[str, Tensor]:
+        if modality_of(queries[0]) == "image":
+            photos = [read_photo(query) for query in queries]
+            return {"pixel_values": self.processor(images=photos, return_tensors="pt")["pixel_values"]}
+        return dict(self.processor(text=list(queries), return_tensors="pt"))
+
+    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        encode: Callable = self.model.encode_images if "pixel_values" in inputs else self.model.encode_texts
+        return encode(**inputs).float()
+
+    def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[dict]]:
+        index = self.galleries[target]
+        if self.model.head.is_dot_product:
+            found = index.search(embeddings, top_k)
+        else:
+            wide = max(top_k, shortlist or max(SMALLEST_SHORTLIST, 10 * top_k))
+            candidates = index.search(self.model.head.vectors(embeddings), wide)
+            pairs = zip(embeddings, candidates, strict=True)
+            found = [self._rerank(query, hits, kind, index, top_k) for query, hits in pairs]
+        return [[_result(hit, target) for hit in hits] for hits in found]
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Model and processor, with the code that loads them anywhere; indexes have folders of their own."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _result(hit: Hit, target: str) -> dict:
+    content = {"image": hit.item.path} if target == "image" else {"caption": hit.item.caption}
+    return {"id": hit.item.id, "score": hit.score, "rank": hit.rank, **content}
+
+
+def _as_it_is(batch):
+    return batch
+
+
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, pipeline_class=ImageTextRetrievalPipeline, pt_model=AutoModel, type="multimodal"
+)

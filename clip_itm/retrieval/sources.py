@@ -1,0 +1,160 @@
+"""What can be indexed: lists, folders and data sets of photos or captions, as ids and entries of one modality."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_itm.retrieval.photos import modality_of, photo_files
+
+
+@dataclass(frozen=True)
+class Source:
+    """`entries` (captions, or what `read_photo` reads) of one modality, and the id of each.
+
+    `paths`: the file of each photo, None where there is no file (and for captions).
+    """
+
+    modality: str
+    ids: Sequence[str]
+    entries: Sequence[Any]
+    paths: Sequence[str | None]
+
+    def without(self, known) -> "Source":
+        """The part whose ids are not in `known`."""
+        new = [number for number, id in enumerate(self.ids) if id not in known]
+        return self if len(new) == len(self.ids) else self.take(new)
+
+    def take(self, numbers: Sequence[int]) -> "Source":
+        ids, paths = ([column[number] for number in numbers] for column in (self.ids, self.paths))
+        return Source(self.modality, ids, _Chosen(self.entries, numbers), paths)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class _Chosen(Sequence):
+    """Entries by number, read when they are asked for."""
+
+    entries: Sequence[Any]
+    numbers: Sequence[int]
+
+    def __getitem__(self, place):
+        return self.entries[self.numbers[place]]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def make_source(gallery: Any, modality: str | None = None) -> Source:
+    """A folder of photos, a list of photos or of captions, a mapping id -> photo or caption, or a `datasets.Dataset`.
+
+    `modality` ("image", "text") is asked for where a data set has both; otherwise it is recognised. Ids are paths below
+    the folder, paths as given, the data set's own (`image_id`, `caption_ids`), else the number in the list.
+    Raises ValueError for an empty gallery, and for photos mixed with captions.
+    """
+    if isinstance(gallery, str | Path):
+        return _folder(Path(gallery), modality)
+    if hasattr(gallery, "column_names"):
+        return _dataset(gallery, modality)
+    if isinstance(gallery, Mapping):
+        return _listed(list(gallery.values()), modality, [str(id) for id in gallery])
+    return _listed(list(gallery), modality)
+
+
+def _folder(folder: Path, modality: str | None) -> Source:
+    if modality == "text":
+        raise ValueError(f"{folder}: captions are indexed from a list or a data set, not from a folder")
+    files = photo_files(folder)
+    paths = [str(file.absolute()) for file in files]
+    return Source("image", [file.relative_to(folder).as_posix() for file in files], paths, paths)
+
+
+def _listed(entries: list, modality: str | None, ids: list[str] | None = None) -> Source:
+    if not entries:
+        raise ValueError("there is nothing to index: the gallery is empty")
+    found = [modality_of(entry) if modality is None else modality for entry in entries]
+    if len(set(found)) > 1:
+        other = next(number for number, kind in enumerate(found) if kind != found[0])
+        raise ValueError(
+            f"a gallery holds photos or captions, not both: entry 0 is {found[0]}, entry {other} is {found[other]} "
+            '(modality="text" or "image" says what all of them are)'
+        )
+    entries = [entry[found[0]] if isinstance(entry, dict) and found[0] in entry else entry for entry in entries]
+    if found[0] == "text":
+        if wrong := [number for number, entry in enumerate(entries) if not isinstance(entry, str)]:
+            raise ValueError(f"entry {wrong[0]} is {type(entries[wrong[0]]).__name__}; expected a caption (text)")
+        return Source("text", ids or _numbers(entries), entries, [None] * len(entries))
+    paths = [_path(entry) for entry in entries]
+    named = [str(entry) if isinstance(entry, str | Path) else str(number) for number, entry in enumerate(entries)]
+    return Source("image", ids or named, entries, paths)
+
+
+def _path(photo: Any) -> str | None:
+    if isinstance(photo, dict) and photo.get("bytes") is None:
+        photo = photo.get("path")
+    if not isinstance(photo, str | Path):
+        return None
+    text = str(photo)
+    return text if text.startswith(("http://", "https://")) else str(Path(text).absolute())
+
+
+def _dataset(rows, modality: str | None) -> Source:
+    """Rows of this package's sources (image, image_id, captions, caption_ids), or any data set with one such column."""
+    columns = rows.column_names
+    photos = [name for name in columns if type(rows.features[name]).__name__ == "Image"]
+    texts = [name for name in ("captions", "caption", "text") if name in columns]
+    if modality is None:
+        if photos and texts:
+            raise ValueError(
+                f"this data set has photos ({photos[0]}) and captions ({texts[0]}): say which to index, "
+                'modality="image" or modality="text"'
+            )
+        modality = "image" if photos else "text"
+    column = next(iter(photos if modality == "image" else texts), None)
+    if column is None:
+        raise ValueError(f"no column of {modality}s in this data set; found {', '.join(columns)}")
+    if len(rows) == 0:
+        raise ValueError("there is nothing to index: the data set is empty")
+    if modality == "image":
+        return _photos_of(rows, column)
+    captions = rows[column][:]
+    if captions and isinstance(captions[0], list):
+        owned = rows["caption_ids"][:] if "caption_ids" in columns else None
+        ids = [id for row in owned for id in row] if owned else None
+        captions = [caption for row in captions for caption in row]
+        return Source("text", ids or _numbers(captions), captions, [None] * len(captions))
+    ids = [str(id) for id in rows["caption_id"]] if "caption_id" in columns else _numbers(captions)
+    return Source("text", ids, captions, [None] * len(captions))
+
+
+def _photos_of(rows, column: str) -> Source:
+    from datasets import Image
+
+    stored = rows.cast_column(column, Image(decode=False)).select_columns([column])
+    paths = []
+    for batch in stored.with_format("arrow").iter(batch_size=1000):
+        image = batch[column].combine_chunks()
+        in_file = image.field("bytes").is_null().to_pylist()
+        paths += [path if own else None for path, own in zip(image.field("path").to_pylist(), in_file, strict=True)]
+    ids = [str(id) for id in rows["image_id"]] if "image_id" in rows.column_names else _numbers(paths)
+    return Source("image", ids, _Column(stored, column), paths)
+
+
+@dataclass(frozen=True)
+class _Column(Sequence):
+    """One column of a data set, a row at a time."""
+
+    rows: Any
+    name: str
+
+    def __getitem__(self, number):
+        return self.rows[number][self.name]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _numbers(entries: Sequence) -> list[str]:
+    return [str(number) for number in range(len(entries))]

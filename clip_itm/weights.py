@@ -1,0 +1,31 @@
+"""A hash of weights, by which an artefact knows the model that made it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def add_tensors(digest, tensors: Mapping[str, Tensor]) -> None:
+    """Feed names, types, shapes and bytes of tensors, in their order, into a `hashlib` digest."""
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def model_sha256(model) -> str:
+    """Hash of all that decides the embeddings of an `ItmModel`: architecture and weights.
+
+    Dropouts and what is frozen do not count, so that a model has the hash of its saved copy under any recipe.
+    """
+    training_only = ("freeze_image", "freeze_text", "freeze_image_blocks", "freeze_text_blocks", "word_dropout")
+    backbone = {
+        key: value
+        for key, value in model.config.backbone.items()
+        if key not in training_only and not key.endswith("_dropout")
+    }
+    digest = hashlib.sha256(json.dumps([backbone, model.config.head], sort_keys=True).encode())
+    add_tensors(digest, model.state_dict())
+    return digest.hexdigest()
