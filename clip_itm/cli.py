@@ -5,7 +5,21 @@ import os
 import sys
 import warnings
 
-from clip_itm.commands import audit, bank, compare, data, evaluate, export, import_checkpoint, noise, train
+from clip_itm.commands import (
+    audit,
+    bank,
+    compare,
+    data,
+    evaluate,
+    export,
+    import_checkpoint,
+    index,
+    interpolate,
+    noise,
+    push,
+    search,
+    train,
+)
 from clip_itm.memory import keep_freed_memory
 
 COMMANDS = {
@@ -17,7 +31,11 @@ COMMANDS = {
     "bank": bank,
     "audit": audit,
     "import": import_checkpoint,
+    "index": index,
+    "search": search,
     "export": export,
+    "interpolate": interpolate,
+    "push": push,
 }
 
 

@@ -12,6 +12,7 @@ import ast
 import hashlib
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import requires, version
@@ -62,11 +63,8 @@ def write_processor_code(folder: Path) -> None:
 def code_files(backbone: str, head: str) -> dict[str, str]:
     """File name -> text of the modules of a checkpoint with this kind of backbone and of head."""
     kinds = {"clip_itm.backbones.build": backbone, "clip_itm.heads.build": head}
-    if not (Path(__file__).parents[1] / "retrieval" / "pipeline.py").is_file():
-        files = _closure(["clip_itm.configuration", "clip_itm.model"], kinds)
-    else:
-        files = _closure(["clip_itm.configuration", "clip_itm.model", "clip_itm.retrieval.pipeline"], kinds)
-        files["clip_itm_model.py"] += TOGETHER
+    files = _closure(["clip_itm.configuration", "clip_itm.model", "clip_itm.retrieval.pipeline"], kinds)
+    files["clip_itm_model.py"] += TOGETHER
     # transformers finds the model by the class of its configuration, and keeps one class for equal files of folders
     # with equal names: two runs' "best" with different heads would share it
     digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
@@ -97,10 +95,11 @@ def flatten(module: str, kind: str | None = None) -> tuple[str, list[str]]:
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
             _replace(lines, [statement], "")  # a registration
     for node in _nodes(tree, kind):
-        if isinstance(node, ast.ImportFrom):
-            line = node.lineno - 1
-            lines[line] = lines[line].replace(f"from {node.module} import", f"from .{_flat(node.module)} import")
-            imported.append(node.module)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("clip_itm."):
+            imported += _make_relative(lines, node)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            attempt = f"try:  # demanded where it is used\n    {ast.unparse(node)}\nexcept ImportError:\n    raise\n"
+            _replace(lines, [node], attempt)
         elif isinstance(node, ast.match_case):
             wanted = f"the code of this checkpoint is for {kind!r} alone; another kind needs the package clip-itm"
             _replace(lines, node.body, f"raise ValueError({wanted!r})\n")
@@ -111,28 +110,55 @@ def flatten(module: str, kind: str | None = None) -> tuple[str, list[str]]:
     return header + "".join(lines), imported
 
 
-def _nodes(node: ast.AST, kind: str | None) -> Iterator[ast.ImportFrom | ast.match_case | ast.If]:
-    """Imports from this package; and, instead of what is in them, cases of other kinds and what writes code."""
-    if isinstance(node, ast.ImportFrom) and node.module.startswith("clip_itm."):
-        yield node
+def _nodes(node: ast.AST, kind: str | None, optional: bool = False) -> Iterator[ast.AST]:
+    """What changes in a module: imports from this package; imports within functions (`optional`), which transformers
+    would demand; and, instead of what is in them, cases of another kind and branches that write code."""
     for child in ast.iter_child_nodes(node):
-        left_out = False
-        if isinstance(child, ast.match_case) and kind is not None:
-            kinds = {part.value for part in ast.walk(child.pattern) if isinstance(part, ast.Constant)}
-            left_out = bool(kinds) and kind not in kinds
-        elif isinstance(child, ast.If):
-            first = child.body[0]
-            left_out = isinstance(first, ast.ImportFrom) and first.module.startswith("clip_itm.hub.")
-        if left_out:
+        if isinstance(child, ast.ImportFrom) and child.module.startswith("clip_itm."):
+            yield child
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            if optional and _packages(child) - sys.stdlib_module_names:
+                yield child
+        elif (isinstance(child, ast.match_case) and _is_other(child, kind)) or _writes_code(child):
             yield child
         else:
-            yield from _nodes(child, kind)
+            within = optional or isinstance(child, ast.FunctionDef)
+            yield from _nodes(child, kind, within and not isinstance(child, ast.Try))
+
+
+def _packages(node: ast.Import | ast.ImportFrom) -> set[str]:
+    names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+    return {name.split(".")[0] for name in names}
+
+
+def _is_other(case: ast.match_case, kind: str | None) -> bool:
+    kinds = {part.value for part in ast.walk(case.pattern) if isinstance(part, ast.Constant)}
+    return kind is not None and bool(kinds) and kind not in kinds
+
+
+def _writes_code(node: ast.AST) -> bool:
+    first = node.body[0] if isinstance(node, ast.If) else None
+    return isinstance(first, ast.ImportFrom) and first.module.startswith("clip_itm.hub.")
+
+
+def _make_relative(lines: list[str], node: ast.ImportFrom) -> list[str]:
+    """Rewrite an import from this package, and return the modules that it needs."""
+    if Path(find_spec(node.module).origin).name != "__init__.py":
+        line = node.lineno - 1
+        lines[line] = lines[line].replace(f"from {node.module} import", f"from .{_flat(node.module)} import")
+        return [node.module]
+    modules = [f"{node.module}.{alias.name}" for alias in node.names]
+    names = [
+        f"{_flat(module)} as {alias.asname or alias.name}" for module, alias in zip(modules, node.names, strict=True)
+    ]
+    _replace(lines, [node], f"from . import {', '.join(names)}\n")
+    return modules
 
 
 def _replace(lines: list[str], statements: list[ast.stmt], text: str) -> None:
-    """Put `text` in the place of statements, in their indentation; the number of lines stays."""
+    """Put `text` in the place of statements, in their indentation; `lines` keeps its length."""
     first, last = statements[0].lineno - 1, statements[-1].end_lineno
-    lines[first:last] = [" " * statements[0].col_offset * bool(text) + text] + [""] * (last - first - 1)
+    lines[first:last] = [textwrap.indent(text, " " * statements[0].col_offset)] + [""] * (last - first - 1)
 
 
 def _flat(module: str) -> str:

@@ -201,6 +201,28 @@ class ItmTrainer(Trainer):
         self.control.should_save = self.control.should_save or best  # the best weights must be on disk
         return best
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ):
+        """The best model of the finished run with its card, as `clip-itm push` does; to `args.hub_model_id`, or to a
+        repository with the name of the run. Always `blocking`. Returns the `CommitInfo`, on the first process only."""
+        if not self.is_world_process_zero():
+            return None
+        from clip_itm.hub.push import log_in, model_files, upload
+
+        run = Path(self.args.output_dir)
+        repo = self.args.hub_model_id or run.absolute().name
+        files = model_files(run, repo)
+        token = token or self.args.hub_token
+        log_in(token)
+        private = self.args.hub_private_repo if private is None else private
+        return upload(files, repo, message=commit_message, private=private, revision=revision, token=token)
+
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:

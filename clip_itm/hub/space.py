@@ -1,0 +1,75 @@
+"""A Gradio Space that shows a pushed model: a few lines around `build_app`, and the source of this package."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import yaml
+
+import clip_itm
+from clip_itm.configuration import TASK
+
+
+def space_files(model: str, revision: str | None = None, with_index: bool = False) -> dict[str, bytes | Path]:
+    """Path in the Space -> content, for a Space that loads `model` from the Hub; `with_index`, and its index/.
+
+    The package comes along as source, so that the Space depends on no package index that has it. Raises ValueError
+    where gradio is not installed: the Space runs the version that the app was seen with here.
+    """
+    try:
+        gradio = version("gradio")
+    except PackageNotFoundError:
+        raise ValueError("a Space needs the app: pip install 'clip-itm[app]'") from None
+    package = Path(clip_itm.__file__).parent
+    source = {
+        f"clip_itm/{path.relative_to(package).as_posix()}": path
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    needed = [line for line in requires("clip-itm") or [] if ";" not in line]
+    return {
+        "README.md": _readme(model, gradio).encode(),
+        "app.py": _app(model, revision, with_index).encode(),
+        "requirements.txt": "".join(f"{line}\n" for line in sorted(needed)).encode(),
+        **source,
+    }
+
+
+def _readme(model: str, gradio: str) -> str:
+    metadata = {
+        "title": model.split("/")[-1],
+        "emoji": "🔎",
+        "colorFrom": "blue",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": gradio,
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "app_file": "app.py",
+        "models": [model],
+        "tags": [TASK],
+        "license": "apache-2.0",
+    }
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}
+---
+Search photos with sentences and captions with photos, by [{model}](https://huggingface.co/{model}). `clip_itm/` is the
+source of the package that made both.
+"""
+
+
+def _app(model: str, revision: str | None, with_index: bool) -> str:
+    where = f'"{model}"' + ("" if revision is None else f', revision="{revision}"')
+    index = "Path(folder) / 'index'".replace("'", '"') if with_index else "None"
+    return f'''"""Made by `clip-itm push --space`."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers import pipeline
+
+from clip_itm.retrieval.app import build_app
+
+folder = snapshot_download({where})
+pipe = pipeline("{TASK}", model=folder)
+build_app(pipe, index={index}).launch()
+'''
