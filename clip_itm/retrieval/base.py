@@ -100,6 +100,15 @@ def _check_finite(items: Sequence[Item], stored: Tensor, name: str) -> None:
         )
 
 
+def check_same_shapes(here: tuple, new: tuple) -> None:
+    """Shapes of one vector and of one embedding (None where that is the vector), in the index and of what is added."""
+    if here != new:
+        raise ValueError(
+            f"vectors {new[0]} with embeddings {new[1]} do not fit an index of vectors {here[0]} with embeddings "
+            f"{here[1]}; encode with the model that made the index"
+        )
+
+
 def check_new_ids(ids: Sequence[str], known: Container[str]) -> None:
     if wrong := [id for id in ids if not isinstance(id, str) or not id]:
         raise ValueError(f"an item has the id {wrong[0]!r}; expected text that is not empty")

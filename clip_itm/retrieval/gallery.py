@@ -5,8 +5,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from clip_itm.retrieval.base import check_known_ids, check_new_ids
+from clip_itm.retrieval.base import check_known_ids, check_new_ids, check_same_shapes
 from clip_itm.retrieval.exact import BLOCK_BYTES, Block
 from clip_itm.retrieval.items import Item
 from clip_itm.retrieval.segments import Segment, Selection
@@ -36,12 +37,8 @@ class Gallery:
 
     def add(self, segment: Segment) -> None:
         ids = segment.ids
-        if self.segments and segment.shapes != self.segments[0].shapes:
-            here, new = self.segments[0].shapes, segment.shapes
-            raise ValueError(
-                f"vectors {new[0]} with embeddings {new[1]} do not fit an index of vectors {here[0]} with embeddings "
-                f"{here[1]}; encode with the model that made the index"
-            )
+        if self.segments:
+            check_same_shapes(self.segments[0].shapes, segment.shapes)
         check_new_ids(ids, self.position)
         self.position.update(zip(ids, range(len(self.dead), len(self.dead) + len(ids)), strict=True))
         self.segments.append(segment)
@@ -62,6 +59,18 @@ class Gallery:
     def item(self, position: int) -> Item:
         segment, row = self.locate(position)
         return segment.item(row)
+
+    def vectors(self, positions: np.ndarray) -> Tensor:
+        """Vectors [n, D] of some items, in float32."""
+        found, first = None, 0
+        for segment in self.segments:
+            here = torch.from_numpy((positions >= first) & (positions < first + len(segment)))
+            rows = torch.from_numpy(positions)[here] - first
+            if found is None:
+                found = torch.empty(len(positions), segment.vectors.shape[1])
+            found[here] = segment.vectors[rows].float()
+            first += len(segment)
+        return found
 
     def blocks(self, num_queries: int, device: torch.device, start: int = 0) -> Iterator[Block]:
         """All vectors from the position `start`, in blocks that bound the memory of a search."""

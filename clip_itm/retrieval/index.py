@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clip_itm.retrieval import storage
+from clip_itm.retrieval.approximate import Shortlist, check_kind, choose_kind, prepare, search_shortlist
 from clip_itm.retrieval.base import (
     SearchIndex,
     check_embeddings,
@@ -24,9 +25,9 @@ from clip_itm.retrieval.base import (
     check_queries,
     check_search,
 )
-from clip_itm.retrieval.exact import QUERIES_AT_ONCE, search_blocks
+from clip_itm.retrieval.exact import QUERIES_AT_ONCE, Best, merge, search_blocks
 from clip_itm.retrieval.gallery import Gallery
-from clip_itm.retrieval.items import Hit, Item
+from clip_itm.retrieval.items import Hit, Item, make_hits
 from clip_itm.retrieval.segments import make_segment
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -50,11 +51,13 @@ class LocalIndex(SearchIndex):
         device: str | torch.device = "cpu",
     ):
         check_modality(modality)
+        check_kind(kind)
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
         self.modality, self.model_sha256, self.kind, self.dtype = modality, model_sha256, kind, dtype
         self.device = torch.device(device)
         self._gallery = Gallery()
+        self._shortlist: Shortlist | None = None
         self._largest_norm = 0.0
         self._folder: Path | None = None
         self._commit: str | None = None  # sha256 of the index.json that was loaded or saved last
@@ -63,7 +66,7 @@ class LocalIndex(SearchIndex):
     @property
     def note(self) -> str:
         """One line: which kind of search, and why."""
-        return f"exact search over {len(self):,} vectors"
+        return choose_kind(self.kind, len(self), self.device)[1]
 
     def add(self, items: Sequence[Item], embeddings: Tensor, vectors: Tensor | None = None) -> None:
         vectors, own_embeddings = check_embeddings(items, embeddings, vectors, DTYPES[self.dtype])
@@ -80,12 +83,14 @@ class LocalIndex(SearchIndex):
 
     def search(self, vectors: Tensor, top_k: int) -> list[list[Hit]]:
         check_search(len(self), top_k)
-        queries = check_queries(vectors, self._gallery.segments[0].vectors.shape[1]).to(self.device)
+        queries = check_queries(vectors, self._gallery.segments[0].vectors.shape[1])
         self._gallery.join_unsaved()
+        self._shortlist = self._prepared(self._gallery, self._shortlist)
         found = []
         for block in queries.split(QUERIES_AT_ONCE):
-            best = search_blocks(block, self._gallery.blocks(len(block), self.device), top_k, self._largest_norm)
-            found += [self._hits(positions, scores) for positions, scores in best.split(len(block))]
+            best = self._approximate(block, top_k) if self._proposes(top_k) else self._exact(block, top_k)
+            for positions, scores in best.split(len(block)):
+                found.append(make_hits([self._gallery.item(position) for position in positions.tolist()], scores))
         return found
 
     def embeddings_of(self, ids: Sequence[str]) -> Tensor:
@@ -116,7 +121,7 @@ class LocalIndex(SearchIndex):
     def compact(self) -> None:
         """Drop deleted items for good and merge all segments; an index with a folder is saved that way."""
         if self._folder is None:
-            self._gallery = self._gallery.compacted()
+            self._gallery, self._shortlist = self._gallery.compacted(), None
         else:
             self._check_own(self._folder)
             self._write(self._folder, compact=True)
@@ -143,6 +148,9 @@ class LocalIndex(SearchIndex):
             segments = [storage.read_segment(folder, files, dtype, verify) for files in content["segments"]]
             deleted = storage.read_deleted(folder, content["deleted"]) if content["deleted"] else []
             index._gallery = Gallery(segments, deleted)
+            if shortlist := content["shortlist"]:
+                storage.check_file(folder, shortlist["index"], hashed=verify)
+                index._shortlist = Shortlist(shortlist["kind"], shortlist["count"], files=shortlist, folder=folder)
             index._largest_norm = float(content["largest_norm"])
             index._next_number = content["number"] + 1
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -170,6 +178,9 @@ class LocalIndex(SearchIndex):
             segments.append(storage.read_segment(folder, storage.write_segment(folder, number, new), dtype))
         written = Gallery(segments, [] if compact else np.flatnonzero(gallery.dead))
         deleted = np.flatnonzero(written.dead)
+        shortlist = self._prepared(written, None if compact else self._shortlist)  # positions change where compact
+        if shortlist is not None and not (is_own and shortlist.files):
+            shortlist.write(folder, number)
         self._commit = storage.commit(
             folder,
             {
@@ -182,20 +193,48 @@ class LocalIndex(SearchIndex):
                 "number": number,
                 "segments": [segment.files for segment in segments],
                 "deleted": storage.write_deleted(folder, number, deleted) if len(deleted) else None,
-                "shortlist": None,
+                "shortlist": None if shortlist is None else shortlist.files,
             },
         )
-        self._gallery, self._folder, self._next_number = written, folder, number + 1
+        self._gallery, self._shortlist, self._folder, self._next_number = written, shortlist, folder, number + 1
+
+    def _prepared(self, gallery: Gallery, shortlist: Shortlist | None) -> Shortlist | None:
+        kind, _ = choose_kind(self.kind, len(gallery), self.device)
+        return prepare(shortlist, kind, gallery)
+
+    def _proposes(self, top_k: int) -> bool:
+        """Whether a shortlist is much shorter than the gallery."""
+        return self._shortlist is not None and 4 * self._shortlist.num_proposed(top_k) < len(self)
+
+    def _exact(self, queries: Tensor, top_k: int, start: int = 0) -> Best:
+        """The best from the position `start`."""
+        blocks = self._gallery.blocks(len(queries), self.device, start)
+        return search_blocks(queries.to(self.device), blocks, top_k, self._largest_norm)
+
+    def _approximate(self, queries: Tensor, top_k: int) -> Best:
+        """The best of the shortlist and of the newest items, which it does not cover."""
+        near = search_shortlist(self._shortlist, self._gallery, queries.cpu(), top_k)
+        best = merge(near, self._exact(queries, top_k, self._shortlist.count), top_k)
+        # Where most neighbours of a query are deleted, faiss proposes too few.
+        num_found = np.bincount(best.query, minlength=len(queries))
+        few = np.flatnonzero(num_found < min(top_k, len(self)))
+        if not len(few):
+            return best
+        enough = ~np.isin(best.query, few)
+        exact = self._exact(queries[few], top_k)
+        return merge(Best(*(x[enough] for x in best)), exact._replace(query=few[exact.query]), top_k)
 
     def _has_much_deleted(self) -> bool:
         return self._gallery.num_dead > LARGEST_DELETED_PART * len(self._gallery.dead)
 
-    def _hits(self, positions: np.ndarray, scores: np.ndarray) -> list[Hit]:
-        ranks = 1 + np.searchsorted(-scores, -scores)
-        found = zip(positions.tolist(), scores.tolist(), ranks.tolist(), strict=True)
-        return [Hit(self._gallery.item(position), score, rank) for position, score, rank in found]
-
 
 def open_index(where: str | Path, model_sha256: str | None = None) -> SearchIndex:
-    """The index in a folder."""
+    """The index in a folder or in a Qdrant collection (`QdrantIndex` says how its address looks).
+
+    Raises ValueError where there is none, and for one of another model than `model_sha256`, if that is given.
+    """
+    if str(where).startswith("qdrant+"):
+        from clip_itm.retrieval.qdrant import QdrantIndex
+
+        return QdrantIndex(str(where), model_sha256=model_sha256)
     return LocalIndex.load(where, model_sha256)

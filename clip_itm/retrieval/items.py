@@ -1,7 +1,10 @@
 """What a gallery holds, and what a search finds in it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -24,3 +27,9 @@ class Hit(NamedTuple):
     item: Item
     score: float
     rank: int
+
+
+def make_hits(items: Sequence[Item], scores: np.ndarray) -> list[Hit]:
+    """Hits of the best items of a gallery, given best first with their scores [k]."""
+    ranks = 1 + np.searchsorted(-scores, -scores)
+    return [Hit(*hit) for hit in zip(items, scores.tolist(), ranks.tolist(), strict=True)]

@@ -80,9 +80,8 @@ def commit(folder: Path, content: dict) -> str:
 
 def named_files(content: dict) -> list[dict]:
     """Every {name, bytes, sha256} of index.json."""
-    entries = [entry for segment in content["segments"] for entry in segment.values()]
-    entries += [content["deleted"], content["shortlist"]]
-    return [entry for entry in entries if isinstance(entry, dict)]
+    parts = [*content["segments"], {"deleted": content["deleted"]}, content["shortlist"] or {}]
+    return [entry for part in parts for entry in part.values() if isinstance(entry, dict)]
 
 
 def describe_file(path: Path) -> dict:

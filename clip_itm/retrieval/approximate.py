@@ -1,0 +1,190 @@
+"""Approximate search of large galleries with faiss, which only proposes: a shortlist is scored exactly afterwards.
+
+    hnsw      a graph of neighbours over the vectors in float16: high recall, memory 2 D + 8 M bytes a vector
+    ivf-pq    lists around centroids, product-quantised residuals: about D / 8 bytes a vector
+
+An item that is proposed has the score that an exact search gives it; what is lost are items that are not proposed.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from clip_itm.files import replacing
+from clip_itm.retrieval.exact import BLOCK_BYTES, NOTHING, Best, merge, score_pairs
+from clip_itm.retrieval.gallery import Gallery
+from clip_itm.retrieval.storage import REMEDY, check_file, describe_file
+
+KINDS = ("exact", "hnsw", "ivf-pq")
+EXACT_UP_TO = 200_000  # about 20 ms a query of 512; above, somebody waits
+HNSW_UP_TO = 2_000_000  # about 2.5 GB in memory; above, compressed lists
+LARGEST_TAIL = 10_000  # newest vectors that are searched exactly (1 ms) before they go into the graph or the lists
+
+HNSW_NEIGHBOURS = (
+    32  # links a vector and level (twice as many on the lowest): high recall needs 32 from 256 dimensions on
+)
+HNSW_CONSTRUCTION = 80  # candidates of an insertion: 160 doubles the time and adds 0.001 of recall
+HNSW_SEARCH = 128  # candidates of a query, at least twice top_k: recall@10 of 0.999 on clustered vectors
+HNSW_SHORTLIST = 4  # times top_k is scored exactly: float16 swaps close neighbours only
+
+IVF_LISTS = 4  # times the root of the number of vectors: comparing centroids then costs about as much as scanning lists
+IVF_TRAINING = 39  # vectors a centroid, the fewest that faiss finds enough
+IVF_PROBED = 64  # lists a query scans at most: recall is lost at borders between lists
+PQ_WIDTH = 8  # dimensions a byte stands for
+PQ_CODES = 256
+IVF_SHORTLIST = 40  # times top_k is scored exactly: codes of one byte for 8 dimensions order neighbours badly
+FEWEST_FOR_IVF = IVF_TRAINING * PQ_CODES
+
+
+def check_kind(kind: str) -> None:
+    if kind not in ("auto", *KINDS):
+        raise ValueError(f"kind is {kind!r}; expected auto, {', '.join(KINDS)}")
+    if kind not in ("auto", "exact") and not has_faiss():
+        raise ValueError(f"kind {kind} needs faiss: pip install 'clip-itm[search]'")
+
+
+def has_faiss() -> bool:
+    return find_spec("faiss") is not None
+
+
+def choose_kind(kind: str, count: int, device: torch.device) -> tuple[str, str]:
+    """The kind of search over `count` vectors that `kind` (or "auto") comes to, and a line that says why."""
+    chosen, reason = kind, "as asked for"
+    if kind == "auto" and device.type != "cpu":
+        chosen, reason = "exact", f"on {device.type}"
+    elif kind == "auto":
+        chosen = "exact" if count <= EXACT_UP_TO else "hnsw" if count <= HNSW_UP_TO else "ivf-pq"
+        reasons = {
+            "exact": f"up to {EXACT_UP_TO:,}; hnsw beyond",
+            "hnsw": f"exact up to {EXACT_UP_TO:,}, ivf-pq beyond {HNSW_UP_TO:,}",
+            "ivf-pq": f"hnsw up to {HNSW_UP_TO:,}",
+        }
+        reason = reasons[chosen]
+        if chosen != "exact" and not has_faiss():
+            chosen, reason = "exact", f"{chosen} would be faster: pip install 'clip-itm[search]'"
+    if chosen == "ivf-pq" and count < FEWEST_FOR_IVF:
+        chosen, reason = "exact", f"ivf-pq learns from {FEWEST_FOR_IVF:,} or more"
+    return chosen, f"{chosen} search over {count:,} vectors ({reason})"
+
+
+class Shortlist:
+    """A faiss index of the first `count` positions of a gallery.
+
+    `files`: what index.json says of it, None where that is out of date; `folder`: where it is, until it is needed.
+    """
+
+    def __init__(self, kind: str, count: int, index=None, files: dict | None = None, folder: Path | None = None):
+        self.kind, self.count, self.files = kind, count, files
+        self._index, self._folder = index, folder
+
+    @property
+    def index(self):
+        if self._index is None:
+            self._index = read_faiss(check_file(self._folder, self.files["index"], hashed=True), self.count)
+        return self._index
+
+    def write(self, folder: Path, number: int) -> None:
+        import faiss
+
+        path = folder / f"{self.kind}-{number:04d}.faiss"
+        with replacing(path) as temporary:
+            faiss.write_index(self.index, str(temporary))
+        self.files = {"kind": self.kind, "count": self.count, "index": describe_file(path)}
+
+    def extend(self, gallery: Gallery) -> None:
+        """Add the vectors of all positions that are not covered yet."""
+        total = len(gallery.dead)
+        with tqdm(total=total - self.count, desc=f"{self.kind} index", unit="vector", leave=False) as bar:
+            for block in gallery.blocks(1, torch.device("cpu"), self.count):
+                for vectors in block.vectors.split(4096):
+                    self.index.add(vectors.float().numpy())
+                    bar.update(len(vectors))
+        self.count, self.files = total, None
+
+    def num_proposed(self, top_k: int) -> int:
+        return top_k * (HNSW_SHORTLIST if self.kind == "hnsw" else IVF_SHORTLIST)
+
+    def propose(self, queries: Tensor, top_k: int, dead: np.ndarray) -> np.ndarray:
+        """Positions [Q, s] of living items that may be among the first `top_k`; -1 where there are fewer."""
+        import faiss
+
+        number = self.num_proposed(top_k)
+        living = np.packbits(~dead[: self.count], bitorder="little")  # must outlive the selector
+        selector = faiss.IDSelectorBitmap(living) if dead.any() else None
+        if self.kind == "hnsw":
+            parameters = faiss.SearchParametersHNSW(efSearch=max(HNSW_SEARCH, number), sel=selector)
+        else:
+            parameters = faiss.SearchParametersIVF(nprobe=min(IVF_PROBED, self.index.nlist), sel=selector)
+        return self.index.search(queries.numpy(), number, params=parameters)[1]
+
+    def is_outgrown(self, total: int) -> bool:
+        """Whether lists are too few for the gallery that they have grown to."""
+        return self.kind == "ivf-pq" and num_lists(total) > 2 * self.index.nlist
+
+
+def prepare(shortlist: Shortlist | None, kind: str, gallery: Gallery) -> Shortlist | None:
+    """The shortlist for an approximate `kind` of search in a gallery: the given one, extended, or a new one."""
+    if kind == "exact":
+        return None
+    tail = len(gallery.dead) - (0 if shortlist is None else shortlist.count)
+    if shortlist is not None and shortlist.kind == kind and tail <= LARGEST_TAIL:
+        return shortlist
+    if shortlist is None or shortlist.kind != kind or shortlist.is_outgrown(len(gallery.dead)):
+        shortlist = Shortlist(kind, 0, new_faiss(kind, gallery))
+    shortlist.extend(gallery)
+    return shortlist
+
+
+def new_faiss(kind: str, gallery: Gallery):
+    """An index without vectors, trained where it has to be."""
+    import faiss
+
+    width = gallery.segments[0].vectors.shape[1]
+    if kind == "hnsw":
+        half = faiss.ScalarQuantizer.QT_fp16
+        index = faiss.IndexHNSWSQ(width, half, HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = HNSW_CONSTRUCTION
+        return index
+    lists = num_lists(len(gallery.dead))
+    codes = width // PQ_WIDTH if width % PQ_WIDTH == 0 else width
+    coarse = faiss.IndexFlatIP(width)
+    index = faiss.IndexIVFPQ(coarse, width, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
+    sample = np.random.default_rng(0).choice(
+        len(gallery.dead), max(IVF_TRAINING * lists, FEWEST_FOR_IVF), replace=False
+    )
+    index.train(gallery.vectors(np.sort(sample)).numpy())
+    return index
+
+
+def num_lists(count: int) -> int:
+    return max(1, min(int(IVF_LISTS * count**0.5), count // IVF_TRAINING))
+
+
+def search_shortlist(shortlist: Shortlist, gallery: Gallery, queries: Tensor, top_k: int) -> Best:
+    """The best `top_k` of each query [Q, D] among what is proposed for it, with exact scores."""
+    best = NOTHING
+    at_once = max(1, BLOCK_BYTES // (4 * queries.shape[1] * shortlist.num_proposed(top_k)))
+    for start in range(0, len(queries), at_once):
+        some = queries[start : start + at_once]
+        proposed = shortlist.propose(some, top_k, gallery.dead)
+        query, column = np.nonzero(proposed >= 0)
+        position = proposed[query, column]
+        score = score_pairs(some, gallery.vectors(position), torch.from_numpy(query), torch.arange(len(position)))
+        best = merge(best, Best(query + start, position, score), top_k)
+    return best
+
+
+def read_faiss(path: Path, count: int):
+    import faiss
+
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be read by this faiss ({error}); {REMEDY}") from None
+    if index.ntotal != count:
+        raise ValueError(f"{path} holds {index.ntotal:,} vectors, not {count:,}; {REMEDY}")
+    return index
