@@ -28,7 +28,7 @@ def run(args) -> int:
     best = place / "best" if (place / "best" / "config.json").is_file() else place
     has_model = (best / "config.json").is_file()
     if has_model and not (best / "recipe.yaml").is_file():
-        recipe = _recipe_of_model(best, args.overrides)
+        recipe = recipe_of_model(best, args.overrides)
     else:
         recipe = load_recipe(best, args.overrides)
     if place.is_dir() and not has_model:
@@ -71,7 +71,7 @@ def run(args) -> int:
     return 0
 
 
-def _recipe_of_model(folder: Path, overrides: list[str]):
+def recipe_of_model(folder: Path, overrides: list[str]):
     """The recipe of a model folder that has none: towers as its configuration says, data as the user says."""
     from clip_itm.recipe import apply_overrides, parse_recipe
 

@@ -1,4 +1,4 @@
-"""The native folder of open_clip: `open_clip_config.json`, `open_clip_model.safetensors`, and a tokenizer of its own."""
+"""The native folder of open_clip: `open_clip_config.json`, `open_clip_model.safetensors`, and its own tokenizer."""
 
 import copy
 from pathlib import Path

@@ -1,0 +1,74 @@
+"""Photos in one subfolder per class, and the sentences that a zero-shot classifier makes of the classes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from clip_itm.data.annotation_files import read_lines
+from clip_itm.data.folder import read_table
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """`rows` {"image": {"path", "bytes"}}, one a photo; `labels` number its class in `names`."""
+
+    rows: list[dict]
+    labels: list[int]
+    names: list[str]
+    templates: tuple[str, ...]
+
+    @cached_property
+    def prompts(self) -> pa.Array:
+        """Every name in every template, the prompts of a class one after another."""
+        return pa.array([template.replace("{}", name) for name in self.names for template in self.templates])
+
+
+def read_class_folder(root: str | Path, templates: Path | None = None, classes: Path | None = None) -> ClassFolder:
+    """The photos below `root`, classes in the order of their folders' names.
+
+    A class is called like its folder, with spaces for underscores, or as the table `classes` (CSV, TSV or JSONL with
+    the columns `folder` and `name`) says. `templates`: a file with a sentence a line, {} where the name goes.
+    Raises ValueError for fewer than two classes, a class without photos, and names that do not belong to the folders.
+    """
+    root = Path(root)
+    folders = sorted(place for place in root.iterdir() if place.is_dir()) if root.is_dir() else []
+    folders = [place for place in folders if not place.name.startswith(".")]
+    if len(folders) < 2:
+        raise ValueError(f"{root}: expected a folder with a subfolder of photos for each of at least two classes")
+    rows, labels = [], []
+    for number, folder in enumerate(folders):
+        photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not photos:
+            raise ValueError(f"{folder}: this class has no photos ({', '.join(SUFFIXES)}); add some, or remove it")
+        rows += [{"image": {"path": str(path), "bytes": None}} for path in photos]
+        labels += [number] * len(photos)
+    names = [folder.name.replace("_", " ") for folder in folders]
+    if classes is not None:
+        names = _names(classes, [folder.name for folder in folders])
+    return ClassFolder(rows, labels, names, DEFAULT_TEMPLATES if templates is None else _templates(templates))
+
+
+def _names(table: Path, folders: list[str]) -> list[str]:
+    names = {}
+    for where, values in read_table(table):
+        folder, name = values.get("folder"), values.get("name")
+        if not isinstance(folder, str) or not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{table}, {where}: expected a folder and a name, in columns called so; got {values}")
+        names[folder] = name.strip()
+    for what, some in (("no name for", [f for f in folders if f not in names]), ("no folder", names.keys() - folders)):
+        if some:
+            raise ValueError(f"{table}: {what} {len(some)} classes, such as {min(some)!r}")
+    return [names[folder] for folder in folders]
+
+
+def _templates(file: Path) -> tuple[str, ...]:
+    lines = read_lines(file)
+    for number, line in enumerate(lines, 1):
+        if "{}" not in line:
+            raise ValueError(f"{file}, line {number}: expected a sentence with {{}} where the class goes, got {line!r}")
+    return tuple(lines)

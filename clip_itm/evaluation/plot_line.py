@@ -1,0 +1,59 @@
+"""A picture of the models between two others: retrieval against zero-shot accuracy, or rsum against alpha."""
+
+from pathlib import Path
+
+from clip_itm.evaluation.plot import COLORS, FAINT, INK, dress
+from clip_itm.files import replacing
+
+
+def plot_line(content: dict, path: Path) -> bool:
+    """Draw what `interpolation.json` says as a PNG; False, and nothing is written, where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    draw = draw_rsum if content["points"][0]["zero_shot"] is None else draw_trade_off
+    draw(axes, content)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    dress(axes)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=160, format="png")
+    return True
+
+
+def draw_trade_off(axes, content: dict) -> None:
+    """Zero-shot accuracy over the rsum of the first protocol on the final split; every point says its alpha."""
+    points, chosen = content["points"], content["chosen"]["alpha"]
+    rsums, accuracies = final_rsums(points), [point["zero_shot"] for point in points]
+    axes.plot(rsums, accuracies, color=COLORS[0], linewidth=1.2, marker="o", markersize=4)
+    for point, rsum, accuracy in zip(points, rsums, accuracies, strict=True):
+        axes.annotate(
+            f"{point['alpha']:g}", (rsum, accuracy), (5, 5), textcoords="offset points", fontsize=8, color=INK
+        )
+        if point["alpha"] == chosen:
+            axes.plot(rsum, accuracy, marker="o", markersize=11, color=COLORS[1], fillstyle="none", label="chosen")
+    axes.set_xlabel(f"rsum on {content['split']}")
+    axes.set_ylabel("zero-shot top-1 accuracy (%)")
+    axes.set_title("alpha: 0 base, 1 tuned", loc="left", fontsize=10)
+    axes.legend(frameon=False)
+
+
+def draw_rsum(axes, content: dict) -> None:
+    """rsum on dev and on the final split over alpha; the dashed line stands at the chosen point."""
+    points = content["points"]
+    places = [point["alpha"] for point in points]
+    axes.plot(places, final_rsums(points), color=COLORS[0], marker="o", markersize=4, label=content["split"])
+    if points[0]["dev"] is not None and content["split"] != "val":
+        dev = [point["dev"]["rsum"] for point in points]
+        axes.plot(places, dev, color=COLORS[1], marker="o", markersize=4, label="dev")
+    axes.axvline(content["chosen"]["alpha"], color=INK, linestyle=(0, (3, 2)), linewidth=1)
+    axes.set_xlabel("alpha: 0 base, 1 tuned (dashed: chosen)")
+    axes.set_ylabel("rsum")
+    axes.legend(frameon=False)
+
+
+def final_rsums(points: list[dict]) -> list[float]:
+    return [next(iter(point["results"].values()))["metrics"]["rsum"] for point in points]
