@@ -6,6 +6,7 @@ import sys
 import warnings
 
 from clip_itm.commands import (
+    app,
     audit,
     bank,
     compare,
@@ -33,6 +34,7 @@ COMMANDS = {
     "import": import_checkpoint,
     "index": index,
     "search": search,
+    "app": app,
     "export": export,
     "interpolate": interpolate,
     "push": push,

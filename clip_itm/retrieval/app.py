@@ -1,0 +1,240 @@
+"""A page in the browser: search by text and by photo, a heat map of photos and captions, an audit to browse.
+
+serve(build_app(pipe))
+
+A browser cannot name a file or an address: what is typed is text, what is uploaded is read as a photo, and the photos
+of the index and of the audit reach the page as small JPEGs inside of it.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from clip_itm.data.images import read_image, small_jpeg
+from clip_itm.retrieval.app_audit import PAGE_SIZE, AuditTable
+from clip_itm.retrieval.app_html import SMALL_SIDE, STYLE, header, heat_map, message, pairs, results
+from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
+
+MOST_PHOTOS, MOST_CAPTIONS = 8, 12  # of the heat map
+LARGEST_UPLOAD = "32mb"
+NAMES = {"image": "photos", "text": "captions"}
+ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # tokenizers are not made for threads
+
+
+class Photo(gr.Image):
+    """An upload as the path of its file: `gr.Image` itself would decode it without a limit."""
+
+    is_template = True
+
+    def preprocess(self, payload) -> str | None:
+        return payload and payload.path
+
+
+def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | None = None) -> gr.Blocks:
+    """The page for the indexes that `pipe` has now; `audit`: audit.parquet of `clip-itm audit`, or its run."""
+    table = None if audit is None else AuditTable.load(audit)
+    targets = {kind: search_target(pipe, kind) for kind in ("text", "image")}
+    with gr.Blocks(analytics_enabled=False, title="Image-text search", delete_cache=(3600, 3600)) as app:
+        gr.HTML(header(_title(pipe), _missing(pipe, targets)), apply_default_css=False)
+        with gr.Tabs():
+            if targets["text"]:
+                with gr.Tab("Search by text"):
+                    _text_tab(pipe, targets["text"])
+            if targets["image"]:
+                with gr.Tab("Search by photo"):
+                    _photo_tab(pipe, targets["image"])
+            with gr.Tab("Heat map"):
+                _heat_map_tab(pipe)
+            if table is not None:
+                with gr.Tab("Audit"):
+                    _audit_tab(table)
+    return app
+
+
+def serve(app: gr.Blocks, host: str | None = None, port: int | None = None, share: bool = False) -> None:
+    """Run the server until Ctrl-C.
+
+    Without `host` it is 127.0.0.1, or what a Space sets; without `port` the first from 7860 that is free. Raises
+    ValueError where the port cannot be had.
+    """
+    try:
+        launch(app, host, port, share)
+    except OSError as error:
+        raise ValueError(f"cannot serve on {host}:{port} ({error}); choose another --port or --host") from None
+    print(f"open {app.share_url or app.local_url} (Ctrl-C ends it)", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        app.close(verbose=False)
+
+
+def launch(app: gr.Blocks, host: str | None, port: int | None, share: bool) -> None:
+    """Start the server and return when it answers."""
+    fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
+    app.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=["api", "settings"],
+        max_file_size=LARGEST_UPLOAD,
+        theme=gr.themes.Default(primary_hue="blue", font=fonts, font_mono=[gr.themes.Font("monospace")]),
+        css=STYLE,
+    )
+
+
+def search_target(pipe: ImageTextRetrievalPipeline, query: str) -> str | None:
+    """The gallery for a query ("text" or "image"): the other kind, else its own where the head compares like with like.
+
+    None: there is nothing to search.
+    """
+    other = "image" if query == "text" else "text"
+    if other in pipe.galleries:
+        return other
+    return query if query in pipe.galleries and pipe.model.head.is_dot_product else None
+
+
+def _title(pipe: ImageTextRetrievalPipeline) -> str:
+    counts = [f"{len(index):,} {NAMES[kind]}" for kind, index in pipe.galleries.items()]
+    return f"Search {' and '.join(counts)}" if counts else "Compare photos and captions"
+
+
+def _missing(pipe: ImageTextRetrievalPipeline, targets: dict[str, str | None]) -> list[str]:
+    """What to give for the tabs that are not there."""
+    wanted = {"text": ("Search by text", "photos"), "image": ("Search by photo", "captions")}
+    return [
+        f"{tab} needs an index of {items}: make one with clip-itm index, and give it with --index."
+        for kind, (tab, items) in wanted.items()
+        if targets[kind] is None
+    ]
+
+
+def _text_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
+    with gr.Row(equal_height=True):
+        text = gr.Textbox(
+            label="sentence", placeholder="a dog runs over the grass", submit_btn="Search", autofocus=True, scale=3
+        )
+        count = _count_slider()
+    found = gr.HTML(message(f"Type a sentence to see {NAMES[target]}."), apply_default_css=False)
+    find = told_on_page(partial(find_by_text, pipe, target))
+    gr.on([text.submit, count.release], find, [text, count], found, api_name="search_by_text", **ONE_AT_A_TIME)
+
+
+def _photo_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            photo = Photo(label="photo", sources=["upload", "clipboard"], type="filepath", height=260, buttons=[])
+            count = _count_slider()
+        with gr.Column(scale=2):
+            found = gr.HTML(message(f"Drop or paste a photo to see {NAMES[target]}."), apply_default_css=False)
+    find = told_on_page(partial(find_by_photo, pipe, target))
+    gr.on([photo.change, count.release], find, [photo, count], found, api_name="search_by_photo", **ONE_AT_A_TIME)
+
+
+def _count_slider() -> gr.Slider:
+    return gr.Slider(1, 50, value=12, step=1, label="results", buttons=[])
+
+
+def _heat_map_tab(pipe: ImageTextRetrievalPipeline) -> None:
+    with gr.Row():
+        photos = gr.Gallery(
+            label=f"photos (up to {MOST_PHOTOS})",
+            type="filepath",
+            columns=4,
+            height=260,
+            object_fit="contain",
+            interactive=True,
+            sources=["upload", "clipboard"],
+            buttons=[],
+        )
+        captions = gr.Textbox(label=f"captions, one a line (up to {MOST_CAPTIONS})", lines=9, max_lines=12)
+    button = gr.Button("Compare", variant="primary")
+    shown = gr.HTML(message("Drop some photos and type some captions."), apply_default_css=False)
+    compare = told_on_page(partial(compare_all, pipe))
+    button.click(compare, [photos, captions], shown, api_name="heat_map", **ONE_AT_A_TIME)
+
+
+def _audit_tab(table: AuditTable) -> None:
+    with gr.Row():
+        words = gr.Textbox(label="words in the caption", submit_btn="Find", scale=2)
+        low = gr.Slider(0, 1, value=0, step=0.01, label="probability at least", buttons=[])
+        high = gr.Slider(0, 1, value=1, step=0.01, label="probability at most", buttons=[])
+    with gr.Row():
+        before = gr.Button("◀ previous", min_width=90)
+        page = gr.Number(value=1, precision=0, minimum=1, show_label=False, container=False, min_width=70)
+        after = gr.Button("next ▶", min_width=90)
+    shown = gr.HTML(audit_page(table, 0, 1, "", 0, 1)[1], apply_default_css=False)
+    inputs, outputs = [page, words, low, high], [page, shown]
+    gr.on([words.submit, low.release, high.release], partial(audit_page, table, 0, 1), inputs[1:], outputs)
+    before.click(partial(audit_page, table, -1), inputs, outputs)
+    after.click(partial(audit_page, table, 1), inputs, outputs)
+    page.submit(partial(audit_page, table, 0), inputs, outputs, api_name="audit")
+
+
+def told_on_page(answer: Callable[..., str]) -> Callable[..., str]:
+    """The same answer, where a user's mistake becomes a message on the page."""
+
+    def answer_or_message(*inputs) -> str:
+        try:
+            return answer(*inputs)
+        except ValueError as error:
+            return message(str(error))
+
+    return answer_or_message
+
+
+def find_by_text(pipe: ImageTextRetrievalPipeline, target: str, text: str, count: float) -> str:
+    if not text.strip():
+        raise ValueError("Type a sentence, then press Enter.")
+    hits = pipe.search([{"text": text}], int(count), target)[0]
+    return results(f"{NAMES[target].capitalize()} for “{text.strip()}”", hits)
+
+
+def find_by_photo(pipe: ImageTextRetrievalPipeline, target: str, upload: str | None, count: float) -> str:
+    if upload is None:
+        raise ValueError(f"Drop or paste a photo to see {NAMES[target]}.")
+    hits = pipe.search([read_upload(upload)], int(count), target)[0]
+    return results(f"{NAMES[target].capitalize()} for {Path(upload).name}", hits)
+
+
+def compare_all(pipe: ImageTextRetrievalPipeline, uploads: Sequence[tuple[str, str]] | None, lines: str) -> str:
+    """The similarity of every photo and every caption under the head's own rule."""
+    captions = [line.strip() for line in lines.splitlines() if line.strip()]
+    if not uploads or not captions:
+        raise ValueError("Drop at least one photo and type at least one caption.")
+    for found, most, name in ((uploads, MOST_PHOTOS, "photos"), (captions, MOST_CAPTIONS, "captions")):
+        if len(found) > most:
+            raise ValueError(f"{len(found)} {name} are too many for one table; expected at most {most}.")
+    photos = [read_upload(upload) for upload, _ in uploads]
+    images = pipe.embed(photos).to(pipe.device)
+    texts = pipe.embed([{"text": caption} for caption in captions]).to(pipe.device)
+    with torch.inference_mode():
+        similarity = pipe.model.head.similarity(images, texts).float().cpu()
+    names = [Path(upload).name for upload, _ in uploads]
+    small = [small_jpeg(photo, SMALL_SIDE) for photo in photos]
+    return heat_map(list(zip(names, small, strict=True)), captions, similarity)
+
+
+def audit_page(table: AuditTable, step: int, page: float, words: str, low: float, high: float) -> tuple[int, str]:
+    """The page `step` pages after `page`, or the nearest there is: its number, and its cards."""
+    found = table.matching(words, low, high)
+    if not len(found):
+        return 1, message(f"None of {len(table):,} pairs is like that; try fewer words or a wider range.")
+    last = (len(found) - 1) // PAGE_SIZE + 1
+    number = min(max(int(page or 1) + step, 1), last)
+    rows = table.rows(found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
+    title = f"{len(found):,} of {len(table):,} pairs, most suspicious first; page {number:,} of {last:,}"
+    return number, pairs(title, rows)
+
+
+def read_upload(path: str) -> Image.Image:
+    """Named as the user named it. Raises ValueError for what is no photo, or a damaged or suspiciously large one."""
+    return read_image({"path": Path(path).name, "bytes": Path(path).read_bytes()})
