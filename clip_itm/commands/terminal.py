@@ -20,3 +20,14 @@ def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
     for name, value in facts:
         table.add_row(escape(name), escape(value))
     print_table(table)
+
+
+def print_results(query: str, rows: Iterable[tuple[int, float, str]]) -> None:
+    """What a search found: rank, score, and id or caption."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("rank", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column(escape(query), overflow="fold")
+    for rank, score, label in rows:
+        table.add_row(str(rank), f"{score:.3f}", escape(label))
+    print_table(table)

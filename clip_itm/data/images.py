@@ -57,6 +57,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def small_jpeg(image: Image.Image, side: int) -> bytes:
+    """A JPEG of an RGB photo, shrunk so that its longer side has at most `side` pixels."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=80)
+    return encoded.getvalue()
+
+
 def is_turned(image: Image.Image) -> bool:
     """Whether EXIF asks for a turn or a mirror image, of a decoded photo. EXIF that cannot be read asks for nothing."""
     try:

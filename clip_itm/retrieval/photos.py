@@ -1,6 +1,5 @@
 """What a user may hand over as a photo or a text, and reading the photos of a gallery in batches."""
 
-import io
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_itm.data.images import naming_photo, read_image, to_rgb
+from clip_itm.data.images import naming_photo, read_image, small_jpeg, to_rgb
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 THUMBNAIL_SIDE = 256  # longer side, pixels
@@ -89,14 +88,6 @@ def photo_files(folder: Path) -> list[Path]:
     return files
 
 
-def thumbnail(photo: Image.Image) -> bytes:
-    small = photo.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    kept = io.BytesIO()
-    small.save(kept, "JPEG", quality=85)
-    return kept.getvalue()
-
-
 @dataclass(frozen=True)
 class PhotoBatch:
     """`numbers` of the photos that could be read, their `pixels` [b, 3, H, W] (None: no photo), `thumbnails`, and
@@ -132,5 +123,8 @@ class PhotoBatches(torch.utils.data.Dataset):
                     raise
                 problems.append(str(error))
         pixels = self.processor(images=list(read.values()), return_tensors="pt")["pixel_values"] if read else None
-        small = [thumbnail(photo) if self.keeps_thumbnail[number] else None for number, photo in read.items()]
+        small = [
+            small_jpeg(photo, THUMBNAIL_SIDE) if self.keeps_thumbnail[number] else None
+            for number, photo in read.items()
+        ]
         return PhotoBatch(list(read), pixels, small, problems)

@@ -16,8 +16,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils.logging import disable_progress_bar
 
 from clip_itm.configuration import TASK
+from clip_itm.files import model_folder
+from clip_itm.model import ItmModel
+from clip_itm.processing import ItmProcessor
 from clip_itm.retrieval.base import SearchIndex
 from clip_itm.retrieval.index import LocalIndex, open_index
 from clip_itm.retrieval.items import Hit, Item
@@ -68,6 +72,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         num_workers: int = 0,
         skip_broken: bool = False,
         thumbnails: bool = False,
+        prune: bool = False,
     ) -> SearchIndex:
         """Encode photos or captions, and search them from now on.
 
@@ -77,9 +82,12 @@ class ImageTextRetrievalPipeline(Pipeline):
         kind, dtype: of a new index, see `LocalIndex`. num_workers: processes that read photos.
         skip_broken: leave out photos that cannot be read, and warn; default: ValueError.
         thumbnails: keep a small JPEG of every photo in the index (without it, only of photos that have no file).
+        prune: take out what the index has and the gallery has not.
         """
         source = make_source(gallery, modality)
         index = self._open(folder, source.modality, kind, dtype)
+        there = set(source.ids) if prune else ()
+        gone = [item.id for item in index.items() if item.id not in there] if prune else []
         source = source.without(index)
         encode = self._encode_photos if source.modality == "image" else self._encode_captions
         save = index.save if folder is not None and isinstance(index, LocalIndex) else None
@@ -91,8 +99,12 @@ class ImageTextRetrievalPipeline(Pipeline):
                 problems += broken
                 if items:
                     index.add(items, embeddings, self._vectors(embeddings))
-                if save is not None:
+                if save is not None and part.ids[-1] != source.ids[-1]:
                     save(folder)
+        if gone:
+            index.delete(gone)
+        if save is not None:
+            save(folder)
         if problems:
             shown = "\n  ".join(problems[:10])
             warnings.warn(f"{len(problems)} photos cannot be read and are left out:\n  {shown}", stacklevel=2)
@@ -141,34 +153,39 @@ class ImageTextRetrievalPipeline(Pipeline):
 
     # Searching
 
-    def __call__(
+    def __call__(self, queries: Any, top_k: int = 5, target: str | None = None, **options):
+        """The best `top_k` items for a query, best first; a list of such lists for a list of queries.
+
+        See `search`. A result is {"id", "score", "rank", "image": path or None} or {"id", "score", "rank", "caption"}.
+        """
+        single = not isinstance(queries, list | tuple)
+        found = self.search([queries] if single else queries, top_k, target, **options)
+        answers = [[_result(hit) for hit in hits] for hits in found]
+        return answers[0] if single else answers
+
+    def search(
         self,
-        queries: Any,
+        queries: Sequence[Any],
         top_k: int = 5,
         target: str | None = None,
         batch_size: int = 64,
         shortlist: int | None = None,
-    ) -> list[dict] | list[list[dict]]:
-        """The best `top_k` items for a query, best first; a list of such lists for a list of queries.
+    ) -> list[list[Hit]]:
+        """The best `top_k` items for each query; all items where `top_k` is larger than the gallery.
 
-        queries: text or photo (see `modality_of`), or a list of them. target: the gallery to search, "image" or "text";
-        by default the other kind than the query, or the only one there is. shortlist: candidates that a head with more
-        than one vector an item ranks exactly (default: 10 * top_k, at least 200).
-
-        A result is {"id", "score", "rank", "image": path or None} or {"id", "score", "rank", "caption"}. `rank` is 1 +
-        the number of items with a greater score. `top_k` beyond the gallery gives all of it. Raises ValueError without
-        an index, and for a query that is neither text nor photo.
+        queries: texts and photos, see `modality_of`. target: the gallery to search, "image" or "text"; by default the
+        other kind than the query, or the only one there is. shortlist: candidates that a head with more than one vector
+        an item ranks exactly (default: 10 * top_k, at least 200). Raises ValueError without an index, and for a query
+        that is neither text nor photo.
         """
-        if not isinstance(queries, list | tuple):
-            return self([queries], top_k, target, batch_size, shortlist)[0]
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; expected at least 1")
         kinds = [modality_of(query) for query in queries]
-        answers: list[list[dict]] = [[] for _ in queries]
+        answers: list[list[Hit]] = [[] for _ in queries]
         for kind in dict.fromkeys(kinds):
             numbers = [number for number, other in enumerate(kinds) if other == kind]
+            goal = self._target(kind, target)  # an error before anything is encoded
             embeddings = self.embed([queries[number] for number in numbers], batch_size)
-            goal = self._target(kind, target)
             found = self.postprocess(embeddings, kind=kind, target=goal, top_k=top_k, shortlist=shortlist)
             for number, hits in zip(numbers, found, strict=True):
                 answers[number] = hits
@@ -187,7 +204,8 @@ class ImageTextRetrievalPipeline(Pipeline):
         place = {text: number for number, text in enumerate(distinct)}
         parts = []
         for start in range(0, len(distinct), batch_size):
-            parts.append(self.forward(self.preprocess(distinct[start : start + batch_size])))
+            batch = [{"text": text} for text in distinct[start : start + batch_size]]  # "a.jpg" is no photo here
+            parts.append(self.forward(self.preprocess(batch)))
             if progress is not None:
                 progress.update(round(len(texts) * min(1, (start + batch_size) / len(distinct))) - progress.n)
         return torch.cat(parts)[torch.tensor([place[text] for text in texts])]
@@ -235,22 +253,21 @@ class ImageTextRetrievalPipeline(Pipeline):
         if modality_of(queries[0]) == "image":
             photos = [read_photo(query) for query in queries]
             return {"pixel_values": self.processor(images=photos, return_tensors="pt")["pixel_values"]}
-        return dict(self.processor(text=list(queries), return_tensors="pt"))
+        texts = [query["text"] if isinstance(query, dict) else query for query in queries]
+        return dict(self.processor(text=texts, return_tensors="pt"))
 
     def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
         encode: Callable = self.model.encode_images if "pixel_values" in inputs else self.model.encode_texts
         return encode(**inputs).float()
 
-    def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[dict]]:
+    def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[Hit]]:
         index = self.galleries[target]
         if self.model.head.is_dot_product:
-            found = index.search(embeddings, top_k)
-        else:
-            wide = max(top_k, shortlist or max(SMALLEST_SHORTLIST, 10 * top_k))
-            candidates = index.search(self.model.head.vectors(embeddings), wide)
-            pairs = zip(embeddings, candidates, strict=True)
-            found = [self._rerank(query, hits, kind, index, top_k) for query, hits in pairs]
-        return [[_result(hit, target) for hit in hits] for hits in found]
+            return index.search(embeddings, top_k)
+        wide = max(top_k, shortlist or max(SMALLEST_SHORTLIST, 10 * top_k))
+        candidates = index.search(self.model.head.vectors(embeddings), wide)
+        pairs = zip(embeddings, candidates, strict=True)
+        return [self._rerank(query, hits, kind, index, top_k) for query, hits in pairs]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Model and processor, with the code that loads them anywhere; indexes have folders of their own."""
@@ -258,9 +275,23 @@ class ImageTextRetrievalPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-def _result(hit: Hit, target: str) -> dict:
-    content = {"image": hit.item.path} if target == "image" else {"caption": hit.item.caption}
-    return {"id": hit.item.id, "score": hit.score, "rank": hit.rank, **content}
+def _result(hit: Hit) -> dict:
+    item = hit.item
+    content = {"image": item.path} if item.caption is None else {"caption": item.caption}
+    return {"id": item.id, "score": hit.score, "rank": hit.rank, **content}
+
+
+def load_pipeline(model: str | Path, device: str | None = None) -> ImageTextRetrievalPipeline:
+    """The pipeline of a run folder (its best model), a model folder, or the name of a model on the Hub."""
+    place = str(model_folder(model) if Path(model).exists() else model)
+    disable_progress_bar()  # of loading weights, which take a second
+    try:
+        parts = ItmModel.from_pretrained(place), ItmProcessor.from_pretrained(place)
+        return ImageTextRetrievalPipeline(
+            parts[0], processor=parts[1], task=TASK, device=torch.device(device) if device else None
+        )
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{model}: cannot load this model: {error}") from None
 
 
 def _as_it_is(batch):

@@ -9,13 +9,12 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
-from io import BytesIO
 
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
-from clip_itm.data.images import read_image
+from clip_itm.data.images import read_image, small_jpeg
+from clip_itm.pages import image_element
 from clip_itm.training.audit import THRESHOLD, Audit
 
 SIDE = 176  # longer side of a photo on the page, pixels
@@ -186,7 +185,7 @@ def audit_page(audit: Audit, top: int) -> str:
             "photo": photo,
             "truth": truth,
             "mark": MARKS[truth],
-            "image": image_element(thumbnails[photo], image_id),
+            "image": image_element(thumbnails[photo], f"photo {image_id}"),
             "caption": escape(captions[pair].as_py()),
             "image_id": image_id,
             "caption_id": escape(pairs.caption_ids[int(audit.noise.source[pair])].as_py()),
@@ -249,26 +248,15 @@ def probability(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "&lt; 0.001"
 
 
-def image_element(jpeg: bytes | None, image_id: str) -> str:
-    if jpeg is None:
-        return '<div class="gone">no photo</div>'
-    source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    return f'<img src="{source}" alt="photo {image_id}" loading="lazy" decoding="async">'
-
-
 def make_thumbnails(audit: Audit, photos: np.ndarray) -> dict[int, bytes | None]:
     """JPEG bytes of photos of the training split by number; None where one cannot be read."""
     images = audit.train.rows.select_columns(["image"])
 
     def thumbnail(photo: int) -> bytes | None:
         try:
-            image = read_image(images[photo]["image"], draft_size=SIDE)
+            return small_jpeg(read_image(images[photo]["image"], draft_size=SIDE), SIDE)
         except ValueError:
             return None
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        encoded = BytesIO()
-        image.save(encoded, "JPEG", quality=80)
-        return encoded.getvalue()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = tqdm(pool.map(thumbnail, photos.tolist()), total=len(photos), desc="small photos", leave=False)

@@ -1,0 +1,122 @@
+"""`clip-itm index MODEL GALLERY --out DIR`: encode photos or captions once, so that they can be searched."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "index",
+        help="encode a folder of photos, or captions, to be searched",
+        description="Encode a gallery with a model and keep it in a folder. The same command adds what is new, and "
+        "goes on after an interruption. GALLERY is a folder of photos (with the folders below it) or a file of "
+        "captions (.txt: one a line; .csv, .tsv, .jsonl: a column of captions). Without it, --split takes a split of "
+        "the model's own data; keys such as --data.root say where they are now.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="run folder, model folder, or the name of a model on the Hub")
+    parser.add_argument("gallery", nargs="?", help="folder of photos or file of captions")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the index, or qdrant+http://HOST:PORT/NAME"
+    )
+    parser.add_argument("--split", choices=("train", "val", "test"), help="a split of the model's own data")
+    parser.add_argument("--of", choices=("photos", "captions"), help="which side of the split (default: photos)")
+    parser.add_argument("--kind", choices=("auto", "exact", "hnsw", "ivf-pq"), default="auto", help="default: by size")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="how vectors are stored")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read photos")
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave out photos that cannot be read, and name them"
+    )
+    parser.add_argument(
+        "--thumbnails", action="store_true", help="keep small photos in the index, to show it elsewhere"
+    )
+    parser.add_argument("--prune", action="store_true", help="take out items that are no longer in the gallery")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if (args.gallery is None) == (args.split is None):
+        raise ValueError(
+            "say what to index: a folder of photos or a file of captions, or --split of the model's own data"
+        )
+    if args.of and args.split is None:
+        raise ValueError("--of chooses a side of --split; a folder has photos, a file has captions")
+    if args.overrides and args.split is None:
+        raise ValueError(f"{args.overrides[0]}: keys of a recipe say where a --split is; a folder needs none")
+    for name in ("batch_size", "num_workers"):
+        if getattr(args, name) < (name == "batch_size"):
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected a positive number")
+    gallery = _given(Path(args.gallery)) if args.gallery else None
+
+    from clip_itm.retrieval.pipeline import load_pipeline
+
+    if args.split:
+        gallery = _split(args)
+    modality = "text" if args.of == "captions" or isinstance(gallery, dict) else "image"
+    pipe = load_pipeline(args.model, args.device)
+    index = pipe.index(
+        gallery,
+        modality,
+        folder=args.out,
+        kind=args.kind,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        skip_broken=args.skip_broken,
+        thumbnails=args.thumbnails,
+        prune=args.prune,
+    )
+    print(f"{args.out}: {len(index):,} {'photos' if modality == 'image' else 'captions'}; {index.note}")
+    print(f'search it: clip-itm search {args.model} {args.out} "a dog in the snow"')
+    return 0
+
+
+def _given(gallery: Path):
+    """The folder, or the captions of a file by id. Raises ValueError that names file and line."""
+    if gallery.is_dir():
+        from clip_itm.retrieval.photos import photo_files
+
+        photo_files(gallery)
+        return gallery
+    if not gallery.exists():
+        raise ValueError(f"{gallery}: there is no such folder of photos or file of captions")
+    from clip_itm.data.annotation_files import read_lines
+
+    if gallery.suffix == ".txt":
+        numbered = enumerate(read_lines(gallery), start=1)
+        captions = {str(number): line.strip() for number, line in numbered if line.strip()}
+    elif gallery.suffix in (".csv", ".tsv", ".jsonl"):
+        captions = _table(gallery)
+    else:
+        raise ValueError(f"{gallery}: expected a folder of photos, or captions in a .txt, .csv, .tsv or .jsonl file")
+    if not captions:
+        raise ValueError(f"{gallery}: no captions in it")
+    return captions
+
+
+def _table(file: Path) -> dict[str, str]:
+    from clip_itm.data.folder import CAPTION_COLUMNS, captions_of, read_table
+
+    captions: dict[str, str] = {}
+    for where, values in read_table(file):
+        column = next((name for name in CAPTION_COLUMNS if name in values), None)
+        if column is None:
+            raise ValueError(
+                f"{where}: no column of captions ({', '.join(CAPTION_COLUMNS)}); the columns are {', '.join(values)}"
+            )
+        found = captions_of(values[column], f"{where}, column {column!r}")
+        place = where.rpartition(":")[2]
+        captions |= {place if len(found) == 1 else f"{place}:{k}": caption for k, caption in enumerate(found)}
+    return captions
+
+
+def _split(args: argparse.Namespace):
+    from clip_itm.data.load import load_splits
+    from clip_itm.files import model_folder
+    from clip_itm.recipe import load_recipe
+
+    splits = load_splits(load_recipe(model_folder(args.model), args.overrides).data)
+    if args.split not in splits:
+        raise ValueError(f"--split {args.split}: these data have {', '.join(splits)}")
+    return splits[args.split].rows

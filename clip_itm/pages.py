@@ -1,0 +1,11 @@
+"""What the standalone HTML pages share."""
+
+import base64
+
+
+def image_element(jpeg: bytes | None, label: str) -> str:
+    """An `<img>` with the photo inside, or an empty place of class "gone"; `label` is HTML already."""
+    if jpeg is None:
+        return '<div class="gone">no photo</div>'
+    source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return f'<img src="{source}" alt="{label}" loading="lazy" decoding="async">'
