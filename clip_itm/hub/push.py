@@ -59,7 +59,8 @@ def _check_model(folder: Path) -> dict:
             f"{folder}: this model was saved without its code and would not load elsewhere; load it and its processor "
             "and save both once more (save_pretrained)"
         )
-    wanted = ["processor_config.json", *(f"{name.split('.')[0]}.py" for name in config["auto_map"].values())]
+    classes = [*config["auto_map"].values(), *(task["impl"] for task in config.get("custom_pipelines", {}).values())]
+    wanted = ["processor_config.json", *(f"{name.split('.')[0]}.py" for name in classes)]
     missing = [name for name in wanted if not (folder / name).is_file()]
     if not any(folder.glob("model*.safetensors")):
         missing.append("model.safetensors")

@@ -203,14 +203,16 @@ class ItmTrainer(Trainer):
 
     def push_to_hub(
         self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
+        commit_message: str = "End of training",
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
     ):
-        """The best model of the finished run with its card, as `clip-itm push` does; to `args.hub_model_id`, or to a
-        repository with the name of the run. Always `blocking`. Returns the `CommitInfo`, on the first process only."""
+        """What `clip-itm push` sends, the best model of the finished run with its card, in one commit.
+
+        To `args.hub_model_id`, or to a repository with the name of the run. Returns the `CommitInfo`, on the first
+        process only; raises ValueError for a run that is not finished.
+        """
         if not self.is_world_process_zero():
             return None
         from clip_itm.hub.push import log_in, model_files, upload

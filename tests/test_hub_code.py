@@ -1,0 +1,195 @@
+"""The code of a checkpoint: what is written beside the weights, and that it loads without this package."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_backbones import CAPTIONS, PHOTOS, tiny_config
+from transformers import AutoModel, AutoProcessor, pipeline
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+
+from clip_itm.backbones.build import build_processor
+from clip_itm.backbones.configuration import LoraSection
+from clip_itm.configuration import TASK, ItmConfig
+from clip_itm.heads.configuration import ClipHeadConfig, CrclHeadConfig, NpcHeadConfig
+from clip_itm.hub.remote_code import code_files
+from clip_itm.model import ItmModel
+from clip_itm.processing import ItmProcessor
+from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
+
+TESTS = Path(__file__).parent
+KINDS = {"open_clip": "openclip", "transformers": "huggingface", "bert-vit": "bert_vit", "timm-words": "timm_words"}
+HEADS = ("clip", "npc", "crcl")
+ALWAYS = {"PIL", "ftfy", "numpy", "pyarrow", "pydantic", "safetensors", "torch", "tqdm", "transformers"}
+OWN = {"open_clip": {"open_clip"}, "timm-words": {"timm", "tokenizers"}}
+
+
+def save(folder: Path, kind: str, head=None, **options) -> Path:
+    """A tiny model and its processor in `folder`/saved."""
+    folder.mkdir()
+    config = tiny_config(kind, folder, **options)
+    processor = build_processor(config, CAPTIONS)
+    torch.manual_seed(0)
+    ItmModel.from_backbone(config, head, processor).save_pretrained(folder / "saved")
+    processor.save_pretrained(folder / "saved")
+    return folder / "saved"
+
+
+def inside(folder: Path, photo: Image.Image) -> dict[str, np.ndarray]:
+    """What fresh_process.py finds, in this process."""
+    model, processor = ItmModel.from_pretrained(folder).eval(), ItmProcessor.from_pretrained(folder)
+    pipe = ImageTextRetrievalPipeline(model=model, processor=processor)
+    pipe.index(CAPTIONS)
+    hits = pipe(photo, top_k=len(CAPTIONS))
+    with torch.inference_mode():
+        return {
+            "images": model.encode_images(**processor(images=[photo])).numpy(),
+            "texts": model.encode_texts(**processor(text=CAPTIONS)).numpy(),
+            "ids": np.array([hit["id"] for hit in hits]),
+            "scores": np.array([hit["score"] for hit in hits]),
+        }
+
+
+def run_fresh(place: Path, models: list[str], photo: Path, again: Path | None, python=sys.executable, **environment):
+    job = {"models": models, "photo": str(photo), "captions": CAPTIONS, "out": str(place / "found.npz")}
+    job["again"] = None if again is None else str(again)
+    (place / "job.json").write_text(json.dumps(job))
+    environment = {**os.environ, "HF_MODULES_CACHE": str(place / "modules"), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        [python, TESTS / "fresh_process.py", place / "job.json"],
+        env={name: value for name, value in environment.items() if value is not None},
+        cwd=place,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(place / "found.npz") as found:
+        return [
+            {name: found[f"{k}/{name}"] for name in ("images", "texts", "ids", "scores")} for k in range(len(models))
+        ]
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found["ids"].tolist() == expected["ids"].tolist()
+    for name in ("images", "texts", "scores"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    PHOTOS[0].save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_of_a_kind_is_flat_complete_and_demands_only_what_it_uses_at_once(kind, head, tmp_path):
+    files = code_files(kind, head)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    demanded = {package for name in files for package in get_imports(tmp_path / name)} - sys.stdlib_module_names
+    assert demanded == ALWAYS | OWN.get(kind, set())
+    assert {f"clip_itm_backbones_{module}.py" for module in KINDS.values()} & set(files) <= {
+        f"clip_itm_backbones_{KINDS[kind]}.py",
+        "clip_itm_backbones_huggingface.py",  # open_clip and bert-vit make use of it
+    }
+    for other in {"npc", "crcl"} - {head}:
+        assert not any(name.startswith(f"clip_itm_heads_{other}") for name in files)
+    for name, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("clip_itm") or node.level == 1, name
+        assert "Apache-2.0" in "".join(text.splitlines()[:2])
+
+
+@pytest.mark.parametrize("entry", ["clip_itm_model.py", "clip_itm_retrieval_pipeline.py", "clip_itm_processing.py"])
+def test_transformers_finds_all_that_a_module_needs(entry, tmp_path):
+    files = code_files("open_clip", "npc")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = {Path(path).name for path in get_relative_import_files(tmp_path / entry)} | {entry}
+    waiting, needed = [entry], set()
+    while waiting:
+        needed.add(name := waiting.pop())
+        for node in ast.walk(ast.parse(files[name])):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                modules = [node.module] if node.module else [alias.name for alias in node.names]
+                waiting += [f"{module}.py" for module in modules if f"{module}.py" not in needed]
+    assert needed <= found <= set(files)
+    if entry == "clip_itm_model.py":  # what is saved again is whole
+        assert found == set(files)
+
+
+def test_other_kinds_are_refused_with_a_sentence(tmp_path):
+    files = code_files("bert-vit", "clip")
+    assert "the code of this checkpoint is for 'bert-vit' alone" in files["clip_itm_backbones_build.py"]
+    assert "register(" not in files["clip_itm_model.py"] + files["clip_itm_retrieval_pipeline.py"]
+    assert files["clip_itm_configuration.py"] != code_files("bert-vit", "npc")["clip_itm_configuration.py"]
+
+
+def test_a_saved_model_names_its_code_and_is_the_same_every_time(tmp_path):
+    first, second = save(tmp_path / "a", "bag"), save(tmp_path / "b", "bag")
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names if name.endswith(".py"))
+    config = json.loads((first / "config.json").read_text())
+    places = [*config["auto_map"].values(), config["custom_pipelines"][TASK]["impl"]]
+    places += json.loads((first / "processor_config.json").read_text())["auto_map"].values()
+    for place in places:
+        module, name = place.split(".")
+        assert f"class {name}(" in (first / f"{module}.py").read_text()
+    requirements = (first / "requirements.txt").read_text().split()
+    assert "timm>=1.0.31" in requirements
+    assert "pyarrow" in requirements
+    assert not [line for line in requirements if line.startswith(("open_clip", "peft", "accelerate"))]
+
+
+def test_adapters_ask_for_peft(tmp_path):
+    assert "peft>=0.21" in (save(tmp_path / "a", "clip", lora=LoraSection()) / "requirements.txt").read_text().split()
+
+
+def test_here_the_classes_of_this_package_win(tmp_path):
+    folder = save(tmp_path / "a", "bag")
+    for trust in (None, True):
+        assert type(AutoModel.from_pretrained(folder, trust_remote_code=trust)) is ItmModel
+        assert type(AutoProcessor.from_pretrained(folder, trust_remote_code=trust)) is ItmProcessor
+        assert type(pipeline(TASK, model=str(folder), trust_remote_code=trust)) is ImageTextRetrievalPipeline
+    ItmConfig.from_pretrained(folder).save_pretrained(tmp_path / "config")
+    assert (tmp_path / "config" / "config.json").read_text() == (folder / "config.json").read_text()
+
+
+def test_models_load_side_by_side_in_a_process_without_this_package(tmp_path, photo):
+    """One after the other, all kinds of code in folders of one name; saved again there, they are still whole."""
+    folders = [
+        save(tmp_path / "a", "open_clip", NpcHeadConfig()),
+        save(tmp_path / "b", "bert-vit", CrclHeadConfig()),
+        save(tmp_path / "c", "bag", ClipHeadConfig(temperature=0.05)),
+    ]
+    assert_whole(folders, tmp_path, photo)
+
+
+@pytest.mark.slow
+def test_more_kinds_load_in_a_process_without_this_package(tmp_path, photo):
+    folders = [
+        save(tmp_path / "a", "siglip", lora=LoraSection()),
+        save(tmp_path / "b", "open_clip-bert"),
+        save(tmp_path / "c", "open_clip-timm"),
+        save(tmp_path / "d", "gru"),
+    ]
+    assert_whole(folders, tmp_path, photo)
+
+
+def assert_whole(folders: list[Path], tmp_path: Path, photo: Path) -> None:
+    found = run_fresh(tmp_path, [str(folder) for folder in folders], photo, tmp_path / "again")
+    for folder, result in zip(folders, found, strict=True):
+        assert_same(result, inside(folder, Image.open(photo).convert("RGB")))
+    for number, folder in enumerate(folders):
+        code = {path.name for path in folder.glob("clip_itm_*.py")}
+        assert {path.name for path in (tmp_path / "again" / str(number)).glob("clip_itm_*.py")} == code
