@@ -26,6 +26,7 @@ from clip_itm.retrieval.base import SearchIndex
 from clip_itm.retrieval.index import LocalIndex, open_index
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.photos import PhotoBatch, PhotoBatches, modality_of, read_photo
+from clip_itm.retrieval.qdrant import SCHEME, QdrantIndex
 from clip_itm.retrieval.sources import Source, make_source
 from clip_itm.retrieval.storage import committed
 from clip_itm.weights import model_sha256
@@ -118,13 +119,17 @@ class ImageTextRetrievalPipeline(Pipeline):
         return index
 
     def _open(self, where: str | Path | None, modality: str, kind: str, dtype: str) -> SearchIndex:
-        if where is None:
+        """The index at `where`, or a new one."""
+        if str(where).startswith(SCHEME):
+            if (kind, dtype) != ("auto", "float32"):
+                raise ValueError(f"{where}: a Qdrant collection chooses its own index; leave kind and dtype out")
+            return QdrantIndex(str(where), modality, self.model_sha256)
+        if where is None or committed(Path(where)) is None:
             return LocalIndex(modality, self.model_sha256, kind, dtype)
-        if committed(Path(where)) is None:
-            return LocalIndex(modality, self.model_sha256, kind, dtype)
-        index = open_index(where, self.model_sha256)
-        if index.modality != modality:
-            raise ValueError(f"{where} is an index of {index.modality}s; choose another folder for {modality}s")
+        index = LocalIndex.load(where, self.model_sha256)
+        for name, asked, found in (("modality", modality, index.modality), ("dtype", dtype, index.dtype)):
+            if asked != found:
+                raise ValueError(f"{where} is an index of {name} {found}, not {asked}; choose another folder")
         return index
 
     def _encode_photos(self, part: Source, batch_size, num_workers, skip_broken, thumbnails, progress):
