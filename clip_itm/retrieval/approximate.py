@@ -22,7 +22,8 @@ from clip_itm.retrieval.storage import REMEDY, check_file, describe_file
 KINDS = ("exact", "hnsw", "ivf-pq")
 EXACT_UP_TO = 200_000  # about 20 ms a query of 512; above, somebody waits
 HNSW_UP_TO = 2_000_000  # about 2.5 GB in memory; above, compressed lists
-LARGEST_TAIL = 10_000  # newest vectors that are searched exactly (1 ms) before they go into the graph or the lists
+LARGEST_TAIL = 10_000  # newest vectors that are searched exactly (1 ms) before they go into the graph or the lists,
+LARGEST_TAIL_PART = 1 / 16  # or this part of all: every change writes the whole file of faiss
 
 HNSW_NEIGHBOURS = (
     32  # links a vector and level (twice as many on the lowest): high recall needs 32 from 256 dimensions on
@@ -130,11 +131,11 @@ def prepare(shortlist: Shortlist | None, kind: str, gallery: Gallery) -> Shortli
     """The shortlist for an approximate `kind` of search in a gallery: the given one, extended, or a new one."""
     if kind == "exact":
         return None
-    tail = len(gallery.dead) - (0 if shortlist is None else shortlist.count)
-    if shortlist is not None and shortlist.kind == kind and tail <= LARGEST_TAIL:
-        return shortlist
-    if shortlist is None or shortlist.kind != kind or shortlist.is_outgrown(len(gallery.dead)):
+    total = len(gallery.dead)
+    if shortlist is None or shortlist.kind != kind or shortlist.is_outgrown(total):
         shortlist = Shortlist(kind, 0, new_faiss(kind, gallery))
+    elif total - shortlist.count <= max(LARGEST_TAIL, LARGEST_TAIL_PART * total):
+        return shortlist
     shortlist.extend(gallery)
     return shortlist
 
@@ -149,15 +150,18 @@ def new_faiss(kind: str, gallery: Gallery):
         index = faiss.IndexHNSWSQ(width, half, HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = HNSW_CONSTRUCTION
         return index
-    lists = num_lists(len(gallery.dead))
+    total = len(gallery.dead)
     codes = width // PQ_WIDTH if width % PQ_WIDTH == 0 else width
     coarse = faiss.IndexFlatIP(width)
-    index = faiss.IndexIVFPQ(coarse, width, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
-    sample = np.random.default_rng(0).choice(
-        len(gallery.dead), max(IVF_TRAINING * lists, FEWEST_FOR_IVF), replace=False
-    )
-    index.train(gallery.vectors(np.sort(sample)).numpy())
+    index = faiss.IndexIVFPQ(coarse, width, num_lists(total), codes, 8, faiss.METRIC_INNER_PRODUCT)
+    index.train(gallery.vectors(training_sample(total)).numpy())
     return index
+
+
+def training_sample(count: int) -> np.ndarray:
+    """Positions, ascending, from which centroids and codes are learnt."""
+    size = max(IVF_TRAINING * num_lists(count), FEWEST_FOR_IVF)
+    return np.sort(np.random.default_rng(0).choice(count, size, replace=False))
 
 
 def num_lists(count: int) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_itm.retrieval.base import check_known_ids, check_new_ids, check_same_shapes
+from clip_itm.retrieval.base import check_known_ids, check_same_shapes
 from clip_itm.retrieval.exact import BLOCK_BYTES, Block
 from clip_itm.retrieval.items import Item
 from clip_itm.retrieval.segments import Segment, Selection
@@ -36,10 +36,10 @@ class Gallery:
         return {ids[position]: position for position in np.flatnonzero(~self.dead).tolist()}
 
     def add(self, segment: Segment) -> None:
+        """Append items whose ids are new."""
         ids = segment.ids
         if self.segments:
             check_same_shapes(self.segments[0].shapes, segment.shapes)
-        check_new_ids(ids, self.position)
         self.position.update(zip(ids, range(len(self.dead), len(self.dead) + len(ids)), strict=True))
         self.segments.append(segment)
         self.dead = np.concatenate([self.dead, np.zeros(len(ids), bool)])

@@ -22,6 +22,7 @@ from clip_itm.retrieval.base import (
     check_known_ids,
     check_modality,
     check_model,
+    check_new_ids,
     check_queries,
     check_search,
 )
@@ -69,6 +70,7 @@ class LocalIndex(SearchIndex):
         return choose_kind(self.kind, len(self), self.device)[1]
 
     def add(self, items: Sequence[Item], embeddings: Tensor, vectors: Tensor | None = None) -> None:
+        check_new_ids([item.id for item in items], self._gallery.position)
         vectors, own_embeddings = check_embeddings(items, embeddings, vectors, DTYPES[self.dtype])
         if items:
             self._gallery.add(make_segment(items, vectors, own_embeddings))
@@ -178,7 +180,8 @@ class LocalIndex(SearchIndex):
             segments.append(storage.read_segment(folder, storage.write_segment(folder, number, new), dtype))
         written = Gallery(segments, [] if compact else np.flatnonzero(gallery.dead))
         deleted = np.flatnonzero(written.dead)
-        shortlist = self._prepared(written, None if compact else self._shortlist)  # positions change where compact
+        moved = compact and gallery.num_dead > 0
+        shortlist = self._prepared(written, None if moved else self._shortlist)
         if shortlist is not None and not (is_own and shortlist.files):
             shortlist.write(folder, number)
         self._commit = storage.commit(

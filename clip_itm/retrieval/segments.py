@@ -45,7 +45,7 @@ class Segment:
 
     def item(self, row: int) -> Item:
         columns = (column[row].as_py() for column in self.table.columns)
-        return Item(*columns, thumbnail=self.thumbnail(row).numpy().tobytes() or None)
+        return Item(*columns, thumbnail=self.thumbnail(row).numpy().tobytes() or None if len(self.jpegs) else None)
 
     def thumbnail(self, row: int) -> Tensor:
         first, end = self.offsets[row : row + 2].tolist()
