@@ -1,7 +1,7 @@
 """A process without this package loads what it is told, and says what came out: for tests of what is saved and pushed.
 
 python fresh_process.py JOB.json       JOB: {"models": [...], "photo": PATH, "captions": [...], "again": FOLDER or None,
-                                       "out": FILE.npz}
+                                       "hide": whether this package is installed here, "out": FILE.npz}
 
 Every model (a folder, or a name on the Hub) is loaded with `trust_remote_code=True`, by itself and as a pipeline; with
 "again" it is also saved there, and the copy is what counts. Written are arrays NUMBER/images, NUMBER/texts, NUMBER/ids
@@ -55,5 +55,7 @@ def main(job: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, Hide())
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    job = json.loads(Path(sys.argv[1]).read_text())
+    if job["hide"]:
+        sys.meta_path.insert(0, Hide())
+    main(job)

@@ -57,9 +57,11 @@ def inside(folder: Path, photo: Image.Image) -> dict[str, np.ndarray]:
         }
 
 
-def run_fresh(place: Path, models: list[str], photo: Path, again: Path | None, python=sys.executable, **environment):
+def run_fresh(
+    place: Path, models: list[str], photo: Path, again: Path | None, python=sys.executable, hide=True, **environment
+):
     job = {"models": models, "photo": str(photo), "captions": CAPTIONS, "out": str(place / "found.npz")}
-    job["again"] = None if again is None else str(again)
+    job |= {"again": None if again is None else str(again), "hide": hide}
     (place / "job.json").write_text(json.dumps(job))
     environment = {**os.environ, "HF_MODULES_CACHE": str(place / "modules"), "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """Pushing to the Hub: what goes into a repository, checked before anything is sent, and one commit."""
 
 import json
+import warnings
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -115,6 +116,8 @@ def upload(
         repo = api.create_repo(repo, repo_type=kind, private=private, space_sdk=sdk, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
-        return api.create_commit(repo, operations, commit_message=message, repo_type=kind, revision=revision)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")  # the index
+            return api.create_commit(repo, operations, commit_message=message, repo_type=kind, revision=revision)
     except Exception as error:  # of the Hub, of the HTTP library or of one of the ways to upload
         raise ValueError(f"{repo}: the push failed, and the last commit there stands: {error}") from error
