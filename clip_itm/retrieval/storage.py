@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def commit(folder: Path, content: dict) -> str:
     named = {file["name"] for file in named_files(content)}
     for path in folder.iterdir():
         if OUR_FILES.fullmatch(path.name) and path.name not in named:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # mapped by a process on a system that then refuses; the next save tries again
+                path.unlink()
     return sha256_of(folder / INDEX_FILE)
 
 
@@ -96,7 +98,7 @@ def sha256_of(path: Path) -> str:
 def check_file(folder: Path, entry: dict, hashed: bool) -> Path:
     """The path of a file that index.json names; its size, and if `hashed` its content, are what they were."""
     if not OUR_FILES.fullmatch(entry["name"]):
-        raise ValueError(f"file name {entry['name']!r}")
+        raise ValueError(f"{folder / INDEX_FILE} names {entry['name']!r}, which is no file of an index; {REMEDY}")
     path = folder / entry["name"]
     if not path.is_file():
         raise ValueError(f"{path} is missing; {REMEDY}")
@@ -153,7 +155,8 @@ def read_segment(folder: Path, files: dict, dtype: torch.dtype, hashed: bool = F
     embeddings = read_tensors(folder, files["embeddings"], hashed)["embeddings"] if "embeddings" in files else None
     for tensor in (vectors, vectors if embeddings is None else embeddings):
         if len(tensor) != count or tensor.dtype != dtype:
-            raise ValueError(f"{files['vectors']['name']} holds {len(tensor)} x {tensor.dtype}, not {count} x {dtype}")
+            path = folder / files["vectors"]["name"]
+            raise ValueError(f"{path} holds {len(tensor)} x {tensor.dtype}, not {count} x {dtype}; {REMEDY}")
     if "thumbnails" in files:
         stored = read_tensors(folder, files["thumbnails"], hashed)
         jpegs, offsets = stored["jpegs"], stored["offsets"]

@@ -1,0 +1,325 @@
+"""Saved indexes: what is loaded equals what was saved, crashes leave the old one, damage is named."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clip_itm.retrieval import index as index_module
+from clip_itm.retrieval import storage
+from clip_itm.retrieval.index import LocalIndex, open_index
+from clip_itm.retrieval.items import Item
+
+VECTORS = torch.randint(-4, 5, (60, 8), generator=torch.Generator().manual_seed(0)) / 4
+QUERIES = torch.randint(-4, 5, (5, 8), generator=torch.Generator().manual_seed(1)) / 4
+
+
+def items(*numbers: int) -> list[Item]:
+    """Some with a thumbnail, some with a path, some with a caption."""
+    return [
+        Item(
+            f"i{k}",
+            path=f"photos/{k}.jpg" if k % 3 else None,
+            caption=f"a caption, é {k}" if k % 4 == 0 else None,
+            thumbnail=bytes([k]) * k if k % 3 == 0 and k else None,
+        )
+        for k in numbers
+    ]
+
+
+def make_index(folder: Path | None = None, count: int = 20, **options) -> LocalIndex:
+    made = LocalIndex("image", "model", **options)
+    made.add(items(*range(count)), VECTORS[:count])
+    if folder is not None:
+        made.save(folder)
+    return made
+
+
+def same(first: LocalIndex, second: LocalIndex) -> bool:
+    return list(first.items()) == list(second.items()) and first.search(QUERIES, 100) == second.search(QUERIES, 100)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_loaded_equals_what_was_saved(tmp_path, dtype):
+    made = LocalIndex("text", "model", dtype=dtype)
+    embeddings = torch.randn(20, 3, 8)
+    made.add(items(*range(10)), embeddings[:10], VECTORS[:10])
+    made.add(items(*range(10, 20)), embeddings[10:], VECTORS[10:20])
+    made.delete(["i3", "i12"])
+    before = made.search(QUERIES, 100)
+    made.save(tmp_path / "new" / "gallery")
+    loaded = LocalIndex.load(tmp_path / "new" / "gallery", "model", verify=True)
+    assert same(made, loaded)
+    assert loaded.search(QUERIES, 100) == before
+    assert (loaded.modality, loaded.dtype, len(loaded), "i3" in loaded, "i4" in loaded) == (
+        "text",
+        dtype,
+        18,
+        False,
+        True,
+    )
+    kept = embeddings.to(index_module.DTYPES[dtype]).float()
+    assert torch.equal(loaded.embeddings_of(["i19", "i0"]), kept[[19, 0]])
+
+
+def test_saving_again_writes_what_is_new(tmp_path):
+    make_index(tmp_path)
+    before = snapshot(tmp_path)
+    grown = LocalIndex.load(tmp_path)
+    grown.add(items(20, 21), VECTORS[20:22])
+    grown.delete(["i0"])
+    grown.save(tmp_path)
+    after = snapshot(tmp_path)
+    assert {name: after[name] for name in before if name != "index.json"} == {
+        name: digest for name, digest in before.items() if name != "index.json"
+    }
+    assert names(tmp_path) - before.keys() == {
+        "vectors-0001.safetensors",
+        "items-0001.parquet",
+        "thumbnails-0001.safetensors",
+        "deleted-0001.npz",
+    }
+    assert same(LocalIndex.load(tmp_path, verify=True), grown)
+    fresh = make_index()
+    fresh.add(items(20, 21), VECTORS[20:22])
+    fresh.delete(["i0"])
+    assert same(fresh, grown)
+    grown.save(tmp_path)  # nothing new
+    assert names(tmp_path) == (after.keys() - {"deleted-0001.npz"}) | {"deleted-0002.npz"}
+
+
+def test_many_deleted_and_many_segments_are_rewritten(tmp_path, monkeypatch):
+    made = make_index(tmp_path)
+    made.delete([f"i{k}" for k in range(6)])
+    expected = made.search(QUERIES, 100)
+    made.save(tmp_path)
+    assert names(tmp_path) == {
+        "index.json",
+        "vectors-0001.safetensors",
+        "items-0001.parquet",
+        "thumbnails-0001.safetensors",
+    }
+    assert made.search(QUERIES, 100) == LocalIndex.load(tmp_path, verify=True).search(QUERIES, 100) == expected
+    monkeypatch.setattr(index_module, "MOST_SEGMENTS", 3)
+    for k in range(20, 24):
+        made.add(items(k), VECTORS[k : k + 1])
+        made.save(tmp_path)
+    assert len(made._gallery.segments) <= 3
+    assert same(made, LocalIndex.load(tmp_path, verify=True))
+    assert [item.id for item in made.items()] == [f"i{k}" for k in range(6, 24)]
+
+
+def test_compact_drops_deleted_items_for_good(tmp_path):
+    made = make_index(tmp_path)
+    made.delete(["i2"])
+    made.add(items(40), VECTORS[40:41])
+    expected = made.search(QUERIES, 100)
+    made.compact()
+    assert b"photos/2.jpg" not in (tmp_path / "items-0001.parquet").read_bytes()
+    assert made.search(QUERIES, 100) == LocalIndex.load(tmp_path).search(QUERIES, 100) == expected
+    made.delete([item.id for item in made.items()])
+    made.compact()
+    assert names(tmp_path) == {"index.json"}
+    assert len(LocalIndex.load(tmp_path)) == 0
+
+
+def test_vectors_stay_in_the_file(tmp_path):
+    """Mapped, and written without being gathered in memory: what is loaded shares the file's pages."""
+    make_index(tmp_path)
+    loaded = LocalIndex.load(tmp_path)
+    with (tmp_path / "vectors-0000.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(np.float32(1000).tobytes())
+    assert max(hit.score for hit in loaded.search(torch.eye(8)[7:], 1)[0]) == 1000
+
+
+class Killed(BaseException):
+    """Not an error that anything handles."""
+
+
+@pytest.mark.parametrize("step", ["vectors", "thumbnails", "items", "deleted", "index", "index replaced"])
+@pytest.mark.parametrize("compact", [False, True], ids=["add", "compact"])
+def test_a_crash_leaves_the_old_index_or_the_new(tmp_path, monkeypatch, step, compact):
+    """Killed as each file is about to be written; then everything goes on."""
+    make_index(tmp_path)
+    before, old = snapshot(tmp_path), LocalIndex.load(tmp_path)
+    grown = LocalIndex.load(tmp_path)
+    grown.add(items(20, 21), VECTORS[20:22])
+    grown.delete(["i1"])
+    expected = grown.search(QUERIES, 100)
+    write = storage.replacing
+
+    def killing(path):
+        if Path(path).name.startswith(step):
+            raise Killed
+        return write(path)
+
+    if step == "index replaced":
+        monkeypatch.setattr(storage, "named_files", lambda _: (_ for _ in ()).throw(Killed))
+    else:
+        monkeypatch.setattr(storage, "replacing", killing)
+        monkeypatch.setattr("clip_itm.files.replacing", killing)
+    if compact and step == "deleted":
+        return  # nothing is deleted then
+    with pytest.raises(Killed):
+        grown.compact() if compact else grown.save(tmp_path)
+    monkeypatch.undo()
+    found = LocalIndex.load(tmp_path, verify=True)
+    if step == "index replaced":
+        assert found.search(QUERIES, 100) == expected
+        return
+    assert same(found, old)
+    assert before.items() <= snapshot(tmp_path).items()
+    assert grown.search(QUERIES, 100) == expected, "nothing in memory is lost"
+    grown.save(tmp_path)
+    assert LocalIndex.load(tmp_path, verify=True).search(QUERIES, 100) == expected
+    assert names(tmp_path) >= {
+        file["name"] for file in storage.named_files(json.loads((tmp_path / "index.json").read_text()))
+    }
+
+
+def test_the_first_save_may_be_repeated_after_a_crash(tmp_path, monkeypatch):
+    made = make_index()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            made.save(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no index: there is no index\.json"):
+        LocalIndex.load(tmp_path)
+    made.save(tmp_path)
+    assert same(made, LocalIndex.load(tmp_path, verify=True))
+
+
+def test_another_process_is_not_overwritten(tmp_path):
+    make_index(tmp_path)
+    first, second = LocalIndex.load(tmp_path), LocalIndex.load(tmp_path)
+    second.add(items(30), VECTORS[30:31])
+    second.save(tmp_path)
+    first.add(items(31), VECTORS[31:32])
+    for write in (lambda: first.save(tmp_path), first.compact):
+        with pytest.raises(ValueError, match="changed by another process since this index was loaded; load it again"):
+            write()
+    assert same(LocalIndex.load(tmp_path, verify=True), second)
+
+
+def test_another_index_is_not_overwritten(tmp_path):
+    saved = make_index(tmp_path / "a")
+    with pytest.raises(ValueError, match="holds an index already; load that one and add to it"):
+        make_index(tmp_path / "a", count=3)
+    assert same(LocalIndex.load(tmp_path / "a"), saved)
+    saved.delete(["i4"])
+    saved.save(tmp_path / "b")  # a copy, which it now belongs to
+    assert same(LocalIndex.load(tmp_path / "b", verify=True), saved)
+    assert "i4" in LocalIndex.load(tmp_path / "a", verify=True)
+
+
+def edit(**changes):
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "index.json").read_text())
+        for key, value in changes.items():
+            content.pop(key) if value is None else content.__setitem__(key, value)
+        (folder / "index.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def edit_segment(**changes):
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "index.json").read_text())
+        content["segments"][0] |= changes
+        (folder / "index.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def truncate(name: str):
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+def flip(name: str, place: int):
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 0xFF
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+OUTSIDE = {"name": "../vectors-0000.safetensors", "bytes": 1, "sha256": ""}
+DAMAGES = {
+    "no index.json": (lambda folder: (folder / "index.json").unlink(), "holds no index.*clip-itm index"),
+    "no folder": (shutil.rmtree, "holds no index"),
+    "half an index.json": (truncate("index.json"), r"index\.json is no index\.json of a search index"),
+    "index.json of something else": (
+        lambda folder: (folder / "index.json").write_text("[1]"),
+        r"index\.json is no index\.json of a search index",
+    ),
+    "another format": (edit(format="faiss"), "is no index.json of a search index"),
+    "a later version": (edit(version=2), "version 2 of the format, this clip_itm reads version 1"),
+    "a key is missing": (edit(modality=None), r"index\.json is damaged \(KeyError\('modality'\)\)"),
+    "a value of another type": (edit(segments=3), r"index\.json is damaged"),
+    "an unknown kind": (edit(kind="lsh"), "kind is 'lsh'"),
+    "another count": (edit_segment(count=19), "not 19 items"),
+    "a file elsewhere": (edit_segment(vectors=OUTSIDE), r"names '\.\./vectors-0000.*no file of an index"),
+    "another type of numbers": (edit(dtype="float16"), "torch.float32, not 20 x torch.float16"),
+    "vectors are missing": (lambda folder: (folder / "vectors-0000.safetensors").unlink(), "vectors.*is missing"),
+    "half the vectors": (
+        truncate("vectors-0000.safetensors"),
+        "vectors-0000.safetensors has .* bytes, index.json says",
+    ),
+    "a damaged header": (flip("vectors-0000.safetensors", 9), "vectors-0000.safetensors is no safetensors file"),
+    "half the items": (truncate("items-0000.parquet"), "items-0000.parquet has .* bytes"),
+    "a changed item": (flip("items-0000.parquet", 300), "items-0000.parquet is not what was saved"),
+    "half the thumbnails": (truncate("thumbnails-0000.safetensors"), "thumbnails-0000.safetensors has .* bytes"),
+    "changed deletions": (flip("deleted-0001.npz", 40), "deleted-0001.npz is not what was saved"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named(tmp_path, name):
+    folder = tmp_path / "gallery"
+    made = make_index(folder)
+    made.delete(["i1"])
+    made.save(folder)
+    damage, message = DAMAGES[name]
+    damage(folder)
+    with pytest.raises(ValueError, match=message) as raised:
+        LocalIndex.load(folder)
+    assert str(folder) in str(raised.value) or name == "an unknown kind"
+
+
+def test_verify_reads_the_vectors(tmp_path):
+    make_index(tmp_path)
+    flip("vectors-0000.safetensors", -3)(tmp_path)
+    LocalIndex.load(tmp_path)  # of the same size: only reading all of it tells
+    with pytest.raises(ValueError, match=r"vectors-0000.safetensors is not what was saved.*index the gallery again"):
+        LocalIndex.load(tmp_path, verify=True)
+
+
+def test_the_index_of_another_model_is_refused(tmp_path):
+    make_index(tmp_path)
+    assert open_index(str(tmp_path), "model").model_sha256 == "model"
+    assert len(open_index(tmp_path, None)) == 20
+    with pytest.raises(ValueError, match=r"made by another model \(model, not other\).*index the gallery again"):
+        open_index(tmp_path, "other")
+
+
+def test_a_loaded_index_checks_what_is_added(tmp_path):
+    loaded = make_index(tmp_path) and LocalIndex.load(tmp_path)
+    with pytest.raises(ValueError, match=r"vectors \(7,\).*do not fit an index of vectors \(8,\)"):
+        loaded.add(items(50), torch.ones(1, 7))
+    with pytest.raises(ValueError, match="'i5' is in the index already"):
+        loaded.add(items(5), torch.ones(1, 8))
