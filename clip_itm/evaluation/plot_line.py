@@ -34,7 +34,7 @@ def draw_trade_off(axes, content: dict) -> None:
             f"{point['alpha']:g}", (rsum, accuracy), (5, 5), textcoords="offset points", fontsize=8, color=INK
         )
         if point["alpha"] == chosen:
-            axes.plot(rsum, accuracy, marker="o", markersize=11, color=COLORS[1], fillstyle="none", label="chosen")
+            axes.plot(rsum, accuracy, "o", markersize=11, color=COLORS[1], fillstyle="none", label="chosen")
     axes.set_xlabel(f"rsum on {content['split']}")
     axes.set_ylabel("zero-shot top-1 accuracy (%)")
     axes.set_title("alpha: 0 base, 1 tuned", loc="left", fontsize=10)
