@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-quick test-gpu lint format bench clean
+.PHONY: setup demo notebooks test test-quick test-gpu lint format bench clean
 
 setup: $(VENV)/.installed
 
@@ -18,9 +18,13 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/clip-itm compare recipes/sample/clip.yaml recipes/sample/npc.yaml recipes/sample/crcl.yaml --noise 0.4 --seeds 0 --out runs/demo --montage
 
+notebooks: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --nbmake-timeout 900 notebooks
+
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow"
+	$(MAKE) notebooks
 
 test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import nbformat
 import pytest
 from tiny import tiny_recipe
 
@@ -11,6 +12,7 @@ from clip_itm.cli import main, make_parser, split_overrides
 from clip_itm.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PAGES = sorted([ROOT / "README.md", ROOT / "recipes" / "README.md", *ROOT.glob("docs/*.md")])
 
 
@@ -91,18 +93,23 @@ def test_the_commands_of_the_readme_run(tmp_path, capsys):
     assert names["texts"].shape == (1, 16)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("notebook", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_run_from_top_to_bottom(notebook, monkeypatch):
-    import json
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs(notebook):
+    """`make notebooks` runs them; what they show is asserted in their own cells."""
+    stored = nbformat.read(notebook, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(stored)
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert stored.metadata.kernelspec.name == "python3", "the kernel of the environment that runs them"
+    assert [cell.outputs for cell in code] == [[] for _ in code]
+    assert {cell.execution_count for cell in code} == {None}
+    assert not any("widgets" in part.metadata for part in (stored, *stored.cells))
+    assert re.search(r"^ *assert ", "\n".join(cell.source for cell in code), re.M), "a fact that can fail"
 
-    import matplotlib
 
-    matplotlib.use("agg")
-    monkeypatch.chdir(ROOT / "notebooks")
-    names = {}
-    for cell in json.loads(notebook.read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == [], "outputs are stripped in git"
-            exec("".join(cell["source"]), names)
-    assert names["results"]["best"]["all"]["metrics"]["rsum"] > names["results"]["zero_shot"]["all"]["metrics"]["rsum"]
+def test_notebooks_name_no_folder_of_a_machine_and_link_to_files():
+    assert len(NOTEBOOKS) == 4
+    for notebook in NOTEBOOKS:
+        text = notebook.read_text()
+        assert not re.search(r"[\"'( ](/|~/|[A-Z]:\\\\)\w", text), notebook.name
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            assert (notebook.parent / link).is_file(), link
