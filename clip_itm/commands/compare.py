@@ -28,6 +28,7 @@ def run(args) -> int:
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
 
     from clip_itm.distributed import process_state
+    from clip_itm.evaluation.plot_noise import plot_noise
     from clip_itm.training.run import train
 
     main = process_state().is_main_process
@@ -44,6 +45,10 @@ def run(args) -> int:
         save(rows, cells, out)
         show(rows, cells)
         print(f"table: {out}/comparison.md and comparison.json")
+        best = [row for row in rows if row["stage"] == "best" and row["protocol"] == rows[0]["protocol"]]
+        title = f"{runs[0][1].data.source}, recall on {cells[0].results['split']} ({rows[0]['protocol']})"
+        if plot_noise(best, out / "comparison.png", title):
+            print(f"picture: {out}/comparison.png")
     if args.montage:
         from clip_itm.training.montage import draw_montage
 

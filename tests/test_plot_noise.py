@@ -1,0 +1,29 @@
+"""The picture of a comparison."""
+
+import pytest
+from PIL import Image
+
+from clip_itm.evaluation.plot_noise import plot_noise
+
+ROWS = [
+    {"method": method, "noise": noise, "rsum": 200 - 100 * noise + gain * noise, "rsum_std": 2.0, "seeds": 3}
+    for method, gain in (("clip", 0), ("npc", 40))
+    for noise in (0.4, 0.0)
+]
+
+
+def test_a_picture_of_every_method(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert plot_noise(ROWS, tmp_path / "both.png", "two methods")
+    assert plot_noise(ROWS[:2], tmp_path / "one.png", "one method")
+    pictures = [Image.open(tmp_path / f"{name}.png").convert("RGB") for name in ("both", "one")]
+    orange = [
+        sum(count for count, color in picture.getcolors(2**20) if color == (224, 123, 57)) for picture in pictures
+    ]
+    assert orange[0] > 300
+    assert orange[1] == 0
+
+
+def test_one_noise_ratio_makes_no_picture(tmp_path):
+    assert not plot_noise(ROWS[::2], tmp_path / "none.png", "one ratio")
+    assert not (tmp_path / "none.png").exists()
