@@ -9,3 +9,8 @@ def image_element(jpeg: bytes | None, label: str) -> str:
         return '<div class="gone">no photo</div>'
     source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
     return f'<img src="{source}" alt="{label}" loading="lazy" decoding="async">'
+
+
+def probability(value: float) -> str:
+    """HTML."""
+    return f"{value:.3f}" if value >= 0.001 else "&lt; 0.001"

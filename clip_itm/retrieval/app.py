@@ -26,27 +26,18 @@ NAMES = {"image": "photos", "text": "captions"}
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # tokenizers are not made for threads
 
 
-class Photo(gr.Image):
-    """An upload as the path of its file: `gr.Image` itself would decode it without a limit."""
-
-    is_template = True
-
-    def preprocess(self, payload) -> str | None:
-        return payload and payload.path
-
-
 def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | None = None) -> gr.Blocks:
     """The page for the indexes that `pipe` has now; `audit`: audit.parquet of `clip-itm audit`, or its run."""
     table = None if audit is None else AuditTable.load(audit)
     targets = {kind: search_target(pipe, kind) for kind in ("text", "image")}
     with gr.Blocks(analytics_enabled=False, title="Image-text search", delete_cache=(3600, 3600)) as app:
         gr.HTML(header(_title(pipe), _missing(pipe, targets)), apply_default_css=False)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             if targets["text"]:
-                with gr.Tab("Search by text"):
+                with gr.Tab("By text"):
                     _text_tab(pipe, targets["text"])
             if targets["image"]:
-                with gr.Tab("Search by photo"):
+                with gr.Tab("By photo"):
                     _photo_tab(pipe, targets["image"])
             with gr.Tab("Heat map"):
                 _heat_map_tab(pipe)
@@ -109,10 +100,10 @@ def _title(pipe: ImageTextRetrievalPipeline) -> str:
 
 def _missing(pipe: ImageTextRetrievalPipeline, targets: dict[str, str | None]) -> list[str]:
     """What to give for the tabs that are not there."""
-    wanted = {"text": ("Search by text", "photos"), "image": ("Search by photo", "captions")}
+    wanted = {"text": ("by text", "photos"), "image": ("by photo", "captions")}
     return [
-        f"{tab} needs an index of {items}: make one with clip-itm index, and give it with --index."
-        for kind, (tab, items) in wanted.items()
+        f"Search {way} needs an index of {items}: make one with clip-itm index, and give it with --index."
+        for kind, (way, items) in wanted.items()
         if targets[kind] is None
     ]
 
@@ -120,7 +111,12 @@ def _missing(pipe: ImageTextRetrievalPipeline, targets: dict[str, str | None]) -
 def _text_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
     with gr.Row(equal_height=True):
         text = gr.Textbox(
-            label="sentence", placeholder="a dog runs over the grass", submit_btn="Search", autofocus=True, scale=3
+            label="sentence",
+            placeholder="a dog runs over the grass",
+            submit_btn="Search",
+            autofocus=True,
+            scale=3,
+            min_width=320,
         )
         count = _count_slider()
     found = gr.HTML(message(f"Type a sentence to see {NAMES[target]}."), apply_default_css=False)
@@ -131,7 +127,8 @@ def _text_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
 def _photo_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            photo = Photo(label="photo", sources=["upload", "clipboard"], type="filepath", height=260, buttons=[])
+            photo = gr.Image(label="photo", sources=["upload", "clipboard"], type="filepath", height=260, buttons=[])
+            photo.preprocess = path_of_upload  # its own would open the file, and fail without a word where it is none
             count = _count_slider()
         with gr.Column(scale=2):
             found = gr.HTML(message(f"Drop or paste a photo to see {NAMES[target]}."), apply_default_css=False)
@@ -140,7 +137,7 @@ def _photo_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
 
 
 def _count_slider() -> gr.Slider:
-    return gr.Slider(1, 50, value=12, step=1, label="results", buttons=[])
+    return gr.Slider(1, 50, value=12, step=1, label="results", buttons=[], min_width=240)
 
 
 def _heat_map_tab(pipe: ImageTextRetrievalPipeline) -> None:
@@ -233,6 +230,11 @@ def audit_page(table: AuditTable, step: int, page: float, words: str, low: float
     rows = table.rows(found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
     title = f"{len(found):,} of {len(table):,} pairs, most suspicious first; page {number:,} of {last:,}"
     return number, pairs(title, rows)
+
+
+def path_of_upload(payload) -> str | None:
+    """What `gr.Image` gives to the function; gradio has checked that the file is an upload."""
+    return payload and payload.path
 
 
 def read_upload(path: str) -> Image.Image:

@@ -7,7 +7,7 @@ from html import escape
 from torch import Tensor
 
 from clip_itm.data.images import small_jpeg
-from clip_itm.pages import image_element
+from clip_itm.pages import image_element, probability
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.show import photo_of
 
@@ -19,7 +19,7 @@ MARKS = (("◆", "best photo for the caption"), ("▲", "best caption for the ph
 STYLE = """
 .itm p, .itm ol { margin: 0; padding: 0; }
 .itm h1 { font-size: 1.3rem; font-weight: 650; margin: 0; }
-.itm-note, .itm-quiet { color: var(--body-text-color-subdued); }
+.itm-note, .itm-quiet { color: color-mix(in srgb, var(--body-text-color) 70%, transparent); }
 .itm-note { padding: 4px 0 !important; }
 .itm-wrong { color: var(--error-text-color, #b3261e); font-weight: 600; }
 .itm-message { border: 1px solid var(--border-color-primary); border-left: 4px solid var(--color-accent);
@@ -31,7 +31,7 @@ STYLE = """
 .itm li { min-width: 0; padding: 8px; border: 1px solid var(--border-color-primary); border-radius: 8px;
   background: var(--block-background-fill); overflow-wrap: anywhere; font-size: .86rem; line-height: 1.4; }
 .itm .itm-pairs li { display: grid; grid-template-columns: 112px 1fr; gap: 10px; }
-.itm li img, .itm li .gone { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: contain; margin-bottom: 6px;
+.itm li img, .itm li .gone { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; margin-bottom: 6px;
   border-radius: 4px; background: var(--background-fill-secondary); }
 .itm .itm-pairs img, .itm .itm-pairs .gone { aspect-ratio: 1; margin: 0; }
 .itm .gone { display: grid; place-items: center; color: var(--body-text-color-subdued);
@@ -53,6 +53,9 @@ STYLE = """
   background: color-mix(in srgb, var(--color-accent) calc(var(--heat) * 55%), transparent); }
 .itm .itm-best { font-weight: 700; }
 .itm-legend { padding-top: 8px !important; }
+@media (max-width: 600px) { .itm th, .itm td { padding: 6px; font-size: .86rem; } .itm .itm-heat th { min-width: 62px; }
+  .itm .itm-heat tbody th { min-width: 108px; } .itm .itm-heat th img { max-width: 62px; }
+  .itm .itm-heat td.itm-number { white-space: normal; } button[role=tab] { padding-inline: 9px !important; } }
 """
 
 
@@ -137,6 +140,6 @@ def _pair(row: dict) -> str:
     return (
         f"<li>{image_element(thumbnail(Item(row['image_id'], path=row['photo'])), name)}<div>"
         f'<p class="itm-caption">{escape(row["caption"])}</p>'
-        f'<p class="itm-quiet">probability {row["clean_probability"]:.3f}{truth}</p>'
+        f'<p class="itm-quiet">probability {probability(row["clean_probability"])}{truth}</p>'
         f'<p class="itm-quiet">{row["rank"]:,} · photo {name} · caption {escape(row["caption_id"])}</p></div></li>'
     )

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from clip_itm.data.images import read_image, small_jpeg
-from clip_itm.pages import image_element
+from clip_itm.pages import image_element, probability
 from clip_itm.training.audit import THRESHOLD, Audit
 
 SIDE = 176  # longer side of a photo on the page, pixels
@@ -241,11 +241,6 @@ def describe(audit: Audit) -> list[tuple[str, str]]:
 
 def share(count: int, total: int) -> str:
     return f"{count:,} ({count / total:.1%})"
-
-
-def probability(value: float) -> str:
-    """HTML."""
-    return f"{value:.3f}" if value >= 0.001 else "&lt; 0.001"
 
 
 def make_thumbnails(audit: Audit, photos: np.ndarray) -> dict[int, bytes | None]:
