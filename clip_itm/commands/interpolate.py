@@ -139,7 +139,7 @@ def show(content: dict) -> None:
     from clip_itm.commands.terminal import print_table
 
     protocols = list(content["points"][0]["results"])
-    table = Table(title=f"from base (0) to tuned (1): recall on dev and {content['split']}, percent")
+    table = Table(title=f"alpha 0 base, 1 tuned; on {content['split']}, percent", title_justify="left")
     table.add_column("alpha", justify="right")
     table.add_column("dev rsum", justify="right")
     for protocol in protocols:
