@@ -1,10 +1,12 @@
 """Pushing to a stand-in for the Hub (hub_server.py), and loading from there where this package is not installed."""
 
 import json
+import os
 import shutil
 import site
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import huggingface_hub
@@ -137,14 +139,40 @@ def test_a_dry_run_sends_nothing(run, hub, capsys, monkeypatch):
     assert "## Recall on test" in shown
 
 
-def test_an_index_goes_along(run, hub, tmp_path):
+def make_index(run: Path, gallery, folder: Path, **options) -> Path:
     model, processor = ItmModel.from_pretrained(run / "best"), ItmProcessor.from_pretrained(run / "best")
-    pipe = ImageTextRetrievalPipeline(model=model, processor=processor)
-    pipe.index(["a dog", "two cats", "a red bike"], folder=tmp_path / "index")
-    assert main(["push", str(run), "me/tiny", "--index", str(tmp_path / "index")]) == 0
+    ImageTextRetrievalPipeline(model=model, processor=processor).index(gallery, folder=folder, **options)
+    return folder
+
+
+def test_indexes_go_along(run, hub, tmp_path):
+    captions = make_index(run, ["a dog", "two cats", "a red bike"], tmp_path / "captions")
+    photos = make_index(run, PHOTOS, tmp_path / "photos")
+    assert main(["push", str(run), "me/tiny", "--index", str(captions), "--index", str(photos)]) == 0
     files = hub.repos["model", "me/tiny"].files()
-    for path in (tmp_path / "index").iterdir():
-        assert files[f"index/{path.name}"] == path.read_bytes()
+    for folder, place in ((captions, "index/text"), (photos, "index/image")):
+        for path in folder.iterdir():
+            assert files[f"{place}/{path.name}"] == path.read_bytes()
+
+
+def test_indexes_that_do_not_belong_are_refused(run, hub, tmp_path, capsys):
+    captions = make_index(run, ["a dog", "two cats"], tmp_path / "captions")
+    model, processor = ItmModel.from_pretrained(run / "best"), ItmProcessor.from_pretrained(run / "best")
+    with torch.no_grad():
+        model.head.logit_scale += 1
+    model.save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+    PHOTOS[0].save(tmp_path / "photo.png")
+    photos = make_index(run, [str(tmp_path / "photo.png")], tmp_path / "photos")
+    for words, message in (
+        ([str(tmp_path / "other"), "--index", str(captions)], "another model"),
+        ([str(run), "--index", str(run)], "no index"),
+        ([str(run), "--index", str(captions), "--index", str(captions)], "both indexes of texts"),
+        ([str(run), "--index", str(photos), "--space"], "clip-itm index --thumbnails"),
+    ):
+        assert main(["push", words[0], "me/tiny", *words[1:]]) == 2
+        assert message in capsys.readouterr().err
+    assert hub.requests == []
 
 
 def test_the_libraries_own_pushes_carry_the_code_and_keep_the_card(run, hub, tmp_path):
@@ -192,13 +220,38 @@ def test_a_space_goes_along(run, hub):
 
 def test_the_source_in_a_space_is_this_package(tmp_path):
     """In a process that has only that copy, what the app imports comes from there."""
-    for name, content in space_files("me/tiny").items():
+    files = space_files("me/tiny", with_index=True)
+    assert any(line.startswith("faiss-cpu>=") for line in files["requirements.txt"].decode().splitlines())
+    for name, content in files.items():
         place = tmp_path / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     code = "import sys; sys.path.insert(0, '.'); import clip_itm.cli; print(clip_itm.__file__)"
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == str(tmp_path / "clip_itm" / "__init__.py"), done.stderr
+
+
+@pytest.mark.slow
+def test_a_space_serves_the_pushed_model_and_its_indexes(run, hub, tmp_path):
+    captions = make_index(run, ["a dog", "two cats"], tmp_path / "captions")
+    photos = make_index(run, PHOTOS, tmp_path / "photos", thumbnails=True)
+    assert main(["push", str(run), "me/tiny", "--index", str(captions), "--index", str(photos), "--space"]) == 0
+    for name, content in hub.repos["space", "me/tiny"].files().items():
+        (tmp_path / "space" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "space" / name).write_bytes(content)
+    environment = {**os.environ, **hub.environment, "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
+    del environment["HF_HUB_OFFLINE"]
+    server = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=tmp_path / "space", env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        address = next(line for line in server.stdout if line.startswith("open http")).split()[1]
+        with urllib.request.urlopen(address) as page:
+            text = page.read().decode()
+    finally:
+        server.kill()
+        server.wait()
+    assert "4 photos and 2 captions" in text or "2 captions and 4 photos" in text
 
 
 def test_nobody_logged_in_is_told_before_anything_is_sent(run, hub, monkeypatch, capsys, tmp_path):

@@ -14,7 +14,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("model", help="run folder or model folder")
     parser.add_argument("repo", help="name on the Hub, such as me/my-model; made where it does not exist")
-    parser.add_argument("--index", metavar="DIR", help="also push this search index, as the folder index/")
+    parser.add_argument(
+        "--index",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="also push this index of clip-itm index, below index/; twice for one of photos and one of captions",
+    )
     parser.add_argument("--space", action="store_true", help="also push a Gradio Space of the same name that shows it")
     parser.add_argument("--private", action="store_true", help="make new repositories private")
     parser.add_argument("--revision", metavar="NAME", help="branch of the model to push to (default: main)")
@@ -26,9 +32,10 @@ def run(args: argparse.Namespace) -> int:
     from clip_itm.hub.push import log_in, model_files, upload
     from clip_itm.hub.space import space_files
 
-    pushes = {"model": model_files(Path(args.model), args.repo, None if args.index is None else Path(args.index))}
+    indexes = [Path(place) for place in args.index]
+    pushes = {"model": model_files(Path(args.model), args.repo, indexes, shown=args.space)}
     if args.space:
-        pushes["space"] = space_files(args.repo, args.revision, with_index=args.index is not None)
+        pushes["space"] = space_files(args.repo, args.revision, with_index=bool(indexes))
     if args.dry_run:
         for kind, files in pushes.items():
             show(kind, args.repo, files)

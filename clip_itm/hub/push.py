@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -18,10 +19,11 @@ KEPT = (".json", ".jinja", ".md", ".model", ".npz", ".png", ".py", ".safetensors
 TRAINING_STATE = ("bank.npz", "labels.safetensors", "npc_state.safetensors", "trainer_state.json")
 
 
-def model_files(place: Path, repo: str, index: Path | None = None) -> Files:
-    """What a push of a run (its best model) or of a saved model puts into `repo`; with `index`, that under index/.
+def model_files(place: Path, repo: str, indexes: Sequence[Path] = (), shown: bool = False) -> Files:
+    """What a push of a run (its best model) or of a saved model puts into `repo`; `indexes` under index/.
 
-    Raises ValueError for a wrong name, a run that is not finished, and a folder that holds no whole model or no index.
+    `shown`: a Space will show the photos of the indexes. Raises ValueError for a wrong name, a run that is not
+    finished, a folder that holds no whole model, and an index that is none, of another model, or cannot be shown.
     """
     check_name(repo)
     folder = model_folder(place)
@@ -34,8 +36,8 @@ def model_files(place: Path, repo: str, index: Path | None = None) -> Files:
         if path.suffix in KEPT and path.name not in TRAINING_STATE and not path.name.startswith(".")
     }
     files["README.md"] = _card(folder, config).replace(PLACE, repo).encode()
-    if index is not None:
-        files |= _index_files(index)
+    if indexes:
+        files |= _index_files(indexes, folder, shown)
     return files
 
 
@@ -77,10 +79,28 @@ def _card(folder: Path, config: dict) -> str:
     return bare_card(config, json.loads(origin.read_text(encoding="utf-8")) if origin.is_file() else None)
 
 
-def _index_files(index: Path) -> Files:
-    if not (index / "index.json").is_file():
-        raise ValueError(f"{index}: no index.json in it, so it is no search index; make one with `clip-itm index`")
-    return {f"index/{path.name}": path for path in sorted(index.iterdir()) if not path.name.startswith(".")}
+def _index_files(indexes: Sequence[Path], model: Path, shown: bool) -> Files:
+    """Those of photos under index/image, those of captions under index/text."""
+    from clip_itm.model import ItmModel
+    from clip_itm.retrieval.index import LocalIndex
+    from clip_itm.weights import model_sha256
+
+    sha256 = model_sha256(ItmModel.from_pretrained(model))
+    places: dict[str, Path] = {}
+    files: Files = {}
+    for place in indexes:
+        index = LocalIndex.load(place, sha256)
+        if index.modality in places:
+            raise ValueError(f"{places[index.modality]} and {place} are both indexes of {index.modality}s; give one")
+        if shown and index.modality == "image" and any(item.thumbnail is None for item in index.items()):
+            raise ValueError(
+                f"{place}: a Space has none of these photos, only what is in the index; make it with "
+                "`clip-itm index --thumbnails`"
+            )
+        places[index.modality] = place
+        names = sorted(path for path in place.iterdir() if not path.name.startswith("."))
+        files |= {f"index/{index.modality}/{path.name}": path for path in names}
+    return files
 
 
 def log_in(token: str | None = None) -> str:

@@ -11,7 +11,7 @@ from clip_itm.configuration import TASK
 
 
 def space_files(model: str, revision: str | None = None, with_index: bool = False) -> dict[str, bytes | Path]:
-    """Path in the Space -> content, for a Space that loads `model` from the Hub; `with_index`, and its index/.
+    """Path in the Space -> content, for a Space that loads `model` from the Hub; `with_index`: and its indexes.
 
     The package comes along as source, so that the Space depends on no package index that has it. Raises ValueError
     where gradio is not installed: the Space runs the version that the app was seen with here.
@@ -27,6 +27,8 @@ def space_files(model: str, revision: str | None = None, with_index: bool = Fals
         if path.is_file() and "__pycache__" not in path.parts
     }
     needed = [line for line in requires("clip-itm") or [] if ";" not in line]
+    if with_index:  # which may be one of faiss
+        needed += [line.split(";")[0] for line in requires("clip-itm") or [] if 'extra == "search"' in line]
     return {
         "README.md": _readme(model, gradio).encode(),
         "app.py": _app(model, revision, with_index).encode(),
@@ -59,17 +61,19 @@ source of the package that made both.
 
 def _app(model: str, revision: str | None, with_index: bool) -> str:
     where = f'"{model}"' + ("" if revision is None else f', revision="{revision}"')
-    index = "Path(folder) / 'index'".replace("'", '"') if with_index else "None"
+    load_indexes = """
+for index in sorted(Path(folder, "index").iterdir()):
+    pipe.load_index(index)"""
     return f'''"""Made by `clip-itm push --space`."""
 
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from transformers import pipeline
 
-from clip_itm.retrieval.app import build_app
+from clip_itm.retrieval.app import build_app, serve
+from clip_itm.retrieval.pipeline import load_pipeline
 
 folder = snapshot_download({where})
-pipe = pipeline("{TASK}", model=folder)
-build_app(pipe, index={index}).launch()
+pipe = load_pipeline(folder){load_indexes * with_index}
+serve(build_app(pipe))
 '''
