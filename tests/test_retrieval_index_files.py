@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -323,3 +324,14 @@ def test_a_loaded_index_checks_what_is_added(tmp_path):
         loaded.add(items(50), torch.ones(1, 7))
     with pytest.raises(ValueError, match="'i5' is in the index already"):
         loaded.add(items(5), torch.ones(1, 8))
+
+
+def test_the_code_of_the_docs_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "index.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    best = names["hits"][0]
+    assert f"# ('{best.item.path}', {best.score}, {best.rank})" in code
+    assert f"# {capsys.readouterr().out.strip()}\n" in code
