@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 import torch
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from clip_itm.data.images import read_image, small_jpeg
@@ -233,10 +234,16 @@ def audit_page(table: AuditTable, step: int, page: float, words: str, low: float
 
 
 def path_of_upload(payload) -> str | None:
-    """What `gr.Image` gives to the function; gradio has checked that the file is an upload."""
+    """What `gr.Image` gives to the function."""
     return payload and payload.path
 
 
 def read_upload(path: str) -> Image.Image:
-    """Named as the user named it. Raises ValueError for what is no photo, or a damaged or suspiciously large one."""
-    return read_image({"path": Path(path).name, "bytes": Path(path).read_bytes()})
+    """Named as the user named it. Raises ValueError for a file that was not uploaded, for what is no photo, and for a
+    damaged or suspiciously large one.
+    """
+    file = Path(path).resolve()
+    # gradio checks paths in requests as its own page sends them, and lets others through
+    if not (file.is_relative_to(Path(get_upload_folder()).resolve()) and file.is_file()):
+        raise ValueError("This file was not uploaded, or too long ago: drop the photo on the page.")
+    return read_image({"path": file.name, "bytes": file.read_bytes()})
