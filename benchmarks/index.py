@@ -4,13 +4,13 @@
 
 Vectors are clustered, as those of photos are: N / 50 centres drawn from a normal distribution, each vector its centre
 plus 0.8 times as much noise, normalised. Queries are new vectors around the same centres: the nearest neighbours have a
-cosine of about 0.6, the others of about 0. Captions lie farther from photos than photos from each other, so that recall
-on real pairs is lower (docs/index.md).
+cosine of about 0.6, the others of about 0.
 
 Every engine runs in a process of its own. Build: all threads, from a mapped file to an index that answers (ours: from a
-saved folder). Latency: single queries, one thread, top 10, with items (ours) or numbers (the others). Memory: the
-peak of anonymous memory during build and queries beyond that before; mapped files are not counted. Recall@10 is against
-exact scores. CPU columns (all threads of a build, the one thread of a query) tell less of other work on the machine. Prints a table a size and writes runs/benchmarks/index.json (or --json FILE).
+saved folder). Latency: single queries, one thread, top 10, with items (ours) or numbers (the others). Memory: the peak
+of anonymous memory during build and queries beyond that before; mapped files are not counted. Recall@10 is against
+exact scores. CPU columns (all threads of a build, the one thread of a query) tell less of other work on the machine.
+Prints a table a size and writes runs/benchmarks/index.json (or --json FILE).
 """
 
 import argparse

@@ -206,6 +206,10 @@ def test_options_are_checked(options, message):
         LocalIndex(**{"modality": "image", "model_sha256": "model", **options})
 
 
+def test_no_queries_have_no_answers():
+    assert make_index(torch.eye(4)).search(torch.empty(0, 4), 3) == []
+
+
 def test_an_empty_index_says_so():
     with pytest.raises(ValueError, match="the index is empty"):
         LocalIndex("image", "model").search(torch.ones(1, 4), 1)

@@ -175,6 +175,21 @@ def test_a_damaged_file_of_faiss_is_named(copied, queries):
         LocalIndex.load(folder)
 
 
+def test_a_copy_that_fails_leaves_the_index_with_its_own_files(copied, queries, tmp_path, monkeypatch):
+    folder = copied("hnsw")
+    index = LocalIndex.load(folder)
+    hits = index.search(queries, TOP_K)
+    with monkeypatch.context() as patch:
+        patch.setattr("clip_itm.retrieval.storage.write_json", None)
+        with pytest.raises(TypeError):
+            index.save(tmp_path / "copy")
+    index.save(folder)
+    assert LocalIndex.load(folder, verify=True).search(queries, TOP_K) == hits
+    index.save(tmp_path / "copy")
+    shutil.rmtree(folder)
+    assert LocalIndex.load(tmp_path / "copy", verify=True).search(queries, TOP_K) == hits
+
+
 @pytest.mark.parametrize(
     ("count", "note"),
     [

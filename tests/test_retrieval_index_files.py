@@ -227,6 +227,14 @@ def test_another_index_is_not_overwritten(tmp_path):
     assert "i4" in LocalIndex.load(tmp_path / "a", verify=True)
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "gallery").write_text("mine")
+    with pytest.raises(ValueError, match="gallery is a file; choose a folder"):
+        make_index(tmp_path / "gallery")
+    with pytest.raises(ValueError, match="gallery holds no index"):
+        LocalIndex.load(tmp_path / "gallery")
+
+
 def edit(**changes):
     def damage(folder: Path) -> None:
         content = json.loads((folder / "index.json").read_text())

@@ -88,13 +88,15 @@ class Shortlist:
             self._index = read_faiss(check_file(self._folder, self.files["index"], hashed=True), self.count)
         return self._index
 
-    def write(self, folder: Path, number: int) -> None:
+    def written(self, folder: Path, number: int) -> "Shortlist":
+        """The same, with a file of its own in a folder."""
         import faiss
 
         path = folder / f"{self.kind}-{number:04d}.faiss"
         with replacing(path) as temporary:
             faiss.write_index(self.index, str(temporary))
-        self.files = {"kind": self.kind, "count": self.count, "index": describe_file(path)}
+        files = {"kind": self.kind, "count": self.count, "index": describe_file(path)}
+        return Shortlist(self.kind, self.count, self.index, files, folder)
 
     def extend(self, gallery: Gallery) -> None:
         """Add the vectors of all positions that are not covered yet."""

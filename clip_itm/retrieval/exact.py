@@ -41,7 +41,7 @@ class Best(NamedTuple):
     def split(self, num_queries: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Positions and scores of each query."""
         cuts = np.searchsorted(self.query, np.arange(1, num_queries))
-        return list(zip(np.split(self.position, cuts), np.split(self.score, cuts), strict=True))
+        return list(zip(np.split(self.position, cuts), np.split(self.score, cuts), strict=True))[:num_queries]
 
 
 NOTHING = Best(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
@@ -71,8 +71,11 @@ def search_blocks(queries: Tensor, blocks: Iterable[Block], top_k: int, largest_
 
 
 def rounding_margin(queries: Tensor, largest_norm: float) -> Tensor:
-    """How much two float32 scores of a query may be off together, in any order of summation: [Q]."""
-    return 2 * queries.shape[1] * UNIT_ROUNDOFF * largest_norm * queries.norm(dim=1)
+    """How much two float32 scores of a query may be off together, in any order of summation: [Q].
+
+    D roundings each, at most of the product of both norms (Cauchy and Schwarz); 8 for the norms and the final score.
+    """
+    return 2 * (queries.shape[1] + 8) * UNIT_ROUNDOFF * largest_norm * queries.norm(dim=1)
 
 
 def last_scores(best: Best, top_k: int, queries: Tensor) -> Tensor:

@@ -161,6 +161,8 @@ class LocalIndex(SearchIndex):
         return index
 
     def _check_own(self, folder: Path) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; choose a folder for the index")
         found = storage.committed(folder)
         is_own = self._folder is not None and folder.resolve() == self._folder.resolve()
         if is_own and found != self._commit:
@@ -183,7 +185,7 @@ class LocalIndex(SearchIndex):
         moved = compact and gallery.num_dead > 0
         shortlist = self._prepared(written, None if moved else self._shortlist)
         if shortlist is not None and not (is_own and shortlist.files):
-            shortlist.write(folder, number)
+            shortlist = shortlist.written(folder, number)
         self._commit = storage.commit(
             folder,
             {
