@@ -1,0 +1,123 @@
+"""`clip-itm index` and `clip-itm search`, from a folder to a table, a page, a picture and JSON."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from bad_input_retrieval import model
+from PIL import Image
+
+from clip_itm.cli import main
+from clip_itm.data.images import small_jpeg
+from clip_itm.retrieval.index import LocalIndex
+from clip_itm.retrieval.items import Hit, Item
+from clip_itm.retrieval.pipeline import load_pipeline
+from clip_itm.retrieval.show import Answer, draw_montage, photo_of, results_page
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    model(folder)
+    (folder / "photos").mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 255, (48, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{number}.png")
+    return folder
+
+
+def test_a_folder_is_indexed_and_searched(place, capsys):
+    paths = {name: str(place / name) for name in ("model", "photos", "gallery", "a.html", "a.png", "a.json")}
+    assert main(["index", paths["model"], paths["photos"], "--out", paths["gallery"]]) == 0
+    said = capsys.readouterr().out
+    assert "gallery: 6 photos; exact search over 6 vectors" in said
+    words = ["search", paths["model"], paths["gallery"], "a [dog]", str(place / "photos" / "3.png"), "--top-k", "4"]
+    pages = ["--html", paths["a.html"], "--montage", paths["a.png"], "--json", paths["a.json"]]
+    assert main([*words, *pages]) == 0
+    said = capsys.readouterr().out
+    assert "a [dog]" in said, "a query is no markup"
+    text, photo = json.loads((place / "a.json").read_text())
+    assert text["query"] == "a [dog]"
+    assert [hit["rank"] for hit in text["results"]] == [1, 2, 3, 4]
+    assert photo["results"][0]["id"] == "3.png", "photos alone are searched by photos, too"
+    pipe = load_pipeline(place / "model")
+    pipe.load_index(place / "gallery")
+    expected = pipe("a [dog]", top_k=4)
+    assert [(hit["id"], hit["score"]) for hit in text["results"]] == [(hit["id"], hit["score"]) for hit in expected]
+    page = (place / "a.html").read_text()
+    assert page.count("<li>") == 8
+    assert page.count("data:image/jpeg") == 9, "eight results, and the query that is a photo"
+    assert Image.open(place / "a.png").width > 4 * 224
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ids"),
+    [
+        ("captions.txt", "a dog\n\n  a cat \n", ["1", "3"]),
+        ("captions.csv", "name,caption\nmug,a red mug\njar,a jar\n", ["2", "3"]),
+        ("captions.tsv", 'captions\n["a dog", "two dogs"]\n', ["2:0", "2:1"]),
+        ("captions.jsonl", '{"text": "a dog"}\n{"text": ["a cat", "cats"]}\n', ["1", "2:0", "2:1"]),
+    ],
+)
+def test_captions_come_from_files(place, tmp_path, name, content, ids):
+    (tmp_path / name).write_text(content)
+    assert main(["index", str(place / "model"), str(tmp_path / name), "--out", str(tmp_path / "index")]) == 0
+    items = list(LocalIndex.load(tmp_path / "index").items())
+    assert [item.id for item in items] == ids
+    assert items[0].caption in ("a dog", "a red mug")
+
+
+def test_broken_photos_are_left_out_and_gone_ones_pruned(place, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for file in (place / "photos").iterdir():
+        (photos / file.name).write_bytes(file.read_bytes())
+    (photos / "bad.png").write_bytes(b"nothing")
+    words = ["index", str(place / "model"), str(photos), "--out", str(tmp_path / "index")]
+    assert main(words) == 2
+    assert "bad.png: this is not a photo" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"1 photos cannot be read and are left out:\n.*bad\.png"):
+        assert main([*words, "--skip-broken", "--thumbnails"]) == 0
+    (photos / "0.png").unlink()
+    (photos / "bad.png").unlink()
+    assert main(words) == 0
+    assert len(LocalIndex.load(tmp_path / "index")) == 6
+    assert main([*words, "--prune"]) == 0
+    index = LocalIndex.load(tmp_path / "index")
+    assert [item.id for item in index.items()] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
+    assert all(item.thumbnail for item in index.items())
+
+
+def photo_items(tmp_path) -> list[Item]:
+    """A file, a thumbnail, and a file that is gone."""
+    Image.new("RGB", (40, 20), RED).save(tmp_path / "red.png")
+    jpeg = small_jpeg(Image.new("RGB", (20, 40), BLUE), 32)
+    return [Item("red<1>", path=str(tmp_path / "red.png")), Item("blue", thumbnail=jpeg), Item("gone", path="/no/such")]
+
+
+def test_a_picture_shows_files_thumbnails_and_what_is_gone(tmp_path):
+    items = photo_items(tmp_path)
+    assert photo_of(items[2]) is None
+    answer = Answer("a long query " * 20, [Hit(item, 0.5, 1) for item in items])
+    draw_montage(
+        [answer, Answer(str(tmp_path / "red.png"), [Hit(Item("0", caption="a caption"), 0.1, 1)])], tmp_path / "m.png"
+    )
+    colors = {
+        tuple(round(channel / 40) for channel in color): count
+        for count, color in Image.open(tmp_path / "m.png").convert("RGB").getcolors(2**24)
+    }
+    assert colors[tuple(round(c / 40) for c in RED)] > 2 * 224 * 112 * 0.9
+    assert colors[tuple(round(c / 40) for c in BLUE)] > 224 * 112 * 0.9
+
+
+def test_a_page_escapes_what_it_shows_and_runs_nothing(tmp_path):
+    hits = [Hit(item, 0.5, 1) for item in photo_items(tmp_path)]
+    page = results_page([Answer("<script>alert(1)</script>", hits), Answer("text", [])], "index <b>")
+    assert "<script" not in page
+    assert "red&lt;1&gt;" in page
+    assert page.count("data:image/jpeg") == 2
+    assert page.count("no photo") == 1
+    assert re.search(r"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"", page)
