@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import open_clip
@@ -19,6 +20,7 @@ from clip_itm.configuration import ItmConfig
 from clip_itm.heads.clip import ClipHead
 from clip_itm.hub import export_open_clip, export_transformers
 from clip_itm.hub.clip_weights import model_cfg_of, to_huggingface, to_open_clip
+from clip_itm.hub.export import check
 from clip_itm.hub.export_onnx import PaddedGru
 from clip_itm.model import ItmModel
 
@@ -281,6 +283,52 @@ def test_the_folder_says_where_it_comes_from(tmp_path, capsys):
     assert 'open_clip.create_model_and_transforms("local-dir:PATH")' in text
     assert json.loads((tmp_path / "out" / "provenance.json").read_text()) == known
     assert (tmp_path / "out" / "recipe.yaml").read_text() == "head: {}\n"
+
+
+def test_a_processor_of_another_model_is_noticed(tmp_path):
+    saved("bag", tmp_path)
+    _, processor = tiny_backbone("open_clip-resnet", tmp_path)
+    processor.save_pretrained(tmp_path / "model")
+    model = ItmModel.from_pretrained(tmp_path / "model").eval()
+    with pytest.raises(ValueError, match="this model cannot read what the processor beside it makes"):
+        check(model, processor, tmp_path, None)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "target"), [("open_clip-siglip", "open_clip"), ("bert-vit", "transformers")])
+def test_a_process_without_this_package_loads_an_export(kind, target, tmp_path):
+    model, processor = saved(kind, tmp_path)
+    assert export(tmp_path, target) == 0
+    code = f"""
+import sys
+sys.modules["clip_itm"] = None
+import torch
+{NATIVE[target]}
+print(torch.nn.functional.normalize(texts, dim=-1).tolist())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code.replace("PATH", str(tmp_path / target))],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    close(torch.tensor(json.loads(process.stdout.splitlines()[-1])), model.encode_texts(**processor(text=CAPTIONS[:1])))
+
+
+NATIVE = {
+    "open_clip": f"""
+import open_clip
+tokenizer = open_clip.get_tokenizer("local-dir:PATH")
+texts = open_clip.create_model("local-dir:PATH").eval().encode_text(tokenizer([{CAPTIONS[0]!r}]))
+""",
+    "transformers": f"""
+from transformers import AutoModel, AutoProcessor
+captions = AutoProcessor.from_pretrained("PATH")(text=[{CAPTIONS[0]!r}], return_tensors="pt")
+texts = AutoModel.from_pretrained("PATH").eval().get_text_features(**captions).pooler_output
+""",
+}
 
 
 # onnx (the whole export is in test_export_onnx.py) --------------------------------------------------------------------

@@ -80,8 +80,8 @@ def usage(model: ItmModel, processor: ItmProcessor) -> str:
     notes = ""
     if processor.text_cleaning != "none":
         notes += (
-            "\nThe model was trained on captions in which broken Unicode and HTML entities were repaired "
-            "(`ftfy`, `html.unescape`); this processor does not do that.\n"
+            "\nThe model was trained on captions with repaired Unicode (curly quotes, say) and HTML entities, by "
+            "`ftfy.fix_text` and `html.unescape`; this processor does not do that.\n"
         )
     if model_type in FULL_LENGTH:
         notes += "\nThe model was trained without a bias of the logits; it is 0 here.\n"
