@@ -1,8 +1,11 @@
 """Model cards: valid metadata, every figure where it belongs, nothing that does not belong on the Hub."""
 
+import ast
 import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +13,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tiny import tiny_recipe
 
+from clip_itm.cli import main
 from clip_itm.data.load import load_splits
 from clip_itm.hub.card import PLACE, bare_card, model_card
 from clip_itm.hub.card_data import base_models, base_name
@@ -89,6 +93,27 @@ def test_wrong_pairs_and_cautions_stand_where_they_are_known(finished):
     assert "flattering" in text
 
 
+def test_the_code_on_the_card_runs(finished, tmp_path, monkeypatch, capsys):
+    """In the run's folder, with the folder in the place of the name on the Hub, and what `hf download` would bring."""
+    recipe, _ = finished
+    best = Path(recipe.output_dir).absolute() / "best"
+    text = (best / "README.md").read_text().replace(PLACE, str(best))
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("beach", "forest", "street")):
+        Image.new("RGB", (48, 40), (80 * number, 90, 200)).save(f"{name}.jpg")
+    shutil.copytree(best, "model")
+    (words,) = re.findall(r"^clip-itm (export .*)$", text, re.M)
+    assert main(words.split()) == 0
+    capsys.readouterr()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    assert names["texts"].shape == (1, 16)
+    found = capsys.readouterr().out.splitlines()
+    assert len(ast.literal_eval(found[0])) == 2
+    assert names["tokenizer"](["a dog"]).shape == (1, 24)
+
+
 def test_no_caption_leaks(finished):
     recipe, results = finished
     text = model_card(recipe, results, "@x{}", "a note")
@@ -142,7 +167,7 @@ def test_a_model_without_a_run_has_a_card_that_says_so():
     text = bare_card(config, {"file": "epoch4.pt", "sha256": "0" * 64})
     card = ModelCard(text)
     assert card.data.eval_results is None
-    assert "No training run" in text
+    assert "No finished run" in text
     assert "epoch4.pt" in text
     assert PLACE in text
     assert "Imported" not in bare_card(config, None)

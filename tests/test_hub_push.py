@@ -124,7 +124,7 @@ def test_of_a_checkpoint_only_the_model_is_pushed(run, hub):
     files = hub.repos["model", "me/checkpoint"].files()
     assert not [name for name in files if name.endswith((".pt", ".pth", ".bin"))]
     assert "trainer_state.json" not in files
-    assert "No training run" in files["README.md"].decode()
+    assert "No finished run" in files["README.md"].decode()
     saved = ItmModel.from_pretrained(checkpoint).state_dict()
     assert all(torch.equal(saved[name], value) for name, value in load(files["model.safetensors"]).items())
 
@@ -218,11 +218,16 @@ def test_a_space_goes_along(run, hub):
     assert any(line.startswith("transformers<6,>=") for line in files["requirements.txt"].decode().splitlines())
 
 
+def test_a_space_with_indexes_gets_faiss(monkeypatch):
+    lines = ["torch>=2.15", 'faiss-cpu>=1.15; extra == "search"', 'peft>=0.21; extra == "lora"']
+    monkeypatch.setattr("clip_itm.hub.space.requires", lambda name: lines)
+    assert space_files("me/tiny", with_index=True)["requirements.txt"] == b"faiss-cpu>=1.15\ntorch>=2.15\n"
+    assert space_files("me/tiny")["requirements.txt"] == b"torch>=2.15\n"
+
+
 def test_the_source_in_a_space_is_this_package(tmp_path):
     """In a process that has only that copy, what the app imports comes from there."""
-    files = space_files("me/tiny", with_index=True)
-    assert any(line.startswith("faiss-cpu>=") for line in files["requirements.txt"].decode().splitlines())
-    for name, content in files.items():
+    for name, content in space_files("me/tiny").items():
         place = tmp_path / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content if isinstance(content, bytes) else content.read_bytes())

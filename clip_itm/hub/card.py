@@ -33,8 +33,8 @@ def bare_card(config: dict, origin: dict | None) -> str:
     """The card of a model without a run: `config` as in config.json, `origin` as in imported_from.json."""
     backbone, head = config["backbone"], config["head"] or {"kind": "clip"}
     facts = [
-        f"An `{backbone['kind']}` backbone with the head `{head['kind']}` of clip_itm. No training run of clip_itm is "
-        "known: nothing is said here about its data or its recall.",
+        f"An `{backbone['kind']}` backbone with the head `{head['kind']}` of clip_itm. No finished run of clip_itm "
+        "goes with it: nothing is said here about its data or its recall.",
     ]
     if origin is not None:
         facts.append(f"Imported from `{origin['file']}` (SHA-256 `{origin['sha256']}`).")
