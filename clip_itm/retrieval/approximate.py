@@ -25,9 +25,7 @@ HNSW_UP_TO = 2_000_000  # about 2.5 GB in memory; above, compressed lists
 LARGEST_TAIL = 10_000  # newest vectors that are searched exactly (1 ms) before they go into the graph or the lists,
 LARGEST_TAIL_PART = 1 / 16  # or this part of all: every change writes the whole file of faiss
 
-HNSW_NEIGHBOURS = (
-    32  # links a vector and level (twice as many on the lowest): high recall needs 32 from 256 dimensions on
-)
+HNSW_NEIGHBOURS = 32  # links a vector and level, twice as many on the lowest: what hundreds of dimensions need
 HNSW_CONSTRUCTION = 80  # candidates of an insertion: 160 doubles the time and adds 0.001 of recall
 HNSW_SEARCH = 128  # candidates of a query, at least twice top_k: recall@10 of 0.999 on clustered vectors
 HNSW_SHORTLIST = 4  # times top_k is scored exactly: float16 swaps close neighbours only
