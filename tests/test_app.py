@@ -1,11 +1,15 @@
 """The functions behind the page of `clip-itm app`, without a server."""
 
 import re
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_app import IMAGES, indexed_pipeline, tiny_pipeline, write_bomb
 from tiny_backbones import CAPTIONS, PHOTOS
+
+from clip_itm.cli import main
 
 gr = pytest.importorskip("gradio", reason="the app needs gradio: pip install 'clip-itm[app]'")
 
@@ -16,6 +20,7 @@ from clip_itm.retrieval.app import (  # noqa: E402
     find_by_photo,
     find_by_text,
     search_target,
+    serve,
     told_on_page,
 )
 from clip_itm.retrieval.app_html import thumbnail  # noqa: E402
@@ -207,3 +212,17 @@ def test_nothing_of_the_page_is_sent_elsewhere(pipe):
     app = build_app(pipe)
     assert app.analytics_enabled is False
     assert not list(Path(app_module.__file__).parent.glob("*.pyi")), "gradio writes stubs for subclasses of components"
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app", "--model", "runs/my"]) == 2
+    assert "pip install 'clip-itm[app]'" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_an_error_of_the_user(pipe):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ValueError, match="choose another --port"):
+            serve(build_app(pipe), "127.0.0.1", taken.getsockname()[1])

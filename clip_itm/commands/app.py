@@ -30,6 +30,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: the app takes no keys of a recipe")
+    if not 0 < args.port < 65536:
+        raise ValueError(f"--port is {args.port}; expected 1 to 65535")
     try:
         import gradio  # noqa: F401
     except ImportError:
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for place in args.index:
         index = pipe.load_index(place)
         if index.modality in places:
-            raise ValueError(f"{places[index.modality]} and {place} are both indexes of {index.modality}s; give one")
+            raise ValueError(f"{places[index.modality]} and {place} are both indexes of {index.modality}s; give one of a kind")
         if not len(index):
             raise ValueError(f"{place}: there is nothing in this index; add to it with clip-itm index")
         places[index.modality] = place
