@@ -6,6 +6,8 @@ A photo costs one run of `image.onnx`, a caption one of `text.onnx`; similarity 
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from clip_itm.backbones.base import Backbone
 from clip_itm.backbones.words import GruTower, masked_mean
 from clip_itm.files import write_json
 from clip_itm.model import ItmModel
@@ -79,15 +82,28 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
     _demand_packages()
     batch = processor(text=EXAMPLES)
     pixels = torch.zeros(2, 3, *_input_size(processor))
-    if isinstance(getattr(model.backbone, "text_tower", None), GruTower):
-        model.backbone.text_tower = PaddedGru(model.backbone.text_tower)
     words = {0: "batch"} if processor.pad_to_max_length else {0: "batch", 1: "length"}
     _trace(ImageTower(model), {"pixel_values": (pixels, {0: "batch"})}, "image_embeds", folder / "image.onnx")
     texts = {name: (batch[name], words) for name in ("input_ids", "attention_mask")}
-    _trace(TextTower(model), texts, "text_embeds", folder / "text.onnx")
+    with _traceable(model.backbone):
+        _trace(TextTower(model), texts, "text_embeds", folder / "text.onnx")
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     write_json(folder / DESCRIPTION, describe(model, processor))
+
+
+@contextmanager
+def _traceable(backbone: Backbone) -> Iterator[None]:
+    """A `PaddedGru` in place of a GRU, for a while: what is written is compared with the tower itself."""
+    tower = getattr(backbone, "text_tower", None)
+    if not isinstance(tower, GruTower):
+        yield
+        return
+    backbone.text_tower = PaddedGru(tower)
+    try:
+        yield
+    finally:
+        backbone.text_tower = tower
 
 
 def _demand_packages() -> None:
@@ -104,15 +120,19 @@ def _trace(tower: nn.Module, inputs: dict[str, tuple[Tensor, dict]], output: str
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            tower.eval(),
-            tuple(example for example, _ in inputs.values()),
-            dynamo=True,
-            dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
-            input_names=list(inputs),
-            output_names=[output],
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                tower.eval(),
+                tuple(example for example, _ in inputs.values()),
+                dynamo=True,
+                dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
+                input_names=list(inputs),
+                output_names=[output],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = error.__cause__ or error
+            raise ValueError(f"torch cannot trace {file.stem}.onnx from these towers: {reason}") from error
     program.save(file)
 
 
