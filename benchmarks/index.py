@@ -231,7 +231,7 @@ def main() -> None:
     if args.engine:
         print(json.dumps(measure(args.engine, args.folder)))
         return
-    console, report = Console(), {}
+    console, report = Console(width=100), {}
     for size in args.sizes:
         report[size] = run(size, args.queries, args.engines, args.time_limit, args.work)
         console.print(table_of(size, report[size], args.time_limit))

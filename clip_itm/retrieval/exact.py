@@ -17,6 +17,7 @@ from clip_itm.precision import exact_float32
 
 BLOCK_BYTES = 64 * 2**20  # of float32 scores, and of a block's vectors in float32
 QUERIES_AT_ONCE = 4096  # more would make blocks of vectors too narrow for a fast product
+FEW_QUERIES = 64  # up to here a CPU is faster, up to 2.5 times, with the larger matrix on the left
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 
 
@@ -54,7 +55,10 @@ def search_blocks(queries: Tensor, blocks: Iterable[Block], top_k: int, largest_
     with torch.inference_mode(), exact_float32(queries.device):
         for block in blocks:
             vectors = block.vectors.float()
-            scores = queries @ vectors.T
+            if len(queries) <= FEW_QUERIES:
+                scores = (vectors @ queries.T).T.contiguous()
+            else:
+                scores = queries @ vectors.T
             if block.dead is not None:
                 scores.masked_fill_(block.dead, -torch.inf)
             floor = last_scores(best, top_k, queries)
