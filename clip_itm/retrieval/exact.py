@@ -55,10 +55,7 @@ def search_blocks(queries: Tensor, blocks: Iterable[Block], top_k: int, largest_
     with torch.inference_mode(), exact_float32(queries.device):
         for block in blocks:
             vectors = block.vectors.float()
-            if len(queries) <= FEW_QUERIES:
-                scores = (vectors @ queries.T).T.contiguous()
-            else:
-                scores = queries @ vectors.T
+            scores = (vectors @ queries.T).T.contiguous() if len(queries) <= FEW_QUERIES else queries @ vectors.T
             if block.dead is not None:
                 scores.masked_fill_(block.dead, -torch.inf)
             floor = last_scores(best, top_k, queries)
