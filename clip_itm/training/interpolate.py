@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from clip_itm.data.class_folder import ClassFolder
 from clip_itm.data.load import load_splits
-from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
 from clip_itm.evaluation.zero_shot import class_vectors, top1_accuracy
 from clip_itm.heads.base import Head
@@ -113,11 +112,8 @@ class Line:
         set_weights(self.model, self.base, self.tuned, alpha)
         # a new one for every point: it remembers what the towers made
         encoder = Encoder(self.recipe, self.model, self.processor, self.image_cache)
-        dev = None if self.dev is None else self._dev_metrics(encoder, self.dev)
+        dev = None if self.dev is None else dev_metrics(self.model, encoder.encode(self.dev))
         return Point(alpha, dev, evaluate_split(self.recipe, self.final, encoder), self._zero_shot())
-
-    def _dev_metrics(self, encoder: Encoder, split: Split) -> dict[str, float]:
-        return dev_metrics(self.model, encoder.encode(split))
 
     @torch.inference_mode()
     def _zero_shot(self) -> float | None:
