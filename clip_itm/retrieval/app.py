@@ -147,13 +147,14 @@ def _heat_map_tab(pipe: ImageTextRetrievalPipeline) -> None:
             label=f"photos (up to {MOST_PHOTOS})",
             type="filepath",
             columns=4,
-            height=260,
+            height=310,
             object_fit="contain",
             interactive=True,
             sources=["upload", "clipboard"],
             buttons=[],
+            elem_classes="itm-uploads",
         )
-        captions = gr.Textbox(label=f"captions, one a line (up to {MOST_CAPTIONS})", lines=9, max_lines=12)
+        captions = gr.Textbox(label=f"captions, one a line (up to {MOST_CAPTIONS})", lines=11, max_lines=12)
     button = gr.Button("Compare", variant="primary")
     shown = gr.HTML(message("Drop some photos and type some captions."), apply_default_css=False)
     compare = told_on_page(partial(compare_all, pipe))
@@ -162,13 +163,13 @@ def _heat_map_tab(pipe: ImageTextRetrievalPipeline) -> None:
 
 def _audit_tab(table: AuditTable) -> None:
     with gr.Row():
-        words = gr.Textbox(label="words in the caption", submit_btn="Find", scale=2)
-        low = gr.Slider(0, 1, value=0, step=0.01, label="probability at least", buttons=[])
-        high = gr.Slider(0, 1, value=1, step=0.01, label="probability at most", buttons=[])
+        words = gr.Textbox(label="words in the caption", submit_btn="Find", scale=2, min_width=320)
+        low = gr.Slider(0, 1, value=0, step=0.01, label="probability at least", buttons=[], min_width=240)
+        high = gr.Slider(0, 1, value=1, step=0.01, label="probability at most", buttons=[], min_width=240)
     with gr.Row():
-        before = gr.Button("◀ previous", min_width=90)
+        before = gr.Button("previous", min_width=90)
         page = gr.Number(value=1, precision=0, minimum=1, show_label=False, container=False, min_width=70)
-        after = gr.Button("next ▶", min_width=90)
+        after = gr.Button("next", min_width=90)
     shown = gr.HTML(audit_page(table, 0, 1, "", 0, 1)[1], apply_default_css=False)
     inputs, outputs = [page, words, low, high], [page, shown]
     gr.on([words.submit, low.release, high.release], partial(audit_page, table, 0, 1), inputs[1:], outputs)

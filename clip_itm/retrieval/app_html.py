@@ -21,7 +21,9 @@ STYLE = """
 .itm h1 { font-size: 1.3rem; font-weight: 650; margin: 0; }
 .itm-note, .itm-quiet { color: color-mix(in srgb, var(--body-text-color) 70%, transparent); }
 .itm-note { padding: 4px 0 !important; }
-.itm-wrong { color: var(--error-text-color, #b3261e); font-weight: 600; }
+.itm-wrong { color: #b3261e; font-weight: 600; white-space: nowrap; }
+.dark .itm-wrong { color: #ff8a80; }
+.itm-marks { white-space: nowrap; }
 .itm-message { border: 1px solid var(--border-color-primary); border-left: 4px solid var(--color-accent);
   border-radius: 6px; padding: 10px 14px !important; overflow-wrap: anywhere; }
 .itm h2 { font-size: 1.05rem; font-weight: 600; margin: 4px 0 10px; overflow-wrap: anywhere; }
@@ -42,6 +44,7 @@ STYLE = """
 .itm th, .itm td { padding: 7px 10px; border: 1px solid var(--border-color-primary); text-align: left;
   overflow-wrap: anywhere; color: var(--body-text-color); }
 .itm td.itm-number { width: 5rem; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+.itm thead th { overflow-wrap: normal; }
 .itm-wide { overflow-x: auto; }
 .itm .itm-heat { width: auto; }
 .itm .itm-heat thead th, .itm .itm-heat thead td { vertical-align: bottom; border-top: 0; }
@@ -55,7 +58,9 @@ STYLE = """
 .itm-legend { padding-top: 8px !important; }
 @media (max-width: 600px) { .itm th, .itm td { padding: 6px; font-size: .86rem; } .itm .itm-heat th { min-width: 62px; }
   .itm .itm-heat tbody th { min-width: 108px; } .itm .itm-heat th img { max-width: 62px; }
-  .itm .itm-heat td.itm-number { white-space: normal; } button[role=tab] { padding-inline: 9px !important; } }
+  .itm td.itm-number { width: 3.2rem; } .itm .itm-heat td.itm-number { white-space: normal; }
+  .itm-uploads .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+  button[role=tab] { padding-inline: 9px !important; } }
 """
 
 
@@ -116,10 +121,11 @@ def heat_map(photos: Sequence[tuple[str, bytes]], captions: Sequence[str], simil
         cells = []
         for photo in range(len(photos)):
             marks = [MARKS[0]] * bool(best_photo[photo, number]) + [MARKS[1]] * bool(best_caption[photo, number])
-            shown = "".join(f' <span title="{title}">{sign}</span>' for sign, title in marks)
+            signs = " ".join(f'<span title="{title}">{sign}</span>' for sign, title in marks)
+            shown = f'<span class="itm-marks">{signs}</span>'
             kind = "itm-number itm-best" if marks else "itm-number"
             shade = f"--heat: {heat[photo, number]:.3f}"
-            cells.append(f'<td class="{kind}" style="{shade}">{similarity[photo, number]:.3f}{shown}</td>')
+            cells.append(f'<td class="{kind}" style="{shade}">{similarity[photo, number]:.3f} {shown}</td>')
         rows.append(f'<tr><th scope="row">{escape(caption)}</th>{"".join(cells)}</tr>')
     legend = ", ".join(f"{sign} {title}" for sign, title in MARKS)
     table = f"<thead><tr><td></td>{columns}</tr></thead><tbody>{''.join(rows)}</tbody>"
