@@ -9,6 +9,8 @@ import pytest
 from tiny import tiny_recipe
 
 from clip_itm.cli import main, make_parser, split_overrides
+from clip_itm.data.images import read_image
+from clip_itm.data.load import load_splits
 from clip_itm.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -73,11 +75,14 @@ def test_yaml_of_the_readme_is_a_recipe():
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run(tmp_path, capsys):
-    """The same verbs on the smallest sample, and the code that uses the model."""
+    """The same verbs on the smallest sample, and the code that searches."""
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2})
     file = tmp_path / "my.yaml"
     file.write_text(recipe.to_yaml())
-    folder = str(tmp_path / "run")
+    (tmp_path / "photos").mkdir()
+    for row in load_splits(recipe.data)["test"].rows:
+        read_image(row["image"]).save(tmp_path / "photos" / f"{row['image_id']}.png")
+    folder, photos, gallery = (str(tmp_path / name) for name in ("run", "photos", "gallery"))
     for words in (
         ["data", "check", str(file)],
         ["train", str(file)],
@@ -85,12 +90,23 @@ def test_the_commands_of_the_readme_run(tmp_path, capsys):
         ["noise", "make", str(file), "--out", str(tmp_path / "noise.npz")],
         ["noise", "info", str(tmp_path / "noise.npz"), str(file)],
         ["compare", str(file), "--noise", "0", "--seeds", "0", "--out", str(tmp_path / "grid")],
+        ["index", folder, photos, "--out", gallery],
+        ["search", folder, gallery, "a red mug", "--montage", str(tmp_path / "mugs.png")],
+        ["push", folder, "me/my-clip", "--index", gallery, "--dry-run"],
+        ["export", folder, "--to", "open_clip", "--out", str(tmp_path / "exported")],
+        ["interpolate", "--tuned", folder, "--out", str(tmp_path / "line"), "--alphas", "0:1:0.5"],
     ):
         assert main(words) == 0, words
-    code = blocks(ROOT / "README.md", "python")[0].replace("runs/my/best", f"{folder}/best")
-    names = {}
-    exec(code, names)
-    assert names["texts"].shape == (1, 16)
+    for page in ("README.md", "docs/retrieval.md"):
+        code = blocks(ROOT / page, "python")[0]
+        code = (
+            code.replace("runs/my/best", f"{folder}/best")
+            .replace('"photos"', repr(photos))
+            .replace('"gallery"', repr(str(tmp_path / f"gallery of {Path(page).stem}")))
+        )
+        names = {}
+        exec(code, names)
+        assert len(names["pipe"]("a red mug", top_k=100)) == 12
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
