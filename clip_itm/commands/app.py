@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     for place in args.index:
         index = pipe.load_index(place)
         if index.modality in places:
-            raise ValueError(f"{places[index.modality]} and {place} are both indexes of {index.modality}s; give one of a kind")
+            raise ValueError(
+                f"{places[index.modality]} and {place} are both indexes of {index.modality}s; give one of a kind"
+            )
         if not len(index):
             raise ValueError(f"{place}: there is nothing in this index; add to it with clip-itm index")
         places[index.modality] = place

@@ -21,8 +21,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--split", choices=("train", "val", "test"), help="a split of the model's own data")
     parser.add_argument("--of", choices=("photos", "captions"), help="which side of the split (default: photos)")
-    parser.add_argument("--kind", choices=("auto", "exact", "hnsw", "ivf-pq"), default="auto", help="default: by size")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="how vectors are stored")
+    parser.add_argument("--kind", choices=("auto", "exact", "hnsw", "ivf-pq"), help="default: auto, by size")
+    parser.add_argument("--dtype", choices=("float32", "float16"), help="of stored vectors (default: float32)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read photos")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """One picture of a retrieval result: recall bars with their intervals, and how the ranks are spread."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,27 @@ def dress(axes) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
+
+
+@contextmanager
+def drawing(path: str | Path, columns: int, size: tuple[float, float]) -> Iterator[list]:
+    """The axes of a line plot of `columns` panels, which is written as a PNG at the end."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(1, columns, squeeze=False)[0])
+    yield panels
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        dress(axes)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=160, format="png")
+
+
+def has_matplotlib() -> bool:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True

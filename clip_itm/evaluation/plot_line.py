@@ -2,25 +2,16 @@
 
 from pathlib import Path
 
-from clip_itm.evaluation.plot import COLORS, FAINT, INK, dress
-from clip_itm.files import replacing
+from clip_itm.evaluation.plot import COLORS, INK, drawing, has_matplotlib
 
 
 def plot_line(content: dict, path: Path) -> bool:
     """Draw what `interpolation.json` says as a PNG; False, and nothing is written, where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not has_matplotlib():
         return False
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = figure.subplots()
     draw = draw_rsum if content["points"][0]["zero_shot"] is None else draw_trade_off
-    draw(axes, content)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    dress(axes)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=160, format="png")
+    with drawing(path, 1, (6.4, 4.8)) as (axes,):
+        draw(axes, content)
     return True
 
 

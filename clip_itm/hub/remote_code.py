@@ -18,6 +18,7 @@ from functools import cache
 from importlib.metadata import requires, version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from transformers.dynamic_module_utils import get_imports
 
@@ -45,12 +46,11 @@ DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "sc
 
 def write_code(config, folder: Path) -> None:
     """The modules that load a model of `config` (an `ItmConfig`), and requirements.txt, into a checkpoint."""
-    head = (config.head or {"kind": "clip"})["kind"]
-    modules = code_files(config.backbone["kind"], head)
-    for name, text in modules.items():
+    kinds = config.backbone["kind"], (config.head or {"kind": "clip"})["kind"]
+    for name, text in code_files(*kinds).items():
         write_text(folder / name, text)
-    imports = {package for name in modules for package in get_imports(folder / name)}
-    write_text(folder / "requirements.txt", _requirements(imports, lora=config.backbone.get("lora") is not None))
+    lora = config.backbone.get("lora") is not None
+    write_text(folder / "requirements.txt", _requirements(_packages_of_code(*kinds), lora))
 
 
 def write_processor_code(folder: Path) -> None:
@@ -70,6 +70,15 @@ def code_files(backbone: str, head: str) -> dict[str, str]:
     digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
     files["clip_itm_configuration.py"] = f"# of the code {digest[:16]}\n" + files["clip_itm_configuration.py"]
     return files
+
+
+@cache
+def _packages_of_code(backbone: str, head: str) -> frozenset[str]:
+    """What transformers demands before it imports the modules of a checkpoint."""
+    with TemporaryDirectory() as folder:
+        for name, text in code_files(backbone, head).items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        return frozenset(package for file in Path(folder).iterdir() for package in get_imports(file))
 
 
 def _closure(modules: list[str], kinds: dict[str, str]) -> dict[str, str]:
@@ -169,7 +178,7 @@ def _file(module: str) -> str:
     return f"{_flat(module)}.py"
 
 
-def _requirements(imports: set[str], lora: bool) -> str:
+def _requirements(imports: frozenset[str], lora: bool) -> str:
     """The packages behind `imports`, with the bounds of this package."""
     bounds = {}
     for line in requires("clip-itm") or []:

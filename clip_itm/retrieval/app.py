@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import gradio as gr
-import torch
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -213,10 +212,7 @@ def compare_all(pipe: ImageTextRetrievalPipeline, uploads: Sequence[tuple[str, s
         if len(found) > most:
             raise ValueError(f"{len(found)} {name} are too many for one table; expected at most {most}.")
     photos = [read_upload(upload) for upload, _ in uploads]
-    images = pipe.embed(photos).to(pipe.device)
-    texts = pipe.embed([{"text": caption} for caption in captions]).to(pipe.device)
-    with torch.inference_mode():
-        similarity = pipe.model.head.similarity(images, texts).float().cpu()
+    similarity = pipe.similarity(pipe.embed(photos), pipe.embed([{"text": caption} for caption in captions]))
     names = [Path(upload).name for upload, _ in uploads]
     small = [small_jpeg(photo, SMALL_SIDE) for photo in photos]
     return heat_map(list(zip(names, small, strict=True)), captions, similarity)

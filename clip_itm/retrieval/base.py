@@ -50,6 +50,15 @@ class SearchIndex(ABC):
         """All items, in gallery order."""
 
     @abstractmethod
+    def known(self, ids: Iterable[str]) -> set[str]:
+        """Those of the ids that are in the index."""
+
+    @property
+    @abstractmethod
+    def note(self) -> str:
+        """One line: how it is searched, and why so."""
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod

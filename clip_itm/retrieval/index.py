@@ -66,7 +66,7 @@ class LocalIndex(SearchIndex):
 
     @property
     def note(self) -> str:
-        """One line: which kind of search, and why."""
+        """See `SearchIndex`: which kind of search."""
         return choose_kind(self.kind, len(self), self.device)[1]
 
     def add(self, items: Sequence[Item], embeddings: Tensor, vectors: Tensor | None = None) -> None:
@@ -104,6 +104,9 @@ class LocalIndex(SearchIndex):
 
     def items(self) -> Iterator[Item]:
         return (self._gallery.item(position) for position in np.flatnonzero(~self._gallery.dead).tolist())
+
+    def known(self, ids: Iterable[str]) -> set[str]:
+        return {id for id in ids if id in self._gallery.position}
 
     def __len__(self) -> int:
         return len(self._gallery)

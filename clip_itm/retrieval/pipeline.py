@@ -67,8 +67,8 @@ class ImageTextRetrievalPipeline(Pipeline):
         modality: str | None = None,
         *,
         folder: str | Path | None = None,
-        kind: str = "auto",
-        dtype: str = "float32",
+        kind: str | None = None,
+        dtype: str | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         skip_broken: bool = False,
@@ -80,7 +80,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         gallery, modality: see `make_source`: a folder of photos, a list of photos or of captions, a data set.
         folder: keeps the index (or the address of a Qdrant collection, see `open_index`); items that it has already are
             not encoded again, so that the same call adds what is new and goes on after an interruption.
-        kind, dtype: of a new index, see `LocalIndex`. num_workers: processes that read photos.
+        kind, dtype: of a new index, see `LocalIndex` (default: auto, float32). num_workers: processes that read photos.
         skip_broken: leave out photos that cannot be read, and warn; default: ValueError.
         thumbnails: keep a small JPEG of every photo in the index (without it, only of photos that have no file).
         prune: take out what the index has and the gallery has not.
@@ -89,7 +89,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         index = self._open(folder, source.modality, kind, dtype)
         there = set(source.ids) if prune else ()
         gone = [item.id for item in index.items() if item.id not in there] if prune else []
-        source = source.without(index)
+        source = source.without(index.known(source.ids))
         encode = self._encode_photos if source.modality == "image" else self._encode_captions
         save = index.save if folder is not None and isinstance(index, LocalIndex) else None
         problems: list[str] = []
@@ -118,18 +118,20 @@ class ImageTextRetrievalPipeline(Pipeline):
         self.galleries[index.modality] = index
         return index
 
-    def _open(self, where: str | Path | None, modality: str, kind: str, dtype: str) -> SearchIndex:
+    def _open(self, where: str | Path | None, modality: str, kind: str | None, dtype: str | None) -> SearchIndex:
         """The index at `where`, or a new one."""
         if str(where).startswith(SCHEME):
-            if (kind, dtype) != ("auto", "float32"):
+            if kind or dtype:
                 raise ValueError(f"{where}: a Qdrant collection chooses its own index; leave kind and dtype out")
             return QdrantIndex(str(where), modality, self.model_sha256)
         if where is None or committed(Path(where)) is None:
-            return LocalIndex(modality, self.model_sha256, kind, dtype)
+            return LocalIndex(modality, self.model_sha256, kind or "auto", dtype or "float32")
         index = LocalIndex.load(where, self.model_sha256)
-        for name, asked, found in (("modality", modality, index.modality), ("dtype", dtype, index.dtype)):
-            if asked != found:
-                raise ValueError(f"{where} is an index of {name} {found}, not {asked}; choose another folder")
+        for name, asked in (("modality", modality), ("kind", kind), ("dtype", dtype)):
+            if asked not in (None, getattr(index, name)):
+                raise ValueError(
+                    f"{where} is an index of {name} {getattr(index, name)}, not {asked}; choose another folder"
+                )
         return index
 
     def _encode_photos(self, part: Source, batch_size, num_workers, skip_broken, thumbnails, progress):
@@ -238,14 +240,15 @@ class ImageTextRetrievalPipeline(Pipeline):
             )
         candidates = index.embeddings_of([hit.item.id for hit in hits])
         pair = (candidates, query[None]) if kind == "text" else (query[None], candidates)
-        scores = self._similarity(*pair).flatten()
+        scores = self.similarity(*pair).flatten()
         best = torch.sort(scores, descending=True, stable=True)
         return [
             Hit(hits[number].item, score, 1 + int((scores > score).sum()))
             for score, number in zip(best.values[:top_k].tolist(), best.indices[:top_k].tolist(), strict=True)
         ]
 
-    def _similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Of embeddings of photos and of texts, under the head's own rule: float32 [photos, texts] on the CPU."""
         with torch.inference_mode():
             return self.model.head.similarity(images.to(self.device), texts.to(self.device)).float().cpu()
 

@@ -78,7 +78,7 @@ class QdrantIndex(SearchIndex):
             return
         ids = [item.id for item in items]
         check_new_ids(ids, ())
-        check_new_ids(ids, self._known(ids))
+        check_new_ids(ids, self.known(ids))
         self._fit(tuple(vectors.shape[1:]), None if own_embeddings is None else tuple(own_embeddings.shape[1:]))
         order = time.time_ns()  # ascending over all adds, whoever makes them
         with self._naming():
@@ -93,7 +93,7 @@ class QdrantIndex(SearchIndex):
         from qdrant_client import models
 
         ids = list(dict.fromkeys(ids))
-        check_known_ids(ids, self._known(ids))
+        check_known_ids(ids, self.known(ids))
         with self._naming():
             for some in batches([point_id(id) for id in ids]):
                 self._client.delete(self._collection, models.PointIdsList(points=some))
@@ -160,6 +160,17 @@ class QdrantIndex(SearchIndex):
                 records = self._client.retrieve(self._collection, some)
             yield from map(item_of, sorted(records, key=lambda record: record.payload["order"]))
 
+    def known(self, ids: Iterable[str]) -> set[str]:
+        known = set()
+        with self._naming():
+            for some in batches([point_id(id) for id in ids] if self._shapes else []):
+                known |= {record.payload["id"] for record in self._client.retrieve(self._collection, some, ["id"])}
+        return known
+
+    @property
+    def note(self) -> str:
+        return f"{len(self):,} vectors in the Qdrant collection {self._collection}"
+
     def __len__(self) -> int:
         if self._shapes is None:
             return 0
@@ -167,19 +178,11 @@ class QdrantIndex(SearchIndex):
             return self._client.count(self._collection, exact=True).count
 
     def __contains__(self, id: str) -> bool:
-        return bool(self._known([id]))
+        return bool(self.known([id]))
 
     def close(self) -> None:
         """Let another process open an embedded collection."""
         self._close()
-
-    def _known(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that the collection holds."""
-        known = set()
-        with self._naming():
-            for some in batches([point_id(id) for id in ids] if self._shapes else []):
-                known |= {record.payload["id"] for record in self._client.retrieve(self._collection, some, ["id"])}
-        return known
 
     def _fit(self, vector: tuple, embedding: tuple | None) -> None:
         """Make the collection for these shapes, or see that it has them."""

@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
@@ -69,7 +70,7 @@ class ItmTrainer(Trainer):
             callbacks=[FinishCallback(self._steps_per_epoch)],
         )
         self.add_callback(EpochCallback(self))
-        if self.pop_callback(ProgressCallback):
+        if self.pop_callback(DEFAULT_PROGRESS_CALLBACK):
             self.add_callback(ConsoleCallback())
         self.model_accepts_loss_kwargs = False  # the loss is a mean; accumulation divides it
 
