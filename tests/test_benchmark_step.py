@@ -55,6 +55,7 @@ def test_counted_passes_are_those_of_the_step(method, monkeypatch):
     assert 0 < adamw < seconds
 
 
+@pytest.mark.slow
 def test_it_writes_all_figures(tmp_path, monkeypatch, capsys):
     (tmp_path / "toy.json").write_text(json.dumps(TOY))
     words = ["--model", str(tmp_path / "toy.json"), "--batch", "4", "--rounds", "1", "--steps", "2"]

@@ -49,6 +49,7 @@ def test_evaluate_an_untrained_backbone(recipe_file, capsys):
     assert json.loads(out.read_text())["all"]["metrics"] == results["zero_shot"]["all"]["metrics"]
 
 
+@pytest.mark.slow
 def test_compare_runs_a_grid_once(recipe_file, capsys):
     out = recipe_file.parent / "grid"
     words = ["compare", str(recipe_file), "--noise", "0", "0.4", "--seeds", "0", "1", "--out", str(out), "--montage"]
@@ -76,6 +77,7 @@ def test_compare_runs_a_grid_once(recipe_file, capsys):
     assert json.loads((out / "comparison.json").read_text())["rows"] == comparison["rows"]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_with_the_first_one(recipe_file, capsys):
     crcl = recipe_file.parent / "crcl.yaml"
     content = yaml.safe_load(recipe_file.read_text())

@@ -167,6 +167,7 @@ def test_here_the_classes_of_this_package_win(tmp_path):
     assert (tmp_path / "config" / "config.json").read_text() == (folder / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_models_load_side_by_side_in_a_process_without_this_package(tmp_path, photo):
     """One after the other, all kinds of code in folders of one name; saved again there, they are still whole."""
     folders = [

@@ -64,6 +64,7 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
+@pytest.mark.slow
 def test_a_pushed_run_loads_by_name_in_a_process_without_this_package(run, hub, tmp_path):
     assert main(["push", str(run), "me/tiny"]) == 0
     PHOTOS[0].save(tmp_path / "photo.png")

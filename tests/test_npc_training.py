@@ -235,6 +235,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 def test_every_option_trains_and_changes_the_training(given_bank):
     recipe, file = given_bank
     ends = {}

@@ -84,6 +84,7 @@ def test_any_text_gives_the_ids_of_open_clip(processor, reference, text):
     assert torch.equal(padded(processor(text=[text])), reference([text]))
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_all_flickr8k_captions_give_the_ids_of_open_clip(real_data, processor, reference):
     lines = (real_data / "flickr8k" / "captions.txt").read_text(encoding="utf-8").splitlines()[1:]

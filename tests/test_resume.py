@@ -99,6 +99,7 @@ def whole_run(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* of the labels are below")
 @pytest.mark.parametrize(
     ("method", "reached"),
