@@ -18,7 +18,6 @@ from clip_itm.data.class_folder import ClassFolder
 from clip_itm.data.load import load_splits
 from clip_itm.distributed import process_state
 from clip_itm.evaluation.zero_shot import class_vectors, top1_accuracy
-from clip_itm.heads.base import Head
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
@@ -98,7 +97,7 @@ class Line:
         self.model = ItmModel.from_pretrained(tuned).without_lora().float().to(process_state().device)
         self.tuned = float_state(self.model)
         demand_same_names(self.base, self.tuned, "step 0 of the recipe" if base is None else str(base))
-        if classes is not None and type(self.model.head).similarity is not Head.similarity:
+        if classes is not None and not self.model.head.is_dot_product:
             raise ValueError(
                 f"--zeroshot: the head {self.model.head.config.kind} compares by more than the cosine of two vectors, "
                 "and the mean of prompts is a vector; leave --zeroshot out"
