@@ -17,6 +17,7 @@ from clip_itm.precision import exact_float32
 
 BLOCK_BYTES = 64 * 2**20  # of float32 scores, and of a block's vectors in float32
 QUERIES_AT_ONCE = 4096  # more would make blocks of vectors too narrow for a fast product
+WIDENED_BYTES = 4 * 2**20  # of float16 vectors in float32
 FEW_QUERIES = 64  # up to here a CPU is faster, up to 2.5 times, with the larger matrix on the left
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 
@@ -54,8 +55,8 @@ def search_blocks(queries: Tensor, blocks: Iterable[Block], top_k: int, largest_
     margin = rounding_margin(queries, largest_norm)
     with torch.inference_mode(), exact_float32(queries.device):
         for block in blocks:
-            vectors = block.vectors.float()
-            scores = (vectors @ queries.T).T.contiguous() if len(queries) <= FEW_QUERIES else queries @ vectors.T
+            vectors = block.vectors
+            scores = products(queries, vectors)
             if block.dead is not None:
                 scores.masked_fill_(block.dead, -torch.inf)
             floor = last_scores(best, top_k, queries)
@@ -69,6 +70,22 @@ def search_blocks(queries: Tensor, blocks: Iterable[Block], top_k: int, largest_
             )
             best = merge(best, found, top_k)
     return best
+
+
+def products(queries: Tensor, vectors: Tensor) -> Tensor:
+    """Float32 dot products [Q, b] of queries [Q, D] and vectors [b, D] of any floating type."""
+    if vectors.dtype == queries.dtype:
+        return (vectors @ queries.T).T.contiguous() if len(queries) <= FEW_QUERIES else queries @ vectors.T
+    if vectors.device.type != "cpu":
+        return products(queries, vectors.float())
+    # in memory that stays in the cache and is used again: fresh pages cost more than the products
+    at_once = max(1, WIDENED_BYTES // (4 * vectors.shape[1]))
+    wide = queries.new_empty(min(at_once, len(vectors)), vectors.shape[1])
+    scores = queries.new_empty(len(queries), len(vectors))
+    for start in range(0, len(vectors), at_once):
+        part = vectors[start : start + at_once]
+        scores[:, start : start + len(part)] = products(queries, wide[: len(part)].copy_(part))
+    return scores
 
 
 def rounding_margin(queries: Tensor, largest_norm: float) -> Tensor:
