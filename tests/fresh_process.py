@@ -1,7 +1,8 @@
 """A process without this package loads what it is told, and says what came out: for tests of what is saved and pushed.
 
-python fresh_process.py JOB.json       JOB: {"models": [...], "photo": PATH, "captions": [...], "again": FOLDER or None,
-                                       "hide": whether this package is installed here, "out": FILE.npz}
+python fresh_process.py JOB.json       JOB: {"models": [...], "photo": PATH, "captions": [...], "top_k": K,
+                                       "again": FOLDER or None, "out": FILE.npz,
+                                       "hide": whether this package is installed here}
 
 Every model (a folder, or a name on the Hub) is loaded with `trust_remote_code=True`, by itself and as a pipeline; with
 "again" it is also saved there, and the copy is what counts. Written are arrays NUMBER/images, NUMBER/texts, NUMBER/ids
@@ -45,7 +46,7 @@ def main(job: dict) -> None:
             found[f"{number}/texts"] = model.encode_texts(**processor(text=job["captions"])).numpy()
         pipe = pipeline("image-text-retrieval", model=name, trust_remote_code=True)
         pipe.index(job["captions"])
-        hits = pipe(photo, top_k=len(job["captions"]))
+        hits = pipe(photo, top_k=job["top_k"])
         found[f"{number}/ids"] = np.array([hit["id"] for hit in hits])
         found[f"{number}/scores"] = np.array([hit["score"] for hit in hits])
         for made in (model, processor, pipe):

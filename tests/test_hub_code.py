@@ -25,6 +25,9 @@ from clip_itm.processing import ItmProcessor
 from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
 
 TESTS = Path(__file__).parent
+WORDS = sorted({word for caption in CAPTIONS for word in caption.split()})
+GALLERY = [*CAPTIONS, *(f"{one} {two}" for one, two in zip(WORDS, reversed(WORDS), strict=True)), *WORDS]
+TOP = 10
 KINDS = {"open_clip": "openclip", "transformers": "huggingface", "bert-vit": "bert_vit", "timm-words": "timm_words"}
 HEADS = ("clip", "npc", "crcl")
 ALWAYS = {"PIL", "ftfy", "numpy", "pyarrow", "pydantic", "safetensors", "torch", "tqdm", "transformers"}
@@ -46,12 +49,12 @@ def inside(folder: Path, photo: Image.Image) -> dict[str, np.ndarray]:
     """What fresh_process.py finds, in this process."""
     model, processor = ItmModel.from_pretrained(folder).eval(), ItmProcessor.from_pretrained(folder)
     pipe = ImageTextRetrievalPipeline(model=model, processor=processor)
-    pipe.index(CAPTIONS)
-    hits = pipe(photo, top_k=len(CAPTIONS))
+    pipe.index(GALLERY)
+    hits = pipe(photo, top_k=TOP)
     with torch.inference_mode():
         return {
             "images": model.encode_images(**processor(images=[photo])).numpy(),
-            "texts": model.encode_texts(**processor(text=CAPTIONS)).numpy(),
+            "texts": model.encode_texts(**processor(text=GALLERY)).numpy(),
             "ids": np.array([hit["id"] for hit in hits]),
             "scores": np.array([hit["score"] for hit in hits]),
         }
@@ -60,7 +63,7 @@ def inside(folder: Path, photo: Image.Image) -> dict[str, np.ndarray]:
 def run_fresh(
     place: Path, models: list[str], photo: Path, again: Path | None, python=sys.executable, hide=True, **environment
 ):
-    job = {"models": models, "photo": str(photo), "captions": CAPTIONS, "out": str(place / "found.npz")}
+    job = {"models": models, "photo": str(photo), "captions": GALLERY, "top_k": TOP, "out": str(place / "found.npz")}
     job |= {"again": None if again is None else str(again), "hide": hide}
     (place / "job.json").write_text(json.dumps(job))
     environment = {**os.environ, "HF_MODULES_CACHE": str(place / "modules"), "OMP_NUM_THREADS": "1", **environment}
