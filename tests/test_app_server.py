@@ -50,6 +50,8 @@ def server(place) -> Iterator[subprocess.Popen]:
             cwd=place,
             stdout=said,
             stderr=subprocess.STDOUT,
+            # what a shell starts in the background ignores Ctrl-C, and so does what that starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     yield process
     process.kill()
