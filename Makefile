@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/clip-itm compare recipes/sample/clip.yaml recipes/sample/npc.yaml recipes/sample/crcl.yaml --noise 0.4 --seeds 0 --out runs/demo --montage
 
 notebooks: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --nbmake-timeout 900 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --nbmake-timeout 1800 notebooks
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
