@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tiny import tiny_recipe
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import pipeline
 
 from clip_itm import ImageTextRetrievalPipeline
@@ -189,6 +190,16 @@ def test_photos_without_a_file_keep_a_thumbnail(pipe, place, rows):
     stored = pipe.index(decoded.select(range(3)))
     assert [item.id for item in stored.items()] == ["0", "1", "2"]
     assert all(item.thumbnail for item in stored.items())
+
+
+def test_the_bar_counts_every_caption_once(pipe, monkeypatch):
+    monkeypatch.setattr("clip_itm.retrieval.pipeline.SAVE_EVERY", 4)
+    steps = []
+    update = tqdm.update
+    monkeypatch.setattr(tqdm, "update", lambda bar, count: steps.append(count) or update(bar, count))
+    pipe.index([f"caption {number % 7}" for number in range(10)], batch_size=2)
+    assert sum(steps) == 10
+    assert min(steps) >= 0
 
 
 @pytest.mark.parametrize(

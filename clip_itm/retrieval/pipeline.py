@@ -209,12 +209,13 @@ class ImageTextRetrievalPipeline(Pipeline):
     def _embed_texts(self, texts: list[str], batch_size: int, progress=None) -> Tensor:
         distinct = sorted(set(texts), key=lambda text: (len(text), text))  # little padding in a batch
         place = {text: number for number, text in enumerate(distinct)}
-        parts = []
+        parts, begun = [], 0 if progress is None else progress.n
         for start in range(0, len(distinct), batch_size):
             batch = [{"text": text} for text in distinct[start : start + batch_size]]  # "a.jpg" is no photo here
             parts.append(self.forward(self.preprocess(batch)))
             if progress is not None:
-                progress.update(round(len(texts) * min(1, (start + batch_size) / len(distinct))) - progress.n)
+                done = round(len(texts) * min(1, (start + batch_size) / len(distinct)))
+                progress.update(begun + done - progress.n)
         return torch.cat(parts)[torch.tensor([place[text] for text in texts])]
 
     def _target(self, kind: str, target: str | None) -> str:
