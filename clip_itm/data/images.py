@@ -66,6 +66,16 @@ def small_jpeg(image: Image.Image, side: int) -> bytes:
     return encoded.getvalue()
 
 
+def photo_paths(rows, column: str = "image") -> list[str | None]:
+    """The file of each photo in a column of `datasets.Image(decode=False)`; None where the data set itself holds it."""
+    paths = []
+    for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+        image = batch[column].combine_chunks()
+        in_file = image.field("bytes").is_null().to_pylist()
+        paths += [path if own else None for path, own in zip(image.field("path").to_pylist(), in_file, strict=True)]
+    return paths
+
+
 def is_turned(image: Image.Image) -> bool:
     """Whether EXIF asks for a turn or a mirror image, of a decoded photo. EXIF that cannot be read asks for nothing."""
     try:

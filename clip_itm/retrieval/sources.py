@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_itm.data.images import photo_paths
 from clip_itm.retrieval.photos import modality_of, photo_files
 
 
@@ -133,11 +134,7 @@ def _photos_of(rows, column: str) -> Source:
     from datasets import Image
 
     stored = rows.cast_column(column, Image(decode=False)).select_columns([column])
-    paths = []
-    for batch in stored.with_format("arrow").iter(batch_size=1000):
-        image = batch[column].combine_chunks()
-        in_file = image.field("bytes").is_null().to_pylist()
-        paths += [path if own else None for path, own in zip(image.field("path").to_pylist(), in_file, strict=True)]
+    paths = photo_paths(stored, column)
     ids = [str(id) for id in rows["image_id"]] if "image_id" in rows.column_names else _numbers(paths)
     return Source("image", ids, _Column(stored, column), paths)
 

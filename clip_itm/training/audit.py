@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_itm.data.images import photo_paths
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
@@ -82,7 +83,7 @@ class Audit:
         columns = {
             "pair": order,
             "image_id": pairs.image_ids.take(pa.array(image)),
-            "photo": photo_paths(self.train).take(pa.array(image)),
+            "photo": pa.array(photo_paths(self.train.rows), pa.string()).take(pa.array(image)),
             "caption_id": pairs.caption_ids.take(source),
             "caption": pairs.captions.take(source),
             "clean_probability": self.clean.values[order],
@@ -96,13 +97,3 @@ class Audit:
     def save(self, path: Path) -> None:
         with replacing(path) as temporary:
             pq.write_table(self.table(), temporary)
-
-
-def photo_paths(split: Split) -> pa.Array:
-    """Arrow strings [photos]: the file of each photo; null where the data set itself holds it."""
-    paths: list[str | None] = []
-    for batch in split.rows.select_columns(["image"]).with_format("arrow").iter(batch_size=1000):
-        image = batch["image"].combine_chunks()
-        in_file = image.field("bytes").is_null().to_pylist()
-        paths += [path if own else None for path, own in zip(image.field("path").to_pylist(), in_file, strict=True)]
-    return pa.array(paths, pa.string())
