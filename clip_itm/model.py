@@ -1,6 +1,6 @@
 """`ItmModel`: a backbone and a head behind the interface of transformers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import TypeAdapter
@@ -20,7 +20,7 @@ from clip_itm.processing import ItmProcessor
 
 @dataclass
 class ItmOutput(ModelOutput):
-    """`loss` scalar or None; `image_embeds` [B or P, D], `text_embeds` [B, D]; `logs` of the head."""
+    """`loss` scalar or None; `image_embeds` [B or P, ...], `text_embeds` [B, ...]; `logs` of the head."""
 
     loss: Tensor | None = None
     image_embeds: Tensor | None = None
@@ -51,7 +51,13 @@ class ItmModel(PreTrainedModel):
                 add_lora(self.backbone, section.lora)
             freeze(self.backbone, section)
             head = TypeAdapter(HeadConfig).validate_python(config.head or {"kind": "clip"})
-            self.head = build_head(head, self.backbone.initial_logit_scale)
+            self.head = build_head(head, self.backbone.widths, self.backbone.initial_logit_scale)
+        self.backbone.output_tokens = self.head.needs_tokens
+        self._keys_to_ignore_on_save = [
+            name
+            for name in self.state_dict()
+            if name.startswith(tuple(f"head.{part}." for part in self.head.training_only))
+        ]
         self._trains = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
         self._computed_buffers = {name: value.clone() for name, value in self.named_non_persistent_buffers()}
         self.post_init()
@@ -101,17 +107,38 @@ class ItmModel(PreTrainedModel):
         """Called by transformers; the towers choose which layers to recompute, and how."""
         self.backbone.set_activation_checkpointing(enable)
 
-    def encode_images(self, pixel_values: Tensor | None = None, image_features: Tensor | None = None) -> Tensor:
-        """Embeddings of photos [P, 3, H, W], or of features [P, C] that the frozen tower made earlier."""
-        trunk = Features(image_features) if pixel_values is None else self.backbone.image_trunk(pixel_values)
-        return self.head.embed_images(self.backbone.image_neck(trunk))
+    def photo_features(
+        self,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> Features:
+        """Of photos [P, 3, H, W], or of what stands for them: pooled features [P, C] and tokens [P, T, C'] that the
+        frozen tower made earlier, or regions, with bool [P, T] where some are padding."""
+        if pixel_values is None:
+            return self.backbone.image_neck(Features(image_features, image_tokens, image_mask))
+        return self.backbone.image_neck(self.backbone.image_trunk(pixel_values))
 
-    def encode_texts(
+    def caption_features(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, text_features: Tensor | None = None
-    ) -> Tensor:
-        """Embeddings of captions [B, T], or of features [B, C] that the frozen tower made earlier."""
-        trunk = Features(text_features) if input_ids is None else self.backbone.text_trunk(input_ids, attention_mask)
-        return self.head.embed_texts(self.backbone.text_neck(trunk))
+    ) -> Features:
+        """Of captions [B, T], or pooled features [B, C] that the frozen tower made earlier; both where another model
+        gives the pooled features."""
+        if input_ids is None:
+            return self.backbone.text_neck(Features(text_features))
+        trunk = self.backbone.text_trunk(input_ids, attention_mask)
+        if text_features is not None:
+            trunk = replace(trunk, pooled=text_features)
+        return self.backbone.text_neck(trunk)
+
+    def encode_images(self, *args, **kwargs) -> Tensor:
+        """Embeddings [P, ...]; arguments: see `photo_features`."""
+        return self.head.embed_images(self.photo_features(*args, **kwargs))
+
+    def encode_texts(self, *args, **kwargs) -> Tensor:
+        """Embeddings [B, ...]; arguments: see `caption_features`."""
+        return self.head.embed_texts(self.caption_features(*args, **kwargs))
 
     def forward(
         self,
@@ -119,6 +146,8 @@ class ItmModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_features: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        image_mask: Tensor | None = None,
         text_features: Tensor | None = None,
         photo: Tensor | None = None,
         image_ids: Tensor | None = None,
@@ -131,19 +160,39 @@ class ItmModel(PreTrainedModel):
         `pair_ids` int64 [B] (numbers of the photo and of the pair in the training set) the head's loss is computed;
         `pair_weight` [B] are the weights that a data set gives its pairs.
         """
-        images = texts = None
-        if pixel_values is not None or image_features is not None:
-            images = self.encode_images(pixel_values, image_features)
-        if input_ids is not None or text_features is not None:
-            texts = self.encode_texts(input_ids, attention_mask, text_features)
+        photos = {
+            "pixel_values": pixel_values,
+            "image_features": image_features,
+            "image_tokens": image_tokens,
+            "image_mask": image_mask,
+        }
+        captions = {"input_ids": input_ids, "attention_mask": attention_mask, "text_features": text_features}
         if pair_ids is None:
-            return ItmOutput(image_embeds=images, text_embeds=texts)
+            return ItmOutput(
+                image_embeds=self.encode_images(**photos) if _any(photos) else None,
+                text_embeds=self.encode_texts(**captions) if _any(captions) else None,
+            )
+        images = self.head.image_outputs(self.photo_features(**photos))
+        texts = self.head.text_outputs(self.caption_features(**captions))
         if photo is not None:
-            images = images[photo]
+            images = _take(images, photo)
         # similarities and softmax in float32 (or more), whatever the towers ran in
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(pair_ids.device.type, enabled=False):
             loss, logs = self.head.loss(images, texts, image_ids, pair_ids, pair_weight)
-        return ItmOutput(loss=loss, image_embeds=images, text_embeds=texts, logs=logs)
+        return ItmOutput(loss=loss, image_embeds=_embeddings(images), text_embeds=_embeddings(texts), logs=logs)
+
+
+def _any(inputs: dict[str, Tensor | None]) -> bool:
+    return any(value is not None for value in inputs.values())
+
+
+def _take(outputs: Tensor | tuple[Tensor, ...], rows: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """The same kind of outputs, of some rows."""
+    return outputs[rows] if isinstance(outputs, Tensor) else type(outputs)(*(part[rows] for part in outputs))
+
+
+def _embeddings(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 AutoConfig.register("clip_itm", ItmConfig)

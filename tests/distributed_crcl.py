@@ -17,7 +17,9 @@ from clip_itm.distributed import (
     process_state,
 )
 from clip_itm.heads.crcl.labels import LabelStore, phase_of, refine
-from clip_itm.heads.crcl.loss import crcl_loss, dual_encoder_matching, matching_probability
+from clip_itm.heads.crcl.loss import crcl_loss, match_both_ways, matching_probability
+from clip_itm.heads.scores import global_scores
+from clip_itm.heads.similarity.cosine import Cosine
 
 IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 4, 5, 5, 1, 2])  # photos repeat within a process and across them
 CASES = {  # temperature, image_ids, softmax_set; sets of 4 lie across the borders of 2 and 4 processes
@@ -41,8 +43,8 @@ def two_steps(golden: dict[str, np.ndarray], case: str) -> dict[str, np.ndarray]
     for step, order in enumerate((torch.arange(len(ids)), torch.arange(len(ids)).roll(5))):
         own = order[process_index() * share :][:share]
         features = [rows[own].double().requires_grad_() for rows in (images, captions)]
-        rows, columns, targets = dual_encoder_matching(
-            *(F.normalize(rows, dim=-1) for rows in features),
+        rows, columns, targets = match_both_ways(
+            *global_scores(Cosine(), *(F.normalize(rows, dim=-1) for rows in features)),
             temperature,
             None if image_ids is None else image_ids[own],
             softmax_set,

@@ -190,7 +190,7 @@ def test_a_query_searches_the_other_kind_else_its_own_where_the_head_can(
     pipe, indexed, by_text, by_photo, plain, monkeypatch
 ):
     monkeypatch.setattr(pipe, "galleries", {kind: pipe.galleries[kind] for kind in indexed})
-    monkeypatch.setattr(type(pipe.model.head), "is_dot_product", plain)
+    monkeypatch.setattr(pipe.model.head.similarity, "is_dot_product", plain)
     assert search_target(pipe, "text") == (("text" if plain else None) if by_text == "like" else by_text)
     assert search_target(pipe, "image") == (("image" if plain else None) if by_photo == "like" else by_photo)
     app = build_app(pipe)

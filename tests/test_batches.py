@@ -234,7 +234,7 @@ def test_photo_rows_show_the_photo_of_the_pair(pairs):
         SimpleNamespace(pairs=pairs_index, rows=None),
         CaptionNoise(np.arange(6)[::-1].copy(), 1.0, "caption", None, ""),
         processor=None,
-        image_features=np.array([[0.0], [10.0], [20.0]], dtype=np.float32),
+        photo_features={"image_features": np.array([[0.0], [10.0], [20.0]], dtype=np.float32)},
         text_features=np.arange(6, dtype=np.float32)[:, None],
     )
     batch = dataset.__getitems__(pairs)
@@ -249,7 +249,9 @@ def test_photo_rows_show_the_photo_of_the_pair(pairs):
 def test_memory_mapped_features_are_read_by_row(split, tmp_path):
     np.save(tmp_path / "features.npy", np.arange(12, dtype=np.float32).reshape(3, 4))
     features = np.load(tmp_path / "features.npy", mmap_mode="r")
-    dataset = PairDataset(split, CaptionNoise.clean(split.pairs), TinyProcessor(), image_features=features)
+    dataset = PairDataset(
+        split, CaptionNoise.clean(split.pairs), TinyProcessor(), photo_features={"image_features": features}
+    )
     batch = dataset.__getitems__([3, 5])
     assert batch["image_features"].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
 
@@ -324,7 +326,7 @@ def with_memory(counts: list[int], source: np.ndarray, memory: tuple[np.ndarray,
         SimpleNamespace(pairs=pairs, rows=None),
         CaptionNoise(source, 1.0, "caption", None, ""),
         processor=None,
-        image_features=10 * np.arange(len(counts), dtype=np.float32)[:, None],
+        photo_features={"image_features": 10 * np.arange(len(counts), dtype=np.float32)[:, None]},
         text_features=np.arange(len(image), dtype=np.float32)[:, None],
     )
     dataset.memory = memory

@@ -11,10 +11,12 @@ from clip_itm.heads.crcl.loss import (
     active_losses,
     complementary_losses,
     crcl_loss,
-    dual_encoder_matching,
     match,
+    match_both_ways,
     matching_probability,
 )
+from clip_itm.heads.scores import global_scores
+from clip_itm.heads.similarity.cosine import Cosine
 
 TOLERANCE = {
     torch.float64: {"rtol": 1e-6, "atol": 1e-7},
@@ -142,22 +144,26 @@ def unit_vectors(rows: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1).requires_grad_()
 
 
+def scores_of(images: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+    return global_scores(Cosine(), images, captions)
+
+
 @pytest.mark.parametrize("image_ids", [None, torch.tensor([0, 1, 0, 2, 3, 0, 4, 4, 5, 5, 5, 2])])
 def test_softmax_sets_equal_separate_batches(image_ids):
     images, captions = unit_vectors(12, 0), unit_vectors(12, 1)
     labels = torch.linspace(0, 1, 12, dtype=torch.float64)
-    rows, columns, targets = dual_encoder_matching(images, captions, 0.2, image_ids, softmax_set=4)
+    rows, columns, targets = match_both_ways(*scores_of(images, captions), 0.2, image_ids, softmax_set=4)
     loss, *_ = crcl_loss(rows, columns, labels, targets, 5.0)
     parts, probabilities = [], []
     for own in (slice(0, 4), slice(4, 8), slice(8, 12)):
         ids = None if image_ids is None else image_ids[own]
-        *both, places = dual_encoder_matching(images[own], captions[own], 0.2, ids)
+        *both, places = match_both_ways(*scores_of(images[own], captions[own]), 0.2, ids)
         parts.append(crcl_loss(*both, labels[own], places, 5.0)[0])
         probabilities.append(matching_probability(*both))
     separate = torch.stack(parts).mean()
     torch.testing.assert_close(loss, separate)
     torch.testing.assert_close(matching_probability(rows, columns), torch.cat(probabilities))
-    whole = dual_encoder_matching(images, captions, 0.2, image_ids)
+    whole = match_both_ways(*scores_of(images, captions), 0.2, image_ids)
     assert (matching_probability(rows, columns) > matching_probability(*whole[:2])).any()
     for found, expected in zip(
         torch.autograd.grad(loss, (images, captions)), torch.autograd.grad(separate, (images, captions)), strict=True
@@ -169,7 +175,7 @@ def test_siblings_are_no_candidates():
     """Against a plain loop over the candidates of each pair."""
     images, captions = unit_vectors(6, 2), unit_vectors(6, 3)
     image_ids = torch.tensor([0, 1, 0, 2, 1, 0])
-    rows, columns, targets = dual_encoder_matching(images, captions, 0.1, image_ids)
+    rows, columns, targets = match_both_ways(*scores_of(images, captions), 0.1, image_ids)
     assert targets.tolist() == list(range(6))
     cosine = (images @ captions.T).detach().numpy() / 0.1
     for pair in range(6):
@@ -182,4 +188,4 @@ def test_siblings_are_no_candidates():
 
 def test_softmax_set_must_divide_the_batch():
     with pytest.raises(ValueError, match="softmax_set 5 does not divide the global batch of 12 pairs"):
-        dual_encoder_matching(unit_vectors(12, 0), unit_vectors(12, 1), 0.1, softmax_set=5)
+        match_both_ways(*scores_of(unit_vectors(12, 0), unit_vectors(12, 1)), 0.1, softmax_set=5)

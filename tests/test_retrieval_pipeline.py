@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from tiny import tiny_recipe
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import pipeline
 
@@ -19,7 +18,8 @@ from clip_itm import ImageTextRetrievalPipeline
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.evaluation.protocols import evaluate_retrieval
-from clip_itm.heads.clip import ClipHead
+from clip_itm.heads.similarity.base import Similarity
+from clip_itm.heads.similarity.cosine import unit
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.pipeline import load_pipeline
 from clip_itm.training.encode import encode_split
@@ -246,40 +246,37 @@ def test_the_index_of_another_model_is_refused(pipe, place, tmp_path):
             use(tmp_path / "index")
 
 
-class TwoVectors(ClipHead):
+class TwoVectors(Similarity):
     """Two vectors an item; similar are those of which one pair is."""
 
     def embed_images(self, features):
-        return torch.stack([self._unit(features.pooled), self._unit(features.pooled.roll(1, dims=1))], dim=1)
+        return torch.stack([unit(features.pooled), unit(features.pooled.roll(1, dims=1))], dim=1)
 
     embed_texts = embed_images
 
     def vectors(self, embeddings):
-        return self._unit(embeddings.mean(dim=1))
+        return unit(embeddings.mean(dim=1))
 
-    def similarity(self, images, texts):
+    def forward(self, images, texts):
         return torch.einsum("ikd,tld->itkl", images, texts).flatten(2).amax(2)
-
-    def _unit(self, vectors):
-        return nn.functional.normalize(vectors, dim=-1)
 
 
 def test_a_head_of_several_vectors_ranks_its_shortlist_exactly(pipe, place, rows, tmp_path):
-    head = TwoVectors(pipe.model.head.config)
-    pipe.model.head = head
+    similarity = TwoVectors()
+    pipe.model.head.similarity = similarity
     pipe.index(rows, "text", folder=tmp_path / "captions")
     index = pipe.load_index(tmp_path / "captions")
     pipe.index(place / "photos")
     photo = Image.open(place / "photos" / "04.png")
     captions = [item.caption for item in index.items()]
-    scores = head.similarity(pipe.embed([photo]), pipe.embed(captions))[0]
+    scores = similarity(pipe.embed([photo]), pipe.embed(captions))[0]
     found = pipe(photo, top_k=120, shortlist=200)
     by_caption = dict(zip([item.id for item in index.items()], scores.tolist(), strict=True))
     assert [hit["score"] for hit in found] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-6)
     assert all(hit["score"] == pytest.approx(by_caption[hit["id"]], abs=1e-6) for hit in found)
     assert [hit["rank"] for hit in found] == [1 + sum(o["score"] > hit["score"] for o in found) for hit in found]
     order = sorted(by_caption, key=by_caption.get)
-    shortlisted = {hit.item.id for hit in index.search(head.vectors(pipe.embed([photo])), 10)[0]}
+    shortlisted = {hit.item.id for hit in index.search(similarity.vectors(pipe.embed([photo])), 10)[0]}
     assert {hit["id"] for hit in pipe(photo, top_k=10, shortlist=10)} == shortlisted != set(order[-10:])
     with pytest.raises(ValueError, match="compares photos with captions only"):
         pipe(photo, target="image")

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from clip_itm.backbones.blocks import Block
 from clip_itm.backbones.configuration import BackboneSection
-from clip_itm.backbones.features import Features
+from clip_itm.backbones.features import Features, FeatureWidths
 
 
 class Backbone(nn.Module, ABC):
     """Two towers. A kind of backbone implements the two trunks, the two lists of blocks and activation checkpointing.
 
     `config`: its section, resolved, so that `build_backbone(config, weights=False)` rebuilds the architecture offline.
-    `embed_dim`: width D of the pooled features behind the necks. `initial_logit_scale` (natural log of the multiplier)
+    `embed_dim`: width D of the pooled features behind the necks; `token_widths`: C of the photo tokens and of the
+    caption tokens. `initial_logit_scale` (natural log of the multiplier)
     and `initial_logit_bias`: those of the pretrained towers, None from scratch. `output_tokens`: whether the trunks
     give tokens (off: nobody pays for them).
 
@@ -24,6 +25,7 @@ class Backbone(nn.Module, ABC):
     """
 
     embed_dim: int
+    token_widths: tuple[int, int]
     initial_logit_scale: float | None = None
     initial_logit_bias: float | None = None
     output_tokens: bool = False
@@ -34,6 +36,10 @@ class Backbone(nn.Module, ABC):
         self.image_dropout = nn.Dropout(config.image_dropout)
         self.text_dropout = nn.Dropout(config.text_dropout)
         self._frozen: list[nn.Module] = []
+
+    @property
+    def widths(self) -> FeatureWidths:
+        return FeatureWidths(self.embed_dim, *self.token_widths)
 
     @abstractmethod
     def image_trunk(self, pixel_values: Tensor) -> Features:

@@ -21,6 +21,7 @@ from clip_itm.backbones.huggingface import (
     load_tokenizer,
     patches,
     set_checkpointing,
+    token_width,
 )
 from clip_itm.processing import ItmProcessor
 
@@ -33,6 +34,7 @@ class BertVit(Backbone):
         self.embed_dim = config.embed_dim
         del model.logit_scale
         self.model = model
+        self.token_widths = token_width(model.config.vision_config), token_width(model.config.text_config)
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
         output = self.model.vision_model(pixel_values=pixel_values)

@@ -115,6 +115,9 @@ class TimmWordsBackbone(BackboneSection):
     image_size: PositiveInt = 224
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_grid: PositiveInt | None = Field(
+        None, description="average the feature map to so many tokens a side, for heads that read tokens; default: all"
+    )
     normalize_image_features: bool = Field(True, description="L2-normalise pooled tower features before dropout")
     embed_dim: PositiveInt = 256
     text_encoder: Literal["bag", "gru", "transformer"] = "bag"

@@ -7,8 +7,18 @@ from torch import Tensor
 
 @dataclass
 class Features:
-    """`pooled` [B, D]; `tokens` [B, T, C] or None; `mask` bool [B, T], True at patches and words, or None (all are)."""
+    """`pooled` [B, D] (None where a neck makes it of the tokens); `tokens` [B, T, C] or None; `mask` bool [B, T], True
+    at patches and words, or None (all are)."""
 
-    pooled: Tensor
+    pooled: Tensor | None
     tokens: Tensor | None = None
     mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FeatureWidths:
+    """Of what a backbone gives behind its necks: D of both modalities' pooled features, C of either's tokens."""
+
+    pooled: int
+    image_tokens: int
+    text_tokens: int

@@ -26,6 +26,7 @@ class Transformers(Backbone):
             if hasattr(model, name):
                 delattr(model, name)
         self.model = model
+        self.token_widths = token_width(model.config.vision_config), token_width(model.config.text_config)
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
         output = self.model.get_image_features(pixel_values=pixel_values)
@@ -129,6 +130,12 @@ def patches(hidden: Tensor, pixel_values: Tensor, vision_config: PreTrainedConfi
         return hidden
     height, width = pixel_values.shape[-2:]
     return hidden[:, hidden.shape[1] - (height // side) * (width // side) :]
+
+
+def token_width(config: PreTrainedConfig) -> int:
+    """Width C of last-layer tokens (of a convolutional model: channels of its last stage)."""
+    sizes = getattr(config, "hidden_sizes", None)
+    return sizes[-1] if sizes else config.hidden_size
 
 
 def set_checkpointing(model: PreTrainedModel, enabled: bool) -> None:

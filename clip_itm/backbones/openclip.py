@@ -38,6 +38,7 @@ class OpenClip(Backbone):
         del model.logit_scale
         model.logit_bias = None
         self.model = model
+        self.token_widths = _image_token_width(model.visual), _text_token_width(self.text_tower)
 
     @property
     def text_tower(self) -> nn.Module:
@@ -113,6 +114,18 @@ class OpenClip(Backbone):
             text.transformer.activation_checkpointing_enable()
         else:
             text.transformer.activation_checkpointing_disable()
+
+
+def _image_token_width(visual: nn.Module) -> int:
+    if isinstance(visual, TimmModel):
+        return visual.trunk.num_features
+    if isinstance(visual, ModifiedResNet):
+        return visual.attnpool.k_proj.in_features
+    return visual.transformer.width
+
+
+def _text_token_width(tower: nn.Module) -> int:
+    return tower.config.hidden_size if isinstance(tower, HFTextEncoder) else tower.ln_final.normalized_shape[0]
 
 
 def build(config: OpenClipBackbone, weights: bool) -> OpenClip:

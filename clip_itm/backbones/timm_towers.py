@@ -2,17 +2,25 @@
 
 from pathlib import Path
 
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
-def patch_tokens(trunk: nn.Module, maps: Tensor) -> Tensor:
-    """The output of `trunk.forward_features` as patch tokens [B, T, C], without class and register tokens."""
+def patch_tokens(trunk: nn.Module, maps: Tensor, grid: int | None = None) -> Tensor:
+    """The output of `trunk.forward_features` as patch tokens [B, T, C], without class and register tokens.
+
+    With `grid` a feature map is averaged to grid x grid tokens. Raises `ValueError` where the tower has no map.
+    """
     if maps.ndim == 3:
+        if grid is not None:
+            raise ValueError(f"backbone.image_grid: {type(trunk).__name__} gives tokens, no feature map; leave it out")
         return maps[:, getattr(trunk, "num_prefix_tokens", 0) :]
     if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
-        return maps.flatten(1, 2)
+        maps = maps.permute(0, 3, 1, 2)
+    if grid is not None:
+        maps = F.adaptive_avg_pool2d(maps, grid)
     return maps.flatten(2).transpose(1, 2)
 
 

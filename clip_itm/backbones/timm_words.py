@@ -29,13 +29,16 @@ class TimmWords(Backbone):
             getattr(trunk, "head_hidden_size", None) or trunk.num_features, config.embed_dim
         )
         self.text_tower = TOWERS[config.text_encoder](config)
+        self.token_widths = trunk.num_features, self.text_tower.token_width
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
         # convolutions on a CPU are up to twice as fast on this layout
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         maps = self.image_tower.forward_features(pixel_values)
         pooled = self.image_tower.forward_head(maps)
-        return Features(pooled, patch_tokens(self.image_tower, maps) if self.output_tokens else None)
+        if not self.output_tokens:
+            return Features(pooled)
+        return Features(pooled, patch_tokens(self.image_tower, maps, self.config.image_grid))
 
     def image_neck(self, features: Features) -> Features:
         pooled = F.normalize(features.pooled, dim=-1) if self.config.normalize_image_features else features.pooled

@@ -50,6 +50,7 @@ class BagTower(nn.Module):
 
     def __init__(self, config: TimmWordsBackbone):
         super().__init__()
+        self.token_width = config.word_dim
         self.embedding = nn.Embedding(config.vocab_size, config.word_dim)
         self.mlp = nn.Sequential(
             nn.Linear(config.word_dim, config.text_hidden),
@@ -73,6 +74,7 @@ class GruTower(nn.Module):
 
     def __init__(self, config: TimmWordsBackbone):
         super().__init__()
+        self.token_width = 2 * config.text_hidden
         self.embedding = nn.Embedding(config.vocab_size, config.word_dim)
         self.gru = nn.GRU(
             config.word_dim,
@@ -103,6 +105,7 @@ class TransformerTower(nn.Module):
 
     def __init__(self, config: TimmWordsBackbone):
         super().__init__()
+        self.token_width = config.word_dim
         self.embedding = nn.Embedding(config.vocab_size, config.word_dim)
         self.position = nn.Parameter(0.01 * torch.randn(config.max_words, config.word_dim))
         nn.init.normal_(self.embedding.weight, std=0.02)

@@ -181,8 +181,9 @@ class PairDataset(Dataset):
 
     Pair k shows photo `split.pairs.image[k]` with caption `noise.source[k]`. A photo is read and preprocessed once
     per batch, however many captions it has there. Where kept outputs of a frozen tower are given, they take the place
-    of photos or captions: `image_features` [photos, C], `text_features` [N, C] in the order of the original captions,
-    or `tokens` of these, made beforehand.
+    of photos or captions: `photo_features`, arrays by photo number (`image_features` [photos, C], `image_tokens`
+    [photos, T, C']), and `text_features` [N, C] in the order of the original captions; or `tokens` of these, made
+    beforehand.
 
     With `random_crop` < 1 a photo is cropped, before `processor`, to its own aspect ratio and a random share of its
     area between `random_crop` and 1, at a random place: a function of (seed, epoch, photo), whatever worker reads it.
@@ -196,7 +197,7 @@ class PairDataset(Dataset):
         split: Split,
         noise: CaptionNoise,
         processor,
-        image_features: np.ndarray | None = None,
+        photo_features: dict[str, np.ndarray] | None = None,
         text_features: np.ndarray | None = None,
         image_cache: ImageCache | None = None,
         random_crop: float = 1.0,
@@ -206,7 +207,7 @@ class PairDataset(Dataset):
         noise.check(split.pairs)
         self.rows, self.pair_image, self.captions = split.rows, split.pairs.image, split.pairs.captions
         self.source, self.pair_weight, self.processor = noise.source, split.pairs.weight, processor
-        self.image_features, self.text_features, self.tokens = image_features, text_features, tokens
+        self.photo_features, self.text_features, self.tokens = photo_features, text_features, tokens
         self.image_cache, self.random_crop, self.seed = image_cache, random_crop, seed
         self.memory: tuple[np.ndarray, np.ndarray] | None = None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # long-lived workers see it change
@@ -220,11 +221,12 @@ class PairDataset(Dataset):
     def __getitems__(self, pairs: list[int]) -> dict[str, Tensor]:
         """The batch of B pairs, P distinct photos and captions of at most T tokens.
 
-        `pixel_values` [P, 3, H, W] or `image_features` [P, C], photos in order of first appearance; `photo` int64
-        [B], the row of each pair's photo in them; `input_ids` and `attention_mask` [B, T] or `text_features` [B, C];
-        `pair_ids` and `image_ids` int64 [B], numbers of the pair and of its photo in the training split; `pair_weight`
-        float32 [B] where the split has weights. With a memory, `memory_...` too (see `_with_memory`): first the entries
-        of the photos of the B pairs, then those of the pairs.
+        `pixel_values` [P, 3, H, W] or `image_features` [P, C] (with `image_tokens` [P, T, C'] where the head reads
+        them), photos in order of first appearance; `photo` int64 [B], the row of each pair's photo in them;
+        `input_ids` and `attention_mask` [B, T] or `text_features` [B, C]; `pair_ids` and `image_ids` int64 [B], numbers
+        of the pair and of its photo in the training split; `pair_weight` float32 [B] where the split has weights. With
+        a memory, `memory_...` too (see `_with_memory`): first the entries of the photos of the B pairs, then those of
+        the pairs.
         """
         pair_ids = np.asarray(pairs, dtype=np.int64)
         image_ids, captions = self.pair_image[pair_ids], self.source[pair_ids]
@@ -264,8 +266,8 @@ class PairDataset(Dataset):
         return batch
 
     def _images(self, photos: np.ndarray) -> dict[str, Tensor]:
-        if self.image_features is not None:
-            return {"image_features": torch.from_numpy(self.image_features[photos])}
+        if self.photo_features is not None:
+            return rows_of(self.photo_features, photos)
         images = [self._photo(int(photo)) for photo in photos]
         return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
 
@@ -288,3 +290,8 @@ class PairDataset(Dataset):
         texts = self.captions.take(pa.array(captions)).to_pylist()
         tokens = self.processor(text=texts, return_tensors="pt")
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+
+def rows_of(arrays: dict[str, np.ndarray], numbers: np.ndarray) -> dict[str, Tensor]:
+    """Rows of arrays as float32 tensors of the same names."""
+    return {name: torch.from_numpy(np.asarray(array[numbers], dtype=np.float32)) for name, array in arrays.items()}

@@ -3,10 +3,14 @@
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Image, List, Value
+
+if TYPE_CHECKING:
+    from clip_itm.data.regions import RegionFeatures
 
 ROW_FEATURES = Features(
     {
@@ -40,12 +44,13 @@ class Split:
     `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row a photo, images not decoded). `sha256` covers photo ids,
     caption ids and captions in order, never pixels or paths: the same split on two machines has the same hash.
     `missing` lists the photo files that `skip_missing` left out. Where captions have weights
-    (`WEIGHTED_ROW_FEATURES`), the hash covers them too.
+    (`WEIGHTED_ROW_FEATURES`), the hash covers them too. `regions`: what stands for the photos where there are none.
     """
 
     name: str
     rows: Dataset
     missing: tuple[str, ...] = field(default=())
+    regions: "RegionFeatures | None" = None
 
     @cached_property
     def pairs(self) -> "Pairs":

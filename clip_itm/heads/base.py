@@ -4,69 +4,73 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_itm.backbones.features import Features
+from clip_itm.heads.similarity.base import Similarity
+from clip_itm.heads.similarity.cosine import Cosine
 
 
 class Head(nn.Module, ABC):
-    """One vector a photo and a caption, compared by cosine; a subclass brings the loss.
+    """Embeddings of photos and captions and their `similarity`, a module; a subclass brings the loss.
 
-    `citation`: BibTeX of the method. What a head remembers of the training pairs from step to step (a label each,
-    say) is no part of the model: it lives in plain attributes, and its trainer keeps it beside the checkpoint.
+    `citation`: BibTeX of the method. `training_only`: names of submodules that a saved model does without. What a head
+    remembers of the training pairs from step to step (a label each, say) is no part of the model: it lives in plain
+    attributes, and its trainer keeps it beside the checkpoint. `epoch`: that of training, 0-based.
     """
 
     citation: str
     config: Any
+    training_only: tuple[str, ...] = ()
+    epoch: int = 0
 
-    def embed_images(self, features: Features) -> Tensor:
-        """Unit vectors [B, D], at least float32 (rounding of bfloat16 moves recall)."""
-        return _unit(features.pooled)
-
-    def embed_texts(self, features: Features) -> Tensor:
-        return _unit(features.pooled)
-
-    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Cosine of embeddings [Ni, D] and [Nt, D]: [Ni, Nt], rows are photos."""
-        return images @ texts.T
-
-    def vectors(self, embeddings: Tensor) -> Tensor:
-        """One vector [B, D] an embedding, by whose dot products a search picks its candidates."""
-        return embeddings
+    def __init__(self, similarity: Similarity | None = None):
+        super().__init__()
+        self.similarity: Similarity = similarity or Cosine()
 
     @property
-    def is_dot_product(self) -> bool:
-        """Whether an index of vectors gives the similarity itself, and no candidate has to be ranked again."""
-        return type(self).similarity is Head.similarity
+    def needs_tokens(self) -> bool:
+        """Whether the backbone has to give tokens."""
+        return self.similarity.needs_tokens
+
+    def embed_images(self, features: Features) -> Tensor:
+        """Embeddings [B, ...], at least float32."""
+        return self.similarity.embed_images(features)
+
+    def embed_texts(self, features: Features) -> Tensor:
+        return self.similarity.embed_texts(features)
+
+    def image_outputs(self, features: Features) -> Tensor | tuple[Tensor, ...]:
+        """What the loss gets: embeddings, or a NamedTuple of tensors [B, ...] that begins with them."""
+        return self.embed_images(features)
+
+    def text_outputs(self, features: Features) -> Tensor | tuple[Tensor, ...]:
+        return self.embed_texts(features)
 
     @property
     def is_plain(self) -> bool:
         """Whether the similarity is the cosine of the backbone's pooled features: whether the towers are enough."""
-        own = ("embed_images", "embed_texts", "similarity")
-        return all(getattr(type(self), name) is getattr(Head, name) for name in own)
+        own = ("embed_images", "embed_texts")
+        return type(self.similarity) is Cosine and all(getattr(type(self), name) is getattr(Head, name) for name in own)
 
-    @abstractmethod
     def scale(self) -> Tensor:
-        """The multiplier of cosines in the loss: one over the temperature."""
+        """The multiplier of similarities where a softmax is taken over them: one over the temperature.
+
+        Here, for losses without one: that of the temperature 0.05.
+        """
+        return torch.tensor(20.0)
 
     @abstractmethod
     def loss(
         self,
-        images: Tensor,
-        texts: Tensor,
+        images: Tensor | tuple[Tensor, ...],
+        texts: Tensor | tuple[Tensor, ...],
         image_ids: Tensor,
         pair_ids: Tensor,
         pair_weight: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of the global batch over its local pairs, and what to log.
+        """Loss of the local pairs against the global batch, and what to log.
 
-        `images`, `texts` [b, D] (row k is pair k), `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1]
-        where the data set brings weights of its own.
+        Its mean over processes is the loss of the global batch. `images`, `texts`: outputs [b, ...] (row k is pair k);
+        `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1] where the data set brings weights of its own.
         """
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    if vectors.dtype in (torch.float16, torch.bfloat16):
-        vectors = vectors.float()
-    return F.normalize(vectors, dim=-1)

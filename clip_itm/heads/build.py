@@ -1,15 +1,18 @@
 """The head that a section of the recipe names."""
 
+from clip_itm.backbones.features import FeatureWidths
 from clip_itm.heads.base import Head
 from clip_itm.heads.clip import ClipHead
 from clip_itm.heads.configuration import HeadConfig
+from clip_itm.heads.similarity.build import build_similarity
 
 
-def build_head(config: HeadConfig, initial_logit_scale: float | None = None) -> Head:
-    """`initial_logit_scale`: natural log of the pretrained multiplier of cosines, None from scratch."""
+def build_head(config: HeadConfig, widths: FeatureWidths, initial_logit_scale: float | None = None) -> Head:
+    """`widths`: of the backbone's features; `initial_logit_scale`: natural log of the pretrained multiplier of
+    cosines, None from scratch."""
     match config.kind:
         case "clip":
-            return ClipHead(config, initial_logit_scale)
+            return ClipHead(config, initial_logit_scale, build_similarity(config.similarity, widths))
         case "npc":
             from clip_itm.heads.npc.head import NpcHead
 
@@ -17,4 +20,4 @@ def build_head(config: HeadConfig, initial_logit_scale: float | None = None) -> 
         case "crcl":
             from clip_itm.heads.crcl.head import CrclHead
 
-            return CrclHead(config)
+            return CrclHead(config, build_similarity(config.similarity, widths))

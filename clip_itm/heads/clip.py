@@ -20,9 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_itm.distributed import gather_constant, gather_with_gradient, process_index
+from clip_itm.distributed import gather_constant
 from clip_itm.heads.base import Head
 from clip_itm.heads.configuration import ContrastiveSection
+from clip_itm.heads.scores import global_scores, local_targets
+from clip_itm.heads.similarity.base import Similarity
+from clip_itm.heads.similarity.cosine import Cosine
 
 
 def contrastive_cross_entropy(
@@ -42,25 +45,30 @@ def contrastive_cross_entropy(
 
 
 def contrastive_losses(
-    images: Tensor, captions: Tensor, scale: Tensor | float, image_ids: Tensor | None = None, mode: str = "negative"
+    images: Tensor,
+    captions: Tensor,
+    scale: Tensor | float,
+    image_ids: Tensor | None = None,
+    mode: str = "negative",
+    similarity: Similarity | None = None,
 ) -> Tensor:
     """Per-pair loss l of the local pairs against the global batch (npc.md 2.2).
 
-    `images`, `captions` [b, D] unit vectors, row k is pair k; `scale` multiplies cosines; `image_ids` int64 [b] names
-    the photo of each pair (needed unless `mode` is "negative"). Returns [b]; its mean is the loss.
+    `images`, `captions` [b, ...] embeddings, row k is pair k, by default unit vectors [b, D] compared by cosine;
+    `scale` multiplies similarities; `image_ids` int64 [b] names the photo of each pair (needed unless `mode` is
+    "negative"). Returns [b]; its mean is the loss.
     """
-    all_images, all_captions = gather_with_gradient(images), gather_with_gradient(captions)
-    targets = torch.arange(len(images), device=images.device) + process_index() * len(images)
-    same_photo = None
+    rows, columns = global_scores(similarity or Cosine(), images, captions)
+    targets, same_photo = local_targets(rows), None
     if image_ids is not None and mode != "negative":
         same_photo = image_ids[:, None] == gather_constant(image_ids)[None, :]
-    image_to_text = contrastive_cross_entropy(scale * images @ all_captions.T, targets, same_photo, mode)
-    text_to_image = contrastive_cross_entropy(scale * captions @ all_images.T, targets, same_photo, mode)
+    image_to_text = contrastive_cross_entropy(scale * rows, targets, same_photo, mode)
+    text_to_image = contrastive_cross_entropy(scale * columns, targets, same_photo, mode)
     return (image_to_text + text_to_image) / 2
 
 
 class ClipHead(Head):
-    """Cosine similarity with a learned temperature, trained by the symmetric contrastive loss.
+    """A similarity (by default cosine) with a learned temperature, trained by the symmetric contrastive loss.
 
     `logit_scale` is the natural log of the multiplier of cosines, as in every CLIP checkpoint. It starts at
     `config.temperature`, else at the pretrained value, else at ln(1 / 0.07).
@@ -71,8 +79,13 @@ class ClipHead(Head):
         "title={Learning Transferable Visual Models From Natural Language Supervision}, booktitle={ICML}, year={2021}}"
     )
 
-    def __init__(self, config: ContrastiveSection, initial_logit_scale: float | None = None):
-        super().__init__()
+    def __init__(
+        self,
+        config: ContrastiveSection,
+        initial_logit_scale: float | None = None,
+        similarity: Similarity | None = None,
+    ):
+        super().__init__(similarity)
         self.config = config
         if config.temperature is not None:
             initial_logit_scale = -math.log(config.temperature)
@@ -87,7 +100,7 @@ class ClipHead(Head):
 
     def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
         """Per-pair loss [b] of the local pairs against the global batch."""
-        return contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_photo)
+        return contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_photo, self.similarity)
 
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
         losses = self.losses(images, texts, image_ids)

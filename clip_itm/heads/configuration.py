@@ -4,13 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from clip_itm.section import Section
-
-
-class HeadSection(Section):
-    def conflict(self, training) -> str | None:
-        """A sentence where this head cannot work with the `training:` section of its recipe."""
-        return None
+from clip_itm.heads.section import HeadSection
+from clip_itm.heads.similarity.configuration import CosineSection, SimilarityConfig
 
 
 class ContrastiveSection(HeadSection):
@@ -32,6 +27,7 @@ class ClipHeadConfig(ContrastiveSection):
     """The plain contrastive head (InfoNCE in both directions)."""
 
     kind: Literal["clip"] = "clip"
+    similarity: SimilarityConfig = CosineSection()
 
 
 class NpcHeadConfig(ContrastiveSection):
@@ -97,6 +93,7 @@ class CrclHeadConfig(HeadSection):
     """Active complementary loss with a self-refined label per pair."""
 
     kind: Literal["crcl"] = "crcl"
+    similarity: SimilarityConfig = CosineSection()
     temperature: PositiveFloat = Field(
         0.05, description="fixed; zero-shot CLIP needs 0.01 to 0.02, towers from scratch 0.05"
     )

@@ -1,12 +1,13 @@
 """The contrastive loss of every training pair under one model: what mixtures and memory banks are made of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clip_itm.heads.clip import contrastive_cross_entropy
+from clip_itm.heads.similarity.cosine import Cosine
 from clip_itm.precision import exact_float32
 
 
@@ -27,16 +28,18 @@ def pair_losses(
     scale: float,
     batch_size: int = 256,
     seed: int | None = 0,
+    similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> np.ndarray:
     """Symmetric loss l of each pair against the others of its batch (npc.md 2.2): float32 [N], in pair order.
 
-    `images` [Ni, D] and `texts` [Nt, D] are unit vectors; pair k is photo `pair_image[k]` with caption `source[k]`,
-    both int64 [N]; `scale` multiplies cosines. Batches are parts of a permutation drawn with `seed`, so that the
-    captions of a photo rarely meet: in dataset order (seed None) five siblings share one photo, and the text-to-image
-    half of each of their losses is at least ln 5. A loss depends on the size of its batch, and a small one makes wrong
-    pairs look clean: the last batch is a whole one, too. In dataset order it is smaller, as published.
+    `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, by default unit vectors compared by cosine; pair k is photo
+    `pair_image[k]` with caption `source[k]`, both int64 [N]; `scale` multiplies similarities. Batches are parts of a
+    permutation drawn with `seed`, so that the captions of a photo rarely meet: in dataset order (seed None) five
+    siblings share one photo, and the text-to-image half of each of their losses is at least ln 5. A loss depends on the
+    size of its batch, and a small one makes wrong pairs look clean: the last batch is a whole one, too. In dataset
+    order it is smaller, as published.
     """
-    count = len(source)
+    count, similarity = len(source), similarity or Cosine()
     if seed is None:
         batches = ((np.arange(start, min(start + batch_size, count)), 0) for start in range(0, count, batch_size))
     else:
@@ -46,7 +49,7 @@ def pair_losses(
         for batch, known in batches:
             photos = images[torch.from_numpy(pair_image[batch])].float()
             captions = texts[torch.from_numpy(source[batch])].float()
-            logits = scale * photos @ captions.T
+            logits = scale * similarity(photos, captions)
             targets = torch.arange(len(batch), device=logits.device)
             both = contrastive_cross_entropy(logits, targets) + contrastive_cross_entropy(logits.T, targets)
             losses[batch[known:]] = (both / 2)[known:].cpu().numpy()

@@ -90,7 +90,7 @@ def search_target(pipe: ImageTextRetrievalPipeline, query: str) -> str | None:
     other = "image" if query == "text" else "text"
     if other in pipe.galleries:
         return other
-    return query if query in pipe.galleries and pipe.model.head.is_dot_product else None
+    return query if query in pipe.galleries and pipe.model.head.similarity.is_dot_product else None
 
 
 def _title(pipe: ImageTextRetrievalPipeline) -> str:

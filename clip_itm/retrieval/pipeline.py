@@ -231,7 +231,8 @@ class ImageTextRetrievalPipeline(Pipeline):
 
     def _vectors(self, embeddings: Tensor) -> Tensor | None:
         """What the index compares, where that is not all there is to an embedding."""
-        return None if self.model.head.is_dot_product else self.model.head.vectors(embeddings)
+        similarity = self.model.head.similarity
+        return None if similarity.is_dot_product else similarity.vectors(embeddings)
 
     def _rerank(self, query: Tensor, hits: list[Hit], kind: str, index: SearchIndex, top_k: int) -> list[Hit]:
         """The `top_k` of a shortlist under the head's own similarity; ranks count within the shortlist."""
@@ -271,10 +272,10 @@ class ImageTextRetrievalPipeline(Pipeline):
 
     def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[Hit]]:
         index = self.galleries[target]
-        if self.model.head.is_dot_product:
+        if self.model.head.similarity.is_dot_product:
             return index.search(embeddings, top_k)
         wide = max(top_k, shortlist or max(SMALLEST_SHORTLIST, 10 * top_k))
-        candidates = index.search(self.model.head.vectors(embeddings), wide)
+        candidates = index.search(self.model.head.similarity.vectors(embeddings), wide)
         pairs = zip(embeddings, candidates, strict=True)
         return [self._rerank(query, hits, kind, index, top_k) for query, hits in pairs]
 

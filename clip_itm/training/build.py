@@ -9,7 +9,7 @@ from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.evaluation.recall import recall_metrics
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
-from clip_itm.training.encode import Embeddings
+from clip_itm.training.encode import Embeddings, scoring
 from clip_itm.training.provenance import Provenance
 from clip_itm.training.setup import Encoder, TrainingData, autocast_dtype
 from clip_itm.training.trackers import available_trackers
@@ -34,7 +34,7 @@ def make_trainer(
         train,
         noise,
         encoder.processor,
-        image_features=encoder.image_features(train),
+        photo_features=encoder.photo_features(train),
         text_features=text_features,
         tokens=tokens,
         image_cache=data.image_cache,
@@ -76,8 +76,7 @@ def make_trainer(
 
 
 def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
-    similarity = model.head.similarity
-    ranks = compute_ranks(embeddings.images, embeddings.texts, embeddings.caption_image, similarity=similarity)
+    ranks = compute_ranks(embeddings.images, embeddings.texts, embeddings.caption_image, similarity=scoring(model))
     return recall_metrics(ranks)
 
 

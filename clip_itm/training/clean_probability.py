@@ -100,12 +100,19 @@ def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise
     """Probability of the component with the lower losses, under a saved model. Encodes the training split once."""
     from clip_itm.heads.mixture import fit_mixture
     from clip_itm.heads.pair_losses import pair_losses
+    from clip_itm.training.encode import scoring
     from clip_itm.training.setup import Encoder, make_image_cache
 
     encoder = Encoder.of_saved(model_folder, recipe, make_image_cache(recipe, {train.name: train}))
     embeddings = encoder.encode(train)
-    scale = float(encoder.model.head.scale().detach())
-    losses = pair_losses(embeddings.images, embeddings.texts, train.pairs.image, noise.source, scale)
+    losses = pair_losses(
+        embeddings.images,
+        embeddings.texts,
+        train.pairs.image,
+        noise.source,
+        float(encoder.model.head.scale().detach()),
+        similarity=scoring(encoder.model),
+    )
     return CleanProbability(
         values=fit_mixture(losses, seed=0).monotone_clean_posterior(losses).astype(np.float32),
         ranking=-losses,

@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from clip_itm.evaluation.recall import paired_difference_of_runs
+from clip_itm.evaluation.report import HEADERS, columns_of
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
 from clip_itm.recipe import Recipe, RecipeError, load_recipe
 
-METRICS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 STAGES = {"best": "best checkpoint by dev", "last": "last epoch"}
 
 
@@ -78,7 +78,7 @@ def summarise(cells: list[Cell]) -> list[dict]:
     rows = []
     for (protocol, method, ratio, stage), metrics in groups.items():
         row = {"protocol": protocol, "method": method, "noise": ratio, "stage": stage, "seeds": len(metrics)}
-        for name in METRICS:
+        for name in columns_of(metrics):
             values = [figures[name] for figures in metrics]
             row[name], row[f"{name}_std"] = mean(values), stdev(values) if len(values) > 1 else 0.0
         rows.append(row)
@@ -88,11 +88,12 @@ def summarise(cells: list[Cell]) -> list[dict]:
 def add_differences(rows: list[dict], cells: list[Cell]) -> None:
     """Adds "rsum_difference" (value, low, high) to the rows of every method but the first: paired bootstrap against it.
 
-    The interval is over test photos, drawn the same for both; the differences of all seeds are averaged.
+    The interval is over test photos, drawn the same for both; the differences of all seeds are averaged. Rows without
+    an rsum (protocol eccv) get none.
     """
     first = cells[0].method
     for row in rows:
-        if row["method"] == first or row["stage"] not in STAGES:
+        if row["method"] == first or row["stage"] not in STAGES or "rsum" not in row:
             continue
         runs = {
             name: [
@@ -108,13 +109,14 @@ def add_differences(rows: list[dict], cells: list[Cell]) -> None:
 def table_lines(rows: list[dict], stage: str) -> list[list[str]]:
     """Cells of one stage's table, `12.3 ± 0.4` where there are several seeds; the header first."""
     rows = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["noise"])
-    lines = [["noise", "method", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", "seeds"]]
+    columns = columns_of(rows)
+    lines = [["noise", "method", *(HEADERS[name] for name in columns), "seeds"]]
     compared = any("rsum_difference" in row for row in rows)
     if compared:
         lines[0].append(f"rsum against {rows[0]['method']} [95 %]")
     for row in rows:
         figures = [
-            f"{row[name]:.1f}" + (f" ± {row[f'{name}_std']:.1f}" if row["seeds"] > 1 else "") for name in METRICS
+            f"{row[name]:.1f}" + (f" ± {row[f'{name}_std']:.1f}" if row["seeds"] > 1 else "") for name in columns
         ]
         lines.append([f"{row['noise']:g}", row["method"], *figures, str(row["seeds"])])
         if compared:

@@ -23,6 +23,11 @@ class TrainingSection(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each block below the top learns this much slower than the one above it"
     )
+    rate_multipliers: dict[str, NonNegativeFloat] = Field(
+        {},
+        description="factors on the learning rate by the beginning of parameter names, the longest that fits counts: "
+        "{head: 10, backbone.image_tower: 0.1}",
+    )
     weight_decay: NonNegativeFloat = 0.2
     decay_all: bool = Field(True, description="decay norms, biases and the temperature too, as published fine-tunes do")
     betas: tuple[float, float] = (0.9, 0.98)
@@ -33,6 +38,9 @@ class TrainingSection(Section):
         "bug of published code",
     )
     decay_every: PositiveInt = Field(15, description="epochs, for schedule: step")
+    decay_at: tuple[PositiveInt, ...] = Field(
+        (), description="for schedule: step, the epochs that begin with a tenth of the rate, instead of decay_every"
+    )
     warmup: NonNegativeFloat = Field(0.1, description="optimiser steps (1 or more) or a share of all steps (below 1)")
     max_grad_norm: NonNegativeFloat = Field(0.0, description="clip the global gradient norm; 0: no clipping")
     precision: Literal["fp32", "bf16", "auto"] = Field(
@@ -63,6 +71,8 @@ class EvaluationSection(Section):
     split: Literal["test", "val"] = Field(
         "test", description="split of the final table; val where a source has no test"
     )
-    protocols: tuple[Literal["all", "flickr-1k", "coco-1k", "coco-5k"], ...] = Field(("all",), min_length=1)
+    protocols: tuple[Literal["all", "flickr-1k", "coco-1k", "coco-5k", "cxc", "eccv"], ...] = Field(
+        ("all",), min_length=1, description="cxc and eccv: the COCO test split, with the extra eccv"
+    )
     batch_size: PositiveInt = 128
     bootstrap: NonNegativeInt = Field(1000, description="resamples for the 95 % intervals; 0: none")

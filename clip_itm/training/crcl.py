@@ -24,8 +24,10 @@ from clip_itm.heads.crcl.labels import (
 from clip_itm.heads.crcl.loss import match, matching_probability
 from clip_itm.heads.mixture import fit_mixture
 from clip_itm.heads.pair_losses import seeded_batches
+from clip_itm.heads.similarity.cosine import Cosine
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
+from clip_itm.training.encode import scoring
 from clip_itm.training.schedule import warmup_steps
 from clip_itm.training.setup import Encoder, TrainingData
 from clip_itm.training.trainer import ItmTrainer
@@ -104,7 +106,8 @@ class CrclTrainer(ItmTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if self.state.global_step == 0 and self.model.backbone.initial_logit_scale is not None:
+        pretrained = self.model.backbone.initial_logit_scale is not None
+        if self.state.global_step == 0 and pretrained and type(self.head.similarity) is Cosine:
             self._warn_of_temperature(metrics[f"{metric_key_prefix}_gap"])
         return metrics
 
@@ -198,9 +201,9 @@ def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor
     source, photo = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
     labels = torch.empty(len(pairs))
     siblings = photo if head.same_photo == "mask" else None
-    candidates = head.softmax_set or recipe.training.batch_size
+    candidates, score = head.softmax_set or recipe.training.batch_size, scoring(encoder.model)
     for batch, _ in seeded_batches(len(pairs), candidates, recipe.training.seed):
-        logits = embeddings.images[photo[batch]] @ embeddings.texts[source[batch]].T / head.temperature
+        logits = score(embeddings.images[photo[batch]], embeddings.texts[source[batch]]) / head.temperature
         targets = torch.arange(len(batch))
         left_out = None
         if siblings is not None:

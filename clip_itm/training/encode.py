@@ -15,10 +15,13 @@ from clip_itm.data.images import read_image
 from clip_itm.data.rows import Pairs
 from clip_itm.distributed import gather_constant, num_processes, process_index
 
+PhotoInputs = Callable[[np.ndarray], dict[str, Tensor]]
+"""`inputs(photo numbers [b])` gives what `ItmModel.encode_images` takes instead of pixels."""
+
 
 @dataclass(frozen=True)
 class Embeddings:
-    """`images` [Ni, D] and `texts` [Nt, D] float32 on the CPU; `caption_image` int64 [Nt], the photo of each."""
+    """`images` [Ni, ...] and `texts` [Nt, ...] float32 on the CPU; `caption_image` int64 [Nt], the photo of each."""
 
     images: Tensor
     texts: Tensor
@@ -50,7 +53,7 @@ def encode_photos(
     image_cache=None,
     description: str = "photos",
 ) -> Tensor:
-    """`encode` (pixels [b, 3, H, W] -> [b, D]) over all photos: float32 [Ni, D] on the CPU, on every process."""
+    """`encode` (pixels [b, 3, H, W] -> [b, ...]) over all photos: float32 [Ni, ...] on the CPU, on every process."""
     loader = DataLoader(
         _Photos(rows, processor, image_cache),
         batch_sampler=list(_batches(len(rows), batch_size)),
@@ -62,22 +65,40 @@ def encode_photos(
     return _merge(parts, len(rows), device)
 
 
+def encode_stored(
+    encode: Callable[..., Tensor], inputs: PhotoInputs, count: int, device: torch.device, batch_size: int
+) -> Tensor:
+    """`encode` over what stands for photos 0..count-1: float32 [Ni, ...] on the CPU, on every process."""
+    parts = []
+    for numbers in _progress(list(_batches(count, batch_size)), "photos"):
+        batch = {name: tensor.to(device) for name, tensor in inputs(np.array(numbers)).items()}
+        parts.append(encode(**batch).float())
+    return _merge(parts, count, device)
+
+
 def encode_captions(
-    encode: Callable[[Tensor, Tensor], Tensor],
+    encode: Callable[..., Tensor],
     captions: pa.Array,
     processor,
     device: torch.device,
     batch_size: int,
     description: str = "captions",
+    vectors: np.ndarray | None = None,
 ) -> Tensor:
-    """`encode` (ids, mask [b, T] -> [b, D]) over all captions, equal ones once: float32 [Nt, D] on the CPU."""
+    """`encode` (ids, mask [b, T] -> [b, ...]) over all captions, equal ones once: float32 [Nt, ...] on the CPU.
+
+    `vectors` [Nt, C]: pooled features that another model made of the captions, a third argument of `encode`.
+    """
     encoded = captions.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
+    first = np.unique(encoded.indices.to_numpy(), return_index=True)[1]
     by_length = sorted(range(len(distinct)), key=lambda number: len(distinct[number]))  # little padding in a batch
     parts = []
     for batch in _progress(list(_batches(len(distinct), batch_size)), description):
-        tokens = processor(text=[distinct[by_length[number]] for number in batch], return_tensors="pt").to(device)
-        parts.append(encode(tokens["input_ids"], tokens["attention_mask"]).float())
+        chosen = [by_length[number] for number in batch]
+        tokens = processor(text=[distinct[number] for number in chosen], return_tensors="pt").to(device)
+        own = [] if vectors is None else [torch.from_numpy(np.array(vectors[first[chosen]])).to(device)]
+        parts.append(encode(tokens["input_ids"], tokens["attention_mask"], *own).float())
     merged = _merge(parts, len(distinct), device)
     embeddings = torch.empty_like(merged)
     embeddings[torch.tensor(by_length)] = merged
@@ -93,28 +114,30 @@ def encode_split(
     batch_size: int = 128,
     num_workers: int = 0,
     precision: torch.dtype | None = None,
-    image_features: np.ndarray | None = None,
+    photo_inputs: PhotoInputs | None = None,
     text_features: np.ndarray | None = None,
     image_cache=None,
+    caption_vectors: np.ndarray | None = None,
 ) -> Embeddings:
     """Embeddings of a whole split under `model` (an `ItmModel`), in evaluation mode, under autocast to `precision`.
 
-    `image_features` [Ni, C] and `text_features` [Nt, C] stand for the outputs of frozen towers, where they were kept.
+    `photo_inputs` and `text_features` [Nt, C] stand for photos and captions where outputs of frozen towers were kept,
+    or where there are regions; `caption_vectors` [Nt, C]: see `encode_captions`.
     """
     was_training, device = model.training, model.device
     model.eval()
     try:
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            if image_features is None:
+            if photo_inputs is None:
                 images = encode_photos(
                     model.encode_images, rows, processor, device, batch_size, num_workers, image_cache, "photos"
                 )
             else:
-                images = _encode_features(
-                    lambda block: model.encode_images(image_features=block), image_features, device
-                )
+                images = encode_stored(model.encode_images, photo_inputs, len(rows), device, max(batch_size, 256))
             if text_features is None:
-                texts = encode_captions(model.encode_texts, pairs.captions, processor, device, batch_size)
+                texts = encode_captions(
+                    model.encode_texts, pairs.captions, processor, device, batch_size, vectors=caption_vectors
+                )
             else:
                 texts = _encode_features(lambda block: model.encode_texts(text_features=block), text_features, device)
     finally:
@@ -126,6 +149,23 @@ def _encode_features(encode: Callable[[Tensor], Tensor], features: np.ndarray, d
     blocks = range(0, len(features), 4096)
     parts = [encode(torch.from_numpy(np.array(features[start : start + 4096])).to(device)) for start in blocks]
     return torch.cat(parts).float().cpu()
+
+
+def scoring(model) -> Callable[[Tensor, Tensor], Tensor]:
+    """A model's similarity as evaluation uses it: in evaluation mode, on its device; scores where the photos are."""
+    similarity = model.head.similarity
+    if similarity.is_dot_product:
+        return similarity
+
+    @torch.inference_mode()
+    def score(images: Tensor, texts: Tensor) -> Tensor:
+        was_training = similarity.training
+        similarity.eval()
+        scores = similarity(images.to(model.device), texts.to(model.device)).to(images.device)
+        similarity.train(was_training)
+        return scores
+
+    return score
 
 
 def _batches(count: int, batch_size: int) -> Iterator[list[int]]:
@@ -141,12 +181,15 @@ def _merge(parts: list[Tensor], count: int, device: torch.device) -> Tensor:
         return torch.cat(parts).cpu()
     share = -(-count // num_processes())
     own = torch.cat(parts) if parts else None
-    width = torch.tensor([own.shape[1] if own is not None else 0], device=device)
-    padded = torch.zeros(share, int(gather_constant(width).max()), device=device)
+    sizes = torch.zeros(1, 4, dtype=torch.int64, device=device)  # of an embedding; a process may have none
+    if own is not None:
+        sizes[0, : own.ndim - 1] = torch.tensor(own.shape[1:])
+    shape = [size for size in gather_constant(sizes).amax(dim=0).tolist() if size]
+    padded = torch.zeros(share, *shape, device=device)
     if own is not None:
         padded[: len(own)] = own
-    gathered = gather_constant(padded).view(num_processes(), share, -1)
-    return gathered.transpose(0, 1).reshape(num_processes() * share, -1)[:count].cpu()
+    gathered = gather_constant(padded).view(num_processes(), share, *shape)
+    return gathered.transpose(0, 1).reshape(num_processes() * share, *shape)[:count].cpu()
 
 
 def _progress(batches, description: str):

@@ -7,8 +7,11 @@ another file, never a stale answer.
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,30 +26,73 @@ from clip_itm.files import replacing
 from clip_itm.training.encode import encode_captions, encode_photos
 from clip_itm.weights import add_tensors
 
+PHOTOS_AT_ONCE = 8192
+
 
 def is_frozen(blocks: list[Block]) -> bool:
     """Whether nothing in these blocks trains."""
     return not any(parameter.requires_grad for parameter in parameters(blocks))
 
 
-def photo_features(model, split: Split, processor, folder: Path, batch_size: int, num_workers: int, image_cache=None):
-    """Pooled outputs of the image tower for the photos of `split`: float32 [Ni, C], memory-mapped."""
+def photo_features(
+    model, split: Split, processor, folder: Path, batch_size: int, num_workers: int, image_cache=None
+) -> dict[str, np.ndarray]:
+    """Outputs of the image tower for the photos of `split`, memory-mapped: `image_features` float32 [Ni, C] and, where
+    the head reads tokens, `image_tokens` float16 [Ni, T, C']."""
     resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
     preprocessing = [processor.image_processor.to_json_string(), resized]
     key = _key(model, model.backbone.image_blocks(), preprocessing, _photo_identities(split))
-
-    @torch.inference_mode()
-    def encode() -> Tensor:
-        def tower(pixels: Tensor) -> Tensor:
-            return model.backbone.image_trunk(pixels).pooled
-
+    paths = {"image_features": folder / f"photos-{key}.npy"}
+    if model.backbone.output_tokens:
+        paths["image_tokens"] = folder / f"photos-{key}-tokens.npy"
+    what = f"photos of {split.name} (kept in {folder})"
+    encode = partial(
+        encode_photos,
+        processor=processor,
+        device=model.device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        image_cache=image_cache,
+        description=what,
+    )
+    if not _all_there(paths.values()):
         model.eval()
-        what = f"photos of {split.name} (kept in {folder})"
-        return encode_photos(
-            tower, split.rows, processor, model.device, batch_size, num_workers, image_cache, description=what
-        )
+        _write_features(model, split, encode, paths)
+    return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}
 
-    return _kept(folder / f"photos-{key}.npy", encode)
+
+@torch.inference_mode()
+def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: dict[str, Path]) -> None:
+    """All processes encode, the first one writes; a part of the photos at a time, because tokens are many."""
+    shapes: list[tuple[int, ...]] = []
+
+    def tower(pixels: Tensor) -> Tensor:
+        """Pooled features and tokens side by side."""
+        features = model.backbone.image_trunk(pixels)
+        parts = [features.pooled, features.tokens][: len(paths)]
+        shapes[:] = [part.shape[1:] for part in parts]
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    state = process_state()
+    with ExitStack() as files:
+        arrays: list[np.ndarray] = []
+        for start in range(0, len(split), PHOTOS_AT_ONCE):
+            rows = split.rows.select(range(start, min(start + PHOTOS_AT_ONCE, len(split))))
+            columns = encode(tower, rows)
+            if not state.is_main_process:
+                continue
+            if not arrays:
+                kinds = zip(paths.values(), shapes, (np.float32, np.float16), strict=False)
+                arrays = [_new_array(files, path, kind, (len(split), *shape)) for path, shape, kind in kinds]
+            for array, part in zip(arrays, columns.split([math.prod(shape) for shape in shapes], dim=1), strict=True):
+                array[start : start + len(rows)] = part.numpy().reshape(-1, *array.shape[1:])
+    state.wait_for_everyone()
+
+
+def _new_array(files: ExitStack, path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """An array on disk that becomes `path` when `files` closes without an error."""
+    temporary = files.enter_context(replacing(path))
+    return np.lib.format.open_memmap(temporary, "w+", dtype, shape)
 
 
 def caption_features(model, split: Split, processor, folder: Path, batch_size: int):
@@ -70,14 +116,19 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
 def _kept(path: Path, encode: Callable[[], Tensor]) -> np.ndarray:
     """The array of `path`, encoded by all processes and written by the first where it is not there yet."""
     state = process_state()
-    missing = torch.tensor([not path.is_file()], dtype=torch.int, device=state.device)
-    if gather_constant(missing).any():  # one answer for all, and nobody writes before everybody has looked
+    if not _all_there([path]):
         features = encode()
         if state.is_main_process:
             with replacing(path) as temporary:
                 np.save(temporary, features.numpy(), allow_pickle=False)
         state.wait_for_everyone()
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _all_there(paths: Iterable[Path]) -> bool:
+    """One answer for all processes, given when everybody has looked: nobody writes before."""
+    missing = torch.tensor([not all(path.is_file() for path in paths)], dtype=torch.int, device=process_state().device)
+    return not gather_constant(missing).any()
 
 
 def _key(model, blocks: list[Block], preprocessing: list, inputs: str) -> str:

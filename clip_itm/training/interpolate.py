@@ -97,7 +97,7 @@ class Line:
         self.model = ItmModel.from_pretrained(tuned).without_lora().float().to(process_state().device)
         self.tuned = float_state(self.model)
         demand_same_names(self.base, self.tuned, "step 0 of the recipe" if base is None else str(base))
-        if classes is not None and not self.model.head.is_dot_product:
+        if classes is not None and not self.model.head.similarity.is_dot_product:
             raise ValueError(
                 f"--zeroshot: the head {self.model.head.config.kind} compares by more than the cosine of two vectors, "
                 "and the mean of prompts is a vector; leave --zeroshot out"

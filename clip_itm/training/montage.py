@@ -9,6 +9,7 @@ from clip_itm.data.load import load_splits
 from clip_itm.distributed import process_state
 from clip_itm.files import replacing
 from clip_itm.recipe import load_recipe
+from clip_itm.training.encode import scoring
 from clip_itm.training.setup import Encoder, final_split, make_image_cache
 
 
@@ -57,7 +58,7 @@ def _search(folder: Path, queries: int, top: int) -> list[dict]:
     embeddings = encoder.encode(split)
     answers = []
     for number in torch.linspace(0, len(embeddings.texts) - 1, queries + 2).long()[1:-1].tolist():
-        scores = encoder.model.head.similarity(embeddings.images, embeddings.texts[number : number + 1])[:, 0]
+        scores = scoring(encoder.model)(embeddings.images, embeddings.texts[number : number + 1])[:, 0]
         right = int(embeddings.caption_image[number])
         best = scores.topk(min(top, len(scores))).indices.tolist()
         answers.append(

@@ -13,18 +13,21 @@ def block_multipliers(blocks: list[list], decay: float) -> list[float]:
 
 
 def parameter_groups(model, section: TrainingSection) -> list[dict]:
-    """Groups for AdamW: every trainable parameter of an `ItmModel` in exactly one, with its rate and decay."""
+    """Groups for AdamW: every trainable parameter of an `ItmModel` in exactly one, with its rate and decay.
+
+    Raises `ValueError` for a `rate_multipliers` key with which no trainable parameter begins.
+    """
     multiplier: dict[nn.Parameter, float] = {}
     for blocks in (model.backbone.image_blocks(), model.backbone.text_blocks()):
         for block, value in zip(blocks, block_multipliers(blocks, section.layer_decay), strict=True):
             for parameter in parameters([block]):
                 multiplier[parameter] = value
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    own_rates = _own_rates([name for name, _ in trained], section.rate_multipliers)
     groups: dict[tuple[float, float], dict] = {}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in trained:
         decays = section.decay_all or parameter.ndim >= 2
-        key = (multiplier.get(parameter, 1.0), section.weight_decay if decays else 0.0)
+        key = (own_rates[name] * multiplier.get(parameter, 1.0), section.weight_decay if decays else 0.0)
         group = groups.setdefault(key, {"params": [], "lr": section.learning_rate * key[0], "weight_decay": key[1]})
         group["params"].append(parameter)
     if not groups:
@@ -33,6 +36,19 @@ def parameter_groups(model, section: TrainingSection) -> list[dict]:
         )
     # The first group is the one whose rate is logged: let it be the top of the model.
     return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def _own_rates(names: list[str], multipliers: dict[str, float]) -> dict[str, float]:
+    """The factor of each parameter name: that of the longest key with which it begins, else 1."""
+    for key in multipliers:
+        if not any(name.startswith(key) for name in names):
+            parts = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ValueError(
+                f"training.rate_multipliers: no trained parameter begins with {key!r}; expected the beginning of such "
+                f"names as {', '.join(parts)}"
+            )
+    keys = sorted(multipliers, key=len, reverse=True)
+    return {name: next((multipliers[key] for key in keys if name.startswith(key)), 1.0) for name in names}
 
 
 def make_optimizer(model, section: TrainingSection) -> torch.optim.AdamW:

@@ -11,6 +11,7 @@ from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
+from clip_itm.evaluation.precision_result import PrecisionResult
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
@@ -21,6 +22,7 @@ from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.build import make_trainer
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
+from clip_itm.training.encode import scoring
 from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_split, given_bank, make_model, prepare
 from clip_itm.training.trainer import last_complete_checkpoint
 
@@ -89,7 +91,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     return results
 
 
-def retrieve(recipe: Recipe, split: Split, encoder: Encoder) -> dict[str, RetrievalResult]:
+def retrieve(recipe: Recipe, split: Split, encoder: Encoder) -> dict[str, RetrievalResult | PrecisionResult]:
     """Results of every protocol of the recipe on `split` under the encoder's current weights."""
     embeddings = encoder.encode(split)
     return evaluate_retrieval(
@@ -97,8 +99,10 @@ def retrieve(recipe: Recipe, split: Split, encoder: Encoder) -> dict[str, Retrie
         embeddings.texts,
         embeddings.caption_image,
         protocols=recipe.evaluation.protocols,
-        similarity=encoder.model.head.similarity,
+        similarity=scoring(encoder.model),
         bootstrap=recipe.evaluation.bootstrap,
+        image_ids=split.pairs.image_ids.to_pylist(),
+        caption_ids=split.pairs.caption_ids.to_pylist(),
     )
 
 

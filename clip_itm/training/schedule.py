@@ -1,6 +1,7 @@
 """Learning-rate multipliers as functions of the optimiser step (npc.md 7.2) or of the epoch (crcl.md 5.1)."""
 
 import math
+from collections.abc import Sequence
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
@@ -19,9 +20,12 @@ def constant_multiplier(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup))
 
 
-def step_multiplier(epoch: int, every: int) -> float:
-    """A tenth after every `every` epochs; `epoch` counts from 0 within a piece (crcl.md 5.1)."""
-    return 0.1 ** (epoch // every)
+def step_multiplier(epoch: int, every: int, at: Sequence[int] = ()) -> float:
+    """A tenth after every `every` epochs, or from each of the epochs `at` on, if given.
+
+    `epoch` counts from 0, within a piece of CRCL (crcl.md 5.1).
+    """
+    return 0.1 ** (sum(epoch >= begin for begin in at) if at else epoch // every)
 
 
 def plateau_multiplier(step: int, warmup: int, steps_per_epoch: int, num_samples: int, epochs: int) -> float:

@@ -2,7 +2,9 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from transformers import set_seed
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.backbones.configuration import random_part
-from clip_itm.data.batches import PairBatchSampler
+from clip_itm.data.batches import PairBatchSampler, rows_of
 from clip_itm.data.builder import cache_folder
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import load_splits
@@ -22,7 +24,7 @@ from clip_itm.heads.npc.bank import MemoryBank
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
-from clip_itm.training.encode import Embeddings, encode_split
+from clip_itm.training.encode import Embeddings, PhotoInputs, encode_split
 from clip_itm.training.feature_cache import caption_features, is_frozen, photo_features
 from clip_itm.training.provenance import Provenance, describe_run
 from clip_itm.training.trackers import available_trackers
@@ -123,7 +125,7 @@ class Encoder:
     def __post_init__(self):
         self.frozen_images = is_frozen(self.model.backbone.image_blocks())
         self.frozen_texts = is_frozen(self.model.backbone.text_blocks())
-        self._kept: dict[tuple[str, str], np.ndarray] = {}
+        self._kept: dict[tuple[str, str], Any] = {}
 
     @classmethod
     def of_saved(cls, folder: Path, recipe: Recipe, image_cache: ImageCache | None) -> "Encoder":
@@ -131,9 +133,10 @@ class Encoder:
         model = ItmModel.from_pretrained(folder).to(process_state().device)
         return cls(recipe, model, ItmProcessor.from_pretrained(folder), image_cache)
 
-    def image_features(self, split: Split) -> np.ndarray | None:
-        """Outputs of a frozen image tower [Ni, C]; None where the tower trains or photos are cropped at random."""
-        if not self.frozen_images or self.recipe.data.random_crop < 1:
+    def photo_features(self, split: Split) -> dict[str, np.ndarray] | None:
+        """Outputs of a frozen image tower by photo number; None where the tower trains, photos are cropped at random or
+        the data are regions."""
+        if split.regions is not None or not self.frozen_images or self.recipe.data.random_crop < 1:
             return None
         if ("photos", split.name) not in self._kept:
             self._kept["photos", split.name] = photo_features(
@@ -147,9 +150,16 @@ class Encoder:
             )
         return self._kept["photos", split.name]
 
+    def photo_inputs(self, split: Split) -> PhotoInputs | None:
+        """What stands for the photos of `split` in the model's inputs; None where they are read."""
+        if split.regions is not None:
+            return split.regions.batch
+        kept = self.photo_features(split)
+        return None if kept is None else partial(rows_of, kept)
+
     def text_features(self, split: Split) -> np.ndarray | None:
-        """Outputs of a frozen text tower [Nt, C]; None where the tower trains."""
-        if not self.frozen_texts:
+        """Outputs of a frozen text tower [Nt, C]; None where the tower trains, or the head reads words."""
+        if not self.frozen_texts or self.model.backbone.output_tokens:
             return None
         if ("captions", split.name) not in self._kept:
             self._kept["captions", split.name] = caption_features(
@@ -170,9 +180,10 @@ class Encoder:
             self.recipe.evaluation.batch_size,
             self.recipe.data.num_workers,
             autocast_dtype(self.recipe),
-            self.image_features(split),
+            self.photo_inputs(split),
             self.text_features(split),
             self.image_cache,
+            None if split.regions is None else split.regions.caption_vectors,
         )
 
 
@@ -186,8 +197,15 @@ def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
 
 
 def check_protocols(recipe: Recipe, split: Split) -> None:
-    """ValueError where a protocol is not defined for a split of this size."""
-    gallery = Gallery(torch.empty(len(split), 0), torch.empty(len(split.pairs), 0), torch.from_numpy(split.pairs.image))
+    """ValueError where a protocol is not defined for this split."""
+    pairs = split.pairs
+    gallery = Gallery(
+        torch.empty(len(split), 0),
+        torch.empty(len(pairs), 0),
+        torch.from_numpy(pairs.image),
+        pairs.image_ids.to_pylist(),
+        pairs.caption_ids.to_pylist(),
+    )
     for name in recipe.evaluation.protocols:
         PROTOCOLS[name](gallery)
 

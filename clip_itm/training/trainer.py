@@ -16,6 +16,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.heads.similarity.cosine import unit
 from clip_itm.processing import ItmProcessor
 from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCallback
 from clip_itm.training.clean_probability import CleanProbability
@@ -126,7 +127,7 @@ class ItmTrainer(Trainer):
             case "step":
                 return lambda step: (
                     constant_multiplier(step, warmup)
-                    * step_multiplier(step // self._steps_per_epoch, section.decay_every)
+                    * step_multiplier(step // self._steps_per_epoch, section.decay_every, section.decay_at)
                 )
             case "per_epoch_plateau":
                 return lambda step: plateau_multiplier(
@@ -157,6 +158,7 @@ class ItmTrainer(Trainer):
     def begin_epoch(self, epoch: int) -> None:
         """Called before the batches of an epoch are drawn, and again where a run resumes within it."""
         self.train_dataset.set_epoch(epoch)
+        self.model.head.epoch = epoch
 
     def end_epoch(self, epoch: int) -> None:
         """Called behind the last step of an epoch, before its evaluation and checkpoint."""
@@ -182,9 +184,10 @@ class ItmTrainer(Trainer):
                 f"checkpoints are in {self.args.output_dir}"
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(embeddings).items()}
-        metrics[f"{metric_key_prefix}_gap"] = cosine_gap(embeddings)
-        for side in ("images", "texts"):
-            cosine = mean_cosine(getattr(embeddings, side))
+        images, texts = (unit(self.model.head.similarity.vectors(x)) for x in (embeddings.images, embeddings.texts))
+        metrics[f"{metric_key_prefix}_gap"] = cosine_gap(images, texts, embeddings.caption_image)
+        for side, vectors in (("images", images), ("texts", texts)):
+            cosine = mean_cosine(vectors)
             metrics[f"{metric_key_prefix}_{side}_cosine"] = cosine
             if cosine > COLLAPSE_COSINE:
                 step = self.state.global_step
@@ -249,10 +252,10 @@ def mean_cosine(embeddings: Tensor) -> float:
     return float((total - count) / (count * (count - 1)))
 
 
-def cosine_gap(embeddings: Embeddings) -> float:
-    """Mean cosine of a caption with its own photo, minus that with all photos."""
-    images, texts = embeddings.images.double(), embeddings.texts.double()
-    own = (images[embeddings.caption_image] * texts).sum(dim=1).mean()
+def cosine_gap(images: Tensor, texts: Tensor, caption_image: Tensor) -> float:
+    """Mean cosine of a caption with its own photo, minus that with all photos; unit vectors [Ni, D] and [Nt, D]."""
+    images, texts = images.double(), texts.double()
+    own = (images[caption_image] * texts).sum(dim=1).mean()
     return float(own - images.mean(dim=0) @ texts.mean(dim=0))
 
 

@@ -6,11 +6,13 @@ from torch import Tensor
 from clip_itm.heads.base import Head
 from clip_itm.heads.configuration import CrclHeadConfig
 from clip_itm.heads.crcl.labels import LabelStore, Phase, refine
-from clip_itm.heads.crcl.loss import crcl_loss, dual_encoder_matching, matching_probability
+from clip_itm.heads.crcl.loss import crcl_loss, match_both_ways, matching_probability
+from clip_itm.heads.scores import global_scores
+from clip_itm.heads.similarity.base import Similarity
 
 
 class CrclHead(Head):
-    """Cosine similarity at a fixed temperature; every training pair has a label in [0, 1], "how much is it believed".
+    """A similarity at a fixed temperature; every training pair has a label in [0, 1], "how much is it believed".
 
     The temperature does not train: it would move the matching probabilities, and the labels with them. `labels` and
     `phase` are set by training, which makes a label per pair and says what the epoch does with them; without them every
@@ -23,8 +25,8 @@ class CrclHead(Head):
         "booktitle={NeurIPS}, year={2023}}"
     )
 
-    def __init__(self, config: CrclHeadConfig):
-        super().__init__()
+    def __init__(self, config: CrclHeadConfig, similarity: Similarity | None = None):
+        super().__init__(similarity)
         self.config = config
         self.labels: LabelStore | None = None
         self.phase = Phase(piece=0, epoch_in_piece=0, frozen=True, replaces=False)
@@ -36,7 +38,8 @@ class CrclHead(Head):
         """See `Head.loss`. In training it refines the labels; `pair_weight` has become their first value."""
         config = self.config
         siblings = image_ids if config.same_photo == "mask" else None
-        rows, columns, targets = dual_encoder_matching(images, texts, config.temperature, siblings, config.softmax_set)
+        scores = global_scores(self.similarity, images, texts)
+        rows, columns, targets = match_both_ways(*scores, config.temperature, siblings, config.softmax_set)
         p = matching_probability(rows, columns)
         stored = torch.ones_like(p) if self.labels is None else self.labels.read(pair_ids).to(p.dtype)
         used, written = refine(

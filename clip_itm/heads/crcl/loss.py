@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip_itm.distributed import gather_constant, gather_with_gradient, process_index
+from clip_itm.distributed import gather_constant
+from clip_itm.heads.scores import local_targets
 
 
 class Matching(NamedTuple):
@@ -40,32 +41,31 @@ def match(logits: Tensor, targets: Tensor, left_out: Tensor | None = None) -> Ma
     return Matching(log_probabilities.gather(1, targets[:, None])[:, 0], log_probabilities.exp())
 
 
-def dual_encoder_matching(
-    images: Tensor,
-    captions: Tensor,
+def match_both_ways(
+    rows: Tensor,
+    columns: Tensor,
     temperature: float,
     image_ids: Tensor | None = None,
     softmax_set: int | None = None,
 ) -> tuple[Matching, Matching, Tensor]:
     """The local pairs against the global batch: photo to captions, caption to photos, and `targets` int64 [b].
 
-    `images`, `captions` [b, D] unit vectors, row k is pair k. With `image_ids` int64 [b] other pairs of the photo
+    `rows`, `columns` [b, B]: see `global_scores`. With `image_ids` int64 [b] other pairs of the photo
     are no candidates. With `softmax_set` = k the candidates of pair g of the global batch are the pairs of its block
     g // k, so that p means the same in a larger batch (crcl.md section 9); ValueError where k does not divide it.
     """
-    all_images, all_captions = gather_with_gradient(images), gather_with_gradient(captions)
-    columns = torch.arange(len(all_images), device=images.device)
-    targets = columns[: len(images)] + process_index() * len(images)
-    left_out = torch.zeros(len(images), len(columns), dtype=torch.bool, device=images.device)
+    targets = local_targets(rows)
+    candidates = torch.arange(rows.shape[1], device=rows.device)
+    left_out = torch.zeros_like(rows, dtype=torch.bool)
     if image_ids is not None:
         left_out |= image_ids[:, None] == gather_constant(image_ids)[None, :]
     if softmax_set is not None:
-        if len(columns) % softmax_set:
-            raise ValueError(f"softmax_set {softmax_set} does not divide the global batch of {len(columns)} pairs")
-        left_out |= (targets // softmax_set)[:, None] != (columns // softmax_set)[None, :]
+        if len(candidates) % softmax_set:
+            raise ValueError(f"softmax_set {softmax_set} does not divide the global batch of {len(candidates)} pairs")
+        left_out |= (targets // softmax_set)[:, None] != (candidates // softmax_set)[None, :]
     left_out.scatter_(1, targets[:, None], False)
-    image_to_text = match(images @ all_captions.T / temperature, targets, left_out)
-    text_to_image = match(captions @ all_images.T / temperature, targets, left_out)
+    image_to_text = match(rows / temperature, targets, left_out)
+    text_to_image = match(columns / temperature, targets, left_out)
     return image_to_text, text_to_image, targets
 
 

@@ -25,7 +25,7 @@ from clip_itm.heads.clip import contrastive_losses
 from clip_itm.heads.configuration import NpcHeadConfig
 from clip_itm.heads.npc.weights import confidence_weight, improvement_ratio
 
-IMAGE_KEYS = ("pixel_values", "image_features")
+IMAGE_KEYS = ("pixel_values", "image_features", "image_tokens", "image_mask")
 TEXT_KEYS = ("input_ids", "attention_mask", "text_features")
 
 
