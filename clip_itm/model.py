@@ -51,7 +51,8 @@ class ItmModel(PreTrainedModel):
                 add_lora(self.backbone, section.lora)
             freeze(self.backbone, section)
             head = TypeAdapter(HeadConfig).validate_python(config.head or {"kind": "clip"})
-            self.head = build_head(head, self.backbone.widths, self.backbone.initial_logit_scale)
+            towers = self.backbone
+            self.head = build_head(head, towers.widths, towers.initial_logit_scale, towers.initial_logit_bias)
         self.backbone.output_tokens = self.head.needs_tokens
         self._keys_to_ignore_on_save = [
             name

@@ -4,8 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from clip_itm.heads.aahr.configuration import AahrHeadConfig
+from clip_itm.heads.dive.configuration import DiveHeadConfig
+from clip_itm.heads.polyloss.configuration import PolyLossHeadConfig
 from clip_itm.heads.section import HeadSection
+from clip_itm.heads.siglip.configuration import SiglipHeadConfig
 from clip_itm.heads.similarity.configuration import CosineSection, SimilarityConfig
+from clip_itm.heads.triplet.configuration import TripletHeadConfig
 
 
 class ContrastiveSection(HeadSection):
@@ -140,4 +145,14 @@ class CrclHeadConfig(HeadSection):
         return None
 
 
-HeadConfig = Annotated[ClipHeadConfig | NpcHeadConfig | CrclHeadConfig, Field(discriminator="kind")]
+HeadConfig = Annotated[
+    ClipHeadConfig
+    | NpcHeadConfig
+    | CrclHeadConfig
+    | DiveHeadConfig
+    | AahrHeadConfig
+    | PolyLossHeadConfig
+    | TripletHeadConfig
+    | SiglipHeadConfig,
+    Field(discriminator="kind"),
+]

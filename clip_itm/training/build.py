@@ -54,8 +54,6 @@ def make_trainer(
         "processor": encoder.processor,
     }
     match recipe.head.kind:
-        case "clip":
-            return ItmTrainer(**common)
         case "npc":
             from clip_itm.training.npc import NpcTrainer, make_bank
 
@@ -73,6 +71,8 @@ def make_trainer(
                 is_clean=noise.truth(train.pairs),
                 noise_sha256=noise.sha256,
             )
+        case _:
+            return ItmTrainer(**common)
 
 
 def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:

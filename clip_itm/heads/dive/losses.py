@@ -36,7 +36,7 @@ def triplet_losses(scores: Tensor, targets: Tensor, negative: Tensor, margin: fl
         hinges = hinges.clamp(max=margin)
         counted = hinges > 0
     total = gather_constant(counted.sum()[None]).sum().clamp(min=1)
-    return hinges.sum(dim=1) * (scores.shape[1] / total)
+    return hinges.sum(dim=1) * scores.shape[1] / total
 
 
 def laplacian_kernel(rows: Tensor, columns: Tensor, gamma: float = 0.5, squared: bool = False) -> Tensor:

@@ -1,0 +1,71 @@
+"""The momentum queues of AAHR: keys of earlier batches as more negatives (MoCo; aahr.md section 8).
+
+L_b = CE([q_i . k_t, q_i . Queue_t] / tau, 0) + CE([q_t . k_i, q_t . Queue_i] / tau, 0)      all of unit length
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_itm.distributed import gather_constant
+
+
+class KeyQueue:
+    """The latest keys of photos and captions, `images` and `texts` [M, D], `ids` of their photos int64 [M].
+
+    `pointer` is the place of the next key, `count` how many are there. Every process holds all of them, and they stay
+    equal. They live where the keys that are written live.
+    """
+
+    def __init__(self, length: int, width: int):
+        self.images, self.texts = torch.zeros(length, width), torch.zeros(length, width)
+        self.ids = torch.full((length,), -1)
+        self.pointer = self.count = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.count == len(self.ids)
+
+    @torch.no_grad()
+    def write(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> None:
+        """Put the keys [b, D] of all processes in, in their order, in place of the oldest ones."""
+        images, texts, image_ids = (gather_constant(rows.detach()) for rows in (images, texts, image_ids))
+        self.move_to(images)
+        places = (self.pointer + torch.arange(len(images), device=images.device)) % len(self.ids)
+        self.images[places], self.texts[places] = F.normalize(images, dim=1), F.normalize(texts, dim=1)
+        self.ids[places] = image_ids
+        self.pointer = (self.pointer + len(images)) % len(self.ids)
+        self.count = min(self.count + len(images), len(self.ids))
+
+    def move_to(self, keys: Tensor) -> None:
+        self.images, self.texts = self.images.to(keys), self.texts.to(keys)
+        self.ids = self.ids.to(keys.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {name: getattr(self, name).cpu().clone() for name in ("images", "texts", "ids")}
+        return state | {"place": torch.tensor([self.pointer, self.count])}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a `state_dict()`; ValueError when it is that of another queue."""
+        if state["images"].shape != self.images.shape:
+            raise ValueError(
+                f"the stored queue has the shape {list(state['images'].shape)}, this run's {list(self.images.shape)} "
+                "(head.queue_length, head.embed_dim); resume with the recipe that the checkpoint was made with"
+            )
+        self.images, self.texts, self.ids = (state[name].clone() for name in ("images", "texts", "ids"))
+        self.pointer, self.count = state["place"].tolist()
+
+
+def info_nce(
+    queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, left_out: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy [b] of each query [b, D] with its own key [b, D] among the `queue` [M, D].
+
+    `left_out` bool [b, M]: keys in the queue that are no negatives of the query.
+    """
+    queries, keys, queue = (F.normalize(rows, dim=1) for rows in (queries, keys, queue))
+    own, others = (queries * keys).sum(dim=1, keepdim=True), queries @ queue.T
+    if left_out is not None:
+        others = others.masked_fill(left_out, -torch.inf)
+    logits = torch.cat([own, others], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device), reduction="none")

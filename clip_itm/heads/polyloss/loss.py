@@ -1,0 +1,79 @@
+"""Universal weighting metric learning, PolyLoss (Wei et al., CVPR 2020; polyloss.md section 3).
+
+    p_i = S[i, i]           n_i = max_{j != i} S[i, j]                       one direction; the other one in S^T
+    P(s) = max(0, 0.2 s^2 - 0.7 s + 0.5)                                     penalty of a positive
+    Q(s) = max(0, 0.9 s^2 - 0.4 s + 0.03)                                    penalty of a negative
+    active_i = p_i < 1 - 1e-5  and  n_i + margin > p_i
+    loss = (1 / N) sum over both directions of sum_i active_i (P(p_i) + Q(n_i))
+
+The gate reads raw scores. Q rises again below its smaller root (0.096): a very low hardest negative is pulled up.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SATURATED = 1 - 1e-5
+
+
+class Weighting(NamedTuple):
+    """The two polynomials, coefficients from the highest order down, and how they make the loss of a pair."""
+
+    positive: tuple[float, ...] = (0.2, -0.7, 0.5)
+    negative: tuple[float, ...] = (0.9, -0.4, 0.03)
+    joint_clamp: bool = False
+    floor: float | None = None  # negatives below it cost nothing
+
+    def penalty(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        """P(p) + Q(n), clamped each or together; shapes broadcast."""
+        of_positives = polynomial(positives, self.positive)
+        of_negatives = polynomial(negatives, self.negative)
+        if self.floor is not None:
+            of_negatives = of_negatives.where(negatives > self.floor, 0)
+        if self.joint_clamp:
+            return (of_positives + of_negatives).relu()
+        return of_positives.relu() + of_negatives.relu()
+
+
+class Anchors(NamedTuple):
+    """The local pairs in one direction."""
+
+    losses: Tensor  # [b], 0 where not active
+    active: Tensor  # bool [b]
+    positives: Tensor  # [b]
+    negatives: Tensor  # [b], the hardest; -inf where there is none
+
+
+def polynomial(values: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """Horner's scheme, coefficients from the highest order down."""
+    total = torch.full_like(values, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = total * values + coefficient
+    return total
+
+
+def polynomial_losses(
+    scores: Tensor,
+    targets: Tensor,
+    same_photo: Tensor,
+    margin: float,
+    weighting: Weighting = Weighting(),  # noqa: B008 (immutable)
+    form: str = "max",
+) -> Anchors:
+    """`scores` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B], columns that are no
+    negatives of the row (the own one among them).
+
+    `form` "avg" replaces the hardest negative by the mean over all that pass the gate, each by itself.
+    """
+    positives = scores.gather(1, targets[:, None])
+    # argmax and not max: of equal negatives the first one gets the whole gradient, on every device
+    candidates = scores.masked_fill(same_photo, -torch.inf)
+    hardest = candidates.gather(1, candidates.argmax(dim=1, keepdim=True))
+    # -inf where there is no negative; a scalar rule of where() would make NaN of its gradient
+    gated = (positives < SATURATED) & (candidates + margin > positives)
+    active = gated.any(dim=1)
+    negatives, counted = (hardest, active[:, None]) if form == "max" else (candidates, gated)
+    penalties = weighting.penalty(positives, negatives.where(counted, 0)).where(counted, 0)
+    losses = penalties.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+    return Anchors(losses, active, positives[:, 0], hardest[:, 0])
