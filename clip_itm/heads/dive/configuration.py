@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from clip_itm.heads.section import HeadSection
 from clip_itm.section import Section
@@ -91,6 +91,12 @@ class DiveHeadConfig(HeadSection):
     mmd_squared: bool = Field(False, description="squared distances in its kernel (published: not)")
     diversity_weight: NonNegativeFloat = Field(0.01, description="weight of the term that keeps slots apart")
     orthogonality_weight: NonNegativeFloat = Field(0.0, description="weight of PVSE's penalty on slots, off in DivE")
+
+    @field_validator("module", "similarity", "loss", mode="before")
+    @classmethod
+    def _without_kind_is_published(cls, value, info):
+        published = cls.model_fields[info.field_name].default.kind
+        return {"kind": published, **value} if isinstance(value, dict) else value
 
     def conflict(self, training) -> str | None:
         if self.loss.kind == "triplet" and 0 < training.epochs <= self.loss.warmup_epochs:
