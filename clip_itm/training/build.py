@@ -71,6 +71,10 @@ def make_trainer(
                 is_clean=noise.truth(train.pairs),
                 noise_sha256=noise.sha256,
             )
+        case "aahr":
+            from clip_itm.training.aahr import AahrTrainer
+
+            return AahrTrainer(**common)
         case _:
             return ItmTrainer(**common)
 
@@ -105,6 +109,8 @@ def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
         report_to=available_trackers(training.trackers),
         project="clip-itm",
         run_name=recipe.output_dir,
+        # behind a gate of AAHR that is still closed nothing has a gradient
+        ddp_find_unused_parameters=True if recipe.head.kind == "aahr" else None,
         seed=training.seed + state.process_index,  # processes must not share their dropout masks
         dataloader_num_workers=recipe.data.num_workers,
         remove_unused_columns=False,
