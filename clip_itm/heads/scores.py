@@ -33,7 +33,7 @@ def local_targets(rows: Tensor) -> Tensor:
 
 
 def same_photo(rows: Tensor, image_ids: Tensor | None) -> Tensor:
-    """Bool [b, B]: True where a column is a pair of the row's photo; without `image_ids` int64 [b] the own pair alone."""
+    """Bool [b, B]: True where a column is of the row's photo, by `image_ids` int64 [b]; without: the own pair."""
     if image_ids is None:
         return torch.zeros_like(rows, dtype=torch.bool).scatter(1, local_targets(rows)[:, None], True)
     return image_ids[:, None] == gather_constant(image_ids)[None, :]

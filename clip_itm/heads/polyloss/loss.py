@@ -61,8 +61,8 @@ def polynomial_losses(
     weighting: Weighting = Weighting(),  # noqa: B008 (immutable)
     form: str = "max",
 ) -> Anchors:
-    """`scores` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B], columns that are no
-    negatives of the row (the own one among them).
+    """`scores` [b, B], `targets` int64 [b] (the row's own column); `same_photo` bool [b, B]: columns that are no
+    negatives of the row, the own one among them.
 
     `form` "avg" replaces the hardest negative by the mean over all that pass the gate, each by itself.
     """
@@ -70,7 +70,6 @@ def polynomial_losses(
     # argmax and not max: of equal negatives the first one gets the whole gradient, on every device
     candidates = scores.masked_fill(same_photo, -torch.inf)
     hardest = candidates.gather(1, candidates.argmax(dim=1, keepdim=True))
-    # -inf where there is no negative; a scalar rule of where() would make NaN of its gradient
     gated = (positives < SATURATED) & (candidates + margin > positives)
     active = gated.any(dim=1)
     negatives, counted = (hardest, active[:, None]) if form == "max" else (candidates, gated)

@@ -16,8 +16,8 @@ from clip_itm.heads.triplet.configuration import TripletHeadConfig
 
 
 def hinge_losses(scores: Tensor, targets: Tensor, same_photo: Tensor, margin: float, hardest: bool) -> Tensor:
-    """[b], one direction: `scores` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B],
-    columns that are no negatives of the row (the own one among them)."""
+    """[b], one direction: `scores` [b, B], `targets` int64 [b] (the row's own column); `same_photo` bool [b, B]:
+    columns that are no negatives of the row, the own one among them."""
     positives = scores.gather(1, targets[:, None])
     if hardest:
         # argmax and not max: of equal negatives the first one gets the whole gradient, on every device
