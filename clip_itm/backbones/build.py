@@ -14,8 +14,8 @@ def build_backbone(config: BackboneConfig, *, weights: bool = True, processor: I
     """The towers of `config`, in float32 on the CPU.
 
     `weights=False` makes random weights; with a resolved `config` (`backbone.config` of an earlier call) that needs
-    neither network nor files. `processor` tells which tokens are words (default: made here; timm-words needs the one
-    with its vocabulary). Raises `ValueError` for a model that does not exist or cannot be loaded.
+    neither network nor files. `processor` tells which tokens are words (default: made here; timm-words and
+    regions need the one with its vocabulary). Raises `ValueError` for a model that does not exist or cannot be loaded.
     """
     # transformers may have set the meta device around us: buffers that are in no checkpoint must be real
     with torch.device("cpu"):
@@ -28,7 +28,7 @@ def build_backbone(config: BackboneConfig, *, weights: bool = True, processor: I
 def build_processor(config: BackboneConfig, captions: list[str] | None) -> ItmProcessor:
     """Image processor and tokenizer of `config`.
 
-    `captions`: the training captions, from which timm-words takes its vocabulary; others need none.
+    `captions`: the training captions, from which timm-words and regions take their vocabulary; others need none.
     """
     _, processor = _kind(config)
     return processor(config, captions)
@@ -108,6 +108,8 @@ def _kind(config: BackboneConfig):
             from clip_itm.backbones.bert_vit import build, processor
         case "timm-words":
             from clip_itm.backbones.timm_words import build, processor
+        case "regions":
+            from clip_itm.backbones.regions import build, processor
     return build, processor
 
 
@@ -115,4 +117,6 @@ def _resolve_tokens(config: BackboneConfig, processor: ItmProcessor) -> Backbone
     found = {"special_token_ids": processor.special_token_ids, "hidden_word_id": processor.hidden_word_id}
     if "vocab_size" in type(config).model_fields:
         found["vocab_size"] = len(processor.tokenizer)
+    if "mask_token_id" in type(config).model_fields:
+        found["mask_token_id"] = processor.tokenizer.mask_token_id
     return config.model_copy(update=found)

@@ -1,4 +1,4 @@
-"""Any timm image tower, and a small text tower from scratch: for small data, and for frozen towers on a laptop."""
+"""Any timm image tower, and a small text tower from scratch or BERT: for small data, and for grids of a CNN."""
 
 import difflib
 from pathlib import Path
@@ -11,24 +11,28 @@ from transformers import CLIPImageProcessor
 
 from clip_itm.backbones.base import Backbone, draw_hidden
 from clip_itm.backbones.blocks import Block, partition, timm_layers
+from clip_itm.backbones.caption_towers import WordGru, build_bert
 from clip_itm.backbones.configuration import TimmWordsBackbone
 from clip_itm.backbones.features import Features
+from clip_itm.backbones.huggingface import load_tokenizer
 from clip_itm.backbones.timm_towers import load_timm_weights, patch_tokens, set_timm_checkpointing
-from clip_itm.backbones.words import TOWERS, word_tokenizer
+from clip_itm.backbones.words import BagTower, GruTower, TransformerTower, word_tokenizer
 from clip_itm.processing import ItmProcessor
+
+TOWERS = {"bag": BagTower, "gru": GruTower, "transformer": TransformerTower, "bigru": WordGru}
 
 
 class TimmWords(Backbone):
     """Image trunk: pooled features [P, C] of timm. Image neck: L2 normalisation (optional), dropout, linear layer."""
 
-    def __init__(self, config: TimmWordsBackbone, trunk: nn.Module):
+    def __init__(self, config: TimmWordsBackbone, trunk: nn.Module, text_tower: nn.Module):
         super().__init__(config)
         self.embed_dim = config.embed_dim
         self.image_tower = trunk
         self.image_projection = nn.Linear(
             getattr(trunk, "head_hidden_size", None) or trunk.num_features, config.embed_dim
         )
-        self.text_tower = TOWERS[config.text_encoder](config)
+        self.text_tower = text_tower
         self.token_widths = trunk.num_features, self.text_tower.token_width
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
@@ -59,8 +63,10 @@ class TimmWords(Backbone):
         return self.text_tower.blocks()
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Of the image tower: the text towers here keep next to nothing."""
+        """Of the image tower and BERT: the other text towers keep next to nothing."""
         set_timm_checkpointing(self.image_tower, enabled)
+        if self.config.text_encoder == "bert":
+            self.text_tower.set_checkpointing(enabled)
 
 
 def build(config: TimmWordsBackbone, weights: bool) -> TimmWords:
@@ -79,12 +85,16 @@ def build(config: TimmWordsBackbone, weights: bool) -> TimmWords:
         raise ValueError(f"{name}: cannot build this timm model: {error}.{hint}") from error
     if weights and config.image_weights is not None:
         load_timm_weights(trunk, Path(config.image_weights))
-    return TimmWords(config, trunk)
+    if config.text_encoder == "bert":
+        config, text_tower = build_bert(config, weights)
+    else:
+        text_tower = TOWERS[config.text_encoder](config)
+    return TimmWords(config, trunk, text_tower)
 
 
 def processor(config: TimmWordsBackbone, captions: list[str] | None) -> ItmProcessor:
     """See `build_processor`."""
-    if captions is None:
+    if captions is None and config.text_encoder != "bert":
         raise ValueError(
             "timm-words takes its vocabulary from the training captions: make the processor with "
             "build_processor(config, captions) and pass it to build_backbone, or load both from a checkpoint"
@@ -96,6 +106,8 @@ def processor(config: TimmWordsBackbone, captions: list[str] | None) -> ItmProce
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
     )
-    return ItmProcessor(
-        images, word_tokenizer(captions, config.min_word_count, config.max_words), max_length=config.max_words
-    )
+    if config.text_encoder == "bert":
+        tokenizer = load_tokenizer(config.text_model)
+    else:
+        tokenizer = word_tokenizer(captions, config.min_word_count, config.max_words)
+    return ItmProcessor(images, tokenizer, max_length=config.max_words)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from clip_itm.backbones.configuration import TimmWordsBackbone
+from clip_itm.backbones.pooling import masked_mean
 
 PAD, UNK = "[PAD]", "[UNK]"
 
@@ -34,12 +35,6 @@ def word_tokenizer(captions: list[str], min_count: int, max_words: int) -> PreTr
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token=UNK, pad_token=PAD, model_max_length=max_words, padding_side="right"
     )
-
-
-def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of tokens [B, T, C] over the places where `mask` [B, T] is True, zero where there are none: [B, C]."""
-    total = (tokens * mask[..., None]).sum(dim=1)
-    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class BagTower(nn.Module):
@@ -134,6 +129,3 @@ class TransformerTower(nn.Module):
 
     def blocks(self) -> list[list[nn.Module | nn.Parameter]]:
         return [[self.embedding, self.position], *([layer] for layer in self.layers), [self.norm, self.projection]]
-
-
-TOWERS = {"bag": BagTower, "gru": GruTower, "transformer": TransformerTower}

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from clip_itm.backbones.base import Backbone
-from clip_itm.backbones.words import GruTower, masked_mean
+from clip_itm.backbones.pooling import masked_mean
+from clip_itm.backbones.words import GruTower
 from clip_itm.files import write_json
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor, clean_text

@@ -1,0 +1,93 @@
+"""Caption towers of the literature on region features: a GRU over words, and BERT.
+
+    gru    word embeddings (dropout), one GRU layer in both directions, averaged: SCAN, VSE-infinity, SGRAF, DivE
+    bert   the last hidden states of a BERT, projected to D: GPO, DivE, AAHR
+
+A tower takes ids [B, T] and a mask bool [B, T] of the tokens that count, and gives pooled [B, D] and tokens [B, T, C].
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import AutoConfig, AutoModel
+
+from clip_itm.backbones.blocks import Block, longest_list, partition
+from clip_itm.backbones.configuration import CaptionTowerSection
+from clip_itm.backbones.huggingface import as_dict, cannot_load, set_checkpointing
+from clip_itm.backbones.pooling import make_pooling
+
+
+class WordGru(nn.Module):
+    """One GRU layer of width D a direction, directions averaged. Tokens are its states, or the word embeddings.
+
+    Tokens in between that do not count enter as zeros.
+    """
+
+    def __init__(self, config: CaptionTowerSection):
+        super().__init__()
+        self.reads_words = config.text_tokens == "words"
+        self.token_width = config.word_dim if self.reads_words else config.embed_dim
+        self.embedding = nn.Embedding(config.vocab_size, config.word_dim)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.word_dropout = nn.Dropout(config.embedding_dropout)
+        self.gru = nn.GRU(config.word_dim, config.embed_dim, batch_first=True, bidirectional=config.bidirectional)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.pooling = None if config.text_pooling == "last" else make_pooling(config.text_pooling, config.embed_dim)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        words = self.word_dropout(self.embedding(input_ids)) * mask[..., None]
+        places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        lengths = (mask * places).amax(dim=1).clamp(min=1).cpu()
+        states, last = self.gru(pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False))
+        last = last.mean(dim=0)  # of the directions
+        states, _ = pad_packed_sequence(states, batch_first=True, total_length=mask.shape[1])
+        states = self.dropout(states.unflatten(2, (-1, last.shape[1])).mean(dim=2)) * mask[..., None]
+        pooled = self.dropout(last) if self.pooling is None else self.pooling(states, mask)
+        return pooled, words if self.reads_words else states
+
+    def blocks(self) -> list[Block]:
+        return [[self.embedding], [self.gru, *([] if self.pooling is None else [self.pooling])]]
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """A GRU keeps next to nothing."""
+
+
+class BertTower(nn.Module):
+    """`bert` and a linear layer to D behind it, or none (`text_projection: false`)."""
+
+    def __init__(self, config: CaptionTowerSection, bert: nn.Module):
+        super().__init__()
+        bert.pooler = None  # would get no gradient
+        self.bert = bert
+        hidden = bert.config.hidden_size
+        self.token_width = config.embed_dim if config.text_projection else hidden
+        self.projection = nn.Linear(hidden, config.embed_dim) if config.text_projection else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.pooling = None if config.text_pooling == "first" else make_pooling(config.text_pooling, self.token_width)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.bert(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+        tokens = self.dropout(self.projection(hidden)) * mask[..., None]
+        return tokens[:, 0] if self.pooling is None else self.pooling(tokens, mask), tokens
+
+    def blocks(self) -> list[Block]:
+        *lower, top = partition(self.bert, longest_list(self.bert))
+        return [*lower, [*top, self.projection, *([] if self.pooling is None else [self.pooling])]]
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        set_checkpointing(self.bert, enabled)
+
+
+def build_bert(config: CaptionTowerSection, weights: bool) -> tuple[CaptionTowerSection, BertTower]:
+    """The tower with the weights of `text_model`, or random ones; the section with its architecture in it."""
+    try:
+        if weights:
+            bert = AutoModel.from_pretrained(config.text_model, dtype=torch.float32)
+        elif config.text_model_config is None:
+            bert = AutoModel.from_config(AutoConfig.from_pretrained(config.text_model))
+        else:
+            bert = AutoModel.from_config(AutoConfig.for_model(**config.text_model_config))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(cannot_load(config.text_model, error)) from error
+    config = config.model_copy(update={"text_model_config": as_dict(bert.config)})
+    return config, BertTower(config, bert)

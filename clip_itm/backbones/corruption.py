@@ -1,0 +1,42 @@
+"""Words of training captions that are masked, replaced or deleted (crcl.md 7.4, dive.md 7.4, aahr.md 3).
+
+A word is touched with probability p (0.2). Of the touched ones half become the mask token, a tenth a random token of
+the whole vocabulary, and the others are deleted. One uniform draw u a word tells which: masked below 0.5 p, replaced
+below 0.6 p, deleted below p. A word of several pieces (BERT) meets one fate; its pieces are replaced one by one.
+"""
+
+import torch
+from torch import Tensor
+
+MASKED, REPLACED = 0.5, 0.6  # upper ends of the shares
+
+
+def corrupt_words(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    touchable: Tensor,
+    draws: Tensor,
+    random_ids: Tensor,
+    mask_id: int,
+    probability: float,
+    continues: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, T'] of the captions [B, T] after corruption, T' the longest that is left, padding behind.
+
+    `touchable` bool [B, T]: the tokens that may change; `draws` uniform [B, T], `random_ids` int64 [B, T];
+    `continues` bool [B, T]: tokens that belong to the word of the one before. Something touchable stays of every
+    caption: where all would be deleted, the word with the largest draw is left as it is.
+    """
+    if continues is not None:
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        draws = draws.gather(1, torch.where(continues, 0, places).cummax(dim=1).values)  # that of the first piece
+    touched = touchable & (draws < probability)
+    deleted = touched & (draws >= REPLACED * probability)
+    largest = draws.masked_fill(~touchable, -1).amax(dim=1, keepdim=True)
+    spared = (touchable == deleted).all(dim=1, keepdim=True) & (draws == largest)
+    touched, deleted = touched & ~spared, deleted & ~spared
+    ids = torch.where(touched & (draws < REPLACED * probability), random_ids, input_ids)
+    ids = ids.masked_fill(touched & (draws < MASKED * probability), mask_id)
+    kept = attention_mask.bool() & ~deleted
+    order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(kept.sum(dim=1).max()))]
+    return ids.gather(1, order), kept.gather(1, order)
