@@ -21,6 +21,7 @@ from torch import nn
 from clip_itm.backbones.blocks import modules, parameters
 from clip_itm.backbones.build import add_lora, build_backbone, build_processor
 from clip_itm.backbones.configuration import BackboneConfig
+from clip_itm.backbones.features import FeatureWidths
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def test_tokens_and_masks(kind, folder):
     assert images.tokens.shape[:2] == (4, patches.get(kind, (size // 16) ** 2))
     assert texts.tokens.shape[:2] == texts.mask.shape == input_ids.shape
     assert texts.mask.sum(1).tolist() == [len(caption.split()) for caption in CAPTIONS]
+    assert backbone.widths == FeatureWidths(backbone.embed_dim, images.tokens.shape[2], texts.tokens.shape[2])
     behind = backbone.text_neck(texts)
     assert behind.tokens is texts.tokens
     assert behind.mask is texts.mask

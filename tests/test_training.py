@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny import tiny_recipe
 from transformers import AutoModel, AutoProcessor
 
+from clip_itm.data.images import read_image
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
@@ -19,6 +20,7 @@ from clip_itm.training.build import make_trainer
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.optimizer import parameter_groups
 from clip_itm.training.run import beaten_by_step_0, train
+from clip_itm.training.schedule import step_multiplier
 from clip_itm.training.setup import (
     Encoder,
     load_data,
@@ -179,6 +181,27 @@ def test_frozen_towers_are_encoded_once_and_stay(tmp_path):
     assert "backbone.model.text_projection" in changed
 
 
+def test_tokens_of_frozen_towers_are_kept_for_heads_that_read_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("clip_itm.training.feature_cache.PHOTOS_AT_ONCE", 7)
+    head = {"kind": "triplet", "similarity": {"kind": "scan", "max_words": 20, "token_dim": 16}}
+    recipe = tiny_recipe(tmp_path, backbone={"freeze_image": True}, head=head)
+    data, model, encoder, trainer = pieces(recipe)
+    batch = trainer.train_dataset.__getitems__([0, 1, 7])
+    photos = [int(data.train.pairs.image[pair]) for pair in (0, 7)]
+    pixels = [read_image(data.train.rows[photo]["image"]) for photo in photos]
+    pixels = trainer.processor(images=pixels, return_tensors="pt")["pixel_values"]
+    live = model.eval().backbone.image_trunk(pixels)
+    assert batch["image_tokens"].dtype == torch.float32
+    torch.testing.assert_close(batch["image_features"], live.pooled)
+    torch.testing.assert_close(batch["image_tokens"], live.tokens, rtol=1e-3, atol=1e-3)  # kept in half precision
+    with_features = encoder.encode(data.dev)
+    encoder.frozen_images = False
+    torch.testing.assert_close(with_features.images, encoder.encode(data.dev).images, rtol=1e-2, atol=2e-3)
+    encoder.frozen_images = True
+    trainer.train()
+    assert trainer.state.best_metric > 0
+
+
 def test_features_are_not_kept_where_photos_are_cropped_at_random(tmp_path):
     recipe = tiny_recipe(tmp_path, backbone={"freeze_image": True}, data={"random_crop": 0.5})
     trainer = pieces(recipe)[-1]
@@ -205,6 +228,27 @@ def test_parameter_groups_cover_everything_once_with_rates_falling_to_the_input(
     assert decays[id(names["head.logit_scale"])] == 0
     assert decays[id(names["backbone.model.visual.conv1.weight"])] == 0.2
     assert groups[0]["lr"] == 1.0  # the rate that is logged
+
+
+def test_rate_multipliers_go_by_the_longest_beginning_of_a_name(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    model, _ = make_model(recipe, load_data(recipe).splits)
+    own = {"backbone.model.visual": 0.1, "backbone.model.visual.proj": 3.0, "head": 10.0}
+    section = TrainingSection(learning_rate=1.0, layer_decay=0.5, rate_multipliers=own)
+    groups = parameter_groups(model, section)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    rate = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert rate["head.logit_scale"] == groups[0]["lr"] == 10.0
+    assert rate["backbone.model.visual.proj"] == 3.0
+    assert rate["backbone.model.visual.conv1.weight"] == pytest.approx(0.1 * 0.125)
+    assert rate["backbone.model.text_projection"] == 1.0
+    with pytest.raises(ValueError, match=r"no trained parameter begins with 'backbone\.image'"):
+        parameter_groups(model, TrainingSection(rate_multipliers={"backbone.image": 2.0}))
+
+
+def test_the_rate_falls_at_given_epochs():
+    assert [round(step_multiplier(epoch, 15, (2, 3)), 6) for epoch in range(5)] == [1, 1, 0.1, 0.01, 0.01]
+    assert [step_multiplier(epoch, 2) for epoch in range(4)] == [1, 1, 0.1, 0.1]
 
 
 def test_nothing_left_to_train_is_an_error(tmp_path):
