@@ -43,9 +43,14 @@ def negative_weights(scores: Tensor, positive: Tensor, cutoff: float, clamp: boo
 def draw_triplets(weights: Tensor, positive: Tensor) -> Triplets:
     """A negative for every (anchor, positive), row by row; none for anchors without weights."""
     anchors, positives = (positive & (weights > 0).any(dim=1, keepdim=True)).nonzero(as_tuple=True)
-    if len(anchors) == 0:
-        return Triplets(anchors, positives, anchors)
-    return Triplets(anchors, positives, torch.multinomial(weights[anchors], 1)[:, 0])
+    return Triplets(anchors, positives, draw_negatives(weights[anchors]))
+
+
+def draw_negatives(weights: Tensor) -> Tensor:
+    """A column int64 [n] for every row of weights [n, B]."""
+    if len(weights) == 0:
+        return torch.empty(0, dtype=torch.int64, device=weights.device)
+    return torch.multinomial(weights, 1)[:, 0]
 
 
 def triplet_losses(scores: Tensor, triplets: Triplets, margin: float) -> Tensor:
