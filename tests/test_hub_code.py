@@ -18,7 +18,9 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 from clip_itm.backbones.build import build_processor
 from clip_itm.backbones.configuration import LoraSection
 from clip_itm.configuration import TASK, ItmConfig
-from clip_itm.heads.configuration import ClipHeadConfig, CrclHeadConfig, NpcHeadConfig
+from clip_itm.heads.configuration import ClipHeadConfig
+from clip_itm.heads.crcl.configuration import CrclHeadConfig
+from clip_itm.heads.npc.configuration import NpcHeadConfig
 from clip_itm.hub.remote_code import code_files
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clip_itm.backbones.features import Features
 from clip_itm.heads.clip import contrastive_losses
-from clip_itm.heads.configuration import NpcHeadConfig
+from clip_itm.heads.npc.configuration import NpcHeadConfig
 from clip_itm.heads.npc.head import NpcHead
 from clip_itm.heads.npc.step import NpcStep
 from clip_itm.heads.npc.weights import confidence_weight, improvement_ratio

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from clip_itm.distributed import gather_constant
 from clip_itm.heads.base import Head
-from clip_itm.heads.configuration import ContrastiveSection
 from clip_itm.heads.scores import global_scores, local_targets
+from clip_itm.heads.section import ContrastiveSection
 from clip_itm.heads.similarity.base import Similarity
 from clip_itm.heads.similarity.cosine import Cosine
 

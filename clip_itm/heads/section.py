@@ -1,4 +1,8 @@
-"""What every `head:` section of a recipe has in common."""
+"""What the `head:` sections of a recipe have in common."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat
 
 from clip_itm.section import Section
 
@@ -7,3 +11,18 @@ class HeadSection(Section):
     def conflict(self, training) -> str | None:
         """A sentence where this head cannot work with the `training:` section of its recipe."""
         return None
+
+
+class ContrastiveSection(HeadSection):
+    """What the heads around the contrastive loss have in common."""
+
+    same_photo: Literal["negative", "mask", "positive"] = Field(
+        "mask",
+        description="another caption of the photo in a batch: a negative (as published), left out, or right too",
+    )
+    temperature: PositiveFloat | None = Field(
+        None, description="temperature at the start; default: the pretrained one, 0.07 from scratch"
+    )
+    max_logit_scale: PositiveFloat | None = Field(
+        None, description="cap on the learned multiplier 1 / temperature (pre-training habit: 100); default: none"
+    )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clip_itm.heads.base import Head
-from clip_itm.heads.configuration import CrclHeadConfig
+from clip_itm.heads.crcl.configuration import CrclHeadConfig
 from clip_itm.heads.crcl.labels import LabelStore, Phase, refine
 from clip_itm.heads.crcl.loss import crcl_loss, match_both_ways, matching_probability
 from clip_itm.heads.scores import global_scores

@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from clip_itm.distributed import average, broadcast_buffers, gather_constant
 from clip_itm.heads.clip import contrastive_losses
-from clip_itm.heads.configuration import NpcHeadConfig
+from clip_itm.heads.npc.configuration import NpcHeadConfig
 from clip_itm.heads.npc.weights import confidence_weight, improvement_ratio
 
 IMAGE_KEYS = ("pixel_values", "image_features", "image_tokens", "image_mask")
