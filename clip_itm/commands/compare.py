@@ -45,8 +45,9 @@ def run(args) -> int:
         save(rows, cells, out)
         show(rows, cells)
         print(f"table: {out}/comparison.md and comparison.json")
-        best = [row for row in rows if row["stage"] == "best" and row["protocol"] == rows[0]["protocol"]]
-        title = f"{runs[0][1].data.source}, recall on {cells[0].results['split']} ({rows[0]['protocol']})"
+        protocol = next((row["protocol"] for row in rows if "rsum" in row), None)
+        best = [row for row in rows if row["stage"] == "best" and row["protocol"] == protocol]
+        title = f"{runs[0][1].data.source}, recall on {cells[0].results['split']} ({protocol})"
         if plot_noise(best, out / "comparison.png", title):
             print(f"picture: {out}/comparison.png")
     if args.montage:

@@ -36,6 +36,9 @@ def run(args) -> int:
             f"{place}: this run is not finished (it has no best/): train it to its end, or evaluate a checkpoint in it"
         )
 
+    if args.plot and set(recipe.evaluation.protocols) == {"eccv"}:
+        raise ValueError("--plot draws recall and ranks, and the protocol eccv has neither: name another one beside it")
+
     from clip_itm.commands.terminal import print_table
     from clip_itm.data.load import load_splits
     from clip_itm.distributed import process_state
@@ -67,7 +70,8 @@ def run(args) -> int:
     if args.plot:
         from clip_itm.evaluation.plot import plot_retrieval
 
-        plot_retrieval(results, args.plot, title=title)
+        recalls = {name: result for name, result in results.items() if name != "eccv"}
+        plot_retrieval(recalls, args.plot, title=title)
     return 0
 
 

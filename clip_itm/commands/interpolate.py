@@ -9,6 +9,14 @@ NOTES = {
     "both": "best mean of dev recall and zero-shot accuracy (so the latter is no independent figure for this point)",
 }
 
+SHOWN = {
+    "i2t_r1": "i2t R@1",
+    "t2i_r1": "t2i R@1",
+    "i2t_map_at_r": "i2t mAP@R",
+    "t2i_map_at_r": "t2i mAP@R",
+    "rsum": "rsum",
+}
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -143,19 +151,24 @@ def show(content: dict) -> None:
     table.add_column("alpha", justify="right")
     table.add_column("dev rsum", justify="right")
     for protocol in protocols:
-        for name in ("i2t R@1", "t2i R@1", "rsum"):
-            table.add_column(f"{protocol} {name}" if len(protocols) > 1 else name, justify="right")
+        for name in shown(content["points"][0]["results"][protocol]["metrics"]):
+            table.add_column(f"{protocol} {SHOWN[name]}" if len(protocols) > 1 else SHOWN[name], justify="right")
     if "zero_shot" in content:
         table.add_column(f"top-1 ({content['zero_shot']['photos']:,} photos)", justify="right")
     for point in content["points"]:
         cells = [f"{point['alpha']:g}", "" if point["dev"] is None else f"{point['dev']['rsum']:.1f}"]
         for result in point["results"].values():
-            cells += [f"{result['metrics'][name]:.1f}" for name in ("i2t_r1", "t2i_r1", "rsum")]
+            cells += [f"{result['metrics'][name]:.1f}" for name in shown(result["metrics"])]
         if point["zero_shot"] is not None:
             cells.append(f"{point['zero_shot']:.1f}")
         table.add_row(*cells, style="bold" if point["alpha"] == content["chosen"]["alpha"] else None)
     print_table(table)
     print(f"chosen: alpha {content['chosen']['alpha']:g}, {content['chosen']['by']}")
+
+
+def shown(metrics: dict) -> list[str]:
+    """The metrics of a protocol that have a column in the table."""
+    return [name for name in SHOWN if name in metrics]
 
 
 def save(out: Path, line, tuned: Path, content: dict) -> None:

@@ -6,8 +6,12 @@ from clip_itm.evaluation.plot import COLORS, INK, drawing, has_matplotlib
 
 
 def plot_line(content: dict, path: Path) -> bool:
-    """Draw what `interpolation.json` says as a PNG; False, and nothing is written, where matplotlib is missing."""
-    if not has_matplotlib():
+    """Draw what `interpolation.json` says as a PNG.
+
+    False, and nothing is written, where matplotlib is missing or no protocol has an rsum.
+    """
+    results = content["points"][0]["results"].values()
+    if not has_matplotlib() or not any("rsum" in result["metrics"] for result in results):
         return False
     draw = draw_rsum if content["points"][0]["zero_shot"] is None else draw_trade_off
     with drawing(path, 1, (6.4, 4.8)) as (axes,):
@@ -16,7 +20,7 @@ def plot_line(content: dict, path: Path) -> bool:
 
 
 def draw_trade_off(axes, content: dict) -> None:
-    """Zero-shot accuracy over the rsum of the first protocol on the final split; every point says its alpha."""
+    """Zero-shot accuracy over the rsum of the first protocol that has one; every point says its alpha."""
     points, chosen = content["points"], content["chosen"]["alpha"]
     rsums, accuracies = final_rsums(points), [point["zero_shot"] for point in points]
     axes.plot(rsums, accuracies, color=COLORS[0], linewidth=1.2, marker="o", markersize=4)
@@ -47,4 +51,7 @@ def draw_rsum(axes, content: dict) -> None:
 
 
 def final_rsums(points: list[dict]) -> list[float]:
-    return [next(iter(point["results"].values()))["metrics"]["rsum"] for point in points]
+    return [
+        next(result["metrics"]["rsum"] for result in point["results"].values() if "rsum" in result["metrics"])
+        for point in points
+    ]

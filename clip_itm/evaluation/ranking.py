@@ -62,12 +62,7 @@ def compute_ranks(
     photo numbers out of range, and scores that are not numbers.
     """
     owner = check_owners(caption_image, len(images), len(texts))
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size is {block_size}; expected a positive number of queries, or None")
-    images, texts = (x if device is None else x.to(device) for x in (images, texts))
-    if similarity is None:
-        images, texts = prepare_dot_product(images, texts)
-        similarity = DotProduct()
+    images, texts, similarity = prepare_scores(images, texts, similarity, block_size, device)
     owner = owner.to(images.device)
     num_images, num_texts = len(images), len(texts)
     photos_at_once = min(num_images, block_size or max(1, BLOCK_BYTES // (4 * num_texts)))
@@ -86,7 +81,7 @@ def compute_ranks(
             block = slice(start, start + photos_at_once)
             own = by_image[first_caption[start] : first_caption[min(block.stop, num_images)]]
             scores = score(similarity, images[block], texts)
-            image_ranks[:, block] = rank_captions(scores, owner[own] - start, own, scratch)
+            image_ranks[:, block] = rank_best(scores, owner[own] - start, own, scratch)
             if one_block:
                 text_ranks[:] = rank_photos(scores, owner, scratch)
             del scores  # before the next block is made, not after it
@@ -99,10 +94,10 @@ def compute_ranks(
     return Ranks(best, worst, *text_ranks.cpu().numpy(), query.cpu().numpy(), owner.cpu().numpy())
 
 
-def rank_captions(scores: Tensor, row: Tensor, column: Tensor, scratch: Tensor) -> Tensor:
-    """Ranks [2, b] (optimistic, pessimistic) of each photo's best own caption; scores [b, Nt] against all captions.
+def rank_best(scores: Tensor, row: Tensor, column: Tensor, scratch: Tensor) -> Tensor:
+    """Ranks [2, b] (optimistic, pessimistic) of each query's best right answer; scores [b, C] against all candidates.
 
-    Own caption `column[n]` belongs to the photo in row `row[n]`. A row without captions gets a rank that means nothing.
+    `column[n]` is a right answer of the query in row `row[n]`. A row without any gets a rank that means nothing.
     """
     own = scores[row, column]
     best = scores.new_full((len(scores),), -torch.inf).scatter_reduce_(0, row, own, "amax")
@@ -128,6 +123,22 @@ def count_rivals(scores: Tensor, threshold: Tensor, dim: int, scratch: Tensor) -
     greater = torch.gt(scores, threshold, out=mask).sum(dim, dtype=total)
     at_least = torch.ge(scores, threshold, out=mask).sum(dim, dtype=total)
     return greater.long(), at_least.long()
+
+
+def prepare_scores(
+    images: Tensor,
+    texts: Tensor,
+    similarity: Similarity | None,
+    block_size: int | None,
+    device: str | torch.device | None,
+) -> tuple[Tensor, Tensor, Similarity]:
+    """Both on `device`, and the similarity that compares them; see `compute_ranks`."""
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size is {block_size}; expected a positive number of queries, or None")
+    images, texts = (x if device is None else x.to(device) for x in (images, texts))
+    if similarity is None:
+        return *prepare_dot_product(images, texts), DotProduct()
+    return images, texts, similarity
 
 
 def score(similarity: Similarity, images: Tensor, texts: Tensor) -> Tensor:

@@ -75,12 +75,18 @@ def fold_replicates(ranks: Ranks, replicates: int, generator: np.random.Generato
     found_images = [ranks.image_to_text <= k for k in CUTOFFS]
     found_captions = [np.bincount(photo, weights=ranks.text_to_image <= k, minlength=photos) for k in CUTOFFS]
     table = np.stack([np.ones(photos), captions, *found_images, *found_captions], axis=1)  # [photos, 8]
+    sums = resampled_sums(table, replicates, generator)
+    return 100 * np.concatenate([sums[:, 2:5] / sums[:, :1], sums[:, 5:] / sums[:, 1:2]], axis=1)
 
-    sums = np.empty((replicates, table.shape[1]))
+
+def resampled_sums(table: np.ndarray, replicates: int, generator: np.random.Generator) -> np.ndarray:
+    """Sums [replicates, C] over the rows of a table [photos, C], the rows drawn with replacement each time."""
+    photos, columns = table.shape
+    sums = np.empty((replicates, columns))
     for replicate in range(replicates):
         times_drawn = np.bincount(generator.integers(photos, size=photos), minlength=photos)
         sums[replicate] = times_drawn @ table
-    return 100 * np.concatenate([sums[:, 2:5] / sums[:, :1], sums[:, 5:] / sums[:, 1:2]], axis=1)
+    return sums
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:

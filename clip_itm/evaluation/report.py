@@ -3,29 +3,32 @@
 A row of a table is a label and a result as plain data: `RetrievalResult.as_dict()`, or the same read back from JSON.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 
-from clip_itm.evaluation.recall import RECALLS, SUMMARIES
-
 Row = tuple[str, Mapping]
-COLUMNS = (*RECALLS, SUMMARIES[0])
-HEADERS = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum")
+METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map_at_r": "mAP@R", "rprecision": "R-Precision"}
+HEADERS = {
+    f"{direction}_{metric}": f"{direction} {name}" if metric == "r1" else name
+    for direction in ("i2t", "t2i")
+    for metric, name in METRIC_NAMES.items()
+} | {"rsum": "rsum"}
 
 
 def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: bool = True) -> Table:
     """A table for `rich.console.Console().print`: one row a method, 95 % intervals below the figures."""
-    with_protocol = protocols_differ(rows)
+    with_protocol, columns = protocols_differ(rows), columns_of(result["metrics"] for _, result in rows)
     table = Table(title=title, title_justify="left", caption=footnote(rows), caption_justify="left")
     table.add_column("method")
     if with_protocol:
         table.add_column("protocol")
-    for header in HEADERS:
-        table.add_column(header, justify="right")
+    for name in columns:
+        table.add_column(HEADERS[name], justify="right")
     for label, result in rows:
         cells = [
-            f"{figure}\n[dim]{spread}[/dim]" if spread else figure for figure, spread in figures(result, intervals)
+            f"{figure}\n[dim]{spread}[/dim]" if spread else figure
+            for figure, spread in figures(result, columns, intervals)
         ]
         table.add_row(label, *([result["protocol"]] if with_protocol else []), *cells)
     return table
@@ -33,23 +36,32 @@ def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: boo
 
 def markdown_table(rows: Sequence[Row], intervals: bool = True) -> str:
     """The same as GitHub Markdown, for model cards and READMEs; ends with a newline."""
-    with_protocol = protocols_differ(rows)
+    with_protocol, columns = protocols_differ(rows), columns_of(result["metrics"] for _, result in rows)
     left = ["method", "protocol"] if with_protocol else ["method"]
-    lines = [left + list(HEADERS), [":--"] * len(left) + ["--:"] * len(HEADERS)]
+    lines = [left + [HEADERS[name] for name in columns], [":--"] * len(left) + ["--:"] * len(columns)]
     for label, result in rows:
-        cells = [f"{figure} ({spread})" if spread else figure for figure, spread in figures(result, intervals)]
+        cells = [f"{figure} ({spread})" if spread else figure for figure, spread in figures(result, columns, intervals)]
         label = label.replace("|", "\\|")
         lines.append([label, *([result["protocol"]] if with_protocol else []), *cells])
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     return f"{table}\n{footnote(rows)}\n"
 
 
-def figures(result: Mapping, intervals: bool) -> list[tuple[str, str]]:
-    """(value, interval or "") of each column, with one decimal."""
-    spreads = result["intervals"] if intervals else {}
+def columns_of(metrics: Iterable[Mapping]) -> list[str]:
+    """The metrics of a table, in the order of its columns: all that any of its rows has."""
+    known = set().union(*metrics)
+    return [name for name in HEADERS if name in known]
+
+
+def figures(result: Mapping, columns: Sequence[str], intervals: bool) -> list[tuple[str, str]]:
+    """(value, interval or "") of each column, with one decimal; a dash for what the protocol does not have."""
+    metrics, spreads = result["metrics"], result["intervals"] if intervals else {}
     return [
-        (f"{result['metrics'][name]:.1f}", "{:.1f}–{:.1f}".format(*spreads[name]) if name in spreads else "")
-        for name in COLUMNS
+        (
+            f"{metrics[name]:.1f}" if name in metrics else "-",
+            "{:.1f}–{:.1f}".format(*spreads[name]) if name in spreads else "",
+        )
+        for name in columns
     ]
 
 
@@ -66,7 +78,7 @@ def footnote(rows: Sequence[Row]) -> str:
     ]
     if drawn := [result["bootstrap"] for _, result in rows if result["intervals"]]:
         parts.append(f"ranges: {drawn[0]['level']} % bootstrap intervals over photos")
-    gap = max((result["tie_gap"]["rsum"] for _, result in rows), default=0.0)
+    gap = max((result["tie_gap"].get("rsum", 0.0) for _, result in rows), default=0.0)
     if gap >= 0.005:
         parts.append(f"ties count as won; lost, they would cost up to {gap:.2f} rsum")
     return "; ".join(parts) + "."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from clip_itm.evaluation.recall import RECALLS, SUMMARIES
+from clip_itm.evaluation.report import METRIC_NAMES, columns_of
 from clip_itm.recipe import Recipe
 
 COMMON = {
@@ -16,7 +16,7 @@ COMMON = {
 }
 TAGS = ["clip-itm", "image-text-retrieval", "clip"]
 BARE_DATA = ModelCardData(**COMMON, tags=TAGS)
-METRIC_NAMES = {"i2t": "Image to text", "t2i": "Text to image"}
+DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}
 
 
 def card_data(recipe: Recipe, results: dict) -> ModelCardData:
@@ -32,15 +32,15 @@ def card_data(recipe: Recipe, results: dict) -> ModelCardData:
         model_name=base_name(recipe),
         eval_results=[
             _eval_result(recipe, results, protocol, metric)
-            for protocol in results["best"]
-            for metric in (*RECALLS, SUMMARIES[0])
+            for protocol, result in results["best"].items()
+            for metric in columns_of([result["metrics"]])
         ],
     )
 
 
 def _eval_result(recipe: Recipe, results: dict, protocol: str, metric: str) -> EvalResult:
     result = results["best"][protocol]
-    direction, _, cutoff = metric.partition("_r")
+    direction, _, kind = metric.partition("_")
     interval = result["intervals"].get(metric)
     return EvalResult(
         task_type="image-text-retrieval",
@@ -50,8 +50,8 @@ def _eval_result(recipe: Recipe, results: dict, protocol: str, metric: str) -> E
         dataset_config=protocol,
         dataset_split=results["split"],
         dataset_args={"split_sha256": results["provenance"]["splits"][results["split"]]["sha256"]},
-        metric_type="recall" if cutoff else metric,
-        metric_name=f"{METRIC_NAMES[direction]} R@{cutoff}" if cutoff else "Sum of the six recalls",
+        metric_type="recall" if kind in ("r1", "r5", "r10") else kind or metric,
+        metric_name=f"{DIRECTIONS[direction]} {METRIC_NAMES[kind]}" if kind else "Sum of the six recalls",
         metric_value=round(result["metrics"][metric], 2),
         metric_args=interval and {f"interval_{result['bootstrap']['level']}": [round(end, 2) for end in interval]},
     )

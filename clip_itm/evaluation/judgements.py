@@ -1,0 +1,150 @@
+"""Right answers beyond a photo's own captions, as people judged them for the COCO test split of Karpathy.
+
+ECCV Caption (Chun et al. 2022) and CxC (Parekh et al. 2021) name the right captions of photos and the right photos of
+captions by COCO's numbers. The lists are those of the package `eccv_caption`, which is read and never imported.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CAPTIONS_EACH = 5
+
+
+class Positives(NamedTuple):
+    """Right answers of Q queries of one direction, int64; all numbers are places in the gallery.
+
+    `query` [Q] ascending; answer `candidate[n]` [M] is right for `query[row[n]]`, `row` [M] ascending; `total` [Q]
+    counts the right answers of each query, those outside of the gallery included.
+    """
+
+    query: Tensor
+    row: Tensor
+    candidate: Tensor
+    total: Tensor
+
+
+class JudgedGallery(NamedTuple):
+    """Photos [5000, ...] and captions [25000, ...] with their right answers; `caption_image` int64 [25000]."""
+
+    images: Tensor
+    texts: Tensor
+    caption_image: Tensor
+    image_to_text: Positives
+    text_to_image: Positives
+
+
+def judged_gallery(
+    images: Tensor,
+    texts: Tensor,
+    caption_image: Tensor,
+    image_ids: Sequence[str] | None,
+    caption_ids: Sequence[str] | None,
+    name: str,
+) -> JudgedGallery:
+    """The gallery of protocol `name` (eccv or cxc), in the order of the split.
+
+    Photos are found by their COCO number. Captions, too, where all ids are numbers; else the n-th caption of a photo
+    stands for the n-th of its ascending COCO numbers, which is the order of all published files. What a photo has
+    beyond its five captions is left out. Raises ValueError for another split, and without the package.
+    """
+    folder = package_data(name)
+    if image_ids is None or caption_ids is None:
+        raise ValueError(
+            f"protocol {name} needs the COCO numbers of photos and captions: pass image_ids and caption_ids"
+        )
+    photos, own = match_photos(image_ids, *coco_test_ids(folder), name)
+    kept, captions = match_captions(caption_ids, caption_image.numpy(), own, name)
+    kept = torch.from_numpy(kept)
+    return JudgedGallery(
+        images,
+        texts[kept.to(texts.device)],
+        caption_image[kept],
+        positives(read_lists(folder / f"{name}_image_to_caption.json"), photos, captions),
+        positives(read_lists(folder / f"{name}_caption_to_image.json"), captions, photos),
+    )
+
+
+def package_data(name: str) -> Path:
+    """The folder of lists in the installed package."""
+    found = find_spec("eccv_caption")
+    if found is None:
+        raise ValueError(f"protocol {name} needs the lists of the package eccv_caption: pip install 'clip-itm[eccv]'")
+    return Path(found.submodule_search_locations[0]) / "data"
+
+
+def coco_test_ids(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """COCO numbers of the photos [5000] and of their captions [5000, 5], both in Karpathy's order."""
+    captions = np.load(folder / "coco_test_ids.npy", allow_pickle=False).reshape(-1, CAPTIONS_EACH)
+    photo_of = read_lists(folder / "original_caption_to_image.json")
+    return np.array([photo_of[first][0] for first in captions[:, 0].tolist()]), captions
+
+
+def read_lists(path: Path) -> dict[int, list[int]]:
+    return {int(query): right for query, right in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def match_photos(
+    image_ids: Sequence[str], test_photos: np.ndarray, test_captions: np.ndarray, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCO numbers of the photos of a split [5000], and those of their captions [5000, 5]."""
+    place = find(coco_numbers(image_ids), test_photos)
+    if len(np.unique(place)) != len(place) or len(place) != len(test_photos) or (place < 0).any():
+        strange = next((image_ids[k] for k in np.flatnonzero(place < 0)), None)
+        raise ValueError(
+            f"protocol {name} is defined for the {len(test_photos):,} photos of Karpathy's COCO test split, each once "
+            f"and named by its COCO number; of the {len(place):,} photos of this split {(place >= 0).sum():,} are among"
+            f" them" + (f" ({strange!r} is not)" if strange else "") + "; use that split, or the protocol 'all'"
+        )
+    return test_photos[place], test_captions[place]
+
+
+def match_captions(
+    caption_ids: Sequence[str], owner: np.ndarray, own: np.ndarray, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places and COCO numbers [25000] of the captions that are `own` [5000, 5] of their photo `owner` [Nt]."""
+    numbers = coco_numbers(caption_ids)
+    if (numbers < 0).any():
+        by_photo = np.argsort(owner, kind="stable")
+        counts = np.bincount(owner, minlength=len(own))
+        nth = np.empty_like(owner)
+        nth[by_photo] = np.arange(len(owner)) - (counts.cumsum() - counts)[owner[by_photo]]
+        numbers = np.where(nth < CAPTIONS_EACH, own[owner, np.minimum(nth, CAPTIONS_EACH - 1)], -1)
+    kept = np.flatnonzero((own[owner] == numbers[:, None]).any(axis=1))
+    found = len(np.unique(numbers[kept]))
+    if found != own.size or len(kept) != own.size:
+        raise ValueError(
+            f"protocol {name} needs the {own.size:,} captions of Karpathy's COCO test split (the first "
+            f"{CAPTIONS_EACH} of each photo), each once and named by its COCO number, or in the published order under "
+            f"ids that are no numbers; {found:,} of them are among the {len(owner):,} captions of this split"
+        )
+    return kept, numbers[kept]
+
+
+def coco_numbers(ids: Sequence[str]) -> np.ndarray:
+    """The ids as numbers, with or without leading zeros; -1 for those that are none (COCO has at most 12 digits)."""
+    return np.array([int(name) if name.isdecimal() and len(name) <= 12 else -1 for name in ids], np.int64)
+
+
+def positives(lists: dict[int, list[int]], queries: np.ndarray, candidates: np.ndarray) -> Positives:
+    """`lists` maps the number of a query to those of its right answers; the arrays have the numbers of a gallery."""
+    query = find(np.array(list(lists)), queries)
+    answers = list(lists.values())
+    order = np.argsort(query)
+    total = np.array([len(answers[k]) for k in order])
+    candidate = find(np.concatenate([answers[k] for k in order]), candidates)
+    row = np.repeat(np.arange(len(order)), total)[candidate >= 0]
+    return Positives(*map(torch.from_numpy, (query[order], row, candidate[candidate >= 0], total)))
+
+
+def find(numbers: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Places of `numbers` in `among` (distinct), -1 for those that are not there."""
+    order = np.argsort(among)
+    place = order[np.minimum(np.searchsorted(among, numbers, sorter=order), len(among) - 1)]
+    return np.where(among[place] == numbers, place, -1)
