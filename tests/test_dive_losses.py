@@ -38,8 +38,8 @@ def leaves(golden) -> dict[str, Tensor]:
 def both_directions(images: Tensor, texts: Tensor, reduction, negatives: str, margin: float) -> tuple[Tensor, Tensor]:
     """The golden batch as the toolkit has it: a pair per caption, photos repeated."""
     scores = set_scores(images[OWNER], texts, reduction)
-    negative, targets = OWNER[:, None] != OWNER[None], torch.arange(30)
-    return tuple(triplet_losses(each, targets, negative, margin, negatives).mean() for each in (scores, scores.T))
+    same_photo, targets = OWNER[:, None] == OWNER[None], torch.arange(30)
+    return tuple(triplet_losses(each, targets, same_photo, margin, negatives).mean() for each in (scores, scores.T))
 
 
 def assert_gradients(leaves: dict[str, Tensor], arrays: dict, name: str, tensors: dict[str, str]) -> None:
@@ -108,7 +108,7 @@ def test_triplets_equal_a_loop(negatives):
     """Photos with one, two and three captions, in any order."""
     image_ids = torch.tensor([3, 0, 1, 3, 2, 0, 3])
     scores = torch.rand(7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
-    found = triplet_losses(scores, torch.arange(7), image_ids[:, None] != image_ids, 0.2, negatives)
+    found = triplet_losses(scores, torch.arange(7), image_ids[:, None] == image_ids, 0.2, negatives)
     rows = [
         [max(0.0, float(0.2 - scores[k, k] + scores[k, j])) for j in range(7) if image_ids[j] != image_ids[k]]
         for k in range(7)
@@ -125,7 +125,7 @@ def test_triplets_equal_a_loop(negatives):
 @pytest.mark.parametrize("negatives", ["hardest", "all", "clamped"])
 def test_a_batch_without_negatives_costs_nothing(negatives):
     scores = torch.rand(3, 3, requires_grad=True)
-    losses = triplet_losses(scores, torch.arange(3), torch.zeros(3, 3, dtype=torch.bool), 0.2, negatives)
+    losses = triplet_losses(scores, torch.arange(3), torch.ones(3, 3, dtype=torch.bool), 0.2, negatives)
     losses.sum().backward()
     assert (losses == 0).all()
     assert (scores.grad == 0).all()

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.distributed import gather_constant
 from clip_itm.heads.base import Head
 from clip_itm.heads.clip import contrastive_cross_entropy
 from clip_itm.heads.dive.configuration import DiveHeadConfig
 from clip_itm.heads.dive.losses import circular_variance, discrepancy, diversity, orthogonality, triplet_losses
 from clip_itm.heads.dive.set_prediction import SetOutput, SetPrediction
 from clip_itm.heads.dive.set_similarity import SetSimilarity
-from clip_itm.heads.scores import global_scores, local_targets
+from clip_itm.heads.scores import global_scores, local_targets, same_photo
 
 
 class DiveHead(Head):
@@ -59,15 +58,15 @@ class DiveHead(Head):
         """Losses [b] of the local pairs on their sets [b, K, D]: photo to caption, caption to photo."""
         rows, columns = global_scores(self.similarity, images, texts)
         targets = local_targets(rows)
-        same_photo = image_ids[:, None] == gather_constant(image_ids)[None, :]
+        siblings = same_photo(rows, image_ids)
         loss = self.config.loss
         if loss.kind == "infonce":
             return tuple(
-                contrastive_cross_entropy(self.scale() * scores, targets, same_photo, "mask") / 2
+                contrastive_cross_entropy(self.scale() * scores, targets, siblings, "mask") / 2
                 for scores in (rows, columns)
             )
         negatives = "all" if self.epoch < loss.warmup_epochs else loss.negatives
-        return tuple(triplet_losses(scores, targets, ~same_photo, loss.margin, negatives) for scores in (rows, columns))
+        return tuple(triplet_losses(scores, targets, siblings, loss.margin, negatives) for scores in (rows, columns))
 
     def loss(self, images: SetOutput, texts: SetOutput, image_ids, pair_ids, pair_weight=None):
         """See `Head.loss`; `pair_weight` scales the loss of a pair."""

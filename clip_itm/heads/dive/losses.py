@@ -17,26 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip_itm.distributed import gather_constant, gather_with_gradient
+from clip_itm.heads.triplet.head import hinge_losses
 
 
-def triplet_losses(scores: Tensor, targets: Tensor, negative: Tensor, margin: float, negatives: str) -> Tensor:
+def triplet_losses(scores: Tensor, targets: Tensor, same_photo: Tensor, margin: float, negatives: str) -> Tensor:
     """Loss of every local pair in one direction; the mean over all processes' pairs is that of the batch (6.1, 6.2).
 
-    `scores` [b, B], `targets` int64 [b] (column of the row's own pair), `negative` bool [b, B] (of another photo).
+    `scores` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B] (no negatives).
     `negatives`: "hardest" of the row; "all": the mean over all negatives of the batch; "clamped": hinges cut at the
     margin, over the number of those above 0. A row without negatives costs nothing.
     """
-    own = scores.gather(1, targets[:, None])
-    hinges = (margin - own + scores).masked_fill(~negative, -torch.inf).clamp(min=0)
     if negatives == "hardest":
-        return hinges.amax(dim=1)
+        return hinge_losses(scores, targets, same_photo, margin, hardest=True)
     if negatives == "all":
-        counted = negative
+        sums, counts = hinge_losses(scores, targets, same_photo, margin, hardest=False), (~same_photo).sum()
     else:
-        hinges = hinges.clamp(max=margin)
-        counted = hinges > 0
-    total = gather_constant(counted.sum()[None]).sum().clamp(min=1)
-    return hinges.sum(dim=1) * scores.shape[1] / total
+        hinges = (margin - scores.gather(1, targets[:, None]) + scores).masked_fill(same_photo, 0).clamp(0, margin)
+        sums, counts = hinges.sum(dim=1), (hinges > 0).sum()
+    return sums * scores.shape[1] / gather_constant(counts[None]).sum().clamp(min=1)
 
 
 def laplacian_kernel(rows: Tensor, columns: Tensor, gamma: float = 0.5, squared: bool = False) -> Tensor:
