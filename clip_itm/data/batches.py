@@ -183,7 +183,7 @@ class PairDataset(Dataset):
     per batch, however many captions it has there. Where kept outputs of a frozen tower are given, they take the place
     of photos or captions: `photo_features`, arrays by photo number (`image_features` [photos, C], `image_tokens`
     [photos, T, C']), and `text_features` [N, C] in the order of the original captions; or `tokens` of these, made
-    beforehand.
+    beforehand. Where the split has regions, they take the place of photos.
 
     With `random_crop` < 1 a photo is cropped, before `processor`, to its own aspect ratio and a random share of its
     area between `random_crop` and 1, at a random place: a function of (seed, epoch, photo), whatever worker reads it.
@@ -208,6 +208,7 @@ class PairDataset(Dataset):
         self.rows, self.pair_image, self.captions = split.rows, split.pairs.image, split.pairs.captions
         self.source, self.pair_weight, self.processor = noise.source, split.pairs.weight, processor
         self.photo_features, self.text_features, self.tokens = photo_features, text_features, tokens
+        self.regions = split.regions
         self.image_cache, self.random_crop, self.seed = image_cache, random_crop, seed
         self.memory: tuple[np.ndarray, np.ndarray] | None = None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # long-lived workers see it change
@@ -222,8 +223,9 @@ class PairDataset(Dataset):
         """The batch of B pairs, P distinct photos and captions of at most T tokens.
 
         `pixel_values` [P, 3, H, W] or `image_features` [P, C] (with `image_tokens` [P, T, C'] where the head reads
-        them), photos in order of first appearance; `photo` int64 [B], the row of each pair's photo in them;
-        `input_ids` and `attention_mask` [B, T] or `text_features` [B, C]; `pair_ids` and `image_ids` int64 [B], numbers
+        them) or regions (`image_tokens` with `image_mask`, see `RegionFeatures.batch`), photos in order of first
+        appearance; `photo` int64 [B], the row of each pair's photo in them; `input_ids` and `attention_mask` [B, T] or
+        `text_features` [B, C], or both where regions come with vectors; `pair_ids` and `image_ids` int64 [B], numbers
         of the pair and of its photo in the training split; `pair_weight` float32 [B] where the split has weights. With
         a memory, `memory_...` too (see `_with_memory`): first the entries of the photos of the B pairs, then those of
         the pairs.
@@ -266,6 +268,8 @@ class PairDataset(Dataset):
         return batch
 
     def _images(self, photos: np.ndarray) -> dict[str, Tensor]:
+        if self.regions is not None:
+            return self.regions.batch(photos)
         if self.photo_features is not None:
             return rows_of(self.photo_features, photos)
         images = [self._photo(int(photo)) for photo in photos]
@@ -285,11 +289,12 @@ class PairDataset(Dataset):
     def _texts(self, captions: np.ndarray) -> dict[str, Tensor]:
         if self.text_features is not None:
             return {"text_features": torch.from_numpy(self.text_features[captions])}
+        vectors = {} if self.regions is None else self.regions.caption_batch(captions)
         if self.tokens is not None:
-            return self.tokens.batch(captions)
+            return self.tokens.batch(captions) | vectors
         texts = self.captions.take(pa.array(captions)).to_pylist()
         tokens = self.processor(text=texts, return_tensors="pt")
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]} | vectors
 
 
 def rows_of(arrays: dict[str, np.ndarray], numbers: np.ndarray) -> dict[str, Tensor]:

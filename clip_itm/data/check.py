@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it: every photo decoded once, every caption looked at."""
+"""What is in a data set and what is wrong with it: every photo decoded or its regions read, every caption seen."""
 
 import hashlib
 import os
@@ -53,6 +53,8 @@ class SplitReport:
     odd_captions: dict[str, list[str]] = field(default_factory=dict)  # wrong encoding and the like -> captions
     formats: dict[str, int] = field(default_factory=dict)
     traits: dict[str, list[str]] = field(default_factory=dict)  # CMYK, greyscale, ... -> photos
+    regions: str | None = None  # of a photo, where there are precomputed ones: number, width, type
+    damaged_regions: list[str] = field(default_factory=list)  # photos whose features are not finite or all zero
 
 
 @dataclass
@@ -109,6 +111,11 @@ def check_splits(
     places: dict[str, list[tuple[str, str]]] = defaultdict(list)  # digest -> (split, photo)
     for name, split in splits.items():
         report.splits[name] = own = _describe_captions(split, count_tokens, max_tokens, progress)
+        if split.regions is not None:
+            _check_regions(own, split, progress)
+            report.problems += _photo_problems(name, own)
+            report.warnings += _split_warnings(name, own)
+            continue
         absent = {photo.row: photo for photo in find_absent(split.rows)}
         own.zero_sized = [photo.photo for photo in absent.values() if photo.is_empty]
         own.missing = [photo.photo for photo in absent.values() if not photo.is_empty]
@@ -129,6 +136,16 @@ def check_splits(
             report.warnings.append(f"byte-identical photos {text}: {', '.join(report.duplicates[-1])}")
     report.warnings += dict.fromkeys(note for split in splits.values() for note in notes(split))
     return report
+
+
+def _check_regions(report: SplitReport, split: Split, progress: bool) -> None:
+    features = split.regions.features
+    report.regions = f"{features.shape[1]} x {features.shape[2]} {features.dtype}"
+    ids = split.pairs.image_ids
+    with tqdm(desc=f"regions of {split.name}", total=len(split), disable=not progress) as bar:
+        for read, damaged in split.regions.damaged():
+            report.damaged_regions += [ids[photo].as_py() for photo in damaged]
+            bar.update(read)
 
 
 def inspect_photo(image: dict) -> PhotoFacts:
@@ -241,6 +258,11 @@ def _photo_problems(name: str, report: SplitReport) -> list[str]:
     for label, photos in (("truncated", report.truncated), ("unreadable", report.unreadable)):
         if photos:
             problems.append(f"split {name}: {len(photos)} photos are {label}:\n  " + shown(photos, separator="\n  "))
+    if report.damaged_regions:
+        problems.append(
+            f"split {name}: {len(report.damaged_regions)} photos have features that are not finite or all zero: "
+            f"{shown(report.damaged_regions)}; extract them anew"
+        )
     return problems
 
 
@@ -265,6 +287,8 @@ def _cells(report: SplitReport) -> dict[str, str]:
     cells[f"{report.length_unit} mean / median / 99 % / max"] = summary
     if report.cut_captions is not None:
         cells[f"captions over {report.max_tokens} tokens"] = str(report.cut_captions)
+    if report.regions is not None:
+        return cells | {"regions a photo": report.regions, "damaged photos": str(len(report.damaged_regions))}
     cells |= {f"{kind} files": str(count) for kind, count in sorted(report.formats.items())}
     cells |= {f"{trait} photos": str(len(photos)) for trait, photos in report.traits.items()}
     for label in ("left_out", "missing", "zero_sized", "unreadable", "truncated"):

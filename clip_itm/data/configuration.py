@@ -88,6 +88,30 @@ class HubData(HashedSplit):
     splits: SplitNames | None = Field(None, description="{train: NAME, val: NAME, ...}; default: the usual names")
 
 
+class RegionsData(DataSection):
+    """Precomputed region features in place of photos, in the layout of SCAN."""
+
+    source: Literal["regions"] = "regions"
+    root: str = Field(description="folder of train_ims.npy, train_caps.txt or .tsv, dev_..., test_...")
+    test: Literal["test", "testall"] = Field("test", description="of the test split (COCO: testall has 5,000 photos)")
+    captions_per_image: PositiveInt = Field(5, description="captions of a photo, on neighbouring lines (CC152K: 1)")
+    whole_dev: bool = Field(False, description="all of dev; published programs read its first 5,000 captions")
+    global_vectors: bool = Field(
+        False,
+        description="read another model's vectors (..._clip_ims.npy, ..._clip_caps.npy) for backbone.global_dim",
+    )
+    images: str | None = Field(None, description="photo folder, where photos are to be shown; needs id_mapping")
+    id_mapping: str | None = Field(None, description="JSON from the ids of ..._ids.txt to names of photos in images")
+
+    @model_validator(mode="after")
+    def _there_are_no_photos(self) -> Self:
+        if self.cache_images is not None or self.random_crop < 1:
+            raise ValueError("cache_images and random_crop do nothing for precomputed regions: leave them out")
+        if (self.images is None) != (self.id_mapping is None):
+            raise ValueError("images and id_mapping belong together: set both, or neither")
+        return self
+
+
 class SampleData(DataSection):
     source: Literal["sample"] = "sample"
     train_photos: PositiveInt = 2000
@@ -98,7 +122,7 @@ class SampleData(DataSection):
 
 
 DataConfig = Annotated[
-    CocoData | FlickrData | Cc120kData | FolderData | HubData | SampleData, Field(discriminator="source")
+    CocoData | FlickrData | Cc120kData | FolderData | HubData | RegionsData | SampleData, Field(discriminator="source")
 ]
 
 

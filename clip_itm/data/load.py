@@ -4,8 +4,10 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
@@ -51,13 +53,16 @@ def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
     """
     rows, missing_is_normal = read_rows(config)
     splits = {name: Split(name, rows[name]) for name in SPLIT_NAMES if name in rows}
+    if config.source == "regions":
+        source = _open_source(config)
+        splits = {name: replace(split, regions=source.features(name)) for name, split in splits.items()}
     if config.skip_missing or missing_is_normal:
         splits = {name: leave_out_absent(split) for name, split in splits.items()}
     if config.skip_missing:
         splits = {name: leave_out_empty_captions(split) for name, split in splits.items()}
     if config.max_photos is not None:
         kept = {name: range(min(len(split), config.max_photos)) for name, split in splits.items()}
-        splits = {name: Split(name, split.rows.select(kept[name]), split.missing) for name, split in splits.items()}
+        splits = {name: split.select(kept[name]) for name, split in splits.items()}
     if verify:
         for note in {note: None for split in splits.values() for note in notes(split)}:
             logger.warning(note)
@@ -87,6 +92,8 @@ def _open_source(config: DataConfig) -> CaptionedImages:
             from clip_itm.data.cc120k import Cc120kImages as Source
         case "folder":
             from clip_itm.data.folder import FolderImages as Source
+        case "regions":
+            from clip_itm.data.region_rows import RegionsImages as Source
         case "sample":
             from clip_itm.data.sample import SampleImages as Source
     return Source(config)
@@ -131,13 +138,18 @@ def _file_sizes(folder: str, names: Collection[str]) -> dict[str, int]:
 
 
 def demand_photos(splits: dict[str, Split]) -> None:
-    absent = [f"{name}: {photo}" for name, split in splits.items() for photo in find_absent(split.rows)]
+    absent = [
+        f"{name}: {photo}"
+        for name, split in splits.items()
+        if split.regions is None
+        for photo in find_absent(split.rows)
+    ]
     if absent:
         raise MissingPhotosError(absent, sum(len(split) for split in splits.values()))
 
 
 def leave_out_absent(split: Split) -> Split:
-    absent = find_absent(split.rows)
+    absent = find_absent(split.rows) if split.regions is None else []
     if not absent:
         return split
     count = f"{len(absent)} of {len(split)} photos are missing or empty and left out"
@@ -160,12 +172,16 @@ def leave_out_empty_captions(split: Split) -> Split:
 
     kept = split.rows.select_columns(texts).map(keep, input_columns=texts, keep_in_memory=True)
     rows = concatenate_datasets([split.rows.remove_columns(texts), kept], axis=1)  # stored photos are not copied
+    regions = split.regions
+    if regions is not None:
+        written = pc.not_equal(pc.utf8_trim_whitespace(split.pairs.captions), "").to_numpy(zero_copy_only=False)
+        regions = regions.select(np.arange(len(split)), np.flatnonzero(written))
     counts = pc.list_value_length(_columns(rows, "captions")["captions"]).to_pylist()
-    rows = rows.select([row for row, count in enumerate(counts) if count])
+    split = replace(split, rows=rows, regions=regions).select([row for row, count in enumerate(counts) if count])
     note = f"{split.name}: {len(empty)} empty captions and {counts.count(0)} photos without captions are left out"
     logger.warning("%s: %s", note, shown(empty + without))
-    rows.info.description = "\n".join([*notes(split), note])
-    return Split(split.name, rows, split.missing)
+    split.rows.info.description = "\n".join([*notes(split), note])
+    return split
 
 
 def empty_captions(split: Split) -> list[str]:

@@ -1,7 +1,8 @@
 """What every source gives: rows (one a photo), splits with a hash, and the flat index of pairs."""
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ class Split:
     `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row a photo, images not decoded). `sha256` covers photo ids,
     caption ids and captions in order, never pixels or paths: the same split on two machines has the same hash.
     `missing` lists the photo files that `skip_missing` left out. Where captions have weights
-    (`WEIGHTED_ROW_FEATURES`), the hash covers them too. `regions`: what stands for the photos where there are none.
+    (`WEIGHTED_ROW_FEATURES`), the hash covers them too. `regions`: what stands for the photos where there are none; of
+    these the hash covers names, shapes and some rows (`RegionFeatures.identity`).
     """
 
     name: str
@@ -61,7 +63,17 @@ class Split:
         pairs = self.pairs
         counts = pa.array(np.bincount(pairs.image, minlength=len(self.rows)).astype(str))
         weights = [] if pairs.weight is None else [pa.array(pairs.weight.astype(str))]
-        return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions, *weights)
+        regions = [] if self.regions is None else [pa.array(self.regions.identity)]
+        return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions, *weights, *regions)
+
+    def select(self, photos: Sequence[int]) -> "Split":
+        """Some photos of the split, in the order of `photos`, which ascend."""
+        rows = self.rows.select(photos)
+        if self.regions is None:
+            return replace(self, rows=rows)
+        photos = np.asarray(photos, dtype=np.int64)
+        captions = np.flatnonzero(np.isin(self.pairs.image, photos))
+        return replace(self, rows=rows, regions=self.regions.select(photos, captions))
 
     def __len__(self) -> int:
         return len(self.rows)
