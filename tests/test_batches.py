@@ -231,7 +231,7 @@ def test_photo_rows_show_the_photo_of_the_pair(pairs):
         image=image, captions=captions, captions_sha256="", image_ids=pa.array(list("xyz")), weight=None
     )
     dataset = PairDataset(
-        SimpleNamespace(pairs=pairs_index, rows=None),
+        SimpleNamespace(pairs=pairs_index, rows=None, regions=None),
         CaptionNoise(np.arange(6)[::-1].copy(), 1.0, "caption", None, ""),
         processor=None,
         photo_features={"image_features": np.array([[0.0], [10.0], [20.0]], dtype=np.float32)},
@@ -323,7 +323,7 @@ def with_memory(counts: list[int], source: np.ndarray, memory: tuple[np.ndarray,
     names = pa.array([str(number) for number in range(len(image))])
     pairs = SimpleNamespace(image=image, captions=names, captions_sha256="", image_ids=names, weight=None)
     dataset = PairDataset(
-        SimpleNamespace(pairs=pairs, rows=None),
+        SimpleNamespace(pairs=pairs, rows=None, regions=None),
         CaptionNoise(source, 1.0, "caption", None, ""),
         processor=None,
         photo_features={"image_features": 10 * np.arange(len(counts), dtype=np.float32)[:, None]},
