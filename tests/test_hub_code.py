@@ -18,9 +18,13 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 from clip_itm.backbones.build import build_processor
 from clip_itm.backbones.configuration import LoraSection
 from clip_itm.configuration import TASK, ItmConfig
+from clip_itm.heads.aahr.configuration import AahrHeadConfig
 from clip_itm.heads.configuration import ClipHeadConfig
 from clip_itm.heads.crcl.configuration import CrclHeadConfig
+from clip_itm.heads.dive.configuration import DiveHeadConfig
 from clip_itm.heads.npc.configuration import NpcHeadConfig
+from clip_itm.heads.similarity.configuration import ScanSection
+from clip_itm.heads.triplet.configuration import TripletHeadConfig
 from clip_itm.hub.remote_code import code_files
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
@@ -31,7 +35,7 @@ WORDS = sorted({word for caption in CAPTIONS for word in caption.split()})
 GALLERY = [*CAPTIONS, *(f"{one} {two}" for one, two in zip(WORDS, reversed(WORDS), strict=True)), *WORDS]
 TOP = 10
 KINDS = {"open_clip": "openclip", "transformers": "huggingface", "bert-vit": "bert_vit", "timm-words": "timm_words"}
-HEADS = ("clip", "npc", "crcl")
+HEADS = ("clip", "npc", "crcl", "dive", "aahr", "polyloss", "triplet", "siglip")
 ALWAYS = {"PIL", "ftfy", "numpy", "pyarrow", "pydantic", "safetensors", "torch", "tqdm", "transformers"}
 OWN = {"open_clip": {"open_clip"}, "timm-words": {"timm", "tokenizers"}}
 
@@ -107,13 +111,23 @@ def test_the_code_of_a_kind_is_flat_complete_and_demands_only_what_it_uses_at_on
         f"clip_itm_backbones_{KINDS[kind]}.py",
         "clip_itm_backbones_huggingface.py",  # open_clip and bert-vit make use of it
     }
-    for other in {"npc", "crcl"} - {head}:
-        assert not any(name.startswith(f"clip_itm_heads_{other}") for name in files)
+    sections = {f"clip_itm_heads_{other}_configuration.py" for other in HEADS}  # what a recipe may say is whole
+    uses = {"dive": {"triplet"}}.get(head, set())  # its hinge
+    for other in set(HEADS) - {"clip", head} - uses:
+        assert not any(name.startswith(f"clip_itm_heads_{other}") for name in files.keys() - sections)
     for name, text in files.items():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith("clip_itm") or node.level == 1, name
         assert "Apache-2.0" in "".join(text.splitlines()[:2])
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "scan", "saf", "sgr"])
+def test_only_the_similarity_of_the_checkpoint_goes_along(similarity):
+    files = code_files("open_clip", "triplet", similarity)
+    for other in {"scan", "saf", "sgr"}:
+        uses = {"saf": {"scan"}, "sgr": {"scan"}}.get(similarity, set())  # its attention
+        assert (f"clip_itm_heads_similarity_{other}.py" in files) == (other in {similarity} | uses)
 
 
 @pytest.mark.parametrize("entry", ["clip_itm_model.py", "clip_itm_retrieval_pipeline.py", "clip_itm_processing.py"])
@@ -190,6 +204,9 @@ def test_more_kinds_load_in_a_process_without_this_package(tmp_path, photo):
         save(tmp_path / "b", "open_clip-bert"),
         save(tmp_path / "c", "open_clip-timm"),
         save(tmp_path / "d", "gru"),
+        save(tmp_path / "e", "open_clip", DiveHeadConfig(image_elements=2, residual="gated")),
+        save(tmp_path / "f", "bag", AahrHeadConfig(embed_dim=16, num_heads=2)),
+        save(tmp_path / "g", "clip", TripletHeadConfig(similarity=ScanSection(token_dim=8, max_words=12))),
     ]
     assert_whole(folders, tmp_path, photo)
 

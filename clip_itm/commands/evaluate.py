@@ -10,32 +10,24 @@ def add_parser(verbs) -> None:
         "evaluate",
         help="recall of a run, a saved model, or an untrained backbone",
         description="A run folder (its best model), a folder written by save_pretrained, or a recipe (its backbone as "
-        "it is, zero-shot). Data and protocols come from the recipe found there; keys such as --data.root, "
-        "--evaluation.split val and --evaluation.protocols '[coco-5k]' change them. A model folder without a recipe "
-        "(clip-itm import) needs --data.source and the keys of that source.",
+        "it is, zero-shot). Several are an ensemble, the mean of their scores. Data and protocols come from the recipe "
+        "found there (the first one's); keys such as --data.root, --evaluation.split val and --evaluation.protocols "
+        "'[coco-5k]' change them. A model folder without a recipe (clip-itm import) needs --data.source and the keys "
+        "of that source.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("what", help="run folder, model folder or recipe")
+    parser.add_argument("what", nargs="+", help="run folder, model folder or recipe")
     parser.add_argument("--json", metavar="FILE", help="write the results here as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw recall bars and rank histograms here (extra: plot)")
 
 
 def run(args) -> int:
-    from clip_itm.recipe import load_recipe
-
-    place = Path(args.what)
-    best = place / "best" if (place / "best" / "config.json").is_file() else place
-    has_model = (best / "config.json").is_file()
-    if has_model and not (best / "recipe.yaml").is_file():
-        recipe = recipe_of_model(best, args.overrides)
-    else:
-        recipe = load_recipe(best, args.overrides)
-    if place.is_dir() and not has_model:
-        raise ValueError(
-            f"{place}: this run is not finished (it has no best/): train it to its end, or evaluate a checkpoint in it"
-        )
-
+    members = [find_model(Path(what), args.overrides) for what in args.what]
+    best, recipe = members[0]
+    for other, own in members[1:]:
+        if own.data != recipe.data:
+            raise ValueError(f"{best} and {other} are of other data: an ensemble needs the same `data:` section")
     if args.plot and set(recipe.evaluation.protocols) == {"eccv"}:
         raise ValueError("--plot draws recall and ranks, and the protocol eccv has neither: name another one beside it")
 
@@ -52,19 +44,24 @@ def run(args) -> int:
         splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
     image_cache = make_image_cache(recipe, {split.name: split})
-    if has_model:
-        encoder = Encoder.of_saved(best, recipe, image_cache)
-    else:
-        encoder = Encoder(recipe, *make_model(recipe, splits), image_cache)
-    results = retrieve(recipe, split, encoder)
+    encoders = [
+        Encoder.of_saved(place, own, image_cache)
+        if (place / "config.json").is_file()
+        else Encoder(own, *make_model(own, splits), image_cache)
+        for place, own in members
+    ]
+    results = retrieve(recipe, split, *encoders)
     if not state.is_main_process:
         return 0
-    title = f"{best}: recall on {split.name} of {recipe.data.source} ({len(split)} photos, {len(split.pairs)} captions)"
+    named = " + ".join(str(place) for place, _ in members)
+    title = (
+        f"{named}: recall on {split.name} of {recipe.data.source} ({len(split)} photos, {len(split.pairs)} captions)"
+    )
     print_table(terminal_table([(name, result.as_dict()) for name, result in results.items()], title=title))
     if args.json:
-        content = {"model": str(best), "split": split.name, "split_sha256": split.sha256, "recipe": recipe.sha256}
+        content = {"model": named, "split": split.name, "split_sha256": split.sha256, "recipe": recipe.sha256}
         for name in ("provenance", "imported_from"):
-            if (best / f"{name}.json").is_file():
+            if len(members) == 1 and (best / f"{name}.json").is_file():
                 content[name] = json.loads((best / f"{name}.json").read_text())
         write_json(Path(args.json), content | {name: result.as_dict() for name, result in results.items()})
     if args.plot:
@@ -73,6 +70,22 @@ def run(args) -> int:
         recalls = {name: result for name, result in results.items() if name != "eccv"}
         plot_retrieval(recalls, args.plot, title=title)
     return 0
+
+
+def find_model(place: Path, overrides: list[str]):
+    """The folder of the model and its recipe; where there is no model, the recipe's file and the recipe."""
+    from clip_itm.recipe import load_recipe
+
+    best = place / "best" if (place / "best" / "config.json").is_file() else place
+    if (best / "config.json").is_file():
+        has_recipe = (best / "recipe.yaml").is_file()
+        return best, load_recipe(best, overrides) if has_recipe else recipe_of_model(best, overrides)
+    recipe = load_recipe(best, overrides)
+    if place.is_dir():
+        raise ValueError(
+            f"{place}: this run is not finished (it has no best/): train it to its end, or evaluate a checkpoint in it"
+        )
+    return best, recipe
 
 
 def recipe_of_model(folder: Path, overrides: list[str]):

@@ -4,8 +4,8 @@ With `trust_remote_code=True` transformers imports, from the folder of the check
 `custom_pipelines` in config.json name. It follows lines `from .name import x`, which it finds by a regular expression,
 within one flat folder, and demands every package that is imported outside of `try`. So the modules that a checkpoint
 needs are copied flat: `clip_itm/backbones/base.py` becomes `clip_itm_backbones_base.py`, and its imports from this
-package become relative ones. Backbones and heads of another kind are left out, and nothing is registered: two
-checkpoints of one process may bring different code.
+package become relative ones. Backbones, heads and similarities of another kind are left out, and nothing is registered:
+two checkpoints of one process may bring different code.
 """
 
 import ast
@@ -46,7 +46,8 @@ DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "sc
 
 def write_code(config, folder: Path) -> None:
     """The modules that load a model of `config` (an `ItmConfig`), and requirements.txt, into a checkpoint."""
-    kinds = config.backbone["kind"], (config.head or {"kind": "clip"})["kind"]
+    head = config.head or {"kind": "clip"}
+    kinds = config.backbone["kind"], head["kind"], head.get("similarity", {"kind": "cosine"})["kind"]
     for name, text in code_files(*kinds).items():
         write_text(folder / name, text)
     lora = config.backbone.get("lora") is not None
@@ -60,9 +61,13 @@ def write_processor_code(folder: Path) -> None:
 
 
 @cache
-def code_files(backbone: str, head: str) -> dict[str, str]:
-    """File name -> text of the modules of a checkpoint with this kind of backbone and of head."""
-    kinds = {"clip_itm.backbones.build": backbone, "clip_itm.heads.build": head}
+def code_files(backbone: str, head: str, similarity: str = "cosine") -> dict[str, str]:
+    """File name -> text of the modules of a checkpoint with these kinds of backbone, head and similarity."""
+    kinds = {
+        "clip_itm.backbones.build": backbone,
+        "clip_itm.heads.build": head,
+        "clip_itm.heads.similarity.build": similarity,
+    }
     files = _closure(["clip_itm.configuration", "clip_itm.model", "clip_itm.retrieval.pipeline"], kinds)
     files["clip_itm_model.py"] += TOGETHER
     # transformers finds the model by the class of its configuration, and keeps one class for equal files of folders
@@ -73,10 +78,10 @@ def code_files(backbone: str, head: str) -> dict[str, str]:
 
 
 @cache
-def _packages_of_code(backbone: str, head: str) -> frozenset[str]:
+def _packages_of_code(backbone: str, head: str, similarity: str) -> frozenset[str]:
     """What transformers demands before it imports the modules of a checkpoint."""
     with TemporaryDirectory() as folder:
-        for name, text in code_files(backbone, head).items():
+        for name, text in code_files(backbone, head, similarity).items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         return frozenset(package for file in Path(folder).iterdir() for package in get_imports(file))
 

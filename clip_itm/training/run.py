@@ -22,7 +22,7 @@ from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.build import make_trainer
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
-from clip_itm.training.encode import scoring
+from clip_itm.training.ensemble import encode_ensemble
 from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_split, given_bank, make_model, prepare
 from clip_itm.training.trainer import last_complete_checkpoint
 
@@ -91,15 +91,16 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     return results
 
 
-def retrieve(recipe: Recipe, split: Split, encoder: Encoder) -> dict[str, RetrievalResult | PrecisionResult]:
-    """Results of every protocol of the recipe on `split` under the encoder's current weights."""
-    embeddings = encoder.encode(split)
+def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, RetrievalResult | PrecisionResult]:
+    """Results of every protocol of the recipe on `split` under the encoders' current weights; several are an
+    ensemble."""
+    embeddings, similarity = encode_ensemble(split, encoders)
     return evaluate_retrieval(
         embeddings.images,
         embeddings.texts,
         embeddings.caption_image,
         protocols=recipe.evaluation.protocols,
-        similarity=scoring(encoder.model),
+        similarity=similarity,
         bootstrap=recipe.evaluation.bootstrap,
         image_ids=split.pairs.image_ids.to_pylist(),
         caption_ids=split.pairs.caption_ids.to_pylist(),
