@@ -44,10 +44,15 @@ class FragmentScores(NamedTuple):
 
 
 def distances(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean [Nl, Nr] of vectors [Nl, D] and [Nr, D]; no gradient where it is 0."""
+    """Euclidean [Nl, Nr] of unit vectors [Nl, D] and [Nr, D]; 0 up to rounding is 0, and has no gradient."""
     squared = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1) - 2 * left @ right.T
-    apart = squared > torch.finfo(squared.dtype).eps
+    apart = squared > _rounding(squared)
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
+
+
+def _rounding(values: Tensor) -> float:
+    """How far products of unit vectors may be off."""
+    return 64 * torch.finfo(values.dtype).eps
 
 
 def instance_relevance(vectors: Tensor, sigma: float = 1.0) -> Tensor:
@@ -103,9 +108,12 @@ class EdgeMlp(nn.Module):
 
 
 def connections(scores: Tensor, neighbours: float) -> Tensor:
-    """Bool [N, M]: of each row the floor(neighbours * M) largest, at least one, and what ties with them (7.2)."""
+    """Bool [N, M]: of each row the floor(neighbours * M) largest, at least one, and what ties with them (7.2).
+
+    Pairs of one photo tie, though their scores may have been rounded differently.
+    """
     count = max(1, int(neighbours * scores.shape[1]))
-    return scores >= scores.topk(count, dim=1).values[:, -1:]
+    return scores >= scores.topk(count, dim=1).values[:, -1:] - _rounding(scores)
 
 
 def regulariser(relation: Relation, images: Tensor, texts: Tensor) -> Tensor:
