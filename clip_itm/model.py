@@ -1,5 +1,6 @@
 """`ItmModel`: a backbone and a head behind the interface of transformers."""
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,27 +55,28 @@ class ItmModel(PreTrainedModel):
             towers = self.backbone
             self.head = build_head(head, towers.widths, towers.initial_logit_scale, towers.initial_logit_bias)
         self.backbone.output_tokens = self.head.needs_tokens
-        self._keys_to_ignore_on_save = [
-            name
-            for name in self.state_dict()
-            if name.startswith(tuple(f"head.{part}." for part in self.head.training_only))
-        ]
+        training_only = tuple(f"head.{part}." for part in self.head.training_only)
+        self._keys_to_ignore_on_save = [name for name in self.state_dict() if name.startswith(training_only)]
+        self._keys_to_ignore_on_load_missing = [re.escape(name) for name in training_only]
         self._trains = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
-        self._computed_buffers = {name: value.clone() for name, value in self.named_non_persistent_buffers()}
+        self._in_no_checkpoint = {name: value.clone() for name, value in self.named_non_persistent_buffers()}
+        state = self.state_dict()
+        self._in_no_checkpoint |= {name: state[name].clone() for name in self._keys_to_ignore_on_save}
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs) -> "ItmModel":
         """See `PreTrainedModel.from_pretrained`.
 
-        Loading leaves buffers that are in no checkpoint (open_clip's causal mask) with arbitrary content and expects
-        `_init_weights` to know every module that has one; here they get back what they were built with. The
-        parameters are new ones, too; what the recipe freezes is frozen again.
+        Loading leaves what is in no checkpoint (open_clip's causal mask; what only training needs) with arbitrary
+        content and expects `_init_weights` to know every module that has such; here it gets back what it was built
+        with. The parameters are new ones, too; what the recipe freezes is frozen again.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for name, value in model._computed_buffers.items():
-            model.get_buffer(name).copy_(value)
+        current = model.state_dict() | dict(model.named_non_persistent_buffers())
+        for name, value in model._in_no_checkpoint.items():
+            current[name].copy_(value)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(model._trains[name])
         return loaded

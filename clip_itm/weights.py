@@ -27,5 +27,6 @@ def model_sha256(model) -> str:
         if key not in training_only and not key.endswith("_dropout")
     }
     digest = hashlib.sha256(json.dumps([backbone, model.config.head], sort_keys=True).encode())
-    add_tensors(digest, model.state_dict())
+    left_out = set(model._keys_to_ignore_on_save)  # what only training needs
+    add_tensors(digest, {name: value for name, value in model.state_dict().items() if name not in left_out})
     return digest.hexdigest()
