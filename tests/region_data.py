@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from transformers import BertConfig, BertModel, BertTokenizer
 
 REGIONS, WIDTH = 36, 20
 THINGS = ["dog", "man", "ball", "tree", "car", "hat", "boat", "cat", "bike", "sign", "child", "field"]
@@ -77,3 +78,15 @@ def write_vocabulary(path: Path) -> Path:
     }
     path.write_text(json.dumps(content))
     return path
+
+
+def write_bert(folder: Path) -> Path:
+    """A tiny random BERT whose words are those of the captions; "dogs" and "cats" have two pieces."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = sorted({word for pattern in PATTERNS for word in pattern.lower().replace("{}", "").split()})
+    vocabulary = dict.fromkeys([*special, *THINGS, "##s", *words, *".,'\"tis"])
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(**sizes, vocab_size=len(vocabulary))).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder

@@ -89,5 +89,10 @@ def build_bert(config: CaptionTowerSection, weights: bool) -> tuple[CaptionTower
             bert = AutoModel.from_config(AutoConfig.for_model(**config.text_model_config))
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(cannot_load(config.text_model, error)) from error
+    if config.vocab_size > bert.config.vocab_size:
+        raise ValueError(
+            f"{config.text_model}: its tokenizer has {config.vocab_size} tokens and the model has embeddings for "
+            f"{bert.config.vocab_size}; add the missing ones (often [MASK]), or use another model"
+        )
     config = config.model_copy(update={"text_model_config": as_dict(bert.config)})
     return config, BertTower(config, bert)

@@ -205,8 +205,6 @@ class RegionsBackbone(CaptionTowerSection):
         0.0, description="share of regions overwritten with a tiny constant in training (SAF, SGR: 0.2)"
     )
     region_dropout: Probability = Field(0.0, description="dropout on encoded regions")
-    normalize_regions: bool = Field(False, description="unit vectors for heads that read regions (SCAN, SAF, SGR)")
-    normalize_words: bool = Field(False, description="the same for words")
     text_encoder: Literal["gru", "bert"] = "gru"
     vocabulary: str | None = Field(
         None, description="published vocabulary (.json, .pkl) of text_encoder gru; default: made of training captions"

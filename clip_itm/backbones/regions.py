@@ -6,7 +6,6 @@ There is no image trunk: the data bring regions [P, R, C], and all that trains o
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
@@ -45,8 +44,8 @@ class Regions(Backbone):
         self.image_pooling = None if config.global_dim else make_pooling(config.pooling, image_width)
         self.text_tower = text_tower
         # pieces of words that belong to the one before; a checkpoint keeps it, because ids alone do not tell
-        pieces = config.vocab_size if config.text_encoder == "bert" and config.word_corruption else 0
-        self.register_buffer("continues_word", torch.zeros(pieces, dtype=torch.bool))
+        in_pieces = config.text_encoder == "bert" and config.word_corruption
+        self.register_buffer("continues_word", torch.zeros(config.vocab_size, dtype=torch.bool) if in_pieces else None)
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
         raise ValueError(
@@ -67,7 +66,7 @@ class Regions(Backbone):
         pooled = features.pooled
         if self.image_pooling is not None:  # with a dropout mask of its own (dive.md 3.1)
             pooled = self.image_pooling(self.region_dropout(encoded), mask)
-        tokens = self._finish(tokens, mask, self.config.normalize_regions)
+        tokens = self._finish(tokens, mask)
         return super().image_neck(Features(pooled, tokens, mask))
 
     def _thin_out(self, regions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -85,7 +84,7 @@ class Regions(Backbone):
         if self.training and self.config.word_corruption:
             input_ids, mask = self._corrupt(input_ids, mask)
         pooled, tokens = self.text_tower(input_ids, mask)
-        return Features(pooled, self._finish(tokens, mask, self.config.normalize_words), mask)
+        return Features(pooled, self._finish(tokens, mask), mask)
 
     def text_neck(self, features: Features) -> Features:
         return super().text_neck(features if self.output_tokens else replace(features, tokens=None, mask=None))
@@ -100,14 +99,12 @@ class Regions(Backbone):
             torch.randint_like(input_ids, config.vocab_size),
             config.mask_token_id,
             config.word_corruption,
-            self.continues_word[input_ids] if len(self.continues_word) else None,
+            None if self.continues_word is None else self.continues_word[input_ids],
         )
 
-    def _finish(self, tokens: Tensor, mask: Tensor, normalize: bool) -> Tensor | None:
-        """Zeros at padding, and unit vectors where asked for."""
-        if not self.output_tokens:
-            return None
-        return (F.normalize(tokens, dim=-1) if normalize else tokens).masked_fill(~mask[..., None], 0)
+    def _finish(self, tokens: Tensor, mask: Tensor) -> Tensor | None:
+        """Zeros at padding; None where no head reads tokens."""
+        return tokens.masked_fill(~mask[..., None], 0) if self.output_tokens else None
 
     def image_blocks(self) -> list[Block]:
         return [[], []]
@@ -125,7 +122,7 @@ def build(config: RegionsBackbone, weights: bool) -> Regions:
         return Regions(config, WordGru(config))
     config, tower = build_bert(config, weights)
     backbone = Regions(config, tower)
-    if weights and len(backbone.continues_word):
+    if weights and backbone.continues_word is not None:
         words = load_tokenizer(config.text_model).get_vocab()
         backbone.continues_word[[number for word, number in words.items() if word.startswith("##")]] = True
     return backbone
