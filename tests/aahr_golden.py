@@ -1,6 +1,7 @@
-"""Published parameter names of AAHR to those here, for its golden tests."""
+"""For the tests of AAHR: published parameter names to those here, a small configuration, random vectors."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clip_itm.heads.aahr.configuration import AahrHeadConfig
@@ -68,3 +69,11 @@ def encoder_state(arrays: dict[str, Tensor], side: str) -> dict[str, Tensor]:
         for part in ("running_mean", "running_var"):
             state[f"projection.mlp.norm.{part}"] = arrays[f"img_fc_mlp_bns_0_{part}"]
     return state
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(normal(*shape, seed=seed), dim=-1)

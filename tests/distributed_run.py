@@ -4,6 +4,7 @@ torchrun --nproc_per_node 2 tests/distributed_run.py METHOD FOLDER OUT.safetenso
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from tiny import tiny_recipe
 
 from clip_itm.distributed import gather_constant, leave_process_group, process_state
+from clip_itm.heads.aahr import triplet
 from clip_itm.processing import ItmProcessor
 from clip_itm.training.build import make_trainer
 from clip_itm.training.setup import Encoder, make_model, prepare
@@ -31,6 +33,24 @@ SECTIONS = {
             "temperature": 0.2,
             "label_threshold": 0.025,
             "initial_labels": "model",
+        },
+    },
+    # without dropout: processes would draw masks of their own
+    "aahr": {
+        "training": {"epochs": 2},
+        "head": {
+            "kind": "aahr",
+            "embed_dim": 16,
+            "num_heads": 2,
+            "pooling_heads": 2,
+            "dropout": 0.0,
+            "graph_dropout": 0.0,
+            "token_dropout": 0.0,
+            "prototypes": 8,
+            "queue_length": 64,
+            "prototypes_after": 0.5,
+            "graph_after": 1,
+            "momentum": 0.9,
         },
     },
 }
@@ -64,6 +84,9 @@ def main(method: str, folder: str, out: str) -> None:
             found[f"bank {name}"] = torch.from_numpy(getattr(trainer.bank, name))
     if method == "crcl":
         found |= trainer.head.labels.state_dict()
+    if method == "aahr":
+        found |= {f"queue {name}": value for name, value in trainer.criterion.queue.state_dict().items()}
+        found |= {f"momentum {name}": value for name, value in trainer.momentum.state_dict().items()}
     for name, value in found.items():
         copies = gather_constant(value[None].double())
         assert all(torch.equal(copies[0].nan_to_num(-1), copy.nan_to_num(-1)) for copy in copies), f"{name} differs"
@@ -86,6 +109,7 @@ def in_double(process):
 
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
+    triplet.draw_negatives = partial(torch.argmax, dim=1)  # processes would draw negatives of their own
     ItmProcessor.__call__ = in_double(ItmProcessor.__call__)
     main(*sys.argv[1:])
     leave_process_group()  # here, where nothing refers to the trainer any more

@@ -33,12 +33,35 @@ HEADS = {
         "label_threshold": 0.03,
         "label_momentum": 0.5,
     },
+    "polyloss": {"kind": "polyloss", "warmup_epochs": 1, "score_map": "affine"},
+    # the queue is full after 2 steps, prototypes begin at step 3 and the graph at step 9
+    "aahr": {
+        "kind": "aahr",
+        "embed_dim": 16,
+        "num_heads": 2,
+        "pooling_heads": 2,
+        "prototypes": 8,
+        "queue_length": 64,
+        "prototypes_after": 0.5,
+        "graph_after": 1.5,
+        "momentum": 0.9,
+    },
+    # all negatives in epoch 0, the hardest from then on
+    "dive": {
+        "kind": "dive",
+        "residual": "gated",
+        "module": {"heads": 2, "head_dim": 8, "iterations": 2},
+        "loss": {"warmup_epochs": 1},
+    },
 }
-EPOCHS = {"clip": 6, "npc": 3, "crcl": 5}
+EPOCHS = {"clip": 6, "npc": 3, "crcl": 5, "polyloss": 2, "aahr": 3, "dive": 3}
 COMPARED = {
     "clip": ("optimizer",),
     "npc": ("optimizer", "bank caption_entry", "npc_state seen", "npc_state trial."),
     "crcl": ("optimizer", "labels labels", "labels probabilities"),
+    "polyloss": ("optimizer", "model head.score_map.is_set"),
+    "aahr": ("optimizer", "aahr_state criterion.", "aahr_state queue.", "aahr_state momentum.", "aahr_state step"),
+    "dive": ("optimizer", "model head.similarity"),
 }
 
 
@@ -107,9 +130,12 @@ def whole_run(tmp_path_factory):
         pytest.param("npc", STEPS, id="npc, warm-up done"),
         pytest.param("npc", STEPS + 2, id="npc, within an epoch"),
         pytest.param("npc", 2 * STEPS, id="npc, an epoch done"),
+        pytest.param("polyloss", STEPS + 2, id="polyloss, map set"),
         pytest.param("crcl", STEPS + 2, id="crcl, refining"),
         pytest.param("crcl", 2 * STEPS, id="crcl, first piece done"),
         pytest.param("crcl", 2 * STEPS + 2, id="crcl, frozen in the second piece"),
+        pytest.param("aahr", STEPS + 2, id="aahr, before the graph"),
+        pytest.param("aahr", 2 * STEPS, id="aahr, all terms"),
     ],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch, whole_run, method, reached):
@@ -152,8 +178,8 @@ def start(recipe_file: Path) -> subprocess.Popen:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "step"),
-    # NPC's trial steps go on in epoch 1; CRCL refines in epoch 3, the second of the second piece
-    [("clip", STEPS + 2), ("npc", STEPS + 2), ("crcl", 3 * STEPS + 2)],
+    # NPC's trial steps go on in epoch 1; CRCL refines in epoch 3, the second of the second piece; AAHR's graph begins
+    [("clip", STEPS + 2), ("npc", STEPS + 2), ("crcl", 3 * STEPS + 2), ("aahr", STEPS + 4), ("dive", STEPS + 2)],
 )
 def test_sigkill_in_mid_epoch_and_resume_to_the_bit(tmp_path, method, step):
     runs = {}

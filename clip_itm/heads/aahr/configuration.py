@@ -93,7 +93,7 @@ class AahrHeadConfig(HeadSection):
     def conflict(self, training) -> str | None:
         if self.embed_dim % self.num_heads:
             return f"head.num_heads: {self.num_heads} heads do not divide head.embed_dim {self.embed_dim}"
-        if self.queue_length < training.batch_size:
+        if self.queue_weight and self.queue_length < training.batch_size:
             return (
                 f"head.queue_length: {self.queue_length} keys do not hold one batch of {training.batch_size} pairs "
                 "(training.batch_size); use a multiple of it"

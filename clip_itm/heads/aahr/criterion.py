@@ -47,14 +47,12 @@ class Gates(NamedTuple):
 def gates_of(config: AahrHeadConfig, batch_size: int, batches_per_epoch: int) -> Gates:
     """Published steps, scaled to batches of `batch_size` pairs, or the epochs of the recipe."""
     scale = config.reference_batch / batch_size
-    published = {"prototypes": round(2200 * scale) + 1, "graph": round(8000 * scale)}
-    epochs = {"prototypes": config.prototypes_after, "graph": config.graph_after}
-    return Gates(
-        **{
-            name: published[name] if epochs[name] is None else round(epochs[name] * batches_per_epoch)
-            for name in published
-        }
-    )
+    prototypes, graph = round(2200 * scale) + 1, round(8000 * scale)
+    if config.prototypes_after is not None:
+        prototypes = round(config.prototypes_after * batches_per_epoch)
+    if config.graph_after is not None:
+        graph = round(config.graph_after * batches_per_epoch)
+    return Gates(prototypes, graph)
 
 
 class AahrCriterion(nn.Module):
@@ -128,10 +126,8 @@ class AahrCriterion(nn.Module):
             region_mask = torch.ones_like(region_mask)
             normed = word_mask | (torch.arange(word_mask.shape[1], device=words.device) < NORM_WORDS)
         scores = fragment_scores(images.fragments.to(v), region_mask, words.to(v), word_mask, normed)
-        image_text, text_image = (
-            mean_scores(scores.regions, region_mask[:, None]),
-            mean_scores(scores.words, word_mask[None]),
-        )
+        image_text = mean_scores(scores.regions, region_mask[:, None])
+        text_image = mean_scores(scores.words, word_mask[None])
         if self.image_edge is not None:
             image_text = image_text + self.image_edge(scores.regions, region_mask[:, None])
             text_image = text_image + self.text_edge(scores.words, word_mask[None])
@@ -158,8 +154,7 @@ class AahrCriterion(nn.Module):
         queue, config = self.queue, self.config
         queue.move_to(keys[0])
         left_out = image_ids[:, None] == queue.ids if config.mask_same_image else None
-        queries = [
-            side.fused if config.queue_query == "fused" else side.local.to(side.fused.dtype) for side in (images, texts)
-        ]
+        queries = [side.fused if config.queue_query == "fused" else side.local for side in (images, texts)]
+        queries = [rows.to(keys[0]) for rows in queries]
         found = info_nce(queries[0], keys[1], queue.texts, config.queue_temperature, left_out)
         return found + info_nce(queries[1], keys[0], queue.images, config.queue_temperature, left_out)
