@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clip_itm.distributed import gather_constant, gather_with_gradient
 
-BLOCK = 2**24  # fragment scores in memory at a time
+BLOCK = 2**22  # fragment scores in memory at a time
 NORM_WORDS = 10  # words that the released program normalises over at least, padding included
 
 
