@@ -6,6 +6,8 @@ import pytest
 import yaml
 from region_data import write_bert, write_regions
 
+from clip_itm.model import ItmModel
+from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.run import train
 
@@ -18,7 +20,7 @@ def tiny(path: Path, folder: Path) -> Recipe:
     content = yaml.safe_load(path.read_text())
     captions = content["data"].get("captions_per_image", 5)
     test = content["data"].get("test", "test")
-    photos = {"train": 40, "dev": 10, test: 8} if captions == 5 else {"train": 96, "dev": 12, "test": 12}
+    photos = {"train": 24, "dev": 6, test: 5} if captions == 5 else {"train": 80, "dev": 8, "test": 8}
     vectors = 12 if content["data"].get("global_vectors") else None
     write_regions(
         folder / "data", photos, ("dev", test), captions_per_image=captions, vectors=vectors, tsv=captions == 1
@@ -70,6 +72,8 @@ def test_valid(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_trains(path, tmp_path):
-    recipe = tiny(path, tmp_path)
-    train(recipe)
-    assert (tmp_path / "run" / "results.json").is_file()
+    results = train(tiny(path, tmp_path))
+    assert results["best"]["all"]["metrics"]["rsum"] > 0
+    best = tmp_path / "run" / "best"
+    model, processor = ItmModel.from_pretrained(best), ItmProcessor.from_pretrained(best)
+    assert model.backbone.config.vocab_size == len(processor.tokenizer)

@@ -63,8 +63,9 @@ def base_name(recipe: Recipe) -> str:
     match backbone.kind:
         case "bert-vit":
             return f"{_last_name(backbone.text_model)} + {_last_name(backbone.vision_model)}"
-        case "timm-words":
-            return f"{_last_name(backbone.image_model)} + words"
+        case "timm-words" | "regions":
+            image = "regions" if backbone.kind == "regions" else _last_name(backbone.image_model)
+            return f"{image} + {_last_name(backbone.text_model) if backbone.text_encoder == 'bert' else 'words'}"
         case "open_clip":
             tag = f" ({_last_name(backbone.pretrained)})" if backbone.pretrained else ""
             return _last_name(backbone.model.removeprefix("hf-hub:").removeprefix("local-dir:")) + tag
@@ -81,9 +82,10 @@ def base_models(recipe: Recipe) -> list[str]:
     match backbone.kind:
         case "bert-vit":
             names = [backbone.text_model, backbone.vision_model]
-        case "timm-words":
-            names = [backbone.image_model.removeprefix("hf-hub:").removeprefix("hf_hub:")]
-            names = names if names != [backbone.image_model] else []
+        case "timm-words" | "regions":
+            names = [backbone.text_model] if backbone.text_encoder == "bert" else []
+            if backbone.kind == "timm-words" and backbone.image_model.startswith(("hf-hub:", "hf_hub:")):
+                names.append(backbone.image_model[len("hf-hub:") :])
         case "open_clip":
             names = [_open_clip_name(backbone)]
         case _:
