@@ -91,8 +91,9 @@ def prepare(head: Head, ids: Tensor, keys: Callable[[], tuple[Tensor, Tensor]]) 
             head.phase = Phase(piece=0, epoch_in_piece=2, frozen=False, replaces=False)
         case "aahr":
             head.criterion.gates = Gates(prototypes=0, graph=0)
+            written = keys()
             while not head.criterion.queue.is_full:
-                head.criterion.end_step(keys(), ids)
+                head.criterion.end_step(written, ids)
 
 
 def measure_step(name: str, args: argparse.Namespace) -> dict:
