@@ -54,8 +54,9 @@ class GuidedPooling(nn.Module):
 def pooling_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     """Softmax over n of cosines, without temperature: [B, H, D], [B, N, H, D] and bool [B, N] to [B, H, N]."""
     dtype = torch.promote_types(query.dtype, torch.float32)
-    query, key = F.normalize(query.to(dtype), dim=-1), F.normalize(key.to(dtype), dim=-1)
-    cosine = torch.einsum("bhd,bnhd->bhn", query, key)
+    query, key = query.to(dtype), key.to(dtype)
+    lengths = query.norm(dim=-1)[..., None] * key.norm(dim=-1).transpose(1, 2)
+    cosine = torch.einsum("bhd,bnhd->bhn", query, key) / lengths.clamp(min=1e-12)
     return cosine.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1)
 
 
