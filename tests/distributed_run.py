@@ -53,6 +53,15 @@ SECTIONS = {
             "momentum": 0.9,
         },
     },
+    "dive": {
+        "training": {"epochs": 2},
+        "head": {
+            "kind": "dive",
+            "residual": "gated",
+            "module": {"heads": 2, "head_dim": 8, "iterations": 2, "dropout": 0.0},
+            "loss": {"warmup_epochs": 1},
+        },
+    },
 }
 
 
