@@ -5,8 +5,11 @@ SCAN, SGRAF, VSE-infinity, GPO and CRCL share their layout: a list of state dict
 attention a third of the similarity (crcl.md 5.5, 6.2, 6.3).
 """
 
+import argparse
 import re
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from clip_itm.backbones.configuration import RegionsBackbone
@@ -28,6 +31,25 @@ TEXT_NAMES = {
 UNUSED = re.compile(r"mlp\.bns\.1\.|.*num_batches_tracked$")  # a second batch norm that is never applied
 
 
+def load_parts(path: str | Path) -> list[State]:
+    """The two or three state dictionaries of a checkpoint. Tensors and the options object are read, no code is run.
+
+    Raises ValueError where the file holds anything else.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken or hostile file may raise anything
+        raise ValueError(f"{path}: cannot be read as a checkpoint without running code in it: {error}") from error
+    parts = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(parts, list | tuple) or len(parts) not in (2, 3) or not all(isinstance(p, dict) for p in parts):
+        raise ValueError(
+            f"{path}: expected a dictionary whose `model` is a list of state dictionaries (photos, captions and, with "
+            "attention, similarity), as SCAN and its successors write it"
+        )
+    return [dict(part) for part in parts]
+
+
 def regions_state(image: State, text: State) -> State:
     """The state of a `Regions` backbone. Raises ValueError for a weight of another program."""
     return _renamed(image, IMAGE_NAMES) | _renamed(text, TEXT_NAMES)
@@ -35,11 +57,9 @@ def regions_state(image: State, text: State) -> State:
 
 def regions_section(image: State, text: State, **options) -> RegionsBackbone:
     """The architecture that these weights belong to, read off their shapes; `options` are further fields."""
-    missing = [name for name in ("fc.weight",) if name not in image] + [
-        name for name in ("embed.weight",) if name not in text
-    ]
-    if missing:
-        raise ValueError(f"expected a checkpoint of SCAN, SGRAF or VSE-infinity with a GRU; it has no {missing[0]}")
+    for name, part in (("fc.weight", image), ("embed.weight", text)):
+        if name not in part:
+            raise ValueError(f"expected a checkpoint of SCAN, SGRAF or VSE-infinity with a GRU; it has no {name}")
     embed_dim, region_dim = image["fc.weight"].shape
     vocab_size, word_dim = text["embed.weight"].shape
     pooling = {name: "gpo" if "gpool.linear.weight" in part else "mean" for name, part in (("i", image), ("t", text))}

@@ -1,4 +1,4 @@
-"""`clip-itm import`: a released CLIP or NPC checkpoint as a model folder."""
+"""`clip-itm import`: a released checkpoint of CLIP, NPC, or a program on region features as a model folder."""
 
 import argparse
 from pathlib import Path
@@ -7,10 +7,10 @@ from pathlib import Path
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "import",
-        help="turn a released CLIP or NPC checkpoint into a model folder",
+        help="turn a released checkpoint (CLIP, NPC, VSE-infinity, SGRAF, CRCL) into a model folder",
         description="Read the weights of a .pt file with OpenAI's names (the programs of CLIP_ITM and NPC save such) "
         "without executing anything in it, recognise the architecture, and write a folder that `clip-itm evaluate` "
-        "and from_pretrained load.",
+        "and from_pretrained load. With --vocabulary, the file is one of VSE-infinity, SGRAF or CRCL on regions.",
         allow_abbrev=False,
     )
     parser.add_argument("file", help="the checkpoint, such as epoch4.pt")
@@ -21,12 +21,20 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         metavar="N",
         help="attention heads of the text tower (default: width / 64, as in every CLIP that was released)",
     )
+    parser.add_argument(
+        "--vocabulary", metavar="FILE", help="the vocabulary (.json, .pkl) that a model on region features belongs to"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: an import takes no keys of a recipe; clip-itm evaluate does")
-    import_checkpoint(args.file, args.out, args.text_heads)
+    if args.vocabulary is None:
+        import_checkpoint(args.file, args.out, args.text_heads)
+    elif args.text_heads is not None:
+        raise ValueError("--text-heads belongs to CLIP, --vocabulary to models on region features: leave one out")
+    else:
+        import_regions(args.file, args.vocabulary, args.out)
     return 0
 
 
@@ -36,14 +44,10 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
     `imported_from.json` in `out` names the source: file, sha256, epoch, name, architecture. Raises `ValueError` for a
     file that holds no CLIP, and where `out` is not empty.
     """
-    import hashlib
-
-    from transformers.utils.logging import disable_progress_bar
-
     from clip_itm.backbones.build import build_processor
     from clip_itm.backbones.openai_checkpoint import describe, load_backbone, openclip_name, read_checkpoint
     from clip_itm.configuration import ItmConfig
-    from clip_itm.files import is_free, write_json
+    from clip_itm.files import is_free
     from clip_itm.heads.configuration import ClipHeadConfig
     from clip_itm.model import ItmModel
 
@@ -62,11 +66,66 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
     print(f"{file}: {f'recognised as {name}' if name else 'no architecture of OpenAI'}\n{describe(architecture)}")
     if architecture["text_cfg"]["vocab_size"] != len(processor.tokenizer):
         print(f"the processor's tokens ({len(processor.tokenizer)}) are not those of this model: give it your own")
+    source = {"epoch": checkpoint.epoch, "name": checkpoint.name, "recognised_as": name, "architecture": architecture}
+    _save(model, processor, file, out, source)
+
+
+def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) -> None:
+    """Write the VSE-infinity, SAF or SGR model in `file` as an `ItmModel` with its processor into the folder `out`.
+
+    Its architecture is read off the shapes of the weights. Raises `ValueError` for another file, for a vocabulary of
+    another size, and where `out` is not empty.
+    """
+    from clip_itm.backbones.build import build_backbone, build_processor
+    from clip_itm.backbones.published_regions import load_parts, regions_section, regions_state
+    from clip_itm.configuration import ItmConfig
+    from clip_itm.files import is_free
+    from clip_itm.heads.crcl.configuration import CrclHeadConfig
+    from clip_itm.heads.similarity.sgraf_checkpoint import similarity_section, similarity_state
+    from clip_itm.model import ItmModel
+
+    file, out = Path(file), Path(out)
+    if not is_free(out):
+        raise ValueError(f"{out} exists and is not empty: choose another folder, or delete it")
+    image, text, *similarity = load_parts(file)
+    section = regions_section(image, text, vocabulary=str(vocabulary))
+    if not similarity and section.pooling != "gpo":
+        raise ValueError(f"{file}: neither GPO nor a similarity network in it: its weights do not tell how it compares")
+    processor = build_processor(section, None)
+    # programs that corrupt no words have no row for the mask token, which is the last one
+    if len(processor.tokenizer) - section.vocab_size not in (0, 1):
+        raise ValueError(
+            f"{vocabulary} has {len(processor.tokenizer) - 1} words, and {file} has embeddings for "
+            f"{section.vocab_size}: they do not belong together"
+        )
+    tokens = {
+        "special_token_ids": processor.special_token_ids,
+        "hidden_word_id": processor.hidden_word_id,
+        "mask_token_id": processor.tokenizer.mask_token_id,
+    }
+    backbone = build_backbone(section.model_copy(update=tokens), weights=False)
+    backbone.load_state_dict(regions_state(image, text))
+    head = CrclHeadConfig(similarity=similarity_section(similarity[0])) if similarity else CrclHeadConfig()
+    config = ItmConfig(backbone=backbone.config.model_dump(mode="json"), head=head.model_dump(mode="json"))
+    model = ItmModel(config, backbone=backbone)
+    if similarity:
+        model.head.similarity.load_state_dict(similarity_state(similarity[0]))
+    name = head.similarity.kind.upper() if similarity else "VSE-infinity"
+    print(f"{file}: recognised as {name}, regions of {section.region_dim}, embeddings of {section.embed_dim}")
+    _save(model, processor, file, out, {"recognised_as": name})
+
+
+def _save(model, processor, file: Path, out: Path, source: dict) -> None:
+    import hashlib
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from clip_itm.files import write_json
+
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     disable_progress_bar()
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    source = {"file": file.name, "sha256": digest, "epoch": checkpoint.epoch, "name": checkpoint.name}
-    write_json(out / "imported_from.json", {**source, "recognised_as": name, "architecture": architecture})
+    write_json(out / "imported_from.json", {"file": file.name, "sha256": digest, **source})
     print(f"saved in {out}")

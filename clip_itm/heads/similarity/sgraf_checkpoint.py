@@ -1,12 +1,13 @@
 """Checkpoints of the published SGRAF and CRCL programs with SAF or SGR (crcl.md 5.5, 6.8)."""
 
-import argparse
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from clip_itm.backbones.published_regions import load_parts
+from clip_itm.heads.similarity.configuration import SafSection, SgrSection
 
 State = dict[str, Tensor]
 
@@ -47,20 +48,26 @@ def similarity_state(published: State) -> State:
     return state
 
 
+def similarity_section(published: State) -> SafSection | SgrSection:
+    """The section of the recipe for the similarity encoder with these weights; ValueError for another one."""
+    if "sim_eval_w.weight" not in published:
+        raise ValueError("the third state dictionary has no sim_eval_w.weight; expected that of SAF or SGR")
+    sizes = {
+        "similarity_dim": published["sim_eval_w.weight"].shape[1],
+        "regions": len(published["v_global_w.embedding_local.1.weight"]),
+    }
+    if any(name.startswith("SAF_module.") for name in published):
+        return SafSection(**sizes)
+    return SgrSection(**sizes, graph_steps=sum(name.endswith("graph_query_w.weight") for name in published))
+
+
 def load_sgraf(path: Path) -> SgrafCheckpoint:
     """The three parts of a published checkpoint. Only numbers and the options object are read, no code is run.
 
     Raises ValueError where the file holds anything else.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path}: cannot be read as a checkpoint of SGRAF without running code in it: {error}"
-        ) from error
-    parts = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(parts, list | tuple) or len(parts) != 3 or not all(isinstance(part, dict) for part in parts):
+    parts = load_parts(path)
+    if len(parts) != 3:
         raise ValueError(
             f"{path}: expected a dictionary whose `model` is a list of three state dictionaries (photos, captions, "
             "similarity), as SGRAF and CRCL write it"
@@ -68,4 +75,4 @@ def load_sgraf(path: Path) -> SgrafCheckpoint:
     image, text, similarity = parts
     if "sim_eval_w.weight" not in similarity:
         raise ValueError(f"{path}: the third state dictionary has no sim_eval_w.weight; expected that of SAF or SGR")
-    return SgrafCheckpoint(dict(image), dict(text), similarity_state(similarity))
+    return SgrafCheckpoint(image, text, similarity_state(similarity))
