@@ -1,4 +1,4 @@
-"""`clip-itm data check RECIPE`: what is in a data set, and would training fail on it?"""
+"""`clip-itm data`: look at a data set before training on it, or store its regions in half the space."""
 
 import argparse
 
@@ -17,9 +17,20 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     check.add_argument("recipe", help="YAML file; its `data:` section is checked, lengths are in its backbone's tokens")
     check.add_argument("--json", metavar="FILE", help="write the whole report there, with every name")
     check.add_argument("--workers", type=int, metavar="N", help="threads that decode photos (default: one a core)")
+    half = actions.add_parser(
+        "float16",
+        help="copy a data set of regions with its features in float16",
+        description="A folder in the layout of data.source: regions, in half the space; train with --data.root OUT. "
+        "What an earlier, interrupted call has written stays.",
+        allow_abbrev=False,
+    )
+    half.add_argument("root", help="folder with *_ims.npy and captions")
+    half.add_argument("--out", required=True, metavar="FOLDER", help="folder of the copy")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action == "float16":
+        return run_float16(args)
     from clip_itm.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
@@ -47,6 +58,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(Path(args.json), report.as_dict())
     return 0 if report.ok else 1
+
+
+def run_float16(args: argparse.Namespace) -> int:
+    from clip_itm.data.region_storage import store_in_half_precision
+
+    if args.overrides:
+        raise ValueError(f"{args.overrides[0]}: data float16 reads a folder, no recipe; it has no such option")
+    written = store_in_half_precision(args.root, args.out)
+    size = sum(path.stat().st_size for path in written)
+    print(f"{args.out}: {len(written)} files written, {size / 1e9:.2f} GB")
+    return 0
 
 
 def refusals(recipe, splits: dict) -> list[str]:

@@ -1,0 +1,53 @@
+"""A copy of a region data set in half the space: features in float16, everything else as it is."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from clip_itm.data.annotation_files import existing_root
+from clip_itm.data.regions import mapped
+from clip_itm.files import replacing
+
+ROWS_AT_ONCE = 512
+
+
+def store_in_half_precision(root: str | Path, out: str | Path) -> list[Path]:
+    """Write the files of `root` to `out`, `*_ims.npy` [n, R, C] as float16; the ones that are there already stay.
+
+    Raises ValueError where there are no features, `out` is `root`, or a value does not fit into float16.
+    """
+    root, out = existing_root(root), Path(out)
+    features = sorted(root.glob("*_ims.npy"))
+    if not features:
+        raise ValueError(f"{root}: found no *_ims.npy; expected a folder in the layout of data.source: regions")
+    if out.resolve() == root.resolve():
+        raise ValueError(f"{out}: the copy needs a folder of its own")
+    written = []
+    for file in sorted(path for path in root.iterdir() if path.is_file()):
+        if (out / file.name).exists():
+            continue
+        with replacing(out / file.name) as temporary:
+            if file in features:
+                _write_half(file, temporary)
+            else:
+                shutil.copy(file, temporary)
+        written.append(out / file.name)
+    return written
+
+
+def _write_half(file: Path, temporary: Path) -> None:
+    array = mapped(file)
+    half = np.lib.format.open_memmap(temporary, "w+", np.float16, array.shape)
+    with tqdm(total=len(array), desc=file.name, unit=" photos") as progress:
+        for start in range(0, len(array), ROWS_AT_ONCE):
+            block = array[start : start + ROWS_AT_ONCE]
+            with np.errstate(over="ignore"):
+                half[start : start + len(block)] = block
+            lost = np.isfinite(block) & ~np.isfinite(half[start : start + len(block)])
+            if lost.any():
+                row = start + int(lost.reshape(len(block), -1).any(axis=1).argmax())
+                raise ValueError(f"{file}, row {row}: a value beyond 65,504 does not fit into float16; keep float32")
+            progress.update(len(block))
+    half.flush()
