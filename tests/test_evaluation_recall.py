@@ -95,6 +95,19 @@ def test_crcl_metrics_golden(prefix, model):
     np.testing.assert_allclose([metrics[name] for name in CRCL_COLUMNS], expected, atol=1e-9)
 
 
+def test_scan_recall_golden():
+    golden = np.load(GOLDEN / "scan_recall.npz")
+    scores = golden["S"].astype(np.float64)
+    ranks = matrix_ranks(scores, np.arange(100) // 5)
+    assert (ranks.image_to_text - 1).tolist() == golden["i2t_ranks"].tolist()
+    assert (ranks.text_to_image - 1).tolist() == golden["t2i_ranks"].tolist()
+    metrics = recall_metrics(ranks)
+    expected = [*golden["i2t_metrics"], *golden["t2i_metrics"], golden["rsum"]]
+    np.testing.assert_allclose([metrics[name] for name in CRCL_COLUMNS], expected, atol=1e-9)
+    assert scores.argmax(axis=1).tolist() == golden["i2t_top1"].tolist()
+    assert scores.argmax(axis=0).tolist() == golden["t2i_top1"].tolist()
+
+
 def test_npc_1k_and_5k_golden(npc_1k5k):
     golden, results = npc_1k5k
     names = (*RECALLS, "mean_r1")
