@@ -44,6 +44,7 @@ bench: setup
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/heads.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -47,6 +47,21 @@ class Recipe(Section):
             raise ValueError(problem)
         return self
 
+    @model_validator(mode="after")
+    def _backbone_reads_the_data(self) -> "Recipe":
+        regions = self.data.source == "regions"
+        if regions != (self.backbone.kind == "regions"):
+            raise ValueError(
+                f"data.source {self.data.source} and backbone.kind {self.backbone.kind} do not fit: precomputed regions "
+                "are read by backbone.kind regions, and by it alone"
+            )
+        if regions and self.data.global_vectors != (self.backbone.global_dim is not None):
+            raise ValueError(
+                "backbone.global_dim is the width of the vectors that data.global_vectors: true brings along: set both, "
+                "or neither"
+            )
+        return self
+
     @property
     def sha256(self) -> str:
         """Hash of what decides the outcome: folders, loader processes, logging and evaluation batches are left out."""

@@ -92,6 +92,8 @@ def mapped(file: Path) -> np.ndarray:
     """The array of a .npy file, not read yet; ValueError for anything else."""
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"{file}: there is no such file (docs/regions.md has the layout)") from None
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{file}: no array of numpy that can be mapped ({error})") from None
 
