@@ -33,8 +33,8 @@ from clip_itm.files import write_json
 from clip_itm.heads.build import build_head
 from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
 from clip_itm.heads.crcl.configuration import CrclHeadConfig
-from clip_itm.heads.npc.configuration import NpcHeadConfig
 from clip_itm.heads.crcl.labels import LabelStore, Phase
+from clip_itm.heads.npc.configuration import NpcHeadConfig
 from clip_itm.heads.npc.step import NpcStep
 from clip_itm.memory import keep_freed_memory
 from clip_itm.model import ItmModel

@@ -52,13 +52,13 @@ class Recipe(Section):
         regions = self.data.source == "regions"
         if regions != (self.backbone.kind == "regions"):
             raise ValueError(
-                f"data.source {self.data.source} and backbone.kind {self.backbone.kind} do not fit: precomputed regions "
-                "are read by backbone.kind regions, and by it alone"
+                f"data.source {self.data.source} and backbone.kind {self.backbone.kind} do not fit: precomputed "
+                "regions are read by backbone.kind regions, and by it alone"
             )
         if regions and self.data.global_vectors != (self.backbone.global_dim is not None):
             raise ValueError(
-                "backbone.global_dim is the width of the vectors that data.global_vectors: true brings along: set both, "
-                "or neither"
+                "backbone.global_dim is the width of the vectors that data.global_vectors: true brings along: set "
+                "both, or neither"
             )
         return self
 

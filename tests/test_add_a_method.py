@@ -36,8 +36,8 @@ def test_the_page_adds_a_method_that_trains(tmp_path):
     run(tmp_path, "git", "apply", "change.diff")
     run(tmp_path, sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "clip_itm/heads/gce")
     run(tmp_path, sys.executable, "-m", "pytest", "-q", "tests/test_gce.py")
-    small = "--data.train_photos 200 --data.val_photos 40 --data.test_photos 40 --training.max_steps 4 --training.trackers []"
-    words = [*small.split(), "--data.cache_dir", str(tmp_path / "cache")]
+    small = "--data.train_photos 200 --data.val_photos 40 --data.test_photos 40 --training.max_steps 4"
+    words = [*small.split(), "--training.trackers", "[]", "--data.cache_dir", str(tmp_path / "cache")]
     run(tmp_path, sys.executable, "-m", "clip_itm.cli", "train", "recipes/sample/gce.yaml", *words)
     best = tmp_path / "runs/sample/gce/best"
     assert json.loads((best / "config.json").read_text())["head"]["kind"] == "gce"
