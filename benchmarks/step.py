@@ -124,7 +124,7 @@ class Steps:
     def __init__(self, model: ItmModel, method: Method, inputs: dict[str, Tensor]):
         self.device = next(model.parameters()).device
         self.model, self.inputs = model.train(), {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        model.head = build_head(method.head).to(self.device)
+        model.head = build_head(method.head, model.backbone.widths).to(self.device)
         if isinstance(method.head, CrclHeadConfig):
             model.head.labels = LabelStore(int(inputs["pair_ids"].max()) + 1)
             model.head.phase = Phase(piece=0, epoch_in_piece=2, frozen=False, replaces=False)
