@@ -31,11 +31,11 @@ def count_rows(model: ItmModel, name: str, monkeypatch) -> Counter:
     rows, encode = Counter(), getattr(model, name)
 
     def counting(*args, **kwargs):
-        embeddings = encode(*args, **kwargs)
-        rows["forwards"] += len(embeddings)
-        if embeddings.requires_grad:
-            embeddings.register_hook(lambda gradient: rows.update(backwards=len(gradient)))
-        return embeddings
+        features = encode(*args, **kwargs)
+        rows["forwards"] += len(features.pooled)
+        if features.pooled.requires_grad:
+            features.pooled.register_hook(lambda gradient: rows.update(backwards=len(gradient)))
+        return features
 
     monkeypatch.setattr(model, name, counting)
     return rows
@@ -48,7 +48,7 @@ def test_counted_passes_are_those_of_the_step(method, monkeypatch):
     pairs = benchmark.RandomPairs(3 * size, TOY)
     step = benchmark.Steps(model, method, benchmark.make_batch(pairs, size, method))
     step()  # the first step of npc also compares the modes of the model
-    counts = [count_rows(model, name, monkeypatch) for name in ("encode_images", "encode_texts")]
+    counts = [count_rows(model, name, monkeypatch) for name in ("photo_features", "caption_features")]
     seconds, adamw = step()
     for rows in counts:
         assert rows == {"forwards": method.forwards * size, "backwards": method.backwards * size}
