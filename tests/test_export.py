@@ -79,7 +79,7 @@ def demand_equal_open_clip(folder, model, processor):
     close(native.encode_image(pixels, normalize=True), images)
     close(native.encode_text(tokenizer([*CAPTIONS, LONG]), normalize=True), texts)
     assert native.logit_scale.exp().item() == pytest.approx(model.head.scale().item(), rel=1e-6)
-    assert native.logit_bias is None or native.logit_bias.item() == 0
+    assert native.logit_bias is None or native.logit_bias.item() == pytest.approx(model.head.bias().item())
     own = processor(images=PHOTOS)["pixel_values"]
     theirs = torch.stack([preprocess(photo) for photo in PHOTOS])
     assert theirs.shape == own.shape
@@ -97,6 +97,15 @@ def test_open_clip_backbones_are_native_open_clip(kind, tmp_path):
     demand_equal_open_clip(tmp_path / "open_clip", model, processor)
     config = json.loads((tmp_path / "open_clip" / "open_clip_config.json").read_text())
     assert {"size", "mean", "std", "interpolation", "resize_mode"} <= set(config["preprocess_cfg"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["polyloss", "triplet", "siglip"])
+def test_losses_around_the_cosine_are_exported_as_clip_is(head, tmp_path):
+    model, processor = saved("open_clip-siglip", tmp_path, {"kind": head})
+    assert export(tmp_path, "open_clip") == 0
+    demand_equal_open_clip(tmp_path / "open_clip", model, processor)
+    assert (model.head.bias().item() != 0) == (head == "siglip")
 
 
 @torch.no_grad()
@@ -223,7 +232,7 @@ def test_preprocessing_that_open_clip_does_not_have_is_refused(change):
 
 def test_a_head_with_rules_of_its_own_is_refused(tmp_path, capsys, monkeypatch):
     saved("open_clip-siglip", tmp_path)
-    monkeypatch.setattr(ClipHead, "similarity", lambda self, images, texts: -torch.cdist(images, texts))
+    monkeypatch.setattr(ClipHead, "embed_images", lambda self, features: features.pooled)
     assert export(tmp_path, "open_clip") == 2
     assert "the head clip compares photos and captions by parameters or rules of its own" in capsys.readouterr().err
 

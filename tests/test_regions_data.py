@@ -160,7 +160,7 @@ def test_photos_may_be_named(tmp_path):
 
 def test_bad_files(tmp_path):
     root = write_regions(tmp_path)
-    with pytest.raises(ValueError, match=r"train_clip_ims.npy: no array of numpy"):
+    with pytest.raises(ValueError, match=r"train_clip_ims.npy: there is no such file"):
         load_splits(section(root, global_vectors=True))
     np.save(root / "train_ims.npy", np.zeros((7, 36, 4), dtype=np.float32))
     with pytest.raises(ValueError, match=r"train_ims.npy has 7 rows and the split 200 captions; expected one row a"):

@@ -60,6 +60,10 @@ class Head(nn.Module, ABC):
         """
         return torch.tensor(20.0)
 
+    def bias(self) -> Tensor:
+        """What is added to scaled similarities where a sigmoid is taken of them; 0 where the loss knows none."""
+        return torch.tensor(0.0)
+
     @abstractmethod
     def loss(
         self,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,8 +33,9 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
             )
     shape = [1] if model_cfg.get("nonscalar_logit_scale") else []
     state["logit_scale"] = model.head.scale().detach().log().reshape(shape)
-    if "init_logit_bias" in model_cfg:  # the model was trained without a bias, and sigmoid users expect one
-        state["logit_bias"], model_cfg["init_logit_bias"] = torch.zeros(shape), 0.0
+    if "init_logit_bias" in model_cfg:  # 0 where the model was trained without; sigmoid users expect one
+        bias = model.head.bias().detach()
+        state["logit_bias"], model_cfg["init_logit_bias"] = bias.reshape(shape), bias.item()
     write_json(folder / CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg(processor.image_processor)})
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS, {"format": "pt"})
     if "hf_tokenizer_name" in model_cfg["text_cfg"]:

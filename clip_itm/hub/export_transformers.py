@@ -3,7 +3,6 @@
 import copy
 from pathlib import Path
 
-import torch
 import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -27,7 +26,7 @@ from clip_itm.processing import ItmProcessor
 def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
     """See `clip_itm.hub.export`. Raises ValueError for towers that transformers has no class for."""
     native, state = _native(model)
-    temperature = {"logit_scale": model.head.scale().detach().log(), "logit_bias": torch.tensor(0.0)}
+    temperature = {"logit_scale": model.head.scale().detach().log(), "logit_bias": model.head.bias().detach()}
     for name, value in temperature.items():
         if (parameter := getattr(native, name, None)) is not None:
             state[name] = value.expand_as(parameter)

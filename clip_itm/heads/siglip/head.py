@@ -59,6 +59,9 @@ class SiglipHead(Head):
     def scale(self) -> Tensor:
         return self.logit_scale.exp()
 
+    def bias(self) -> Tensor:
+        return self.logit_bias
+
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
         """See `Head.loss`. Each entry of S counts half in its row and half in its column: weights act on both."""
         mode = self.config.same_photo
