@@ -25,13 +25,11 @@ TOWERS = {"bag": BagTower, "gru": GruTower, "transformer": TransformerTower, "bi
 class TimmWords(Backbone):
     """Image trunk: pooled features [P, C] of timm. Image neck: L2 normalisation (optional), dropout, linear layer."""
 
-    def __init__(self, config: TimmWordsBackbone, trunk: nn.Module, text_tower: nn.Module):
+    def __init__(self, config: TimmWordsBackbone, trunk: nn.Module, projection: nn.Linear, text_tower: nn.Module):
         super().__init__(config)
         self.embed_dim = config.embed_dim
         self.image_tower = trunk
-        self.image_projection = nn.Linear(
-            getattr(trunk, "head_hidden_size", None) or trunk.num_features, config.embed_dim
-        )
+        self.image_projection = projection
         self.text_tower = text_tower
         self.token_widths = trunk.num_features, self.text_tower.token_width
 
@@ -85,11 +83,13 @@ def build(config: TimmWordsBackbone, weights: bool) -> TimmWords:
         raise ValueError(f"{name}: cannot build this timm model: {error}.{hint}") from error
     if weights and config.image_weights is not None:
         load_timm_weights(trunk, Path(config.image_weights))
+    # before the text tower: a seed has stood for these first weights since the first published figures
+    projection = nn.Linear(getattr(trunk, "head_hidden_size", None) or trunk.num_features, config.embed_dim)
     if config.text_encoder == "bert":
         config, text_tower = build_bert(config, weights)
     else:
         text_tower = TOWERS[config.text_encoder](config)
-    return TimmWords(config, trunk, text_tower)
+    return TimmWords(config, trunk, projection, text_tower)
 
 
 def processor(config: TimmWordsBackbone, captions: list[str] | None) -> ItmProcessor:
