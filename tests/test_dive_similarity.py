@@ -171,6 +171,7 @@ def test_golden_evaluation(golden, name, kind, block_size):
     np.testing.assert_array_equal(ranks.image_to_text - 1, arrays[f"{name}_i2t_ranks"])
     np.testing.assert_array_equal(ranks.text_to_image - 1, arrays[f"{name}_t2i_ranks"])
     assert_metrics(recall_metrics(ranks), arrays, name)
+    np.testing.assert_allclose(recall_metrics(ranks)["rsum"], arrays[f"{name}_rsum"])
     folds = [
         compute_ranks(images[start : start + 20], texts[5 * start : 5 * start + 100], owner[:100], similarity)
         for start in (0, 20, 40)

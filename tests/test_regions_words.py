@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from region_data import write_bert, write_vocabulary
+from transformers import CLIPImageProcessor
 
 from clip_itm.backbones.build import build_backbone, build_processor
 from clip_itm.backbones.configuration import RegionsBackbone, TimmWordsBackbone
@@ -171,6 +172,23 @@ def test_golden_region_augmentation(golden):
     erased = erase_regions(regions, draws, 0.2)
     np.testing.assert_allclose(erased, arrays["regions_erase_variant"], rtol=0, atol=1e-12)
     np.testing.assert_array_equal(regions[0], arrays["regions"])  # not in place
+
+
+def test_golden_batch_of_captions_is_ours_sorted_by_length(golden):
+    """Towers do not need the published order; a batch is padded in the one it has."""
+    arrays = golden("crcl_augment")
+    rows = [arrays[f"item{item}_tokens"].tolist() for item in range(5)]
+    processor = ItmProcessor(CLIPImageProcessor(), caption_tokenizer(count_words(CAPTIONS, 1), 20))
+    padded = processor.pad(rows)
+    lengths = np.sum(padded["attention_mask"], axis=1)
+    order = np.argsort(-lengths, kind="stable")
+    np.testing.assert_array_equal(np.array(padded["input_ids"])[order], arrays["batch_tokens"])
+    np.testing.assert_array_equal(lengths[order], arrays["batch_token_lengths"])
+    np.testing.assert_array_equal([int(arrays[f"item{item}_id"]) for item in order], arrays["batch_ids"])
+    for place, item in enumerate(order):  # regions are dropped by a mask here, and packed there
+        kept = int(arrays["batch_image_lengths"][place])
+        np.testing.assert_array_equal(arrays[f"item{item}_regions"], arrays["batch_images"][place, :kept])
+        assert not arrays["batch_images"][place, kept:].any()
 
 
 def test_corruption_never_empties_a_caption():
