@@ -1,0 +1,46 @@
+"""What comes after training works for every head: audit, index, search, push; sets and token grids by a shortlist."""
+
+import json
+
+import pytest
+from tiny import tiny_recipe
+
+from clip_itm.cli import main
+from clip_itm.data.images import read_image
+from clip_itm.data.load import load_splits
+
+SMALL = {"token_dim": 16, "max_words": 20}
+HEADS = {
+    "dive": {"kind": "dive", "image_elements": 2, "text_elements": 2, "module": {"kind": "slots", "head_dim": 8}},
+    "aahr": {"kind": "aahr", "embed_dim": 16, "num_heads": 2, "prototypes_after": 0, "graph_after": 0},
+    "polyloss": {"kind": "polyloss", "score_map": "affine"},
+    "siglip": {"kind": "siglip"},
+    "scan": {"kind": "triplet", "similarity": {"kind": "scan", **SMALL}},
+    "saf": {"kind": "crcl", "similarity": {"kind": "saf", "regions": 4, "similarity_dim": 8, **SMALL}},
+    "sgr": {"kind": "clip", "similarity": {"kind": "sgr", "regions": 4, "similarity_dim": 8, **SMALL}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEADS)
+def test_a_trained_head_is_audited_indexed_searched_and_pushed(name, tmp_path, capsys):
+    recipe = tiny_recipe(tmp_path, head=HEADS[name], training={"epochs": 4, "max_steps": 4})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for row in load_splits(recipe.data)["test"].rows:
+        read_image(row["image"]).save(photos / f"{row['image_id']}.png")
+    run, gallery, found = (str(tmp_path / each) for each in ("run", "gallery", "found.json"))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert main(["evaluate", run, "--json", found]) == 0
+    again = json.loads((tmp_path / "found.json").read_text())
+    assert again["all"]["metrics"] == results["best"]["all"]["metrics"], "the saved model is the trained one"
+    assert main(["audit", "--run", run, "--out", str(tmp_path / "audit")]) == 0
+    assert main(["index", run, str(photos), "--out", gallery]) == 0
+    assert main(["search", run, gallery, "a red circle", "--top-k", "12", "--json", found]) == 0
+    hits = json.loads((tmp_path / "found.json").read_text())
+    assert [hit["rank"] for hit in hits[0]["results"]][:1] == [1]
+    assert len(hits[0]["results"]) == 12
+    assert main(["push", run, "me/mine", "--dry-run"]) == 0
+    assert "README.md" in capsys.readouterr().out
