@@ -8,6 +8,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +139,31 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, 
         except yaml.YAMLError:
             target[leaf] = value
         given.add((*parents, leaf))
-    for name, field in Recipe.model_fields.items():
-        branches = {_tag(section): section for section in _section_types(field.annotation)}
-        default = _tag(type(field.default)) if isinstance(field.default, Section) else None
-        was, now = (branches.get(_chosen(mapping.get(name)) or default) for mapping in (before, content))
-        if was is not None and now is not None:
-            for key in was.model_fields.keys() - now.model_fields.keys():
-                if (name, key) not in given:
-                    content[name].pop(key, None)
+    _leave_behind(Recipe, before, content, given)
     return content
+
+
+def _leave_behind(owner: type[Section], before: dict, content: dict, given: set[tuple], path: tuple = ()) -> None:
+    """Drop keys of the file from sections for which an override has chosen another kind, where that has no such key.
+
+    A section within such a section goes as a whole, where the other kind has none of its kind.
+    """
+    for name, field in owner.model_fields.items():
+        branches = {tag: section for section in _section_types(field.annotation) for tag in _tags(section)}
+        default = _tags(type(field.default))[0] if isinstance(field.default, Section) else None
+        if not branches or not isinstance(content.get(name), dict):
+            continue
+        earlier = before.get(name) if isinstance(before.get(name), dict) else {}
+        now = branches.get(_chosen(content[name]) or default)
+        if now is None:
+            if path and not any(keys[: len(path) + 1] == (*path, name) for keys in given):
+                del content[name]
+            continue
+        was = branches.get(_chosen(earlier) or default, now)
+        for key in was.model_fields.keys() - now.model_fields.keys():
+            if (*path, name, key) not in given:
+                content[name].pop(key, None)
+        _leave_behind(now, earlier, content[name], given, (*path, name))
 
 
 def _chosen(section: Any) -> str | None:
@@ -158,7 +175,7 @@ def _explain(problem: dict[str, Any]) -> str:
     """One line for one pydantic error: the key, what was found, what was expected, the neighbours of an unknown key."""
     owner, options, path = Recipe, [], []
     for part in problem["loc"]:
-        tagged = [option for option in options if len(options) > 1 and _tag(option) == part]
+        tagged = [option for option in options if len(options) > 1 and part in _tags(option)]
         if tagged:  # the discriminator of a union stands in the location, but it is no key of the file
             options = tagged
             continue
@@ -177,7 +194,7 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}: this key is required"
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
         field = problem["ctx"]["discriminator"].strip("'")
-        expected = ", ".join(str(_tag(option)) for option in options)
+        expected = ", ".join(tag for option in options for tag in _tags(option))
         return f"{key}.{field}: expected one of {expected}, found {problem['ctx'].get('tag', 'nothing')!r}"
     return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
 
@@ -190,26 +207,27 @@ def _section_types(annotation: Any) -> list[type[Section]]:
     return []
 
 
-def _tag(section: type[Section]) -> str | None:
-    """The discriminator value of one branch of a union (`source`, `kind`)."""
+def _tags(section: type[Section]) -> tuple[str | None, ...]:
+    """The discriminator values (`source`, `kind`) of one branch of a union."""
     for name in ("source", "kind"):
         if name in section.model_fields:
-            return section.model_fields[name].default
-    return None
+            return typing.get_args(section.model_fields[name].annotation)
+    return (None,)
 
 
 def describe_keys() -> str:
     """All keys with default and meaning, for `--help`."""
-    lines: list[str] = []
-    for name, field in Recipe.model_fields.items():
-        options = _section_types(field.annotation)
-        if not options:
-            lines.append(f"  --{name} (default {field.default!r}): {field.description}")
+    return "\n".join(_describe(Recipe, "--"))
+
+
+def _describe(owner: type[Section], prefix: str) -> Iterator[str]:
+    for name, entry in owner.model_fields.items():
+        options = _section_types(entry.annotation)
         for option in options:
-            tag = _tag(option)
-            lines.append(f"{name}" + (f" ({tag})" if len(options) > 1 else "") + ":")
-            for key, entry in option.model_fields.items():
-                default = "required" if entry.is_required() else f"default {entry.default!r}"
-                meaning = f": {entry.description}" if entry.description else ""
-                lines.append(f"  --{name}.{key} ({default}){meaning}")
-    return "\n".join(lines)
+            kind = f" ({' | '.join(_tags(option))})" if len(options) > 1 else ""
+            yield f"{prefix[2:]}{name}{kind}:"
+            yield from ("  " + line for line in _describe(option, f"{prefix}{name}."))
+        if not options:
+            default = "required" if entry.is_required() else f"default {entry.default!r}"
+            meaning = f": {entry.description}" if entry.description else ""
+            yield f"{prefix}{name} ({default}){meaning}"

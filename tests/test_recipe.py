@@ -131,6 +131,35 @@ def test_overrides_may_change_the_head_and_are_checked_together():
     assert other.sha256 != recipe.sha256
 
 
+SCAN = {"kind": "scan", "direction": "i2t", "aggregation": "LogSumExp", "lse_scale": 5.0}
+
+
+def test_another_kind_within_a_section_leaves_keys_of_the_former_behind():
+    recipe = parse({**MINIMAL, "head": {"kind": "polyloss", "form": "avg", "similarity": SCAN}})
+    sgr = recipe.with_overrides("--head.similarity.kind", "sgr", "--head.similarity.regions", "9")
+    assert (sgr.head.form, sgr.head.similarity.kind, sgr.head.similarity.regions) == ("avg", "sgr", 9)
+    assert recipe.with_overrides("--head.kind", "triplet").head.similarity.direction == "i2t"
+    assert recipe.with_overrides("--head.kind", "dive").head.similarity.kind == "smooth_chamfer"
+    assert recipe.with_overrides("--head.kind", "npc").head.kind == "npc"
+    with pytest.raises(RecipeError, match=r"kind: expected one of smooth_chamfer, chamfer, max, match_probability"):
+        recipe.with_overrides("--head.kind", "dive", "--head.similarity.kind", "scan")
+    dive = recipe.with_overrides("--head.kind", "dive", "--head.loss.negatives", "all")
+    assert dive.with_overrides("--head.loss.kind", "infonce").head.loss.kind == "infonce"
+    with pytest.raises(RecipeError, match=r"head.similarity.direction: unknown key"):
+        recipe.with_overrides("--head.similarity.kind", "sgr", "--head.similarity.direction", "t2i")
+
+
+def test_help_lists_the_keys_of_sections_within_sections():
+    keys = describe_keys()
+    for line in (
+        "--head.similarity.direction (default 't2i')",
+        "--head.loss.margin (default 0.2)",
+        "head.module (pvse):",
+    ):
+        assert line in keys
+    assert "Section(" not in keys
+
+
 def test_every_mistake_is_told_at_once():
     with pytest.raises(RecipeError) as caught:
         parse({**MINIMAL, "noise": {"ratio": 2}, "training": {"epoch": 1, "learning_rate": -1}})
