@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from region_data import WIDTH, write_regions
 from tiny import tiny_recipe
 
 from clip_itm.cli import main
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
+from clip_itm.recipe import parse_recipe
 
 SMALL = {"token_dim": 16, "max_words": 20}
 HEADS = {
@@ -44,3 +46,30 @@ def test_a_trained_head_is_audited_indexed_searched_and_pushed(name, tmp_path, c
     assert len(hits[0]["results"]) == 12
     assert main(["push", run, "me/mine", "--dry-run"]) == 0
     assert "README.md" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_model_of_regions_is_audited_without_pictures_and_its_card_names_no_photos(tmp_path, capsys):
+    write_regions(tmp_path / "regions")
+    backbone = {"kind": "regions", "region_dim": WIDTH, "embed_dim": 16, "word_dim": 8, "min_word_count": 1}
+    content = {
+        "output_dir": str(tmp_path / "run"),
+        "data": {"source": "regions", "root": str(tmp_path / "regions"), "cache_dir": str(tmp_path / "cache")},
+        "noise": {"ratio": 0.4},
+        "backbone": backbone,
+        "training": {"batch_size": 20, "max_steps": 3, "learning_rate": 1e-3, "trackers": []},
+        "evaluation": {"bootstrap": 0},
+    }
+    (tmp_path / "recipe.yaml").write_text(parse_recipe(content, "regions").to_yaml())
+    run = str(tmp_path / "run")
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    assert main(["audit", "--run", run, "--top", "5"]) == 0
+    page = (tmp_path / "run" / "audit" / "audit.html").read_text()
+    assert page.count("<li ") == 5
+    assert "data:image" not in page
+    capsys.readouterr()
+    assert main(["audit", "--run", run, "--drop-share", "0.1", "--clean-to", str(tmp_path / "cleaned")]) == 2
+    assert "these data are precomputed regions" in capsys.readouterr().err
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "image_tokens" in card
+    assert "beach.jpg" not in card

@@ -43,6 +43,11 @@ def write_cleaned(
     check_free(folder)
     if not keep.any():
         raise ValueError("no training pair is left at this threshold; lower it")
+    if any(split.regions is not None for split in splits.values()):
+        raise ValueError(
+            "--clean-to writes a folder of photos and captions, and these data are precomputed regions; choose the "
+            "pairs to leave out from audit.parquet"
+        )
     kept_photos = len(np.unique(splits["train"].pairs.image[keep]))
     counts = {
         "kept_pairs": int(keep.sum()),

@@ -92,8 +92,10 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def naming_photo(image: dict) -> Iterator[None]:
+def naming_photo(image: dict | None) -> Iterator[None]:
     """Turn whatever decoding raises into a ValueError that names the photo and says what to do."""
+    if image is None:
+        raise ValueError("there is no photo to read: precomputed regions have photos only with data.images")
     name = image["path"] or "photo stored in the data set"
     try:
         yield

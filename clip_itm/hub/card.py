@@ -19,7 +19,7 @@ def model_card(recipe: Recipe, results: dict, citation: str, note: str | None = 
     parts = [
         f"---\n{card_data(recipe, results).to_yaml()}\n---\n# {base_name(recipe)}, fine-tuned for image-text matching",
         _summary(recipe, results),
-        USE + USE_OPEN_CLIP * (recipe.backbone.kind == "open_clip"),
+        _use(recipe.backbone.kind),
         _recall(results, note, curves),
         _data(recipe, results),
         _making(recipe, results),
@@ -41,7 +41,7 @@ def bare_card(config: dict, origin: dict | None) -> str:
     parts = [
         f"---\n{BARE_DATA.to_yaml()}\n---\n# Image-text matching model",
         "\n".join(facts),
-        USE + USE_OPEN_CLIP * (backbone["kind"] == "open_clip"),
+        _use(backbone["kind"]),
         LICENCE,
     ]
     return "\n\n".join(parts) + "\n"
@@ -139,9 +139,14 @@ def _command(recipe: Recipe, processes: int) -> str:
     return " ".join(words)
 
 
-USE = f"""## How to use it
+def _use(backbone: str) -> str:
+    if backbone == "regions":
+        return f"## How to use it\n\n{USE_REGIONS}\n\n{USE_PACKAGE}"
+    parts = ["## How to use it", USE, USE_PACKAGE, *([USE_OPEN_CLIP] if backbone == "open_clip" else [])]
+    return "\n\n".join(parts)
 
-Search photos with sentences, or captions with a photo:
+
+USE = f"""Search photos with sentences, or captions with a photo:
 
 ```python
 from transformers import pipeline
@@ -151,7 +156,7 @@ pipe.index(["beach.jpg", "forest.jpg", "street.jpg"])
 print(pipe("a dog in the snow", top_k=2))
 ```
 
-Embeddings (unit vectors), with transformers alone:
+Embeddings and their similarity, with transformers alone:
 
 ```python
 from PIL import Image
@@ -162,9 +167,24 @@ processor = AutoProcessor.from_pretrained("{PLACE}", trust_remote_code=True)
 images = model.encode_images(**processor(images=[Image.open("beach.jpg").convert("RGB")]))
 texts = model.encode_texts(**processor(text=["a dog in the snow"]))
 print(model.head.similarity(images, texts))
-```
+```"""
 
-With the package clip_itm, which also evaluates, trains on and exports it, nothing of the repository is executed:
+USE_REGIONS = f"""It reads precomputed region features, no photos:
+
+```python
+import numpy as np
+import torch
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{PLACE}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{PLACE}", trust_remote_code=True)
+regions = torch.from_numpy(np.load("test_ims.npy")[:8])  # [8, 36, C]
+images = model.encode_images(image_tokens=regions.float())
+texts = model.encode_texts(**processor(text=["a dog in the snow"]))
+print(model.head.similarity(images, texts))
+```"""
+
+USE_PACKAGE = f"""With the package clip_itm, which also evaluates it, nothing of the repository is executed:
 
 ```python
 from clip_itm import ItmModel, ItmProcessor
@@ -173,9 +193,7 @@ model = ItmModel.from_pretrained("{PLACE}").eval()
 processor = ItmProcessor.from_pretrained("{PLACE}")
 ```"""
 
-USE_OPEN_CLIP = f"""
-
-As a native checkpoint of open_clip, for programs that know nothing of either:
+USE_OPEN_CLIP = f"""As a native checkpoint of open_clip, for programs that know nothing of either:
 
 ```bash
 hf download {PLACE} --local-dir model

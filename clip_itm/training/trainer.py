@@ -189,7 +189,8 @@ class ItmTrainer(Trainer):
         for side, vectors in (("images", images), ("texts", texts)):
             cosine = mean_cosine(vectors)
             metrics[f"{metric_key_prefix}_{side}_cosine"] = cosine
-            if cosine > COLLAPSE_COSINE:
+            # (a shortlist's vectors, of sums of tokens say, may well be alike where the scores are not)
+            if cosine > COLLAPSE_COSINE and self.model.head.similarity.is_dot_product:
                 step = self.state.global_step
                 advice = "; lower training.learning_rate or lengthen training.warmup" if step else " before training"
                 warnings.warn(
