@@ -10,13 +10,14 @@ then after the Penn Treebank (`isn't` is `is` and `n't`, `man's` is `man` and `'
 
 import json
 import pickle
-from collections import Counter
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+
+from clip_itm.backbones.words import frequent_words
 
 PAD, START, END, UNKNOWN, MASK = "<pad>", "<start>", "<end>", "<unk>", "<mask>"
 
@@ -70,16 +71,8 @@ def caption_tokenizer(vocabulary: dict[str, int], max_words: int) -> PreTrainedT
 
 def count_words(captions: list[str], min_count: int) -> dict[str, int]:
     """The vocabulary of `captions`: words that occur at least `min_count` times, by falling frequency."""
-    normalizer, splitter = treebank_splitter()
-    counts: Counter[str] = Counter()
-    for caption in captions:
-        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
-    kept = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-    if not kept:
-        raise ValueError(
-            f"no word occurs {min_count} times in the {len(captions)} training captions: lower backbone.min_word_count"
-        )
-    words = [PAD, START, END, UNKNOWN, *(word for _, word in kept), MASK]
+    kept = frequent_words(captions, *treebank_splitter(), min_count)
+    words = [PAD, START, END, UNKNOWN, *kept, MASK]
     return {word: number for number, word in enumerate(words)}
 
 

@@ -21,6 +21,20 @@ def word_tokenizer(captions: list[str], min_count: int, max_words: int) -> PreTr
     """
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    words = frequent_words(captions, normalizer, splitter, min_count)
+    vocabulary = {word: number for number, word in enumerate([PAD, UNK, *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=UNK, pad_token=PAD, model_max_length=max_words, padding_side="right"
+    )
+
+
+def frequent_words(captions: list[str], normalizer, splitter, min_count: int) -> list[str]:
+    """Words that occur at least `min_count` times, by falling frequency, equally frequent ones in code-point order.
+
+    Raises `ValueError` where there are none.
+    """
     counts: Counter[str] = Counter()
     for caption in captions:
         counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
@@ -29,12 +43,7 @@ def word_tokenizer(captions: list[str], min_count: int, max_words: int) -> PreTr
         raise ValueError(
             f"no word occurs {min_count} times in the {len(captions)} training captions: lower backbone.min_word_count"
         )
-    vocabulary = {word: number for number, word in enumerate([PAD, UNK, *(word for _, word in kept)])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token=UNK, pad_token=PAD, model_max_length=max_words, padding_side="right"
-    )
+    return [word for _, word in kept]
 
 
 class BagTower(nn.Module):

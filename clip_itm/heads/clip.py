@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_itm.distributed import gather_constant
 from clip_itm.heads.base import Head
-from clip_itm.heads.scores import global_scores, local_targets
+from clip_itm.heads.scores import global_scores, local_targets, same_photo
 from clip_itm.heads.section import ContrastiveSection
 from clip_itm.heads.similarity.base import Similarity
 from clip_itm.heads.similarity.cosine import Cosine
@@ -59,12 +58,22 @@ def contrastive_losses(
     "negative"). Returns [b]; its mean is the loss.
     """
     rows, columns = global_scores(similarity or Cosine(), images, captions)
-    targets, same_photo = local_targets(rows), None
+    targets, siblings = local_targets(rows), None
     if image_ids is not None and mode != "negative":
-        same_photo = image_ids[:, None] == gather_constant(image_ids)[None, :]
-    image_to_text = contrastive_cross_entropy(scale * rows, targets, same_photo, mode)
-    text_to_image = contrastive_cross_entropy(scale * columns, targets, same_photo, mode)
+        siblings = same_photo(rows, image_ids)
+    image_to_text = contrastive_cross_entropy(scale * rows, targets, siblings, mode)
+    text_to_image = contrastive_cross_entropy(scale * columns, targets, siblings, mode)
     return (image_to_text + text_to_image) / 2
+
+
+def first_logit_scale(temperature: float | None, pretrained: float | None, from_scratch: float) -> nn.Parameter:
+    """The learned log of 1 / temperature at the start: of the recipe's `temperature`, else the `pretrained` log itself,
+    else of the temperature `from_scratch`."""
+    if temperature is not None:
+        pretrained = -math.log(temperature)
+    elif pretrained is None:
+        pretrained = -math.log(from_scratch)
+    return nn.Parameter(torch.tensor(float(pretrained)))
 
 
 class ClipHead(Head):
@@ -87,11 +96,7 @@ class ClipHead(Head):
     ):
         super().__init__(similarity)
         self.config = config
-        if config.temperature is not None:
-            initial_logit_scale = -math.log(config.temperature)
-        elif initial_logit_scale is None:
-            initial_logit_scale = -math.log(0.07)
-        self.logit_scale = nn.Parameter(torch.tensor(float(initial_logit_scale)))
+        self.logit_scale = first_logit_scale(config.temperature, initial_logit_scale, 0.07)
 
     def scale(self) -> Tensor:
         """The multiplier of cosines, capped where the recipe caps it."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_itm.distributed import gather_constant, gather_with_gradient
+from clip_itm.distributed import gather_with_gradient
 from clip_itm.heads.aahr.configuration import AahrHeadConfig
 from clip_itm.heads.aahr.encoder import Encoded
 from clip_itm.heads.aahr.graph import InstanceGraph
@@ -34,7 +34,7 @@ from clip_itm.heads.aahr.relation import (
     regulariser,
 )
 from clip_itm.heads.aahr.triplet import sampled_triplet_losses
-from clip_itm.heads.scores import local_targets
+from clip_itm.heads.scores import local_targets, same_photo
 
 
 class Gates(NamedTuple):
@@ -83,7 +83,7 @@ class AahrCriterion(nn.Module):
         `scores`: see `global_scores`; `keys`: [b, D] of the momentum encoders, of photos and captions.
         """
         config = self.config
-        positive = image_ids[:, None] == gather_constant(image_ids)[None, :]
+        positive = same_photo(scores[0], image_ids)
         losses = {"triplet": config.reference_batch * self.triplet(*scores, positive)}
         if not self.training:
             return losses

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip_itm.distributed import gather_constant
-from clip_itm.heads.scores import local_targets
+from clip_itm.heads.scores import local_targets, same_photo
 
 
 class Matching(NamedTuple):
@@ -58,7 +57,7 @@ def match_both_ways(
     candidates = torch.arange(rows.shape[1], device=rows.device)
     left_out = torch.zeros_like(rows, dtype=torch.bool)
     if image_ids is not None:
-        left_out |= image_ids[:, None] == gather_constant(image_ids)[None, :]
+        left_out |= same_photo(rows, image_ids)
     if softmax_set is not None:
         if len(candidates) % softmax_set:
             raise ValueError(f"softmax_set {softmax_set} does not divide the global batch of {len(candidates)} pairs")

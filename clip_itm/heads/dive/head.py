@@ -1,13 +1,10 @@
 """DivE: a set of diverse embeddings a photo and a caption (Kim et al., CVPR 2023; dive.md)."""
 
-import math
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.heads.base import Head
-from clip_itm.heads.clip import contrastive_cross_entropy
+from clip_itm.heads.clip import contrastive_cross_entropy, first_logit_scale
 from clip_itm.heads.dive.configuration import DiveHeadConfig
 from clip_itm.heads.dive.losses import circular_variance, discrepancy, diversity, orthogonality, triplet_losses
 from clip_itm.heads.dive.set_prediction import SetOutput, SetPrediction
@@ -39,11 +36,7 @@ class DiveHead(Head):
         )
         self.config = config
         if config.loss.kind == "infonce":
-            if config.loss.temperature is not None:
-                initial_logit_scale = -math.log(config.loss.temperature)
-            elif initial_logit_scale is None:
-                initial_logit_scale = -math.log(0.07)
-            self.logit_scale = nn.Parameter(torch.tensor(float(initial_logit_scale)))
+            self.logit_scale = first_logit_scale(config.loss.temperature, initial_logit_scale, 0.07)
 
     def scale(self) -> Tensor:
         return self.logit_scale.exp() if self.config.loss.kind == "infonce" else super().scale()

@@ -4,13 +4,12 @@ z[i, j] = 1 for the pairs, -1 for all others
 loss    = -(1 / N) sum_ij log sigmoid(z[i, j] (exp(logit_scale) S[i, j] + logit_bias))
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_itm.heads.base import Head
+from clip_itm.heads.clip import first_logit_scale
 from clip_itm.heads.scores import global_scores, local_targets, same_photo
 from clip_itm.heads.siglip.configuration import SiglipHeadConfig
 from clip_itm.heads.similarity.base import Similarity
@@ -45,15 +44,11 @@ class SiglipHead(Head):
     ):
         super().__init__(similarity)
         self.config = config
-        if config.temperature is not None:
-            initial_logit_scale = -math.log(config.temperature)
-        elif initial_logit_scale is None:
-            initial_logit_scale = math.log(10)
         if config.bias is not None:
             initial_logit_bias = config.bias
         elif initial_logit_bias is None:
             initial_logit_bias = -10.0
-        self.logit_scale = nn.Parameter(torch.tensor(float(initial_logit_scale)))
+        self.logit_scale = first_logit_scale(config.temperature, initial_logit_scale, 0.1)
         self.logit_bias = nn.Parameter(torch.tensor(float(initial_logit_bias)))
 
     def scale(self) -> Tensor:
