@@ -8,17 +8,11 @@ import sys
 import numpy as np
 import torch
 from aahr_golden import small_config
+from processes import save_from_first
 from torch import Tensor
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.distributed import (
-    average,
-    gather_constant,
-    leave_process_group,
-    num_processes,
-    process_index,
-    process_state,
-)
+from clip_itm.distributed import average, gather_constant, num_processes, process_index
 from clip_itm.heads.aahr import triplet
 from clip_itm.heads.aahr.head import AahrHead
 
@@ -66,15 +60,6 @@ def two_steps() -> dict[str, np.ndarray]:
     return found | {f"buffer {name}": value.numpy() for name, value in head.named_buffers()}
 
 
-def main(out: str) -> None:
-    state = process_state()
-    triplet.draw_negatives = hardest
-    found = two_steps()
-    if state.is_main_process:
-        np.savez(out, processes=num_processes(), **found)
-    state.wait_for_everyone()
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    leave_process_group()
+    triplet.draw_negatives = hardest
+    save_from_first(two_steps, sys.argv[1])

@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import torch
+from processes import save_from_first
 
 from clip_itm.backbones.masked_batch_norm import MaskedBatchNorm
-from clip_itm.distributed import gather_constant, leave_process_group, num_processes, process_index, process_state
+from clip_itm.distributed import gather_constant, num_processes, process_index
 
 
 def two_steps() -> dict[str, np.ndarray]:
@@ -31,9 +32,4 @@ def two_steps() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    state = process_state()
-    found = two_steps()
-    if state.is_main_process:
-        np.savez(sys.argv[1], processes=num_processes(), **found)
-    state.wait_for_everyone()
-    leave_process_group()
+    save_from_first(two_steps, sys.argv[1])

@@ -4,18 +4,14 @@ torchrun --nproc_per_node 2 tests/distributed_crcl.py GOLDEN.npz OUT.npz
 """
 
 import sys
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from processes import save_from_first
 
-from clip_itm.distributed import (
-    gather_constant,
-    leave_process_group,
-    num_processes,
-    process_index,
-    process_state,
-)
+from clip_itm.distributed import gather_constant, num_processes, process_index
 from clip_itm.heads.crcl.labels import LabelStore, phase_of, refine
 from clip_itm.heads.crcl.loss import crcl_loss, match_both_ways, matching_probability
 from clip_itm.heads.scores import global_scores
@@ -65,18 +61,13 @@ def two_steps(golden: dict[str, np.ndarray], case: str) -> dict[str, np.ndarray]
     return found
 
 
-def main(golden_file: str, out: str) -> None:
-    state = process_state()
-    with np.load(golden_file, allow_pickle=False) as arrays:
-        golden = dict(arrays)
+def all_cases(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = {}
     for case in CASES:
         found |= two_steps(golden, case)
-    if state.is_main_process:
-        np.savez(out, processes=num_processes(), **found)
-    state.wait_for_everyone()
+    return found
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    leave_process_group()
+    with np.load(sys.argv[1], allow_pickle=False) as arrays:
+        save_from_first(partial(all_cases, dict(arrays)), sys.argv[2])

@@ -7,16 +7,10 @@ import sys
 
 import numpy as np
 import torch
+from processes import save_from_first
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.distributed import (
-    average,
-    gather_constant,
-    leave_process_group,
-    num_processes,
-    process_index,
-    process_state,
-)
+from clip_itm.distributed import average, gather_constant, num_processes, process_index
 from clip_itm.heads.dive import set_similarity
 from clip_itm.heads.dive.configuration import DiveHeadConfig
 from clip_itm.heads.dive.head import DiveHead
@@ -56,17 +50,13 @@ def step(case: str) -> dict[str, np.ndarray]:
     return {f"{case} {name}": value.numpy().copy() for name, value in found.items()}
 
 
-def main(out: str) -> None:
-    state = process_state()
-    set_similarity.BLOCK_BYTES = 4 * 16 * 20  # several blocks, recomputed in the backward pass
+def all_cases() -> dict[str, np.ndarray]:
     found = {}
     for case in CASES:
         found |= step(case)
-    if state.is_main_process:
-        np.savez(out, processes=num_processes(), **found)
-    state.wait_for_everyone()
+    return found
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    leave_process_group()
+    set_similarity.BLOCK_BYTES = 4 * 16 * 20  # several blocks, recomputed in the backward pass
+    save_from_first(all_cases, sys.argv[1])

@@ -5,23 +5,23 @@ torchrun --nproc_per_node 2 tests/distributed_gradients.py CONFIG.json OUT.npz
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from processes import save_from_first
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_itm.configuration import ItmConfig
-from clip_itm.distributed import leave_process_group, process_state
+from clip_itm.distributed import num_processes, process_index
 from clip_itm.model import ItmModel
 
 PAIRS = 8
 
 
-def main(config_file: str, out: str) -> None:
-    state = process_state()
+def gradients_of(config: dict) -> dict[str, np.ndarray]:
     torch.manual_seed(0)
-    config = json.loads(Path(config_file).read_text())
     gradients = {}
     for mode in ("negative", "mask", "positive"):
         model = ItmModel(ItmConfig(backbone=config, head={"kind": "clip", "same_photo": mode})).double().train()
@@ -30,10 +30,10 @@ def main(config_file: str, out: str) -> None:
         pixels = torch.randn(5, 3, 32, 32, generator=generator, dtype=torch.float64)
         input_ids = torch.randint(1, 400, (PAIRS, 6), generator=generator)
         input_ids[:, 0], input_ids[:, -1] = 49406, 49407
-        share = PAIRS // state.num_processes
-        own = slice(state.process_index * share, (state.process_index + 1) * share)
+        share = PAIRS // num_processes()
+        own = slice(process_index() * share, (process_index() + 1) * share)
         photos, photo = torch.unique(image_ids[own], return_inverse=True)
-        wrapped = DistributedDataParallel(model) if state.num_processes > 1 else model
+        wrapped = DistributedDataParallel(model) if num_processes() > 1 else model
         loss = wrapped(
             pixel_values=pixels[photos],
             input_ids=input_ids[own],
@@ -45,11 +45,9 @@ def main(config_file: str, out: str) -> None:
         loss.backward()
         for name, parameter in model.named_parameters():
             gradients[f"{mode} {name}"] = parameter.grad.numpy()
-    if state.is_main_process:
-        np.savez(out, **gradients)
-    state.wait_for_everyone()
+    return gradients
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    leave_process_group()  # here, where nothing refers to the wrapped models any more
+    config_file, out = sys.argv[1:]
+    save_from_first(partial(gradients_of, json.loads(Path(config_file).read_text())), out)

@@ -7,17 +7,11 @@ import sys
 
 import numpy as np
 import torch
+from processes import save_from_first
 from pydantic import TypeAdapter
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.distributed import (
-    average,
-    gather_constant,
-    leave_process_group,
-    num_processes,
-    process_index,
-    process_state,
-)
+from clip_itm.distributed import average, gather_constant, num_processes, process_index
 from clip_itm.heads.build import build_head
 from clip_itm.heads.configuration import HeadConfig
 
@@ -88,16 +82,12 @@ CASES = [(head, "cosine") for head in HEADS] + [(head, "scan") for head in HEADS
 CASES += [("triplet", "saf"), ("triplet", "sgr")]
 
 
-def main(out: str) -> None:
-    state = process_state()
+def all_cases() -> dict[str, np.ndarray]:
     found = {}
     for case in CASES:
         found |= step(*case)
-    if state.is_main_process:
-        np.savez(out, processes=num_processes(), **found)
-    state.wait_for_everyone()
+    return found
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    leave_process_group()
+    save_from_first(all_cases, sys.argv[1])

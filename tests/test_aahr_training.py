@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from distributed_aahr import PARTS, hardest, two_steps
+from processes import assert_same, run_script
 from safetensors.torch import load_file
-from test_distributed import HERE, launch
 from tiny import tiny_recipe
 
 from clip_itm.heads.aahr import triplet
@@ -32,14 +32,9 @@ HEAD = {
 def test_several_processes_equal_one(tmp_path, monkeypatch, processes):
     """All terms, gradients of all parameters, queue and running statistics."""
     monkeypatch.setattr(triplet, "draw_negatives", hardest)
-    launch(processes, str(HERE / "distributed_aahr.py"), str(tmp_path / "found.npz"))
-    with np.load(tmp_path / "found.npz") as found:
-        found = dict(found)
-    assert found.pop("processes") == processes
+    found = run_script("distributed_aahr.py", processes, tmp_path / "found.npz")
     expected = two_steps()
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-11, err_msg=name)
+    assert_same(found, expected, rtol=1e-9, atol=1e-11)
     assert {f"{step} {part}" for step in range(2) for part in PARTS} - {"0 queue"} <= expected.keys()
     gradients = {name: np.abs(value).max() for name, value in expected.items() if " grad " in name}
     assert len(gradients) > 150

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from distributed_crcl import CASES, two_steps
-from test_distributed import HERE, launch
+from distributed_crcl import all_cases, two_steps
+from processes import HERE, assert_same, run_script
 
 
 @pytest.mark.parametrize("case", ["t05", "t01"])
@@ -20,16 +20,8 @@ def test_golden_dual_encoder(golden, case):
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_several_processes_equal_one(golden, tmp_path, processes):
     """Loss, gradients, labels and store of two steps; most pairs change their process between them."""
-    arrays = golden("crcl_dual_encoder")
     golden_file = HERE / "golden" / "crcl_dual_encoder.npz"
-    launch(processes, str(HERE / "distributed_crcl.py"), str(golden_file), str(tmp_path / "found.npz"))
-    with np.load(tmp_path / "found.npz") as found:
-        found = dict(found)
-    assert found.pop("processes") == processes
-    expected = {}
-    for case in CASES:
-        expected |= two_steps(arrays, case)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-12, err_msg=name)
+    found = run_script("distributed_crcl.py", processes, tmp_path / "found.npz", str(golden_file))
+    expected = all_cases(golden("crcl_dual_encoder"))
+    assert_same(found, expected, rtol=1e-10, atol=1e-12)
     assert all(np.abs(value).max() > 1e-6 for name, value in expected.items() if "grad" in name)

@@ -1,38 +1,16 @@
 """Two processes against one: gradients of the global batch, and a whole run."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import HERE, assert_same, launch, run_script
 from safetensors.numpy import load_file
 from tiny import TINY_CLIP
 
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.training.trainer import last_complete_checkpoint
-
-HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def launch(processes: int, *words: str, **environment: str) -> None:
-    """Run a script in `processes` gloo processes on the CPU, or as `environment` says."""
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
-        start += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    done = subprocess.run(
-        [*start, *words],
-        env=ENVIRONMENT | environment,
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def logged_losses(run: Path) -> list[float]:
@@ -70,13 +48,10 @@ def test_gradients_of_the_global_batch(tmp_path):
     found = {}
     for processes in (1, 2):
         out = tmp_path / f"{processes}.npz"
-        launch(processes, str(HERE / "distributed_gradients.py"), str(tmp_path / "config.json"), str(out))
-        with np.load(out) as arrays:
-            found[processes] = dict(arrays)
-    assert found[1].keys() == found[2].keys()
+        found[processes] = run_script("distributed_gradients.py", processes, out, str(tmp_path / "config.json"))
     assert all(value.dtype == np.float64 for value in found[1].values())
+    assert_same(found[2], found[1], rtol=1e-10, atol=1e-12)
     for name, expected in found[1].items():
-        np.testing.assert_allclose(found[2][name], expected, rtol=1e-10, atol=1e-12, err_msg=name)
         assert np.abs(expected).max() > 1e-8, f"{name} has no gradient: the comparison would be empty"
 
 

@@ -2,23 +2,15 @@
 
 import numpy as np
 import pytest
-from distributed_dive import CASES, step
-from test_distributed import HERE, launch
+from distributed_dive import CASES, all_cases
+from processes import assert_same, run_script
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_equal_one(tmp_path, processes):
-    launch(processes, str(HERE / "distributed_dive.py"), str(tmp_path / "found.npz"))
-    with np.load(tmp_path / "found.npz") as found:
-        found = dict(found)
-    assert found.pop("processes") == processes
-    expected = {}
-    for case in CASES:
-        expected |= step(case)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-11, err_msg=name)
+    found, expected = run_script("distributed_dive.py", processes, tmp_path / "found.npz"), all_cases()
+    assert_same(found, expected, rtol=1e-9, atol=1e-11)
     for case in CASES:
         assert expected[f"{case} loss"] > 0.01
         for name in ("inputs 0", "inputs 3", "gradient similarity.image_sets.attention"):

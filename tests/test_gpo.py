@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from distributed_batch_norm import two_steps
-from test_distributed import HERE, launch
+from processes import assert_same, run_script
 from torch import nn
 
 from clip_itm.backbones.masked_batch_norm import MaskedBatchNorm
@@ -175,11 +175,5 @@ def test_batch_norm_is_float32_under_autocast():
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_batch_norm_of_several_processes_is_that_of_one(tmp_path, processes):
-    launch(processes, str(HERE / "distributed_batch_norm.py"), str(tmp_path / "found.npz"))
-    with np.load(tmp_path / "found.npz") as found:
-        found = dict(found)
-    assert found.pop("processes") == processes
-    expected = two_steps()
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-12, err_msg=name)
+    found = run_script("distributed_batch_norm.py", processes, tmp_path / "found.npz")
+    assert_same(found, two_steps(), rtol=1e-10, atol=1e-12)

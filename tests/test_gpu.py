@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import HERE, launch
 from safetensors.numpy import load_file
-from test_distributed import HERE, assert_same_run, launch, logged_losses
+from test_distributed import assert_same_run, logged_losses
 
 pytestmark = [
     pytest.mark.gpu,
