@@ -21,6 +21,8 @@ from clip_itm.backbones.build import add_lora, freeze
 from clip_itm.backbones.configuration import LoraSection
 from clip_itm.backbones.features import Features
 
+SCRATCH = ("bag", "gru", "transformer")  # text towers of timm-words
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -34,8 +36,7 @@ def kind(request) -> str:
 
 
 def test_frozen_towers_hold_still(kind, folder):
-    scratch = kind in ("bag", "gru", "transformer")
-    options = {"freeze_image": True} if scratch else {"freeze_image": True, "freeze_text": True}
+    options = {"freeze_image": True} if kind in SCRATCH else {"freeze_image": True, "freeze_text": True}
     backbone, processor = tiny_backbone(kind, folder, **options)
     freeze(backbone, backbone.config)
     before = copy.deepcopy(backbone.state_dict())
@@ -46,7 +47,7 @@ def test_frozen_towers_hold_still(kind, folder):
             (images.square().sum() + texts.square().sum()).backward()
     found = {name for name, parameter in backbone.named_parameters() if parameter.grad is not None}
     frozen = trunk_names(backbone, backbone.image_blocks())
-    if not scratch:
+    if kind not in SCRATCH:
         frozen |= trunk_names(backbone, backbone.text_blocks())
     assert frozen
     assert found == {name for name, _ in backbone.named_parameters()} - frozen
@@ -68,13 +69,12 @@ def test_batch_norm_moves_unless_frozen(folder):
 
 @pytest.mark.parametrize("lowest", [1, 2])
 def test_frozen_lower_blocks(kind, folder, lowest):
-    scratch = kind in ("bag", "gru", "transformer")
-    options = {"freeze_image_blocks": lowest} | ({} if scratch else {"freeze_text_blocks": lowest})
+    options = {"freeze_image_blocks": lowest} | ({} if kind in SCRATCH else {"freeze_text_blocks": lowest})
     backbone, processor = tiny_backbone(kind, folder, **options)
     freeze(backbone, backbone.config)
     found = set(gradients(backbone.train(), batch_of(processor)))
     still = trunk_names(backbone, backbone.image_blocks()[: lowest + 1])
-    if not scratch:
+    if kind not in SCRATCH:
         still |= trunk_names(backbone, backbone.text_blocks()[: lowest + 1])
     assert found == {name for name, _ in backbone.named_parameters()} - still
 
@@ -120,19 +120,22 @@ def test_word_dropout_reaches_every_text_tower_of_words(folder):
     assert torch.cdist(pooled, single).min(1).values.max() < 1e-5
 
 
-def test_dropout_on_pooled_features(kind, folder):
+def test_dropout_on_pooled_features_and_tokens(kind, folder):
     backbone, _ = tiny_backbone(kind, folder, image_dropout=0.9, text_dropout=0.9)
-    batch = torch.rand(4, 16 if kind != "bert-vit" else 32) + 1
-    necks = {"text": backbone.text_neck}
-    if kind not in ("bag", "gru", "transformer"):
-        necks["image"] = backbone.image_neck
-    for name, neck in necks.items():
-        if kind == "siglip":
-            batch = torch.rand(4, 32) + 1
-        assert torch.equal(neck(Features(batch)).pooled, neck(Features(batch)).pooled) is False, name
-    backbone.eval()
-    for neck in necks.values():
-        assert torch.equal(neck(Features(batch)).pooled, neck(Features(batch)).pooled)
+    width = {"bert-vit": 32, "siglip": 32}.get(kind, 16)
+    widths = {"image": backbone.image_projection.in_features if kind in SCRATCH else width, "text": width}
+    for name, neck in (("image", backbone.image_neck), ("text", backbone.text_neck)):
+        features = Features(torch.rand(4, widths[name]) + 1, torch.rand(4, 5, 7) + 1, torch.rand(4, 5) < 0.5)
+        one, other = (neck(features) for _ in range(2))
+        assert not torch.equal(one.pooled, other.pooled), name
+        assert not torch.equal(one.tokens, other.tokens), name
+        assert 0 < (one.tokens == 0).float().mean() < 1, name
+        assert one.mask is features.mask
+        assert neck(Features(features.pooled)).tokens is None
+        backbone.eval()
+        assert torch.equal(neck(features).pooled, neck(features).pooled)
+        assert torch.equal(neck(features).tokens, features.tokens)
+        backbone.train()
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)

@@ -1,4 +1,4 @@
-"""What all backbones have in common: the interface, dropout on pooled features, hidden words, frozen parts."""
+"""What all backbones have in common: the interface, dropout on features, hidden words, frozen parts."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -20,8 +20,8 @@ class Backbone(nn.Module, ABC):
     and `initial_logit_bias`: those of the pretrained towers, None from scratch. `output_tokens`: whether the trunks
     give tokens (off: nobody pays for them).
 
-    A trunk is what a frozen tower makes and what can be kept on disk. A neck is what trains behind it; it leaves tokens
-    as they are.
+    A trunk is what a frozen tower makes and what can be kept on disk. A neck is what trains behind it; tokens it
+    drops out, nothing else.
     """
 
     embed_dim: int
@@ -50,10 +50,10 @@ class Backbone(nn.Module, ABC):
         """Captions [B, T] to pooled [B, C] and, where asked for, word tokens [B, T, C'] with a mask of the words."""
 
     def image_neck(self, features: Features) -> Features:
-        return Features(self.image_dropout(features.pooled), features.tokens, features.mask)
+        return features.apply(self.image_dropout)
 
     def text_neck(self, features: Features) -> Features:
-        return Features(self.text_dropout(features.pooled), features.tokens, features.mask)
+        return features.apply(self.text_dropout)
 
     @abstractmethod
     def image_blocks(self) -> list[Block]:

@@ -1,5 +1,7 @@
 """A text model and a vision model that never met: `VisionTextDualEncoderModel`, BERT and ViT by default."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers import (
@@ -45,8 +47,8 @@ class BertVit(Backbone):
         )
 
     def image_neck(self, features: Features) -> Features:
-        pooled = self.model.visual_projection(self.image_dropout(features.pooled))
-        return Features(pooled, features.tokens, features.mask)
+        features = features.apply(self.image_dropout)
+        return replace(features, pooled=self.model.visual_projection(features.pooled))
 
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
         mask = self.words(input_ids, attention_mask) if self.output_tokens else None
@@ -55,8 +57,8 @@ class BertVit(Backbone):
         return Features(_pooled(output), output.last_hidden_state if self.output_tokens else None, mask)
 
     def text_neck(self, features: Features) -> Features:
-        pooled = self.model.text_projection(self.text_dropout(features.pooled))
-        return Features(pooled, features.tokens, features.mask)
+        features = features.apply(self.text_dropout)
+        return replace(features, pooled=self.model.text_projection(features.pooled))
 
     def image_blocks(self) -> list[Block]:
         return partition(self.model.vision_model, longest_list(self.model.vision_model))

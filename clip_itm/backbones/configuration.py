@@ -32,8 +32,8 @@ class BackboneSection(Section):
         0, description="lowest blocks (and the stem below) that stay as they are"
     )
     freeze_text_blocks: NonNegativeInt = 0
-    image_dropout: Probability = Field(0.0, description="dropout on pooled image features, before a new projection")
-    text_dropout: Probability = Field(0.0, description="dropout on pooled text features, before a new projection")
+    image_dropout: Probability = Field(0.0, description="dropout on image features and tokens, before new layers")
+    text_dropout: Probability = Field(0.0, description="dropout on text features and tokens, before new layers")
     word_dropout: Probability = Field(0.0, description="share of caption words hidden in training")
     lora: LoraSection | None = None
     special_token_ids: list[int] | None = Field(None, description="filled in by the program: tokens that are no words")

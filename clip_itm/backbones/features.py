@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -13,6 +13,11 @@ class Features:
     pooled: Tensor | None
     tokens: Tensor | None = None
     mask: Tensor | None = None
+
+    def apply(self, layer: nn.Module) -> "Features":
+        """`layer` on the pooled features, then on the tokens, as far as there are any."""
+        pooled, tokens = (None if values is None else layer(values) for values in (self.pooled, self.tokens))
+        return Features(pooled, tokens, self.mask)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Any timm image tower, and a small text tower from scratch or BERT: for small data, and for grids of a CNN."""
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -43,8 +44,10 @@ class TimmWords(Backbone):
         return Features(pooled, patch_tokens(self.image_tower, maps, self.config.image_grid))
 
     def image_neck(self, features: Features) -> Features:
-        pooled = F.normalize(features.pooled, dim=-1) if self.config.normalize_image_features else features.pooled
-        return Features(self.image_projection(self.image_dropout(pooled)), features.tokens, features.mask)
+        if self.config.normalize_image_features:
+            features = replace(features, pooled=F.normalize(features.pooled, dim=-1))
+        features = features.apply(self.image_dropout)
+        return replace(features, pooled=self.image_projection(features.pooled))
 
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
         """A hidden word is left out, not replaced: it counts neither in a sum nor in a mean."""
