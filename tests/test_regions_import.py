@@ -41,8 +41,10 @@ def similarities(folder, regions, region_lengths, ids, lengths) -> torch.Tensor:
 
 
 def test_vse_infinity(golden, tmp_path, capsys):
+    """Its states as DataParallel saves them, whose prefix goes."""
     arrays = golden("crcl_vse_encoders")
-    command = save(tmp_path, part(arrays, "img_param_"), part(arrays, "txt_param_"))
+    states = (part(arrays, prefix) for prefix in ("img_param_", "txt_param_"))
+    command = save(tmp_path, *({f"module.{name}": value for name, value in state.items()} for state in states))
     assert main([*command, str(tmp_path / "model")]) == 0
     assert "recognised as VSE-infinity, regions of 24, embeddings of 16" in capsys.readouterr().out
     inputs = (arrays[name] for name in ("images", "image_lengths", "captions", "caption_lengths"))
@@ -60,6 +62,10 @@ def test_sgraf(golden, tmp_path, kind):
     np.testing.assert_allclose(found, arrays[f"{kind}_sims_eval"], rtol=1e-4, atol=1e-5)
 
 
+def without(state: dict, name: str) -> dict:
+    return {key: value for key, value in state.items() if key != name}
+
+
 class Hostile:
     def __reduce__(self):
         return print, ("executed",)
@@ -74,14 +80,16 @@ def test_refused(golden, tmp_path, capsys):
     for broken, message in (
         ([image, text | {"other.weight": text["embed.weight"]}], "a weight other.weight"),
         ([{}, text], "it has no fc.weight"),
+        ([without(image, "mlp.layers.1.weight"), text], "some of its weights do not go with the others"),
         ([image], "expected a dictionary whose `model` is a list of state dictionaries"),
     ):
         command = save(tmp_path, *broken)
         assert main([*command, str(tmp_path / "model")]) == 2
         assert message in capsys.readouterr().err
-    (tmp_path / "model_best.pth.tar").write_bytes(pickle.dumps(Hostile()))
+    (tmp_path / "model_best.pth.tar").write_bytes(pickle.dumps(Hostile(), protocol=2))
     assert main([*command, str(tmp_path / "model")]) == 2
     told = capsys.readouterr()
-    assert "without running code in it" in told.err
+    assert "refused, and nothing in it was executed: it asks for print" in told.err
+    assert "weights_only" not in told.err
     assert "executed" not in told.out
     assert not (tmp_path / "model").exists()

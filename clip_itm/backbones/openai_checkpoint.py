@@ -5,21 +5,17 @@ that, too (`build_model_from_openai_state_dict`), but it rounds every weight to 
 """
 
 import math
-import pickle
-import re
-import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from torch import Tensor
 
 from clip_itm.backbones.build import build_backbone
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.backbones.openclip import OpenClip
+from clip_itm.backbones.torch_file import read_torch_file, unwrapped
 
 HEAD_WIDTH = 64  # of every attention layer in every released CLIP; no weight tells it
 BUFFERS = ("input_resolution", "context_length", "vocab_size")  # numbers among the weights of OpenAI's files
@@ -41,13 +37,11 @@ def read_checkpoint(path: str | Path) -> OpenAICheckpoint:
     Raises `ValueError` for what is no file of weights alone, and for weights that are no CLIP.
     """
     path = Path(path)
-    content = _load_weights_only(path)
+    content = read_torch_file(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a state dict, or a dictionary that has one as state_dict")
-    if state and all(str(key).startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor) and key not in BUFFERS}
+    state = {key: value for key, value in unwrapped(state).items() if isinstance(value, Tensor) and key not in BUFFERS}
     if "visual.conv1.weight" not in state or "token_embedding.weight" not in state:
         found = ", ".join(map(str, list(state)[:4])) or "nothing"
         raise ValueError(
@@ -58,32 +52,6 @@ def read_checkpoint(path: str | Path) -> OpenAICheckpoint:
     return OpenAICheckpoint(
         path, state, epoch if isinstance(epoch, int) else None, name if isinstance(name, str) else None
     )
-
-
-def _load_weights_only(path: Path) -> Any:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {what}; expected the file of a checkpoint, such as epoch4.pt")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            # mapped, not read: the moments of the optimiser, two thirds of such a file, are never looked at
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of torch's message tells how to run it anyway
-        why = f"it asks for {wanted[1]}" if wanted else "it is no file of torch.save"
-        raise ValueError(
-            f"{path}: refused, and nothing in it was executed: {why}. Only files of tensors, numbers and text are "
-            "read; save the state dict alone where this one comes from"
-        ) from None
-    except Exception as error:  # a broken file may raise anything
-        if "TorchScript" in str(error):
-            raise ValueError(
-                f"{path}: this is a program of TorchScript, as OpenAI ships its models, and would have to be "
-                "executed; a recipe gets the same weights with backbone.pretrained: openai"
-            ) from None
-        raise ValueError(
-            f"{path}: no file of torch.save, or not all of it ({type(error).__name__}: {error}); download it again"
-        ) from None
 
 
 def openclip_config(checkpoint: OpenAICheckpoint, text_heads: int | None = None) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import argparse
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from clip_itm.backbones.configuration import RegionsBackbone
+from clip_itm.backbones.torch_file import read_torch_file, unwrapped
 
 State = dict[str, Tensor]
 
@@ -36,18 +36,14 @@ def load_parts(path: str | Path) -> list[State]:
 
     Raises ValueError where the file holds anything else.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken or hostile file may raise anything
-        raise ValueError(f"{path}: cannot be read as a checkpoint without running code in it: {error}") from error
+    content = read_torch_file(path, (argparse.Namespace,))  # the options of the program
     parts = content.get("model") if isinstance(content, dict) else None
     if not isinstance(parts, list | tuple) or len(parts) not in (2, 3) or not all(isinstance(p, dict) for p in parts):
         raise ValueError(
             f"{path}: expected a dictionary whose `model` is a list of state dictionaries (photos, captions and, with "
             "attention, similarity), as SCAN and its successors write it"
         )
-    return [dict(part) for part in parts]
+    return [unwrapped(part) for part in parts]
 
 
 def regions_state(image: State, text: State) -> State:

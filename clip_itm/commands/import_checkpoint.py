@@ -104,15 +104,22 @@ def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) ->
         "mask_token_id": processor.tokenizer.mask_token_id,
     }
     backbone = build_backbone(section.model_copy(update=tokens), weights=False)
-    backbone.load_state_dict(regions_state(image, text))
+    _load(backbone, regions_state(image, text), file)
     head = CrclHeadConfig(similarity=similarity_section(similarity[0])) if similarity else CrclHeadConfig()
     config = ItmConfig(backbone=backbone.config.model_dump(mode="json"), head=head.model_dump(mode="json"))
     model = ItmModel(config, backbone=backbone)
     if similarity:
-        model.head.similarity.load_state_dict(similarity_state(similarity[0]))
+        _load(model.head.similarity, similarity_state(similarity[0]), file)
     name = head.similarity.kind.upper() if similarity else "VSE-infinity"
     print(f"{file}: recognised as {name}, regions of {section.region_dim}, embeddings of {section.embed_dim}")
     _save(model, processor, file, out, {"recognised_as": name})
+
+
+def _load(module, state: dict, file: Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{file}: some of its weights do not go with the others: {error}") from None
 
 
 def _save(model, processor, file: Path, out: Path, source: dict) -> None:
