@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from clip_itm.evaluation.plot_noise import plot_noise
+from clip_itm.evaluation.plot_noise import plot_noise, spread
 
 ROWS = [
     {"method": method, "noise": noise, "rsum": 200 - 100 * noise + gain * noise, "rsum_std": 2.0, "seeds": 3}
@@ -27,3 +27,9 @@ def test_a_picture_of_every_method(tmp_path):
 def test_one_noise_ratio_makes_no_picture(tmp_path):
     assert not plot_noise(ROWS[::2], tmp_path / "none.png", "one ratio")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_names_at_the_ends_of_lines_do_not_overlap():
+    assert spread([10, 20, 40], gap=5) == [10, 20, 40]
+    assert spread([10, 10], gap=5) == [7.5, 12.5]
+    assert spread([1, 10, 11, 14], gap=5) == pytest.approx([1, 20 / 3, 35 / 3, 50 / 3])

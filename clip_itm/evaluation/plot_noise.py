@@ -5,6 +5,8 @@ from pathlib import Path
 
 from clip_itm.evaluation.plot import COLORS, INK, drawing, has_matplotlib
 
+LABEL_HEIGHT = 12  # points
+
 
 def plot_noise(rows: Sequence[dict], path: str | Path, title: str) -> bool:
     """Draw rows of one protocol and stage (of `summarise`: method, noise, rsum, rsum_std, seeds) as a PNG.
@@ -17,22 +19,48 @@ def plot_noise(rows: Sequence[dict], path: str | Path, title: str) -> bool:
     if len(ratios) < 2 or len(methods) > len(COLORS) or not has_matplotlib():
         return False
     with drawing(path, 1, (6.4, 4.2)) as (axes,):
-        for method, color in zip(methods, COLORS, strict=False):
-            draw_method(axes, [row for row in rows if row["method"] == method], color)
+        ends = {
+            method: (draw_method(axes, [row for row in rows if row["method"] == method], color), color)
+            for method, color in zip(methods, COLORS, strict=False)
+        }
         axes.set_xticks(ratios)
         axes.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
         axes.set_xlabel("training captions that are wrong")
         axes.set_ylabel("rsum (R@1 + R@5 + R@10, both ways)")
         axes.margins(x=0.12)
+        label_ends(axes, ratios[-1], ends)
         axes.set_title(title, loc="left", fontsize=10, color=INK)
     return True
 
 
-def draw_method(axes, rows: Sequence[dict], color: str) -> None:
+def draw_method(axes, rows: Sequence[dict], color: str) -> float:
+    """The line and band of one method; its last rsum."""
     rows = sorted(rows, key=lambda row: row["noise"])
     noise, rsum = ([row[name] for row in rows] for name in ("noise", "rsum"))
     low, high = ([row["rsum"] + sign * row["rsum_std"] for row in rows] for sign in (-1, 1))
     axes.fill_between(noise, low, high, color=color, alpha=0.16, linewidth=0)
     axes.plot(noise, rsum, color=color, marker="o", markersize=4)
-    place = {"xytext": (8, -3), "textcoords": "offset points"}
-    axes.annotate(rows[0]["method"], (noise[-1], rsum[-1]), color=color, weight="bold", **place)
+    return rsum[-1]
+
+
+def label_ends(axes, ratio: float, ends: dict[str, tuple[float, str]]) -> None:
+    """Names of methods beside the last points of their lines, in their colors; `ends` holds rsum and color of each."""
+    bottom, top = axes.get_ylim()
+    points = axes.get_window_extent().height / axes.figure.dpi * 72
+    ordered = sorted(ends.items(), key=lambda end: end[1][0])
+    places = spread([rsum for _, (rsum, _) in ordered], (top - bottom) * LABEL_HEIGHT / points)
+    for (method, (_, color)), place in zip(ordered, places, strict=True):
+        where = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(method, (ratio, place), color=color, weight="bold", fontsize=9, annotation_clip=False, **where)
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The places nearest to `places` (ascending; least squares) that are at least `gap` apart."""
+    groups = []  # of touching places: the sum of where each would have the first of all, and their number
+    for number, place in enumerate(places):
+        groups.append((place - number * gap, 1))
+        while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
+            (total, count), (more, others) = groups[-2:]
+            groups[-2:] = [(total + more, count + others)]
+    first = [total / count for total, count in groups for _ in range(count)]
+    return [start + number * gap for number, start in enumerate(first)]
