@@ -2,28 +2,104 @@
 
 import json
 import os
+import re
 import shutil
+import socket
+import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
+
+from clip_itm.lock import LOCK_FILE
+
+# .NAME.HOST-PID-THREAD.tmp.SUFFIX: whose it was shows whether anybody still writes to it
+TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.tmp(\..*)?", re.DOTALL)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, with its suffix, to write to; renamed to `path` at the end.
 
-    So no reader ever sees half a file. Folders are made; what an error left behind is removed.
+    So no reader ever sees half a file. Folders are made; what an error left behind is removed, and so is what killed
+    writers left in the folder. A link stays and its target is written; what is no regular file (a device, a FIFO) is
+    written into; "-" is standard output. Raises ValueError where `path` is a folder.
     """
-    path = Path(path)
+    if str(path) == "-":
+        with _elsewhere(Path("stdout")) as temporary:
+            yield temporary
+            sys.stdout.flush()
+            _copy_into(temporary, sys.stdout.buffer)
+        return
+    path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected the name of a file to write")
+    if path.exists() and not path.is_file():
+        with _elsewhere(path) as temporary:
+            yield temporary
+            with path.open("wb") as target:
+                _copy_into(temporary, target)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
+    clear_temporary(path.parent)
+    temporary = path.with_name(temporary_name(path.stem, path.suffix))
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(stem: str, suffix: str = "") -> str:
+    """A name for this thread's half-written file or folder, which `clear_temporary` knows once its process is gone."""
+    return f".{stem}.{_host()}-{os.getpid()}-{threading.get_ident()}.tmp{suffix}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one of `temporary_name`."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def clear_temporary(folder: Path) -> None:
+    """Remove what writers of this machine that are no longer alive left half-written in `folder`."""
+    with os.scandir(folder) as entries:
+        found = [(entry, match) for entry in entries if (match := TEMPORARY.fullmatch(entry.name))]
+    for entry, match in found:
+        if match["host"] == _host() and not _is_alive(int(match["pid"])):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _host() -> str:
+    return blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no number of a process
+        pass
+    return True
+
+
+@contextmanager
+def _elsewhere(path: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / (path.name or "file")
+
+
+def _copy_into(file: Path, target) -> None:
+    with file.open("rb") as source:
+        shutil.copyfileobj(source, target)
+    target.flush()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -65,7 +141,9 @@ def reading_arrays(path: str | Path, missing: str, wrong: str) -> Iterator[dict]
 
 def is_free(folder: Path) -> bool:
     """Whether a folder can be filled without touching anything of anybody's: it is not there, or it is empty."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.name == LOCK_FILE or is_temporary(path) for path in folder.iterdir())
 
 
 @contextmanager
@@ -78,10 +156,14 @@ def filling(folder: str | Path) -> Iterator[Path]:
     if not is_free(folder):
         raise ValueError(f"{folder} exists and is not empty: choose another folder, or delete it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    clear_temporary(folder.parent)
+    temporary = folder.with_name(temporary_name(folder.name))
     temporary.mkdir()
     try:
         yield temporary
+        if folder.exists():  # what a killed writer left in it would be in the way
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            clear_temporary(folder)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
