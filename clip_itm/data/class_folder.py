@@ -1,5 +1,6 @@
 """Photos in one subfolder per class, and the sentences that a zero-shot classifier makes of the classes."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +9,10 @@ import pyarrow as pa
 
 from clip_itm.data.annotation_files import read_lines
 from clip_itm.data.folder import read_table
+from clip_itm.data.photo_names import PHOTO_SUFFIXES, find_photos, is_litter
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
@@ -37,16 +40,21 @@ def read_class_folder(root: str | Path, templates: Path | None = None, classes: 
     """
     root = Path(root)
     folders = sorted(place for place in root.iterdir() if place.is_dir()) if root.is_dir() else []
-    folders = [place for place in folders if not place.name.startswith(".")]
+    folders = [place for place in folders if not is_litter(place.name)]
     if len(folders) < 2:
         raise ValueError(f"{root}: expected a folder with a subfolder of photos for each of at least two classes")
     rows, labels = [], []
     for number, folder in enumerate(folders):
-        photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not photos:
-            raise ValueError(f"{folder}: this class has no photos ({', '.join(SUFFIXES)}); add some, or remove it")
-        rows += [{"image": {"path": str(path), "bytes": None}} for path in photos]
-        labels += [number] * len(photos)
+        found = find_photos(folder)
+        for sentence in found.left_out:
+            logger.warning("left out: %s", sentence)
+        if not found.files:
+            others = f"; left out: {found.left_out[0]}" if found.left_out else ""
+            raise ValueError(
+                f"{folder}: this class has no photos ({', '.join(PHOTO_SUFFIXES)}){others}; add some, or remove it"
+            )
+        rows += [{"image": {"path": str(path), "bytes": None}} for path in found.files]
+        labels += [number] * len(found.files)
     names = [folder.name.replace("_", " ") for folder in folders]
     if classes is not None:
         names = _names(classes, [folder.name for folder in folders])

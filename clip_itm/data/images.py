@@ -2,10 +2,17 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from clip_itm.data.photo_names import missing_decoder
+
+with suppress(ImportError):  # an extra of Pillow for the photos of phones
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
 
 ORIENTATION_TAG = 0x0112
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -106,6 +113,7 @@ def naming_photo(image: dict | None) -> Iterator[None]:
             f"{name}: {error}; shrink the photo, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{name}: this is not a photo that Pillow can read; replace or remove it") from None
+        advice = missing_decoder(name) or "replace or remove it"
+        raise ValueError(f"{name}: this is not a photo that Pillow can read; {advice}") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
         raise ValueError(f"{name}: the photo cannot be decoded ({error}); replace or remove it") from error
