@@ -139,7 +139,11 @@ def _finished(recipe: Recipe, folder: Path) -> dict | None:
         )
     if not (folder / RESULTS).is_file():
         return None
-    splits = load_splits(recipe.data, verify=False)
+    try:
+        splits = load_splits(recipe.data, verify=False)
+    except (OSError, ValueError) as error:  # results stand where their data are gone
+        _say(f"{folder}: whether its data are still the same cannot be checked: {error}")
+        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     demand_splits(recipe, splits)
     noise = load_noise(recipe.noise, splits["train"].pairs)
     bank = given_bank(recipe, noise, splits["train"].pairs)
