@@ -16,6 +16,7 @@ import bad_input_data  # noqa: F401
 import bad_input_export  # noqa: F401
 import bad_input_hub  # noqa: F401
 import bad_input_methods  # noqa: F401
+import bad_input_outside  # noqa: F401
 import bad_input_regions  # noqa: F401
 import bad_input_retrieval  # noqa: F401
 import pytest

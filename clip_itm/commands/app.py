@@ -23,6 +23,14 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--audit", metavar="PATH", help="a run that was audited, or its audit.parquet")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for other machines, too (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer under this name, such as that of a proxy; may be given again (default: only under the names "
+        "of this machine)",
+    )
     parser.add_argument("--share", action="store_true", help="open it to the world, through a tunnel of gradio.live")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
 
@@ -38,8 +46,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("the app needs gradio: pip install 'clip-itm[app]'") from None
 
     from clip_itm.retrieval.app import build_app, serve
+    from clip_itm.retrieval.app_guard import Names
     from clip_itm.retrieval.pipeline import load_pipeline
 
+    Names.of(args.host, args.allow_host)  # a wrong name is told before the model is loaded
     pipe = load_pipeline(args.model, args.device)
     places: dict[str, str] = {}
     for place in args.index:
@@ -52,5 +62,5 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{place}: there is nothing in this index; add to it with clip-itm index")
         places[index.modality] = place
     app = build_app(pipe, None if args.audit is None else Path(args.audit))
-    serve(app, args.host, args.port, args.share)
+    serve(app, args.host, args.port, args.share, args.allow_host)
     return 0

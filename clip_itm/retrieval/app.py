@@ -1,12 +1,11 @@
 """A page in the browser: search by text and by photo, a heat map of photos and captions, an audit to browse.
 
-serve(build_app(pipe))
+serve(build_app(pipe))          # of app_server.py
 
 A browser cannot name a file or an address: what is typed is text, what is uploaded is read as a photo, and the photos
 of the index and of the audit reach the page as small JPEGs inside of it.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,15 @@ from PIL import Image
 
 from clip_itm.data.images import read_image, small_jpeg
 from clip_itm.retrieval.app_audit import PAGE_SIZE, AuditTable
-from clip_itm.retrieval.app_html import SMALL_SIDE, STYLE, header, heat_map, message, pairs, results
+from clip_itm.retrieval.app_html import SMALL_SIDE, header, heat_map, message, pairs, results
+from clip_itm.retrieval.app_server import serve as serve
 from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
 
 MOST_PHOTOS, MOST_CAPTIONS = 8, 12  # of the heat map
-LARGEST_UPLOAD = "32mb"
+MOST_RESULTS = 50
+MOST_CHARACTERS = 1000  # of a sentence or a caption; models read a few dozen words
+MOST_WAITING = 32  # requests; what comes on top is told that the queue is full
+TOO_LONG = f"{{:,}} characters are too many; expected at most {MOST_CHARACTERS:,}."
 NAMES = {"image": "photos", "text": "captions"}
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # tokenizers are not made for threads
 
@@ -44,42 +47,7 @@ def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | None = None) -> gr
             if table is not None:
                 with gr.Tab("Audit"):
                     _audit_tab(table)
-    return app
-
-
-def serve(app: gr.Blocks, host: str | None = None, port: int | None = None, share: bool = False) -> None:
-    """Run the server until Ctrl-C.
-
-    Without `host` it is 127.0.0.1, or what a Space sets; without `port` the first from 7860 that is free. Raises
-    ValueError where the port cannot be had.
-    """
-    try:
-        launch(app, host, port, share)
-    except OSError as error:
-        raise ValueError(f"cannot serve on {host}:{port} ({error}); choose another --port or --host") from None
-    print(f"open {app.share_url or app.local_url} (Ctrl-C ends it)", flush=True)
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        app.close(verbose=False)
-
-
-def launch(app: gr.Blocks, host: str | None, port: int | None, share: bool) -> None:
-    """Start the server and return when it answers."""
-    fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
-    app.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        quiet=True,
-        prevent_thread_lock=True,
-        ssr_mode=False,
-        run_history=False,
-        footer_links=["api", "settings"],
-        max_file_size=LARGEST_UPLOAD,
-        theme=gr.themes.Default(primary_hue="blue", font=fonts, font_mono=[gr.themes.Font("monospace")]),
-        css=STYLE,
-    )
+    return app.queue(max_size=MOST_WAITING, api_open=False)  # nothing gets past the queue
 
 
 def search_target(pipe: ImageTextRetrievalPipeline, query: str) -> str | None:
@@ -117,6 +85,7 @@ def _text_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
             autofocus=True,
             scale=3,
             min_width=320,
+            max_length=MOST_CHARACTERS,
         )
         count = _count_slider()
     found = gr.HTML(message(f"Type a sentence to see {NAMES[target]}."), apply_default_css=False)
@@ -137,7 +106,7 @@ def _photo_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
 
 
 def _count_slider() -> gr.Slider:
-    return gr.Slider(1, 50, value=12, step=1, label="results", buttons=[], min_width=240)
+    return gr.Slider(1, MOST_RESULTS, value=12, step=1, label="results", buttons=[], min_width=240)
 
 
 def _heat_map_tab(pipe: ImageTextRetrievalPipeline) -> None:
@@ -162,7 +131,9 @@ def _heat_map_tab(pipe: ImageTextRetrievalPipeline) -> None:
 
 def _audit_tab(table: AuditTable) -> None:
     with gr.Row():
-        words = gr.Textbox(label="words in the caption", submit_btn="Find", scale=2, min_width=320)
+        words = gr.Textbox(
+            label="words in the caption", submit_btn="Find", scale=2, min_width=320, max_length=MOST_CHARACTERS
+        )
         low = gr.Slider(0, 1, value=0, step=0.01, label="probability at least", buttons=[], min_width=240)
         high = gr.Slider(0, 1, value=1, step=0.01, label="probability at most", buttons=[], min_width=240)
     with gr.Row():
@@ -192,14 +163,15 @@ def told_on_page(answer: Callable[..., str]) -> Callable[..., str]:
 def find_by_text(pipe: ImageTextRetrievalPipeline, target: str, text: str, count: float) -> str:
     if not text.strip():
         raise ValueError("Type a sentence, then press Enter.")
-    hits = pipe.search([{"text": text}], int(count), target)[0]
+    demand_short(text)
+    hits = pipe.search([{"text": text}], num_results(count), target)[0]
     return results(f"{NAMES[target].capitalize()} for “{text.strip()}”", hits)
 
 
 def find_by_photo(pipe: ImageTextRetrievalPipeline, target: str, upload: str | None, count: float) -> str:
     if upload is None:
         raise ValueError(f"Drop or paste a photo to see {NAMES[target]}.")
-    hits = pipe.search([read_upload(upload)], int(count), target)[0]
+    hits = pipe.search([read_upload(upload)], num_results(count), target)[0]
     return results(f"{NAMES[target].capitalize()} for {Path(upload).name}", hits)
 
 
@@ -211,6 +183,7 @@ def compare_all(pipe: ImageTextRetrievalPipeline, uploads: Sequence[tuple[str, s
     for found, most, name in ((uploads, MOST_PHOTOS, "photos"), (captions, MOST_CAPTIONS, "captions")):
         if len(found) > most:
             raise ValueError(f"{len(found)} {name} are too many for one table; expected at most {most}.")
+    demand_short(*captions)
     photos = [read_upload(upload) for upload, _ in uploads]
     similarity = pipe.similarity(pipe.embed(photos), pipe.embed([{"text": caption} for caption in captions]))
     names = [Path(upload).name for upload, _ in uploads]
@@ -220,6 +193,8 @@ def compare_all(pipe: ImageTextRetrievalPipeline, uploads: Sequence[tuple[str, s
 
 def audit_page(table: AuditTable, step: int, page: float, words: str, low: float, high: float) -> tuple[int, str]:
     """The page `step` pages after `page`, or the nearest there is: its number, and its cards."""
+    if len(words) > MOST_CHARACTERS:
+        return 1, message(TOO_LONG.format(len(words)))
     found = table.matching(words, low, high)
     if not len(found):
         return 1, message(f"None of {len(table):,} pairs is like that; try fewer words or a wider range.")
@@ -228,6 +203,17 @@ def audit_page(table: AuditTable, step: int, page: float, words: str, low: float
     rows = table.rows(found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
     title = f"{len(found):,} of {len(table):,} pairs, most suspicious first; page {number:,} of {last:,}"
     return number, pairs(title, rows)
+
+
+def demand_short(*texts: str) -> None:
+    for text in texts:
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(TOO_LONG.format(len(text)))
+
+
+def num_results(asked: float) -> int:
+    """Whatever a request asks for."""
+    return int(max(1, min(asked, MOST_RESULTS)))
 
 
 def path_of_upload(payload) -> str | None:
