@@ -6,30 +6,31 @@ Nothing here imports torch, so that a typing mistake is reported at once.
 import difflib
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.data.configuration import DataConfig, NoiseSection, SampleData
 from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
-from clip_itm.section import Section
+from clip_itm.keys import section_types, tags
+from clip_itm.overrides import merge_overrides
+from clip_itm.section import RecipeError, Section
 from clip_itm.training.configuration import EvaluationSection, TrainingSection
+from clip_itm.yaml_text import read_yaml, write_yaml
 
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used; the message names the file and every wrong key."""
+LARGEST_FILE = 2**20  # bytes
+LONGEST_SHOWN = 300  # characters of a wrong value
 
 
 class Recipe(Section):
     """Everything that one run depends on."""
 
-    output_dir: str = Field("runs/run", description="folder of the run: checkpoints, tables, saved recipe and noise")
+    output_dir: str = Field(
+        "runs/run", min_length=1, description="folder of the run: checkpoints, tables, saved recipe and noise"
+    )
     data: DataConfig = SampleData()
     noise: NoiseSection = NoiseSection()
     backbone: BackboneConfig
@@ -78,7 +79,7 @@ class Recipe(Section):
         return parse_recipe(apply_overrides(self.model_dump(mode="json"), list(overrides)), "recipe")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -94,12 +95,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
                 f"{path}: no recipe.yaml in this folder, so it is no run; expected a run or a recipe file"
             )
         path = path / "recipe.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe ({error.strerror}); shipped ones are in recipes/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    content = read_yaml(_text_of(path), str(path), [Recipe])
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the sections {', '.join(Recipe.model_fields)}")
     return parse_recipe(apply_overrides(content, list(overrides)), str(path))
@@ -115,74 +111,41 @@ def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
 
 
 def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Merge `--a.b value` / `--a.b=value` pairs into a nested mapping; values are YAML.
-
-    Where they choose another `source` or `kind`, keys of the file that belong to the former one are left behind.
-    """
-    before, content = content, json.loads(json.dumps(content))
-    words, given = iter(overrides), set()
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key.startswith("--") or len(key) == 2:
-            raise RecipeError(f"{word!r}: overrides are written --section.key value, such as --noise.ratio 0.4")
-        if not equals:
-            value = next(words, None)
-            if value is None or (value.startswith("--") and len(value) > 2):
-                raise RecipeError(f"{key}: the value is missing (write {key} VALUE)")
-        *parents, leaf = key[2:].split(".")
-        target = content
-        for parent in parents:
-            child = target.get(parent)
-            target[parent] = target = child if isinstance(child, dict) else {}
-        try:
-            target[leaf] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            target[leaf] = value
-        given.add((*parents, leaf))
-    _leave_behind(Recipe, before, content, given)
-    return content
+    """A nested mapping with `--a.b value` / `--a.b=value` pairs merged into it; see `merge_overrides`."""
+    return merge_overrides(Recipe, content, overrides)
 
 
-def _leave_behind(owner: type[Section], before: dict, content: dict, given: set[tuple], path: tuple = ()) -> None:
-    """Drop keys of the file from sections for which an override has chosen another kind, where that has no such key.
-
-    A section within such a section goes as a whole, where the other kind has none of its kind.
-    """
-    for name, field in owner.model_fields.items():
-        branches = {tag: section for section in _section_types(field.annotation) for tag in _tags(section)}
-        default = _tags(type(field.default))[0] if isinstance(field.default, Section) else None
-        if not branches or not isinstance(content.get(name), dict):
-            continue
-        earlier = before.get(name) if isinstance(before.get(name), dict) else {}
-        now = branches.get(_chosen(content[name]) or default)
-        if now is None:
-            if path and not any(keys[: len(path) + 1] == (*path, name) for keys in given):
-                del content[name]
-            continue
-        was = branches.get(_chosen(earlier) or default, now)
-        for key in was.model_fields.keys() - now.model_fields.keys():
-            if (*path, name, key) not in given:
-                content[name].pop(key, None)
-        _leave_behind(now, earlier, content[name], given, (*path, name))
-
-
-def _chosen(section: Any) -> str | None:
-    """The `source` or `kind` that a section names."""
-    return section.get("source", section.get("kind")) if isinstance(section, dict) else None
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+    except ValueError as error:  # a name that no file can have
+        raise RecipeError(f"{str(path)!r}: cannot read the recipe ({error})") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe ({error.strerror}); shipped ones are in recipes/") from None
+    if len(data) > LARGEST_FILE:
+        raise RecipeError(f"{path}: larger than {LARGEST_FILE:,} bytes, so it is no recipe")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save it as UTF-8"
+        ) from None
 
 
 def _explain(problem: dict[str, Any]) -> str:
     """One line for one pydantic error: the key, what was found, what was expected, the neighbours of an unknown key."""
     owner, options, path = Recipe, [], []
     for part in problem["loc"]:
-        tagged = [option for option in options if len(options) > 1 and part in _tags(option)]
+        tagged = [option for option in options if len(options) > 1 and part in tags(option)]
         if tagged:  # the discriminator of a union stands in the location, but it is no key of the file
             options = tagged
             continue
         if options:
             owner = options[0]
         path.append(str(part))
-        options = _section_types(owner.model_fields[part].annotation) if part in owner.model_fields else []
+        options = section_types(owner.model_fields[part].annotation) if part in owner.model_fields else []
     key = ".".join(path)
     if not path:  # two sections that do not fit: the sentence names their keys
         return str(problem["ctx"]["error"])
@@ -194,25 +157,15 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}: this key is required"
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
         field = problem["ctx"]["discriminator"].strip("'")
-        expected = ", ".join(tag for option in options for tag in _tags(option))
+        expected = ", ".join(tag for option in options for tag in tags(option))
         return f"{key}.{field}: expected one of {expected}, found {problem['ctx'].get('tag', 'nothing')!r}"
-    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {said[0].lower()}{said[1:]}, found {_shown(problem['input'])}"
 
 
-def _section_types(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, Section) else []
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [found for argument in typing.get_args(annotation) for found in _section_types(argument)]
-    return []
-
-
-def _tags(section: type[Section]) -> tuple[str | None, ...]:
-    """The discriminator values (`source`, `kind`) of one branch of a union."""
-    for name in ("source", "kind"):
-        if name in section.model_fields:
-            return typing.get_args(section.model_fields[name].annotation)
-    return (None,)
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 20]} ... ({len(text):,} characters)"
 
 
 def describe_keys() -> str:
@@ -222,9 +175,9 @@ def describe_keys() -> str:
 
 def _describe(owner: type[Section], prefix: str) -> Iterator[str]:
     for name, entry in owner.model_fields.items():
-        options = _section_types(entry.annotation)
+        options = section_types(entry.annotation)
         for option in options:
-            kind = f" ({' | '.join(_tags(option))})" if len(options) > 1 else ""
+            kind = f" ({' | '.join(tags(option))})" if len(options) > 1 else ""
             yield f"{prefix[2:]}{name}{kind}:"
             yield from ("  " + line for line in _describe(option, f"{prefix}{name}."))
         if not options:

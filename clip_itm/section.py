@@ -4,16 +4,53 @@ Sections live beside what they configure (`data/configuration.py`, `backbones/co
 heavy, so that `clip-itm --help` and the validation of a recipe never wait for torch.
 """
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+LARGEST = 2**32 - 1  # of the integers in a recipe; the largest seed
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the file and every wrong key."""
 
 
 class Section(BaseModel):
-    """A frozen part of the recipe: unknown keys are errors, defaults are validated like given values."""
+    """A frozen part of the recipe: unknown keys are errors, defaults are validated like given values.
+
+    Numbers are finite and integers at most `LARGEST`; text has neither NUL nor half of a surrogate pair in it.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         validate_default=True,
         protected_namespaces=(),
-        coerce_numbers_to_str=True,  # YAML reads a folder called 2024 as a number
+        coerce_numbers_to_str=True,  # a folder called 2024, in a recipe that is built in Python
+        allow_inf_nan=False,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_used(cls, value):
+        for item in _parts(value):
+            if isinstance(item, int) and abs(item) > LARGEST:
+                raise ValueError(f"no number of a recipe is larger than {LARGEST:,}")
+            if isinstance(item, str) and "\0" in item:
+                raise ValueError("there is a NUL in it, which no name and no path can have")
+            if isinstance(item, str) and not item.isascii() and any("\ud800" <= letter <= "\udfff" for letter in item):
+                raise ValueError("there is a byte or half a character in it that is no text of Unicode (UTF-8)")
+        return value
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A value, or what a list or mapping holds (of a mapping's integers, which are another program's, nothing)."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _parts(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from (part for part in (name, *_parts(item)) if isinstance(part, str))
+    else:
+        yield value

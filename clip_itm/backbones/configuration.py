@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from clip_itm.section import Section
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Layers = Annotated[int, Field(gt=0, le=1000)]
 
 
 class LoraSection(Section):
@@ -144,7 +145,7 @@ class TimmWordsBackbone(CaptionTowerSection):
     image_pretrained: bool = Field(True, description="timm's pretrained weights where image_weights is not given")
     image_size: PositiveInt = 224
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
     image_grid: PositiveInt | None = Field(
         None, description="average the feature map to so many tokens a side, for heads that read tokens; default: all"
     )
@@ -156,7 +157,7 @@ class TimmWordsBackbone(CaptionTowerSection):
     text_hidden: PositiveInt = Field(
         512, description="hidden width of the bag's MLP, of a GRU direction, of the feed-forward"
     )
-    text_layers: PositiveInt = Field(2, description="layers of the gru and the transformer")
+    text_layers: Layers = Field(2, description="layers of the gru and the transformer")
     text_heads: PositiveInt = Field(4, description="attention heads of the transformer; divides word_dim")
     min_word_count: PositiveInt = Field(2, description="rarer words of the training captions become [UNK]")
     max_words: PositiveInt = Field(64, description="longer captions are cut")

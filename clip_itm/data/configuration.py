@@ -8,6 +8,7 @@ from clip_itm.section import Section
 
 SplitNames = dict[Literal["train", "val", "test"], str]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+DrawnPhotos = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
 class DataSection(Section):
@@ -17,7 +18,7 @@ class DataSection(Section):
     max_photos: PositiveInt | None = Field(None, description="keep only the first photos of every split (a quick look)")
     cache_images: PositiveInt | None = Field(None, description="short side, in pixels, of a cache of resized photos")
     cache_dir: str | None = Field(None, description="folder of all caches (default: ~/.cache/clip_itm)")
-    num_workers: int = Field(0, ge=0, description="loader processes per training process")
+    num_workers: int = Field(0, ge=0, le=1024, description="loader processes per training process")
     random_crop: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="smallest area share of a random training crop; 1 means none"
     )
@@ -25,7 +26,9 @@ class DataSection(Section):
 
 class CocoData(DataSection):
     source: Literal["coco"] = "coco"
-    root: str = Field(description="folder with train2014/val2014, train2017/val2017 or images/, and annotations/")
+    root: str = Field(
+        min_length=1, description="folder with train2014/val2014, train2017/val2017 or images/, and annotations/"
+    )
     layout: Literal["auto", "official", "karpathy", "scan_split"] = "auto"
     karpathy: str | None = Field(None, description="dataset_coco.json (default: looked for in root and annotations/)")
     captions_per_image: PositiveInt = Field(5, description="scan_split layout only")
@@ -33,7 +36,7 @@ class CocoData(DataSection):
 
 class FlickrData(DataSection):
     source: Literal["flickr"] = "flickr"
-    root: str = Field(description="folder of the annotation files")
+    root: str = Field(min_length=1, description="folder of the annotation files")
     images: str | None = Field(None, description="photo folder (default: the first of the usual names found in root)")
     layout: Literal["auto", "token", "karpathy", "scan_split"] = "auto"
     annotations: str | None = Field(None, description="token file or Karpathy JSON (default: looked for in root)")
@@ -43,7 +46,7 @@ class FlickrData(DataSection):
 
 class Cc120kData(DataSection):
     source: Literal["cc120k"] = "cc120k"
-    root: str = Field(description="scan_split layout, or the folder of train.tsv / dev.tsv / test.tsv")
+    root: str = Field(min_length=1, description="scan_split layout, or the folder of train.tsv / dev.tsv / test.tsv")
     images: str | None = Field(None, description="photo folder (default: root/images)")
     layout: Literal["auto", "scan_split", "tsv"] = "auto"
 
@@ -64,7 +67,7 @@ class HashedSplit(DataSection):
 
 class FolderData(HashedSplit):
     source: Literal["folder"] = "folder"
-    root: str = Field(description="photo folder; relative image paths start here")
+    root: str = Field(min_length=1, description="photo folder; relative image paths start here")
     captions: str | None = Field(None, description="CSV, TSV, JSONL; default: metadata.jsonl/.csv, captions.* in root")
     image_column: str | None = Field(None, description="default: image, file_name, path, ... whichever exists")
     caption_columns: list[str] | None = Field(None, description="one or several; default: caption, captions, text, ...")
@@ -78,7 +81,7 @@ class FolderData(HashedSplit):
 
 class HubData(HashedSplit):
     source: Literal["hub"] = "hub"
-    path: str = Field(description="name on the Hub, or a folder written by save_to_disk")
+    path: str = Field(min_length=1, description="name on the Hub, or a folder written by save_to_disk")
     name: str | None = Field(None, description="configuration of the Hub dataset")
     revision: str | None = None
     image_column: str = "image"
@@ -92,7 +95,7 @@ class RegionsData(DataSection):
     """Precomputed region features in place of photos, in the layout of SCAN."""
 
     source: Literal["regions"] = "regions"
-    root: str = Field(description="folder of train_ims.npy, train_caps.txt or .tsv, dev_..., test_...")
+    root: str = Field(min_length=1, description="folder of train_ims.npy, train_caps.txt or .tsv, dev_..., test_...")
     test: Literal["test", "testall"] = Field("test", description="of the test split (COCO: testall has 5,000 photos)")
     captions_per_image: PositiveInt = Field(5, description="captions of a photo, on neighbouring lines (CC152K: 1)")
     whole_dev: bool = Field(False, description="all of dev; published programs read its first 5,000 captions")
@@ -114,10 +117,10 @@ class RegionsData(DataSection):
 
 class SampleData(DataSection):
     source: Literal["sample"] = "sample"
-    train_photos: PositiveInt = 2000
-    val_photos: PositiveInt = 500
-    test_photos: PositiveInt = 500
-    image_size: PositiveInt = 64
+    train_photos: DrawnPhotos = 2000
+    val_photos: DrawnPhotos = 500
+    test_photos: DrawnPhotos = 500
+    image_size: Annotated[int, Field(gt=0, le=1024)] = 64
     seed: int = 0
 
 

@@ -6,6 +6,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from clip_itm.section import Section
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+MOST_RESAMPLES = 100_000
+
 
 class TrainingSection(Section):
     """One run. Batch sizes count pairs over all processes, so that a recipe means the same on one GPU and on eight."""
@@ -30,7 +33,7 @@ class TrainingSection(Section):
     )
     weight_decay: NonNegativeFloat = 0.2
     decay_all: bool = Field(True, description="decay norms, biases and the temperature too, as published fine-tunes do")
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     epsilon: PositiveFloat = 1e-6
     schedule: Literal["cosine", "constant", "step", "per_epoch_plateau"] = Field(
         "cosine",
@@ -76,3 +79,10 @@ class EvaluationSection(Section):
     )
     batch_size: PositiveInt = 128
     bootstrap: NonNegativeInt = Field(1000, description="resamples for the 95 % intervals; 0: none")
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _enough_is_enough(cls, value):
+        if value > MOST_RESAMPLES:
+            raise ValueError(f"more than {MOST_RESAMPLES:,} resamples move no interval and take hours; 1,000 are usual")
+        return value

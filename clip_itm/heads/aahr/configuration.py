@@ -50,7 +50,7 @@ class AahrHeadConfig(HeadSection):
     prototypes: PositiveInt = Field(384, description="number K of prototypes (COCO: 768)")
     prototype_temperature: PositiveFloat = 0.1
     sinkhorn_epsilon: PositiveFloat = 0.1
-    sinkhorn_iterations: PositiveInt = 3
+    sinkhorn_iterations: PositiveInt = Field(3, le=1000)
     prototype_weight: NonNegativeFloat = 0.2
     prototypes_after: NonNegativeFloat | None = Field(
         None, description="epochs before prototypes take part; default: 2200 steps of reference_batch pairs"

@@ -12,7 +12,7 @@ class SlotsSection(Section):
     """Learned queries that compete for the tokens, as published."""
 
     kind: Literal["slots"] = "slots"
-    iterations: PositiveInt = Field(4, description="T, how often the slots are refined")
+    iterations: PositiveInt = Field(4, le=1000, description="T, how often the slots are refined")
     heads: PositiveInt = Field(4, description="attention heads; the slots compete in each separately")
     head_dim: PositiveInt = Field(512, description="width of a head; on CLIP 128 to 256 is enough")
     ffn_mult: PositiveInt = Field(4, description="hidden width of the feed-forward layers, in widths of a slot")

@@ -77,7 +77,7 @@ class SgrSection(GraphSection):
     """Similarity graph reasoning (Diao et al., AAAI 2021)."""
 
     kind: Literal["sgr"] = "sgr"
-    graph_steps: PositiveInt = 3
+    graph_steps: PositiveInt = Field(3, le=1000)
 
 
 SimilarityConfig = Annotated[CosineSection | ScanSection | SafSection | SgrSection, Field(discriminator="kind")]
