@@ -66,11 +66,14 @@ class Recipe(Section):
 
     @property
     def sha256(self) -> str:
-        """Hash of what decides the outcome: folders, loader processes, logging and evaluation batches are left out."""
+        """Hash of what decides the outcome: folders, loader processes, logging and evaluation batches are left out.
+
+        So is data.skip_broken: what it leaves out decides, and that is in the hashes of the splits.
+        """
         content = self.model_dump(mode="json")
         del content["output_dir"], content["training"]["trackers"], content["training"]["log_every"]
         del content["evaluation"]["batch_size"]
-        for key in ("cache_dir", "num_workers"):
+        for key in ("cache_dir", "num_workers", "skip_broken"):
             content["data"].pop(key)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

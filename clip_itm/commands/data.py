@@ -9,8 +9,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     check = actions.add_parser(
         "check",
         help="decode every photo, read every caption, report",
-        description="Report counts, caption lengths, duplicate, missing and damaged photos. "
-        "Exit status 1 when training would fail.",
+        description="Report counts, caption lengths, duplicate, missing and damaged photos. Exit status 1 when "
+        "training would fail, or when splits share photos.",
         epilog="The data set is the recipe's: `clip-itm data check recipes/coco/clip.yaml --data.root ~/coco`.",
         allow_abbrev=False,
     )
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from clip_itm.data.check import CheckReport, check_splits
-    from clip_itm.data.load import load_splits
+    from clip_itm.data.load import load_splits, photo_checker
     from clip_itm.files import write_json
 
     try:
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
             count_tokens, max_tokens = token_counter(recipe.backbone, splits)
         except (ValueError, OSError) as error:  # the photos can be checked without the model's files
             warnings = [f"lengths are in words, because the tokenizer of the backbone cannot be loaded: {error}"]
-        report = check_splits(splits, count_tokens, max_tokens, workers=args.workers)
+        read_photos = None if recipe.data.cache_images else photo_checker(recipe.data)
+        report = check_splits(splits, count_tokens, max_tokens, workers=args.workers, read_photos=read_photos)
         report.warnings[:0] = warnings
         report.problems += refusals(recipe, splits)
     print(report.as_text(), end="")

@@ -37,13 +37,13 @@ def run(args) -> int:
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
     from clip_itm.training.run import retrieve
-    from clip_itm.training.setup import Encoder, final_split, make_image_cache, make_model
+    from clip_itm.training.setup import Encoder, final_split, make_model, prepare_photos
 
     state = process_state()
     with state.main_process_first():
         splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
-    image_cache = make_image_cache(recipe, {split.name: split})
+    image_cache = prepare_photos(recipe, {split.name: split})
     encoders = [
         Encoder.of_saved(place, own, image_cache)
         if (place / "config.json").is_file()
@@ -60,6 +60,8 @@ def run(args) -> int:
     print_table(terminal_table([(name, result.as_dict()) for name, result in results.items()], title=title))
     if args.json:
         content = {"model": named, "split": split.name, "split_sha256": split.sha256, "recipe": recipe.sha256}
+        content |= {"photos": len(split), "captions": len(split.pairs)}
+        content["left_out"] = [out._asdict() for out in split.left_out]
         for name in ("provenance", "imported_from"):
             if len(members) == 1 and (best / f"{name}.json").is_file():
                 content[name] = json.loads((best / f"{name}.json").read_text())

@@ -1,36 +1,26 @@
 """What is in a data set and what is wrong with it: every photo decoded or its regions read, every caption seen."""
 
-import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 
 import numpy as np
+from datasets import Dataset
 from ftfy.badness import is_bad
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from clip_itm.data.images import SIXTEEN_BIT_MODES, TRANSPARENT_MODES, is_turned, naming_photo, open_image, to_rgb
-from clip_itm.data.load import find_absent, notes, shown, split_problems
+from clip_itm.data.left_out import find_absent, notes, shown
+from clip_itm.data.load import split_problems
+from clip_itm.data.photo_check import ReadPhotos, photo_identity, photo_name
+from clip_itm.data.photo_facts import EXTREME, EXTREME_RATIO, SMALLEST_SIDE, PhotoFacts, inspect_photo
 from clip_itm.data.rows import Split
 
 TOKEN_BATCH = 1000
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class PhotoFacts:
-    """One photo: digest of its bytes, what is wrong with it, and what is unusual about it."""
-
-    digest: str | None = None
-    problem: str | None = None  # "truncated" or "unreadable"
-    message: str = ""
-    format: str = "unknown"
-    traits: tuple[str, ...] = ()  # greyscale, palette, CMYK, 16-bit, transparent, EXIF-rotated
 
 
 @dataclass
@@ -45,7 +35,8 @@ class SplitReport:
     length_unit: str  # "tokens" or "words"
     cut_captions: int | None = None  # longer than `max_tokens`; None where no tokenizer was given
     max_tokens: int | None = None
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # missing photos, by skip_missing
+    broken_left_out: list[str] = field(default_factory=list)  # by skip_broken
     missing: list[str] = field(default_factory=list)
     zero_sized: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -59,16 +50,20 @@ class SplitReport:
 
 @dataclass
 class CheckReport:
-    """`problems` make training fail, `warnings` do not; `duplicates` are groups of byte-identical photos."""
+    """`problems` make training fail, `leaks` its figures meaningless, `warnings` neither.
+
+    `duplicates` are groups of byte-identical photos; those that splits share are leaks.
+    """
 
     splits: dict[str, SplitReport] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        return not self.problems
+        return not self.problems and not self.leaks
 
     def as_dict(self) -> dict:
         return {"ok": self.ok, **asdict(self)}
@@ -78,11 +73,16 @@ class CheckReport:
         console = Console(file=output, width=120, highlight=False)
         if self.splits:
             console.print(self._table())
-        for title, lines in (("warning", self.warnings), ("PROBLEM", self.problems)):
+        for title, lines in (("warning", self.warnings), ("LEAK", self.leaks), ("PROBLEM", self.problems)):
             for line in lines:
                 console.print(f"{title}: {line}", markup=False, soft_wrap=True)
-        console.print("Training can start." if self.ok else f"Training would fail: {len(self.problems)} problems.")
+        console.print(self._verdict())
         return output.getvalue()
+
+    def _verdict(self) -> str:
+        if self.problems:
+            return f"Training would fail: {len(self.problems)} problems."
+        return "Training would be judged by photos of another split." if self.leaks else "Training can start."
 
     def _table(self) -> Table:
         table = Table("", *self.splits)
@@ -98,11 +98,13 @@ def check_splits(
     max_tokens: int | None = None,
     progress: bool = True,
     workers: int | None = None,
+    read_photos: ReadPhotos | None = None,
 ) -> CheckReport:
     """Look at everything in `splits` (from `load_splits(config, verify=False)`).
 
     `count_tokens` gives the length of every caption of a list in tokens, special ones included, before cutting to
-    `max_tokens`; without it lengths are in words. Photos are decoded by `workers` threads (default: one a core).
+    `max_tokens`; without it lengths are in words. Photos are decoded by `workers` threads (default: one a core); those
+    that could be read are written down in `read_photos`, for training.
     """
     report = CheckReport(problems=split_problems(splits))
     for name in ("train", "val"):  # the best checkpoint is chosen on val
@@ -113,29 +115,35 @@ def check_splits(
         report.splits[name] = own = _describe_captions(split, count_tokens, max_tokens, progress)
         if split.regions is not None:
             _check_regions(own, split, progress)
-            report.problems += _photo_problems(name, own)
-            report.warnings += _split_warnings(name, own)
-            continue
-        absent = {photo.row: photo for photo in find_absent(split.rows)}
-        own.zero_sized = [photo.photo for photo in absent.values() if photo.is_empty]
-        own.missing = [photo.photo for photo in absent.values() if not photo.is_empty]
-        present = [row for row in range(len(split)) if row not in absent]
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            facts = pool.map(lambda row, rows=split.rows: _inspect_row(rows, row), present)
-            for photo, fact in tqdm(facts, desc=f"photos of {name}", total=len(present), disable=not progress):
-                _count_photo(own, photo, fact)
-                if fact.digest is not None:
-                    places[fact.digest].append((name, photo))
+        else:
+            for photo, facts in _check_photos(own, split, progress, workers, read_photos):
+                if facts.digest is not None:
+                    places[facts.digest].append((name, photo))
         report.problems += _photo_problems(name, own)
         report.warnings += _split_warnings(name, own)
-    for same in places.values():
-        if len(same) > 1:
-            report.duplicates.append([f"{name}: {photo}" for name, photo in same])
-            across = len({name for name, _ in same}) > 1
-            text = "in different splits (evaluation sees training photos)" if across else f"in split {same[0][0]}"
-            report.warnings.append(f"byte-identical photos {text}: {', '.join(report.duplicates[-1])}")
+    _report_duplicates(report, places)
     report.warnings += dict.fromkeys(note for split in splits.values() for note in notes(split))
     return report
+
+
+def _check_photos(
+    report: SplitReport, split: Split, progress: bool, workers: int | None, read_photos: ReadPhotos | None
+) -> Iterator[tuple[str, PhotoFacts]]:
+    absent = {photo.row: photo for photo in find_absent(split.rows)}
+    report.zero_sized = [photo.photo for photo in absent.values() if photo.reason == "0 bytes"]
+    report.missing = [str(photo) for photo in absent.values() if photo.reason != "0 bytes"]
+    present = [row for row in range(len(split)) if row not in absent]
+    whole = []
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        inspected = pool.map(lambda row: _inspect_row(split.rows, row), present)
+        bar = tqdm(inspected, desc=f"photos of {split.name}", total=len(present), disable=not progress)
+        for photo, identity, facts in bar:
+            _count_photo(report, photo, facts)
+            if facts.problem is None:
+                whole.append(identity)
+            yield photo, facts
+    if read_photos is not None:
+        read_photos.keep(whole)
 
 
 def _check_regions(report: SplitReport, split: Split, progress: bool) -> None:
@@ -148,48 +156,32 @@ def _check_regions(report: SplitReport, split: Split, progress: bool) -> None:
             bar.update(read)
 
 
-def inspect_photo(image: dict) -> PhotoFacts:
-    """Decode a row's `image` completely and say what it is."""
-    data = image["bytes"]
-    if data is None:
-        with open(image["path"], "rb") as file:
-            data = file.read()
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    kind, traits = "unknown", ()
-    try:
-        with naming_photo(image):
-            opened = open_image({"path": image["path"], "bytes": data})
-            kind = opened.format
-            opened.load()
-            traits = _traits(opened, data)
-            to_rgb(opened)
-    except ValueError as error:
-        problem = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        return PhotoFacts(digest, problem, str(error), kind, traits)
-    return PhotoFacts(digest, format=kind, traits=traits)
+def _report_duplicates(report: CheckReport, places: dict[str, list[tuple[str, str]]]) -> None:
+    within, shared = defaultdict(list), defaultdict(list)
+    for same in places.values():
+        if len(same) < 2:
+            continue
+        report.duplicates.append([f"{name}: {photo}" for name, photo in same])
+        names = tuple(dict.fromkeys(name for name, _ in same))
+        if len(names) == 1:
+            within[names[0]].append(" = ".join(photo for _, photo in same))
+        else:
+            shared[names].append(" = ".join(report.duplicates[-1]))
+    for name, groups in within.items():
+        report.warnings.append(f"byte-identical photos in split {name}: {shown(groups)}")
+    for names, groups in shared.items():
+        report.leaks.append(
+            f"{len(groups)} photos are in split {' and in split '.join(names)}, byte by byte ({shown(groups)}); remove "
+            "them from all but one, or choose the splits by a column or by lists of photos"
+        )
 
 
-def _inspect_row(rows, row: int) -> tuple[str, PhotoFacts]:
+def _inspect_row(rows: Dataset, row: int) -> tuple[str, bytes | None, PhotoFacts]:
     stored = rows[row]
-    photo = stored["image"]["path"] or stored["image_id"]
-    try:
-        return photo, inspect_photo(stored["image"])
-    except OSError as error:  # no permission, a vanished mount
-        return photo, PhotoFacts(problem="unreadable", message=f"{photo}: {error.strerror}")
-
-
-def _traits(image, data: bytes) -> tuple[str, ...]:
-    # Pillow opens 16-bit colour PNGs as 8-bit RGB; only the header tells
-    sixteen_bit = image.mode in SIXTEEN_BIT_MODES or (data[:8] == PNG_SIGNATURE and data[24:25] == b"\x10")
-    found = {
-        "greyscale": image.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT_MODES),
-        "palette": image.mode in ("P", "PA"),
-        "CMYK": image.mode == "CMYK",
-        "16-bit": sixteen_bit,
-        "transparent": image.mode in TRANSPARENT_MODES or "transparency" in image.info,
-        "EXIF-rotated": is_turned(image),
-    }
-    return tuple(trait for trait, is_there in found.items() if is_there)
+    photo = photo_name(stored)
+    image = stored["image"] | {"path": photo}
+    identity = photo_identity(image)  # before it is decoded: a photo that is replaced meanwhile is not known
+    return photo, identity, inspect_photo(image)
 
 
 def _count_photo(report: SplitReport, photo: str, facts: PhotoFacts) -> None:
@@ -230,6 +222,7 @@ def _describe_captions(split: Split, count_tokens, max_tokens: int | None, progr
         cut_captions=int((lengths > max_tokens).sum()) if count_tokens and max_tokens else None,
         max_tokens=max_tokens,
         left_out=list(split.missing),
+        broken_left_out=[f"{item} ({reason})" for item, kind, reason in split.left_out if kind == "broken"],
         odd_captions=dict(odd),
     )
 
@@ -257,7 +250,11 @@ def _photo_problems(name: str, report: SplitReport) -> list[str]:
             problems.append(f"split {name}: {len(photos)} photos are {label}: {shown(photos)}; {advice}")
     for label, photos in (("truncated", report.truncated), ("unreadable", report.unreadable)):
         if photos:
-            problems.append(f"split {name}: {len(photos)} photos are {label}:\n  " + shown(photos, separator="\n  "))
+            listed = shown(photos, separator="\n  ")
+            problems.append(
+                f"split {name}: {len(photos)} photos are {label}:\n  {listed}\n"
+                "  put good copies there or set data.skip_broken: true"
+            )
     if report.damaged_regions:
         problems.append(
             f"split {name}: {len(report.damaged_regions)} photos have features that are not finite or all zero: "
@@ -270,6 +267,14 @@ def _split_warnings(name: str, report: SplitReport) -> list[str]:
     warnings = []
     if report.left_out:
         warnings.append(f"split {name}: {len(report.left_out)} missing photos are left out: {shown(report.left_out)}")
+    if report.broken_left_out:
+        count = f"{len(report.broken_left_out)} photos that cannot be read are left out"
+        warnings.append(f"split {name}: {count}: {shown(report.broken_left_out)}")
+    if extreme := report.traits.get(EXTREME):
+        warnings.append(
+            f"split {name}: {len(extreme)} photos have a side of less than {SMALLEST_SIDE} pixels, or one more than "
+            f"{EXTREME_RATIO} times as long as the other: {shown(extreme)}"
+        )
     if report.cut_captions:
         warnings.append(f"split {name}: {report.cut_captions} captions are cut to {report.max_tokens} tokens")
     for oddity, captions in report.odd_captions.items():
@@ -291,6 +296,8 @@ def _cells(report: SplitReport) -> dict[str, str]:
         return cells | {"regions a photo": report.regions, "damaged photos": str(len(report.damaged_regions))}
     cells |= {f"{kind} files": str(count) for kind, count in sorted(report.formats.items())}
     cells |= {f"{trait} photos": str(len(photos)) for trait, photos in report.traits.items()}
+    if report.broken_left_out:
+        cells["left out as broken"] = str(len(report.broken_left_out))
     for label in ("left_out", "missing", "zero_sized", "unreadable", "truncated"):
         cells[f"{label.replace('_', ' ')} photos"] = str(len(getattr(report, label)))
     return cells

@@ -15,6 +15,7 @@ class DataSection(Section):
     """What every source shares."""
 
     skip_missing: bool = Field(False, description="go on without photos that are missing, and say how many")
+    skip_broken: bool = Field(False, description="go on without photos that cannot be read and captions that are empty")
     max_photos: PositiveInt | None = Field(None, description="keep only the first photos of every split (a quick look)")
     cache_images: PositiveInt | None = Field(None, description="short side, in pixels, of a cache of resized photos")
     cache_dir: str | None = Field(None, description="folder of all caches (default: ~/.cache/clip_itm)")

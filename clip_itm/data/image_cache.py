@@ -7,16 +7,16 @@ size and time of change, so that a changed original is simply another entry.
 import hashlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from PIL import Image
-from tqdm.auto import tqdm
 
 from clip_itm.data.images import naming_photo, open_image, to_rgb
+from clip_itm.data.photo_check import find_unreadable
 
 
 class ImageCache:
@@ -30,6 +30,7 @@ class ImageCache:
     def __init__(self, folder: str | Path, short_side: int):
         self.folder = Path(folder) / str(short_side)
         self.short_side = short_side
+        self.description = f"resizing photos to {short_side} px"
 
     def image(self, image: dict[str, Any]) -> dict[str, Any]:
         """What to read for a stored `image` (a dict with `path` and `bytes`): its copy, or itself if there is none."""
@@ -46,23 +47,19 @@ class ImageCache:
         Raises ValueError naming all photos that cannot be read (count and first twenty), or the folder when it cannot
         be written.
         """
-        images = rows.select_columns(["image"])
-        missing = [number for number, row in enumerate(images) if not self._is_made(row["image"])]
-        if not missing:
-            return
-        with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
-            made = pool.map(lambda number: self._make(images[number]["image"]), missing)
-            try:
-                bar = tqdm(made, total=len(missing), desc=f"resizing photos to {self.short_side} px")
-                failures = [failure for failure in bar if failure]
-            except BaseException:  # a full disk or Ctrl-C: do not work through the rest before saying so
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        if failures:
-            raise ValueError(
-                f"{len(failures)} photos cannot be read:\n  " + "\n  ".join(failures[:20]) + "\n"
-                "`clip-itm data check RECIPE --json FILE` names all of them"
-            )
+        if broken := find_unreadable(rows, self, num_workers):
+            raise ValueError(f"{len(broken)} photos cannot be read:\n  " + "\n  ".join([*broken.values()][:20]))
+
+    def is_ready(self, image: dict[str, Any]) -> bool:
+        """Whether the copy of a stored image is there, or it is known that it needs none."""
+        try:
+            return self._entry(image).exists()
+        except OSError:  # no such photo: making its copy says so
+            return False
+
+    def failures(self, images: Sequence[dict[str, Any]]) -> list[str | None]:
+        """Make the copies of stored images; what is wrong with each that cannot be read, naming it, else None."""
+        return [self._make(image) for image in images]
 
     def _entry(self, image: dict[str, Any]) -> Path:
         """The file for a photo, named by the original's path, size and time of change, or by its bytes."""
@@ -74,14 +71,8 @@ class ImageCache:
         name = hashlib.blake2b(identity, digest_size=16).hexdigest()
         return self.folder / name[:2] / name[2:]
 
-    def _is_made(self, image: dict[str, Any]) -> bool:
-        try:
-            return self._entry(image).exists()
-        except OSError:  # no such photo: building it reports that, together with all others
-            return False
-
     def _make(self, image: dict[str, Any]) -> str | None:
-        """Write the copy of one photo; the reason, naming it, if it cannot be read."""
+        """Write the copy of one photo; the reason if it cannot be read."""
         try:
             with naming_photo(image):
                 entry, content = self._entry(image), self._resized(image)
@@ -103,7 +94,7 @@ class ImageCache:
         """The encoded copy; nothing where the photo is not larger than that."""
         original = open_image(image)
         if min(original.size) <= self.short_side:
-            original.load()  # a truncated photo is found now, not in the middle of training
+            to_rgb(original)  # a truncated photo is found now, not in the middle of training
             return b""
         is_jpeg = original.format in ("JPEG", "MPO")
         photo = to_rgb(original)

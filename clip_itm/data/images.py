@@ -1,6 +1,8 @@
 """Photos from files or bytes to RGB, the same way everywhere: turned as EXIF says, nothing clipped, nothing guessed."""
 
 import io
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -35,10 +37,7 @@ def read_image(image: dict, draft_size: int | None = None) -> Image.Image:
 
 def open_image(image: dict) -> Image.Image:
     """The photo with its header read and its pixels not yet decoded."""
-    data = image["bytes"]
-    if data is None:
-        with open(image["path"], "rb") as file:
-            data = file.read()
+    data = photo_bytes(image)
     if not data:
         raise ValueError("the file is empty (0 bytes)")
     image = Image.open(io.BytesIO(data))
@@ -48,6 +47,20 @@ def open_image(image: dict) -> Image.Image:
             f"{image.width} x {image.height} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS:,}"
         )
     return image
+
+
+def photo_bytes(image: dict) -> bytes:
+    """The encoded photo: stored bytes, or the content of the file. ValueError for a folder or a pipe in its place."""
+    if image["bytes"] is not None:
+        return image["bytes"]
+    with open(image["path"], "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("this is no regular file")
+        return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer for ever
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -98,22 +111,34 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((grey.clip(0) * (255 / brightest)).round().astype(np.uint8))
 
 
+class UnreadablePhotoError(ValueError):
+    """A photo that cannot be read; the message names it and says what to do.
+
+    From a loader process the message arrives with the traceback before it: only its own sentence is kept.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
 @contextmanager
 def naming_photo(image: dict | None) -> Iterator[None]:
-    """Turn whatever decoding raises into a ValueError that names the photo and says what to do."""
+    """Turn whatever reading and decoding raise into an `UnreadablePhotoError`."""
     if image is None:
         raise ValueError("there is no photo to read: precomputed regions have photos only with data.images")
     name = image["path"] or "photo stored in the data set"
     try:
         yield
     except FileNotFoundError:
-        raise ValueError(f"{name}: there is no such photo") from None
+        raise UnreadablePhotoError(f"{name}: there is no such photo") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(
+        raise UnreadablePhotoError(
             f"{name}: {error}; shrink the photo, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from None
     except Image.UnidentifiedImageError:
         advice = missing_decoder(name) or "replace or remove it"
-        raise ValueError(f"{name}: this is not a photo that Pillow can read; {advice}") from None
+        raise UnreadablePhotoError(f"{name}: this is not a photo that Pillow can read; {advice}") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise UnreadablePhotoError(f"{name}: the file cannot be opened ({error.strerror})") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
-        raise ValueError(f"{name}: the photo cannot be decoded ({error}); replace or remove it") from error
+        raise UnreadablePhotoError(f"{name}: the photo cannot be decoded ({error}); replace or remove it") from error

@@ -1,24 +1,30 @@
 """From the `data:` section to verified splits: what can be known before a photo is decoded is checked here."""
 
 import logging
-import os
-from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections import Counter
 from dataclasses import replace
-from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
-from clip_itm.data.builder import CaptionedImages
+from clip_itm.data.builder import CaptionedImages, cache_folder
 from clip_itm.data.configuration import DataConfig
+from clip_itm.data.image_cache import ImageCache
+from clip_itm.data.left_out import (
+    columns_of,
+    empty_captions,
+    find_absent,
+    leave_out_absent,
+    leave_out_broken,
+    leave_out_empty_captions,
+    notes,
+    photos_without_captions,
+    shown,
+)
+from clip_itm.data.photo_check import PhotoChecker, ReadPhotos, find_unreadable
 from clip_itm.data.rows import SPLIT_NAMES, Split
+from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 20
 
 
 class MissingPhotosError(ValueError):
@@ -32,44 +38,83 @@ class MissingPhotosError(ValueError):
         )
 
 
-class Absent(NamedTuple):
-    """A photo that cannot be read, as its folder alone tells."""
+class BrokenPhotosError(ValueError):
+    """Photos that are there and cannot be read: all of them at once, a sentence each in `photos`."""
 
-    row: int
-    photo: str
-    is_empty: bool  # it is there, with zero bytes
-
-    def __str__(self) -> str:
-        return self.photo + (" (0 bytes)" if self.is_empty else "")
+    def __init__(self, photos: list[str], total: int):
+        self.photos = photos
+        super().__init__(
+            f"{len(photos)} of {total} photos cannot be read:\n  {shown(photos, separator=chr(10) + '  ')}\n"
+            "Put good copies there, or set data.skip_broken: true to go on with the others "
+            "(`clip-itm data check RECIPE --json FILE` lists all)."
+        )
 
 
 def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
     """The splits that the data set has, keyed train, val, test.
 
-    Photos that are not there are an error (`MissingPhotosError`), or are left out and listed in `Split.missing` where
-    `skip_missing` is set or the source is known for it (CC120K by TSV, token files without split files). So are, with
-    `skip_missing`, empty captions and photos without captions. An empty split and a photo id that occurs twice are
-    always errors. `verify=False` leaves out the same and raises nothing: `clip-itm data check` reports it all.
+    Photos that are not there are an error (`MissingPhotosError`), or are left out and listed in `Split.left_out` where
+    `skip_missing` is set or the source is known for it (CC120K by TSV, token files without split files). `skip_broken`
+    leaves out photos that cannot be read: each is decoded once, now or in an earlier call. Either leaves out empty
+    captions and photos without captions. An empty split and a photo id that occurs twice are always errors.
+    `verify=False` leaves out the same and raises nothing: `clip-itm data check` reports it all.
     """
     rows, missing_is_normal = read_rows(config)
     splits = {name: Split(name, rows[name]) for name in SPLIT_NAMES if name in rows}
     if config.source == "regions":
         source = _open_source(config)
         splits = {name: replace(split, regions=source.features(name)) for name, split in splits.items()}
-    if config.skip_missing or missing_is_normal:
-        splits = {name: leave_out_absent(split) for name, split in splits.items()}
-    if config.skip_missing:
+    if config.skip_missing or missing_is_normal or config.skip_broken:
+        every = config.skip_missing or missing_is_normal
+        splits = {name: leave_out_absent(split, every) for name, split in splits.items()}
+    if config.skip_missing or config.skip_broken:
         splits = {name: leave_out_empty_captions(split) for name, split in splits.items()}
-    if config.max_photos is not None:
-        kept = {name: range(min(len(split), config.max_photos)) for name, split in splits.items()}
-        splits = {name: split.select(kept[name]) for name, split in splits.items()}
+    if config.skip_broken and has_photos(config):
+        if verify:  # what is told by names and captions comes before minutes of decoding
+            _demand_sound(_first_photos(splits, config))
+        checker = photo_checker(config)
+        splits = {name: leave_out_broken(split, checker, config.max_photos) for name, split in splits.items()}
+    splits = _first_photos(splits, config)
     if verify:
         for note in {note: None for split in splits.values() for note in notes(split)}:
             logger.warning(note)
-        demand_photos(splits)
-        if problems := split_problems(splits):
-            raise ValueError("\n".join(problems))
+        _demand_sound(splits)
     return splits
+
+
+def _first_photos(splits: dict[str, Split], config: DataConfig) -> dict[str, Split]:
+    if config.max_photos is None:
+        return splits
+    return {name: split.select(range(min(len(split), config.max_photos))) for name, split in splits.items()}
+
+
+def _demand_sound(splits: dict[str, Split]) -> None:
+    demand_photos(splits)
+    if problems := split_problems(splits):
+        raise ValueError("\n".join(problems))
+
+
+def has_photos(config: DataConfig) -> bool:
+    """Whether there are photos of a user's to be read: not drawn scenes, not precomputed regions."""
+    return config.source not in ("regions", "sample")
+
+
+def photo_checker(config: DataConfig) -> PhotoChecker:
+    """What decodes the photos of a data set: the cache of resized ones where there is one, which does it anyway."""
+    if config.cache_images is not None:
+        return ImageCache(cache_folder(config) / "photos", config.cache_images)
+    return ReadPhotos(cache_folder(config) / "read_photos")
+
+
+def demand_readable(splits: dict[str, Split], checker: PhotoChecker, workers: int = 0) -> None:
+    """Decode every photo that `checker` does not know yet; `BrokenPhotosError` naming all that cannot be read."""
+    broken = [
+        f"{name}: {sentence}"
+        for name, split in splits.items()
+        for sentence in find_unreadable(split.rows, checker, workers, progress=process_index() == 0).values()
+    ]
+    if broken:
+        raise BrokenPhotosError(broken, sum(len(split) for split in splits.values()))
 
 
 def read_rows(config: DataConfig) -> tuple[dict[str, Dataset], bool]:
@@ -99,44 +144,6 @@ def _open_source(config: DataConfig) -> CaptionedImages:
     return Source(config)
 
 
-def notes(split: Split) -> list[str]:
-    """What reading the annotations left to say about this split or its data set."""
-    return (split.rows.info.description or "").splitlines()
-
-
-def find_absent(rows: Dataset) -> list[Absent]:
-    """Photos that are missing or have zero bytes, in row order, by one listing of every folder."""
-    by_folder: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    absent = []
-    start = 0
-    for batch in rows.select_columns(["image"]).with_format("arrow").iter(batch_size=1000):
-        image = batch["image"].combine_chunks()
-        sizes = pc.binary_length(image.field("bytes")).to_pylist()
-        for row, (path, size) in enumerate(zip(image.field("path").to_pylist(), sizes, strict=True), start=start):
-            if size is None:
-                folder, name = os.path.split(path or "")
-                by_folder[folder][name].append(row)
-            elif size == 0:
-                absent.append(Absent(row, path or f"photo stored in row {row}", is_empty=True))
-        start += len(image)
-    for folder, names in by_folder.items():
-        sizes = _file_sizes(folder, names)
-        for name in names:
-            if not sizes.get(name):
-                path = os.path.join(folder, name)
-                absent += [Absent(row, path, is_empty=name in sizes) for row in names[name]]
-    return sorted(absent)
-
-
-def _file_sizes(folder: str, names: Collection[str]) -> dict[str, int]:
-    """Size in bytes of those files of a folder that are among `names`."""
-    try:
-        with os.scandir(folder or ".") as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.name in names and entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-
-
 def demand_photos(splits: dict[str, Split]) -> None:
     absent = [
         f"{name}: {photo}"
@@ -148,59 +155,6 @@ def demand_photos(splits: dict[str, Split]) -> None:
         raise MissingPhotosError(absent, sum(len(split) for split in splits.values()))
 
 
-def leave_out_absent(split: Split) -> Split:
-    absent = find_absent(split.rows) if split.regions is None else []
-    if not absent:
-        return split
-    count = f"{len(absent)} of {len(split)} photos are missing or empty and left out"
-    logger.warning("%s: %s: %s", split.name, count, shown([str(photo) for photo in absent]))
-    rows = {photo.row for photo in absent}
-    kept = split.rows.select([row for row in range(len(split)) if row not in rows])
-    return Split(split.name, kept, tuple(photo.photo for photo in absent))
-
-
-def leave_out_empty_captions(split: Split) -> Split:
-    empty, without = empty_captions(split), photos_without_captions(split)
-    if not empty and not without:
-        return split
-
-    texts = [name for name in split.rows.column_names if name.startswith("caption")]  # ids and weights go along
-
-    def keep(*columns: list) -> dict:
-        kept = [values for values in zip(*columns, strict=True) if values[texts.index("captions")].strip()]
-        return {name: [values[place] for values in kept] for place, name in enumerate(texts)}
-
-    kept = split.rows.select_columns(texts).map(keep, input_columns=texts, keep_in_memory=True)
-    rows = concatenate_datasets([split.rows.remove_columns(texts), kept], axis=1)  # stored photos are not copied
-    regions = split.regions
-    if regions is not None:
-        written = pc.not_equal(pc.utf8_trim_whitespace(split.pairs.captions), "").to_numpy(zero_copy_only=False)
-        regions = regions.select(np.arange(len(split)), np.flatnonzero(written))
-    counts = pc.list_value_length(_columns(rows, "captions")["captions"]).to_pylist()
-    split = replace(split, rows=rows, regions=regions).select([row for row, count in enumerate(counts) if count])
-    note = f"{split.name}: {len(empty)} empty captions and {counts.count(0)} photos without captions are left out"
-    logger.warning("%s: %s", note, shown(empty + without))
-    split.rows.info.description = "\n".join([*notes(split), note])
-    return split
-
-
-def empty_captions(split: Split) -> list[str]:
-    """Ids (mostly file:line) of captions with nothing but white space in them."""
-    table = _columns(split.rows, "captions", "caption_ids")
-    is_empty = pc.equal(pc.utf8_trim_whitespace(pc.list_flatten(table["captions"])), "")
-    return pc.list_flatten(table["caption_ids"]).filter(is_empty).to_pylist()
-
-
-def photos_without_captions(split: Split) -> list[str]:
-    """Ids of photos that have no caption at all."""
-    table = _columns(split.rows, "image_id", "captions")
-    return table["image_id"].filter(pc.equal(pc.list_value_length(table["captions"]), 0)).to_pylist()
-
-
-def _columns(rows: Dataset, *names: str) -> pa.Table:
-    return rows.select_columns(list(names)).with_format("arrow")[:]
-
-
 def split_problems(splits: dict[str, Split]) -> list[str]:
     """What training cannot go on with, apart from the photos themselves; one sentence each."""
     problems = []
@@ -209,14 +163,13 @@ def split_problems(splits: dict[str, Split]) -> list[str]:
         problems.append("the annotations name no photos")
     for name, split in splits.items():
         if len(split) == 0:
-            left_out = f"; {len(split.missing)} photos are missing: {shown(split.missing)}" if split.missing else ""
-            problems.append(f"split {name} is empty{left_out}")
+            problems.append(f"split {name} is empty{_reasons(split)}")
         advice = "write or remove them, or set data.skip_missing: true"
         if empty := empty_captions(split):
             problems.append(f"split {name}: {len(empty)} empty captions ({shown(empty)}); {advice}")
         if without := photos_without_captions(split):
             problems.append(f"split {name}: {len(without)} photos without captions ({shown(without)}); {advice}")
-        ids = Counter(_columns(split.rows, "image_id")["image_id"].to_pylist())
+        ids = Counter(columns_of(split.rows, "image_id")["image_id"].to_pylist())
         if twice := [image_id for image_id, count in ids.items() if count > 1]:
             problems.append(
                 f"split {name}: {len(twice)} photo ids occur more than once ({shown(twice)}); "
@@ -230,7 +183,11 @@ def split_problems(splits: dict[str, Split]) -> list[str]:
     return problems
 
 
-def shown(names, separator: str = ", ") -> str:
-    """The first twenty, and how many more."""
-    more = [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    return separator.join([*names[:SHOWN], *more])
+def _reasons(split: Split) -> str:
+    """Why nothing is left of a split."""
+    kinds = {"missing": "photos are missing", "broken": "photos cannot be read", "caption": "captions are empty"}
+    by_kind = {kind: [out for out in split.left_out if out.kind == kind] for kind in kinds}
+    named = {kind: shown([out.item for out in found]) for kind, found in by_kind.items()}
+    if broken := by_kind["broken"]:
+        named["broken"] = shown([f"{out.item} ({out.reason})" for out in broken])
+    return "".join(f"; {len(found)} {kinds[kind]}: {named[kind]}" for kind, found in by_kind.items() if found)

@@ -1,10 +1,11 @@
 """What every source gives: rows (one a photo), splits with a hash, and the flat index of pairs."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,21 +39,40 @@ def hash_strings(*columns: pa.Array) -> str:
     return digest.hexdigest()
 
 
+class LeftOut(NamedTuple):
+    """What a split goes without: a photo (its file, else its id) or a caption (its id)."""
+
+    item: str
+    kind: Literal["missing", "broken", "caption"]  # photos that are missing or empty, or unreadable; empty captions
+    reason: str
+
+
 @dataclass(frozen=True)
 class Split:
     """One split of a data set: its rows, and what is known of them.
 
     `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row a photo, images not decoded). `sha256` covers photo ids,
     caption ids and captions in order, never pixels or paths: the same split on two machines has the same hash.
-    `missing` lists the photo files that `skip_missing` left out. Where captions have weights
+    `left_out` lists what `skip_missing` and `skip_broken` left out. Where captions have weights
     (`WEIGHTED_ROW_FEATURES`), the hash covers them too. `regions`: what stands for the photos where there are none; of
     these the hash covers names, shapes and some rows (`RegionFeatures.identity`).
     """
 
     name: str
     rows: Dataset
-    missing: tuple[str, ...] = field(default=())
+    left_out: tuple[LeftOut, ...] = field(default=())
     regions: "RegionFeatures | None" = None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The photos that are left out because they are missing or empty."""
+        return tuple(item for item, kind, _ in self.left_out if kind == "missing")
+
+    @property
+    def left_out_counts(self) -> dict[str, int]:
+        """How many photos were missing, how many broken, and how many captions (or photos without any) empty."""
+        counts = Counter(kind for _, kind, _ in self.left_out)
+        return {"missing": counts["missing"], "broken": counts["broken"], "empty_captions": counts["caption"]}
 
     @cached_property
     def pairs(self) -> "Pairs":

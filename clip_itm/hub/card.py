@@ -83,10 +83,10 @@ def _recall(results: dict, note: str | None, curves: bool) -> str:
 def _data(recipe: Recipe, results: dict) -> str:
     noise = results["noise"]
     drawn = f"seed {noise['seed']}" if recipe.noise.file is None else "from a file"
-    lines = ["## Data", "", "| split | photos | captions | left out because missing | hash |", "|---|---|---|---|---|"]
+    lines = ["## Data", "", "| split | photos | captions | left out | hash |", "|---|---|---|---|---|"]
     for name, split in results["provenance"]["splits"].items():
         lines.append(
-            f"| {name} | {split['photos']:,} | {split['captions']:,} | {split['missing']} | `{split['sha256']}` |"
+            f"| {name} | {split['photos']:,} | {split['captions']:,} | {_left_out(split)} | `{split['sha256']}` |"
         )
     lines += [
         "",
@@ -101,6 +101,11 @@ def _data(recipe: Recipe, results: dict) -> str:
             f"suspicious, {100 * found['precision']:.1f} % are wrong.",
         ]
     return "\n".join(lines)
+
+
+def _left_out(split: dict) -> str:
+    kinds = {"missing": "missing photos", "broken": "broken photos", "empty_captions": "empty captions"}
+    return ", ".join(f"{split[key]:,} {kind}" for key, kind in kinds.items() if split.get(key)) or "nothing"
 
 
 def _making(recipe: Recipe, results: dict) -> str:

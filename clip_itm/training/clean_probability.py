@@ -101,9 +101,9 @@ def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise
     from clip_itm.heads.mixture import fit_mixture
     from clip_itm.heads.pair_losses import pair_losses
     from clip_itm.training.encode import scoring
-    from clip_itm.training.setup import Encoder, make_image_cache
+    from clip_itm.training.setup import Encoder, prepare_photos
 
-    encoder = Encoder.of_saved(model_folder, recipe, make_image_cache(recipe, {train.name: train}))
+    encoder = Encoder.of_saved(model_folder, recipe, prepare_photos(recipe, {train.name: train}))
     embeddings = encoder.encode(train)
     losses = pair_losses(
         embeddings.images,

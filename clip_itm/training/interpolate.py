@@ -24,7 +24,7 @@ from clip_itm.recipe import Recipe
 from clip_itm.training.build import dev_metrics
 from clip_itm.training.encode import encode_captions, encode_photos
 from clip_itm.training.run import evaluate_split
-from clip_itm.training.setup import Encoder, autocast_dtype, check_protocols, final_split, make_image_cache, make_model
+from clip_itm.training.setup import Encoder, autocast_dtype, check_protocols, final_split, make_model, prepare_photos
 
 State = dict[str, Tensor]
 
@@ -88,7 +88,7 @@ class Line:
             splits = load_splits(recipe.data)
         self.final, self.dev = final_split(recipe, splits), splits.get("val")
         check_protocols(recipe, self.final)
-        self.image_cache = make_image_cache(
+        self.image_cache = prepare_photos(
             recipe, {split.name: split for split in (self.final, self.dev) if split is not None}
         )
         self.processor = ItmProcessor.from_pretrained(tuned)

@@ -10,7 +10,7 @@ from clip_itm.distributed import process_state
 from clip_itm.files import replacing
 from clip_itm.recipe import load_recipe
 from clip_itm.training.encode import scoring
-from clip_itm.training.setup import Encoder, final_split, make_image_cache
+from clip_itm.training.setup import Encoder, final_split, prepare_photos
 
 
 def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int = 6) -> None:
@@ -54,7 +54,7 @@ def _search(folder: Path, queries: int, top: int) -> list[dict]:
     recipe = load_recipe(folder)
     splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
-    encoder = Encoder.of_saved(folder / "best", recipe, make_image_cache(recipe, {split.name: split}))
+    encoder = Encoder.of_saved(folder / "best", recipe, prepare_photos(recipe, {split.name: split}))
     embeddings = encoder.encode(split)
     answers = []
     for number in torch.linspace(0, len(embeddings.texts) - 1, queries + 2).long()[1:-1].tolist():

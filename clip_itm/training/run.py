@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from clip_itm.data.images import UnreadablePhotoError
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Split
@@ -27,6 +28,7 @@ from clip_itm.training.setup import Encoder, TrainingData, demand_splits, final_
 from clip_itm.training.trainer import last_complete_checkpoint
 
 RESULTS = "results.json"
+LEFT_OUT = "left_out.json"
 METHOD_KEYS = ("method_epoch", "bank_clean")  # log entries of what a method knows about the pairs
 
 
@@ -56,6 +58,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     if state.is_main_process:
         provenance.write(folder, recipe)
         data.noise.save(folder / "noise.npz")
+        write_left_out(folder / LEFT_OUT, data.splits)
 
     results = {
         "recipe_sha256": recipe.sha256,
@@ -67,7 +70,13 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
     if checkpoint is not None:
         _say(f"resuming from {checkpoint}")
         trainer.load_method_state(checkpoint)
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnreadablePhotoError as error:
+        raise ValueError(
+            f"{error}. It could be read when this run began: put it back and give the same command again, which goes "
+            "on from the last checkpoint"
+        ) from error
     results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last")
     best = folder / f"checkpoint-{trainer.state.best_global_step}"  # not the path in the state: a run may be moved
     model.load_state_dict(ItmModel.from_pretrained(best).state_dict())
@@ -89,6 +98,12 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
         _publish(folder, recipe, model, processor, results)
     state.wait_for_everyone()
     return results
+
+
+def write_left_out(path: Path, splits: dict[str, Split]) -> None:
+    """What the splits go without, photo by photo and caption by caption; no file where that is nothing."""
+    if any(split.left_out for split in splits.values()):
+        write_json(path, {name: [out._asdict() for out in split.left_out] for name, split in splits.items()})
 
 
 def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, RetrievalResult | PrecisionResult]:
@@ -195,9 +210,9 @@ def _demand_unchanged(folder: Path, splits: dict[str, Split], noise: CaptionNois
 
 def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
     lines = [f"{name:5s} {len(split):7d} photos  {len(split.pairs):7d} captions" for name, split in data.splits.items()]
-    missing = [path for split in data.splits.values() for path in split.missing]
-    if missing:
-        lines.append(f"left out: {len(missing)} photos that are missing or empty, such as {missing[0]}")
+    if left_out := [out for split in data.splits.values() for out in split.left_out]:
+        item, _, reason = left_out[0]
+        lines.append(f"left out: {len(left_out)} photos and captions, such as {item} ({reason}); all in {LEFT_OUT}")
     noise = data.noise
     drawn = f"from {recipe.noise.file}" if recipe.noise.file else f"seed {noise.seed}"
     lines.append(f"noise {noise.ratio:g} ({noise.level} level, {drawn}), hash {noise.sha256[:12]}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import set_seed
 
@@ -15,10 +16,10 @@ from clip_itm.backbones.configuration import random_part
 from clip_itm.data.batches import PairBatchSampler, rows_of
 from clip_itm.data.builder import cache_folder
 from clip_itm.data.image_cache import ImageCache
-from clip_itm.data.load import load_splits
+from clip_itm.data.load import demand_readable, has_photos, load_splits, photo_checker
 from clip_itm.data.noise import CaptionNoise, load_noise
-from clip_itm.data.rows import Pairs, Split
-from clip_itm.distributed import process_state
+from clip_itm.data.rows import Pairs, Split, hash_strings
+from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
 from clip_itm.heads.npc.bank import MemoryBank
 from clip_itm.model import ItmModel
@@ -36,7 +37,7 @@ class TrainingData:
 
     splits: dict[str, Split]
     noise: CaptionNoise
-    image_cache: ImageCache | None
+    image_cache: ImageCache | None = None
     bank: MemoryBank | None = None  # the one that the recipe names
 
     @property
@@ -71,23 +72,38 @@ def demand_splits(recipe: Recipe, splits: dict[str, Split]) -> None:
 
 
 def load_data(recipe: Recipe) -> TrainingData:
-    """Splits, checked cheaply, and noise. Raises ValueError naming file, row or key before any model is built."""
-    with process_state().main_process_first():
+    """Splits, noise and readable photos. Raises ValueError naming file, row or key before any model is built."""
+    data = load_pairs(recipe)
+    data.image_cache = prepare_photos(recipe, data.splits)
+    return data
+
+
+def load_pairs(recipe: Recipe) -> TrainingData:
+    """Splits and noise, before photos are decoded: the same ones in every process."""
+    state = process_state()
+    with state.main_process_first():
         splits = load_splits(recipe.data)
     demand_splits(recipe, splits)
-    noise = load_noise(recipe.noise, splits["train"].pairs)
-    return TrainingData(splits, noise, make_image_cache(recipe, splits))
+    own = hash_strings(pa.array([split.sha256 for split in splits.values()]))
+    if not is_same_everywhere(own, state.device):
+        raise ValueError(
+            f"data: the processes of this run do not find the same photos and captions (process {state.process_index}: "
+            f"{', '.join(f'{name} {split.sha256[:12]}' for name, split in splits.items())}); all need the same folders"
+        )
+    return TrainingData(splits, load_noise(recipe.noise, splits["train"].pairs))
 
 
-def make_image_cache(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | None:
-    """The cache of resized photos that `data.cache_images` asks for, complete for `splits`."""
-    if recipe.data.cache_images is None:
-        return None
+def prepare_photos(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | None:
+    """Find the photos of `splits` readable, or raise `BrokenPhotosError`; those of earlier calls are not decoded again.
+
+    Gives the cache of resized photos that `data.cache_images` asks for, complete for `splits`.
+    """
+    if recipe.data.cache_images is None and (recipe.data.skip_broken or not has_photos(recipe.data)):
+        return None  # found while the splits were loaded, or there is nothing to find
     with process_state().main_process_first():
-        image_cache = ImageCache(cache_folder(recipe.data) / "photos", recipe.data.cache_images)
-        for split in splits.values():
-            image_cache.build(split.rows, num_workers=recipe.data.num_workers)
-    return image_cache
+        checker = photo_checker(recipe.data)
+        demand_readable(splits, checker, recipe.data.num_workers if recipe.data.cache_images else 0)
+    return checker if isinstance(checker, ImageCache) else None
 
 
 def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
@@ -213,9 +229,10 @@ def check_protocols(recipe: Recipe, split: Split) -> None:
 def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]:
     """All that can be checked before a model is built."""
     available_trackers(recipe.training.trackers)
-    data = load_data(recipe)
+    data = load_pairs(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))
     data.bank = given_bank(recipe, data.noise, data.train.pairs)
+    sampler = make_sampler(recipe, data.train)
     builds_at_once = recipe.head.kind == "npc" and data.bank is None and not recipe.head.warmup_epochs
     if builds_at_once and (random := random_part(recipe.backbone)):
         warnings.warn(
@@ -223,7 +240,8 @@ def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]
             "head.warmup_epochs, or name a bank of a trained model (head.bank, `clip-itm bank build --run DIR`)",
             stacklevel=1,
         )
-    return data, make_sampler(recipe, data.train), describe_run(recipe, data.splits, data.noise, data.bank)
+    data.image_cache = prepare_photos(recipe, data.splits)  # minutes of decoding come last
+    return data, sampler, describe_run(recipe, data.splits, data.noise, data.bank)
 
 
 def given_bank(recipe: Recipe, noise: CaptionNoise, pairs: Pairs) -> MemoryBank | None:

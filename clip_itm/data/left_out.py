@@ -1,0 +1,175 @@
+"""What a split goes without: photos that are missing or cannot be read, and captions that are empty."""
+
+import logging
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets
+
+from clip_itm.data.photo_check import PhotoChecker, find_unreadable, photo_name
+from clip_itm.data.rows import LeftOut, Split
+from clip_itm.distributed import process_index
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 20
+
+
+class Absent(NamedTuple):
+    """A row without a photo, as its folder alone tells."""
+
+    row: int
+    photo: str
+    reason: str = ""  # what is there in its place; "" where nothing is
+
+    def __str__(self) -> str:
+        return self.photo + (f" ({self.reason})" if self.reason else "")
+
+
+def find_absent(rows: Dataset) -> list[Absent]:
+    """Rows whose photo is null, missing, of zero bytes or no file, in row order, by one listing of every folder."""
+    by_folder: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    absent = []
+    start = 0
+    for batch in rows.select_columns(["image", "image_id"]).with_format("arrow").iter(batch_size=1000):
+        image = batch["image"].combine_chunks()
+        sizes = pc.binary_length(image.field("bytes")).to_pylist()
+        paths, ids = image.field("path").to_pylist(), batch["image_id"].to_pylist()
+        for row, (path, size, image_id) in enumerate(zip(paths, sizes, ids, strict=True), start=start):
+            if size == 0:
+                absent.append(Absent(row, path or f"photo {image_id}", "0 bytes"))
+            elif size is None and not path:
+                absent.append(Absent(row, f"photo {image_id}", "null"))
+            elif size is None:
+                folder, name = os.path.split(path)
+                by_folder[folder][name].append(row)
+        start += len(image)
+    for folder, names in by_folder.items():
+        found = _states(folder, names)
+        for name in names:
+            if (reason := found.get(name, "")) is not None:
+                absent += [Absent(row, os.path.join(folder, name), reason) for row in names[name]]
+    return sorted(absent)
+
+
+def _states(folder: str, names: Collection[str]) -> dict[str, str | None]:
+    """What is wrong with those files of a folder that are among `names`, None where nothing is."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name: _state(entry) for entry in entries if entry.name in names}
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        return {}
+    except OSError as error:
+        return dict.fromkeys(names, f"its folder cannot be read: {error.strerror}")
+
+
+def _state(entry: os.DirEntry) -> str | None:
+    try:
+        status = entry.stat()
+    except OSError:
+        return "a link to nowhere"
+    if stat.S_ISDIR(status.st_mode):
+        return "a folder"
+    if not stat.S_ISREG(status.st_mode):
+        return "no regular file"
+    return None if status.st_size else "0 bytes"
+
+
+def leave_out_absent(split: Split, every: bool = True) -> Split:
+    """Without the rows that have no photo; `every=False`: only those where something else is in its place."""
+    absent = find_absent(split.rows) if split.regions is None else []
+    kind = "missing" if every else "broken"
+    left_out = {
+        photo.row: LeftOut(photo.photo, kind, photo.reason or "not there") for photo in absent if every or photo.reason
+    }
+    return _without(split, left_out, "photos are missing or empty and left out")
+
+
+def leave_out_broken(split: Split, checker: PhotoChecker, limit: int | None = None) -> Split:
+    """Without the photos that cannot be read; with a `limit`, only so many are looked at as leave that number."""
+    absent = {photo.row for photo in find_absent(split.rows)}
+    present = [row for row in range(len(split)) if row not in absent]
+    wanted = len(present) if limit is None else limit
+    broken: dict[int, LeftOut] = {}
+    end = 0
+    while end < len(present) and end - len(broken) < wanted:
+        start, end = end, min(len(present), wanted + len(broken))
+        rows = split.rows.select(present[start:end])
+        for row, sentence in find_unreadable(rows, checker, progress=process_index() == 0).items():
+            photo = photo_name(rows[row])
+            reason = sentence.removeprefix(f"{photo}: ").partition("; ")[0]  # without advice
+            broken[present[start + row]] = LeftOut(photo, "broken", reason)
+    return _without(split, broken, "photos cannot be read and are left out")
+
+
+def _without(split: Split, left_out: dict[int, LeftOut], what: str) -> Split:
+    if not left_out:
+        return split
+    named = shown([f"{item} ({reason})" for item, _, reason in left_out.values()])
+    logger.warning("%s: %d of %d %s: %s", split.name, len(left_out), len(split), what, named)
+    kept = split.rows.select([row for row in range(len(split)) if row not in left_out])
+    return replace(split, rows=kept, left_out=(*split.left_out, *left_out.values()))
+
+
+def leave_out_empty_captions(split: Split) -> Split:
+    empty, without = empty_captions(split), photos_without_captions(split)
+    if not empty and not without:
+        return split
+
+    texts = [name for name in split.rows.column_names if name.startswith("caption")]  # ids and weights go along
+
+    def keep(*columns: list) -> dict:
+        kept = [values for values in zip(*columns, strict=True) if values[texts.index("captions")].strip()]
+        return {name: [values[place] for values in kept] for place, name in enumerate(texts)}
+
+    kept = split.rows.select_columns(texts).map(keep, input_columns=texts, keep_in_memory=True)
+    rows = concatenate_datasets([split.rows.remove_columns(texts), kept], axis=1)  # stored photos are not copied
+    regions = split.regions
+    if regions is not None:
+        written = pc.not_equal(pc.utf8_trim_whitespace(split.pairs.captions), "").to_numpy(zero_copy_only=False)
+        regions = regions.select(np.arange(len(split)), np.flatnonzero(written))
+    counts = pc.list_value_length(columns_of(rows, "captions")["captions"]).to_pylist()
+    split = replace(split, rows=rows, regions=regions).select([row for row, count in enumerate(counts) if count])
+    note = f"{split.name}: {len(empty)} empty captions and {counts.count(0)} photos without captions are left out"
+    logger.warning("%s: %s", note, shown(empty + without))
+    left_out = [LeftOut(caption, "caption", "empty caption") for caption in empty]
+    left_out += [LeftOut(photo, "caption", "photo without a caption") for photo in without]
+    split = replace(split, left_out=(*split.left_out, *left_out))
+    split.rows.info.description = "\n".join([*notes(split), note])
+    return split
+
+
+def empty_captions(split: Split) -> list[str]:
+    """Ids (mostly file:line) of captions with nothing but white space in them."""
+    table = columns_of(split.rows, "captions", "caption_ids")
+    is_empty = pc.equal(pc.utf8_trim_whitespace(pc.list_flatten(table["captions"])), "")
+    return pc.list_flatten(table["caption_ids"]).filter(is_empty).to_pylist()
+
+
+def photos_without_captions(split: Split) -> list[str]:
+    """Ids of photos that have no caption at all."""
+    table = columns_of(split.rows, "image_id", "captions")
+    return table["image_id"].filter(pc.equal(pc.list_value_length(table["captions"]), 0)).to_pylist()
+
+
+def columns_of(rows: Dataset, *names: str) -> pa.Table:
+    """Columns without the images, which would be copied."""
+    return rows.select_columns(list(names)).with_format("arrow")[:]
+
+
+def notes(split: Split) -> list[str]:
+    """What reading the annotations left to say about this split or its data set."""
+    return (split.rows.info.description or "").splitlines()
+
+
+def shown(names, separator: str = ", ") -> str:
+    """The first twenty, and how many more."""
+    more = [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return separator.join([*names[:SHOWN], *more])

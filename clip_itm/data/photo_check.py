@@ -1,0 +1,138 @@
+"""Photos that cannot be read, all of them found before anything depends on them.
+
+Each is decoded once, in threads, by the code that training reads it with (a JPEG at an eighth of its size: the whole
+file is gone through, few pixels are made). Which ones were whole is kept, so that the next start only looks at sizes
+and times of change.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import PIL
+import xxhash
+from datasets import Dataset
+from PIL import Image
+from tqdm.auto import tqdm
+
+from clip_itm.data import images
+from clip_itm.data.images import read_image
+
+BLOCK = 64  # photos that a thread takes at once
+
+
+class PhotoChecker(Protocol):
+    """What knows some photos to be readable already, and finds out about the others.
+
+    Those are `ReadPhotos`, and the cache of resized photos, which decodes them anyway.
+    """
+
+    description: str  # of what it does, for the progress bar
+
+    def is_ready(self, image: dict) -> bool:
+        """Whether a stored image was read before, unchanged."""
+
+    def failures(self, images: Sequence[dict]) -> list[str | None]:
+        """What is wrong with each, in a sentence that names it; None for those that can be read."""
+
+
+class ReadPhotos:
+    """A `PhotoChecker` that decodes, and keeps a list of the photos that could be read in a text file of `folder`.
+
+    A photo in a file is known by path, size, time of change and permissions, a stored one by its bytes. Lists of other
+    versions of Pillow or of this package's reader are not looked at. Broken photos are decoded anew every time.
+    """
+
+    description = "checking photos"
+
+    def __init__(self, folder: Path):
+        reader = f"{PIL.__version__} {find_spec('pillow_heif')} {Image.MAX_IMAGE_PIXELS}".encode()
+        code = hashlib.sha256(Path(images.__file__).read_bytes() + reader).hexdigest()[:16]
+        self.file = folder / f"{code}.txt"
+        try:
+            self.known = {line for line in self.file.read_bytes().split(b"\n") if len(line) == 32}
+        except OSError:  # the first time
+            self.known = set()
+
+    def is_ready(self, image: dict) -> bool:
+        return photo_identity(image) in self.known
+
+    def failures(self, images: Sequence[dict]) -> list[str | None]:
+        found, whole = [], []
+        for image in images:
+            identity = photo_identity(image)  # before it is decoded: a photo that is replaced meanwhile is not known
+            try:
+                read_image(image, draft_size=1)
+            except ValueError as error:
+                found.append(str(error))
+            else:
+                found.append(None)
+                whole.append(identity)
+        self.keep(whole)
+        return found
+
+    def keep(self, identities: Sequence[bytes | None]) -> None:
+        """Write down photos that could be read: lines of one write, so that several threads and processes may."""
+        lines = {identity for identity in identities if identity is not None} - self.known
+        if not lines:
+            return
+        self.known |= lines
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("ab", buffering=0) as file:
+                file.write(b"".join(line + b"\n" for line in sorted(lines)))
+        except OSError:  # a full disk, a cache that cannot be written: the next start decodes them again
+            pass
+
+
+def find_unreadable(rows: Dataset, checker: PhotoChecker, workers: int = 0, progress: bool = True) -> dict[int, str]:
+    """Row -> what is wrong, in row order, for the photos of `rows` that cannot be read; in threads (0: one a core)."""
+    rows = rows.select_columns(["image", "image_id"])
+    waiting = [number for number, image in enumerate(_images(rows)) if not checker.is_ready(image)]
+    blocks = [waiting[start : start + BLOCK] for start in range(0, len(waiting), BLOCK)]
+    broken = {}
+    if not waiting:
+        return broken
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        tqdm(desc=checker.description, total=len(waiting), delay=1, disable=not progress) as bar,
+    ):
+        try:
+            found = pool.map(lambda block: checker.failures(_named(rows, block)), blocks)
+            for block, failures in zip(blocks, found, strict=True):
+                broken |= {number: failure for number, failure in zip(block, failures, strict=True) if failure}
+                bar.update(len(block))
+        except BaseException:  # a full disk or Ctrl-C: do not work through the rest before saying so
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return broken
+
+
+def _images(rows: Dataset) -> Iterator[dict]:
+    for batch in rows.select_columns(["image"]).with_format("arrow").iter(batch_size=BLOCK):
+        yield from batch["image"].to_pylist()
+
+
+def _named(rows: Dataset, numbers: list[int]) -> list[dict]:
+    return [row["image"] | {"path": photo_name(row)} for row in (rows[number] for number in numbers)]
+
+
+def photo_name(row: dict) -> str:
+    """The file of a row's photo; one that is stored without a name is called by its id."""
+    return row["image"]["path"] or f"photo {row['image_id']}"
+
+
+def photo_identity(image: dict) -> bytes | None:
+    """32 characters for the content of a photo; None where there is none."""
+    if image["bytes"] is not None:
+        return xxhash.xxh3_128_hexdigest(image["bytes"]).encode()
+    try:
+        status = os.stat(image["path"])
+    except (OSError, ValueError):
+        return None
+    place = f"{os.path.abspath(image['path'])}\n{status.st_size} {status.st_mtime_ns} {status.st_mode}"
+    return xxhash.xxh3_128_hexdigest(place.encode(errors="surrogateescape")).encode()
