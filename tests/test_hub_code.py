@@ -36,7 +36,7 @@ GALLERY = [*CAPTIONS, *(f"{one} {two}" for one, two in zip(WORDS, reversed(WORDS
 TOP = 10
 KINDS = {"open_clip": "openclip", "transformers": "huggingface", "bert-vit": "bert_vit", "timm-words": "timm_words"}
 HEADS = ("clip", "npc", "crcl", "dive", "aahr", "polyloss", "triplet", "siglip")
-ALWAYS = {"PIL", "ftfy", "numpy", "pyarrow", "pydantic", "safetensors", "torch", "tqdm", "transformers"}
+ALWAYS = {"PIL", "ftfy", "numpy", "pyarrow", "pydantic", "safetensors", "torch", "tqdm", "transformers", "xxhash"}
 OWN = {"open_clip": {"open_clip"}, "timm-words": {"timm", "tokenizers"}}
 
 

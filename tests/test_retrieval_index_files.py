@@ -49,6 +49,16 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def kinds(folder: Path) -> list[str]:
+    """Of the files, without their tokens."""
+    return sorted(path.name.partition("-")[0] for path in folder.iterdir())
+
+
+def file_of(folder: Path, kind: str) -> Path:
+    (path,) = folder.glob(f"{kind}-*")
+    return path
+
+
 def snapshot(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
@@ -87,19 +97,16 @@ def test_saving_again_writes_what_is_new(tmp_path):
     assert {name: after[name] for name in before if name != "index.json"} == {
         name: digest for name, digest in before.items() if name != "index.json"
     }
-    assert names(tmp_path) - before.keys() == {
-        "vectors-0001.safetensors",
-        "items-0001.parquet",
-        "thumbnails-0001.safetensors",
-        "deleted-0001.npz",
-    }
+    new = sorted(name.partition("-")[0] for name in names(tmp_path) - before.keys())
+    assert new == ["deleted", "items", "thumbnails", "vectors"]
     assert same(LocalIndex.load(tmp_path, verify=True), grown)
     fresh = make_index()
     fresh.add(items(20, 21), VECTORS[20:22])
     fresh.delete(["i0"])
     assert same(fresh, grown)
     grown.save(tmp_path)  # nothing new
-    assert names(tmp_path) == (after.keys() - {"deleted-0001.npz"}) | {"deleted-0002.npz"}
+    LocalIndex.load(tmp_path).save(tmp_path)
+    assert snapshot(tmp_path) == after
 
 
 def test_many_deleted_and_many_segments_are_rewritten(tmp_path, monkeypatch):
@@ -107,12 +114,7 @@ def test_many_deleted_and_many_segments_are_rewritten(tmp_path, monkeypatch):
     made.delete([f"i{k}" for k in range(6)])
     expected = made.search(QUERIES, 100)
     made.save(tmp_path)
-    assert names(tmp_path) == {
-        "index.json",
-        "vectors-0001.safetensors",
-        "items-0001.parquet",
-        "thumbnails-0001.safetensors",
-    }
+    assert kinds(tmp_path) == ["index.json", "items", "thumbnails", "vectors"]
     assert made.search(QUERIES, 100) == LocalIndex.load(tmp_path, verify=True).search(QUERIES, 100) == expected
     monkeypatch.setattr(index_module, "MOST_SEGMENTS", 3)
     for k in range(20, 24):
@@ -129,7 +131,7 @@ def test_compact_drops_deleted_items_for_good(tmp_path):
     made.add(items(40), VECTORS[40:41])
     expected = made.search(QUERIES, 100)
     made.compact()
-    assert b"photos/2.jpg" not in (tmp_path / "items-0001.parquet").read_bytes()
+    assert b"photos/2.jpg" not in file_of(tmp_path, "items").read_bytes()
     assert made.search(QUERIES, 100) == LocalIndex.load(tmp_path).search(QUERIES, 100) == expected
     made.delete([item.id for item in made.items()])
     made.compact()
@@ -138,13 +140,17 @@ def test_compact_drops_deleted_items_for_good(tmp_path):
 
 
 def test_vectors_stay_in_the_file(tmp_path):
-    """Mapped, and written without being gathered in memory: what is loaded shares the file's pages."""
+    """Mapped, and compared with their checksums before they are first used, not as they are loaded."""
     make_index(tmp_path)
-    loaded = LocalIndex.load(tmp_path)
-    with (tmp_path / "vectors-0000.safetensors").open("r+b") as file:
-        file.seek(-4, os.SEEK_END)
+    loaded, other = LocalIndex.load(tmp_path), LocalIndex.load(tmp_path)
+    before = loaded.search(QUERIES, 5)
+    path = file_of(tmp_path, "vectors")
+    with path.open("r+b") as file:
+        file.seek(path.read_bytes().index(VECTORS[19].numpy().tobytes()))
         file.write(np.float32(1000).tobytes())
-    assert max(hit.score for hit in loaded.search(torch.eye(8)[7:], 1)[0]) == 1000
+    assert loaded.search(QUERIES, 5) != before, "it shares the pages of the file"
+    with pytest.raises(ValueError, match=r"vectors-.*\.safetensors is not what was saved.*index the gallery again"):
+        other.search(QUERIES, 5)
 
 
 class Killed(BaseException):
@@ -168,11 +174,17 @@ def test_a_crash_leaves_the_old_index_or_the_new(tmp_path, monkeypatch, step, co
             raise Killed
         return write(path)
 
+    def killing_afterwards(path, content):
+        write_json(path, content)
+        if path.name == "index.json":
+            raise Killed
+
     if step == "index replaced":
-        monkeypatch.setattr(storage, "named_files", lambda _: (_ for _ in ()).throw(Killed))
+        write_json = storage.write_json
+        monkeypatch.setattr(storage, "write_json", killing_afterwards)
     else:
-        monkeypatch.setattr(storage, "replacing", killing)
-        monkeypatch.setattr("clip_itm.files.replacing", killing)
+        for module in ("files", "retrieval.storage", "retrieval.rows"):
+            monkeypatch.setattr(f"clip_itm.{module}.replacing", killing)
     if compact and step == "deleted":
         return  # nothing is deleted then
     with pytest.raises(Killed):
@@ -235,12 +247,18 @@ def test_a_file_is_no_folder(tmp_path):
         LocalIndex.load(tmp_path / "gallery")
 
 
+def write_index_file(folder: Path, content: dict) -> None:
+    """With the checksum that it should have: made so, not damaged."""
+    content.pop("xxh3", None)
+    (folder / "index.json").write_text(json.dumps({**content, "xxh3": storage._checksum_of(content)}))
+
+
 def edit(**changes):
     def damage(folder: Path) -> None:
         content = json.loads((folder / "index.json").read_text())
         for key, value in changes.items():
             content.pop(key) if value is None else content.__setitem__(key, value)
-        (folder / "index.json").write_text(json.dumps(content))
+        write_index_file(folder, content)
 
     return damage
 
@@ -249,20 +267,24 @@ def edit_segment(**changes):
     def damage(folder: Path) -> None:
         content = json.loads((folder / "index.json").read_text())
         content["segments"][0] |= changes
-        (folder / "index.json").write_text(json.dumps(content))
+        write_index_file(folder, content)
 
     return damage
 
 
-def truncate(name: str):
-    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
-
-
-def flip(name: str, place: int):
+def truncate(kind: str):
     def damage(folder: Path) -> None:
-        content = bytearray((folder / name).read_bytes())
+        path = file_of(folder, kind)
+        os.truncate(path, path.stat().st_size // 2)
+
+    return damage
+
+
+def flip(kind: str, place: int):
+    def damage(folder: Path) -> None:
+        content = bytearray(file_of(folder, kind).read_bytes())
         content[place] ^= 0xFF
-        (folder / name).write_bytes(content)
+        file_of(folder, kind).write_bytes(content)
 
     return damage
 
@@ -271,29 +293,32 @@ OUTSIDE = {"name": "../vectors-0000.safetensors", "bytes": 1, "sha256": ""}
 DAMAGES = {
     "no index.json": (lambda folder: (folder / "index.json").unlink(), "holds no index.*clip-itm index"),
     "no folder": (shutil.rmtree, "holds no index"),
-    "half an index.json": (truncate("index.json"), r"index\.json is no index\.json of a search index"),
+    "half an index.json": (
+        lambda folder: os.truncate(folder / "index.json", 300),
+        r"index\.json is no index\.json of a search index",
+    ),
     "index.json of something else": (
         lambda folder: (folder / "index.json").write_text("[1]"),
         r"index\.json is no index\.json of a search index",
     ),
     "another format": (edit(format="faiss"), "is no index.json of a search index"),
-    "a later version": (edit(version=2), "version 2 of the format, this clip_itm reads version 1"),
+    "a later version": (edit(version=3), "version 3 of the format, this clip_itm reads version 2"),
     "a key is missing": (edit(modality=None), r"index\.json is damaged \(KeyError\('modality'\)\)"),
     "a value of another type": (edit(segments=3), r"index\.json is damaged"),
     "an unknown kind": (edit(kind="lsh"), "kind is 'lsh'"),
     "another count": (edit_segment(count=19), "not 19 items"),
     "a file elsewhere": (edit_segment(vectors=OUTSIDE), r"names '\.\./vectors-0000.*no file of an index"),
     "another type of numbers": (edit(dtype="float16"), "torch.float32, not 20 x torch.float16"),
-    "vectors are missing": (lambda folder: (folder / "vectors-0000.safetensors").unlink(), "vectors.*is missing"),
+    "vectors are missing": (lambda folder: file_of(folder, "vectors").unlink(), "vectors.*is missing"),
     "half the vectors": (
-        truncate("vectors-0000.safetensors"),
-        "vectors-0000.safetensors has .* bytes, index.json says",
+        truncate("vectors"),
+        r"vectors-.*\.safetensors has .* bytes, index.json says",
     ),
-    "a damaged header": (flip("vectors-0000.safetensors", 9), "vectors-0000.safetensors is no safetensors file"),
-    "half the items": (truncate("items-0000.parquet"), "items-0000.parquet has .* bytes"),
-    "a changed item": (flip("items-0000.parquet", 300), "items-0000.parquet is not what was saved"),
-    "half the thumbnails": (truncate("thumbnails-0000.safetensors"), "thumbnails-0000.safetensors has .* bytes"),
-    "changed deletions": (flip("deleted-0001.npz", 40), "deleted-0001.npz is not what was saved"),
+    "a damaged header": (flip("vectors", 9), r"vectors-.*\.safetensors is no safetensors file"),
+    "half the items": (truncate("items"), r"items-.*\.parquet has .* bytes"),
+    "a changed item": (flip("items", 300), r"items-.*\.parquet is not what was saved"),
+    "half the thumbnails": (truncate("thumbnails"), r"thumbnails-.*\.safetensors has .* bytes"),
+    "changed deletions": (flip("deleted", 40), r"deleted-.*\.npz is not what was saved"),
 }
 
 
@@ -312,9 +337,9 @@ def test_damage_is_named(tmp_path, name):
 
 def test_verify_reads_the_vectors(tmp_path):
     make_index(tmp_path)
-    flip("vectors-0000.safetensors", -3)(tmp_path)
+    flip("vectors", file_of(tmp_path, "vectors").read_bytes().index(VECTORS[5].numpy().tobytes()))(tmp_path)
     LocalIndex.load(tmp_path)  # of the same size: only reading all of it tells
-    with pytest.raises(ValueError, match=r"vectors-0000.safetensors is not what was saved.*index the gallery again"):
+    with pytest.raises(ValueError, match=r"vectors-.*\.safetensors is not what was saved.*index the gallery again"):
         LocalIndex.load(tmp_path, verify=True)
 
 

@@ -8,16 +8,19 @@ An item that is proposed has the score that an exact search gives it; what is lo
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from clip_itm.files import replacing
 from clip_itm.retrieval.exact import BLOCK_BYTES, NOTHING, Best, merge, score_pairs
 from clip_itm.retrieval.gallery import Gallery
-from clip_itm.retrieval.storage import REMEDY, check_file, describe_file
+from clip_itm.retrieval.rows import REMEDY
+from clip_itm.retrieval.storage import check_content, check_size
 
 KINDS = ("exact", "hnsw", "ivf-pq")
 EXACT_UP_TO = 200_000  # about 20 ms a query of 512; above, somebody waits
@@ -73,28 +76,35 @@ def choose_kind(kind: str, count: int, device: torch.device) -> tuple[str, str]:
 class Shortlist:
     """A faiss index of the first `count` positions of a gallery.
 
-    `files`: what index.json says of it, None where that is out of date; `folder`: where it is, until it is needed.
+    `files`: what index.json says of it, None where that is out of date; `file`: its open file, until it is needed (a
+    name would be gone once another process has saved a later index).
     """
 
-    def __init__(self, kind: str, count: int, index=None, files: dict | None = None, folder: Path | None = None):
+    def __init__(self, kind: str, count: int, index=None, files: dict | None = None, file: BinaryIO | None = None):
         self.kind, self.count, self.files = kind, count, files
-        self._index, self._folder = index, folder
+        self._index, self._file = index, file
+
+    @classmethod
+    def of_folder(cls, folder: Path, files: dict) -> "Shortlist":
+        """What index.json describes, not read yet."""
+        return cls(files["kind"], files["count"], files=files, file=check_size(folder, files["index"]).open("rb"))
 
     @property
     def index(self):
         if self._index is None:
-            self._index = read_faiss(check_file(self._folder, self.files["index"], hashed=True), self.count)
+            check_content(self._file, self.files["index"])
+            self._index = read_faiss(self._file, self.count)
+            self._file.close()
         return self._index
 
-    def written(self, folder: Path, number: int) -> "Shortlist":
-        """The same, with a file of its own in a folder."""
-        import faiss
-
-        path = folder / f"{self.kind}-{number:04d}.faiss"
+    def written(self, folder: Path, token: str) -> "Shortlist":
+        """The same, with a file of its own in a folder. Raises OSError where it cannot be written."""
+        path = folder / f"{self.kind}-{token}.faiss"
         with replacing(path) as temporary:
-            faiss.write_index(self.index, str(temporary))
-        files = {"kind": self.kind, "count": self.count, "index": describe_file(path)}
-        return Shortlist(self.kind, self.count, self.index, files, folder)
+            described = {"name": path.name, **write_faiss(self.index, temporary)}
+        return Shortlist(
+            self.kind, self.count, self.index, {"kind": self.kind, "count": self.count, "index": described}
+        )
 
     def extend(self, gallery: Gallery) -> None:
         """Add the vectors of all positions that are not covered yet."""
@@ -182,13 +192,36 @@ def search_shortlist(shortlist: Shortlist, gallery: Gallery, queries: Tensor, to
     return best
 
 
-def read_faiss(path: Path, count: int):
+def write_faiss(index, path: Path) -> dict:
+    """Write a file; returns its {bytes, xxh3}. faiss alone would not tell of what a full disk took from the end."""
     import faiss
 
+    digest, failed = xxhash.xxh3_128(), []
+
+    def write(data: bytes) -> None:
+        try:
+            file.write(data)
+            digest.update(data)
+        except OSError as error:
+            failed.append(error)
+            raise
+
     try:
-        index = faiss.read_index(str(path))
+        with path.open("wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
     except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read by this faiss ({error}); {REMEDY}") from None
+        raise failed[0] if failed else OSError(f"{path.name}: {error}") from None
+    return {"bytes": path.stat().st_size, "xxh3": digest.hexdigest()}
+
+
+def read_faiss(file: BinaryIO, count: int):
+    import faiss
+
+    file.seek(0)
+    try:
+        index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+    except Exception as error:  # RuntimeError, and what C++ raises where it is asked for too much memory
+        raise ValueError(f"{file.name} cannot be read by this faiss ({error}); {REMEDY}") from None
     if index.ntotal != count:
-        raise ValueError(f"{path} holds {index.ntotal:,} vectors, not {count:,}; {REMEDY}")
+        raise ValueError(f"{file.name} holds {index.ntotal:,} vectors, not {count:,}; {REMEDY}")
     return index

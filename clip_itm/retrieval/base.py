@@ -50,8 +50,8 @@ class SearchIndex(ABC):
         """All items, in gallery order."""
 
     @abstractmethod
-    def known(self, ids: Iterable[str]) -> set[str]:
-        """Those of the ids that are in the index."""
+    def find(self, ids: Iterable[str]) -> dict[str, Item]:
+        """The items with those of the ids that are in the index, without their thumbnails."""
 
     @property
     @abstractmethod

@@ -1,6 +1,6 @@
 """The items of an index by position and by id, and which of them are deleted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -59,6 +59,16 @@ class Gallery:
     def item(self, position: int) -> Item:
         segment, row = self.locate(position)
         return segment.item(row)
+
+    def find(self, ids: Iterable[str]) -> dict[str, Item]:
+        """The items with those ids that are there, without their thumbnails."""
+        positions = np.sort([self.position[id] for id in ids if id in self.position]).astype(np.int64)
+        found, first = {}, 0
+        for segment in self.segments:
+            here = positions[(positions >= first) & (positions < first + len(segment))]
+            found |= {item.id: item for item in segment.items(here - first)}
+            first += len(segment)
+        return found
 
     def vectors(self, positions: np.ndarray) -> Tensor:
         """Vectors [n, D] of some items, in float32."""

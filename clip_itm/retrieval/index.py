@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_itm.lock import locked
 from clip_itm.retrieval import storage
 from clip_itm.retrieval.approximate import Shortlist, check_kind, choose_kind, prepare, search_shortlist
 from clip_itm.retrieval.base import (
@@ -33,6 +34,7 @@ from clip_itm.retrieval.segments import make_segment
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 LARGEST_DELETED_PART = 0.25  # beyond, the files are rewritten without what is deleted
+CONTENT = ("modality", "model_sha256", "kind", "dtype", "largest_norm", "count", "segments", "deleted", "shortlist")
 MOST_SEGMENTS = 64  # beyond, they are merged: every segment costs files and a pass of its own
 
 
@@ -61,8 +63,8 @@ class LocalIndex(SearchIndex):
         self._shortlist: Shortlist | None = None
         self._largest_norm = 0.0
         self._folder: Path | None = None
-        self._commit: str | None = None  # sha256 of the index.json that was loaded or saved last
-        self._next_number = 0  # of the files of the next save
+        self._commit: str | None = None  # sha256 of the index.json that was loaded or saved last,
+        self._content: dict | None = None  # and what it says
 
     @property
     def note(self) -> str:
@@ -105,8 +107,8 @@ class LocalIndex(SearchIndex):
     def items(self) -> Iterator[Item]:
         return (self._gallery.item(position) for position in np.flatnonzero(~self._gallery.dead).tolist())
 
-    def known(self, ids: Iterable[str]) -> set[str]:
-        return {id for id in ids if id in self._gallery.position}
+    def find(self, ids: Iterable[str]) -> dict[str, Item]:
+        return self._gallery.find(ids)
 
     def __len__(self) -> int:
         return len(self._gallery)
@@ -117,19 +119,37 @@ class LocalIndex(SearchIndex):
     def save(self, folder: str | Path) -> None:
         """Write what is new; nothing that the folder's index is made of is touched before the new one is whole.
 
-        Raises ValueError if the folder holds another index, or one that was changed since it was loaded.
+        Raises ValueError, and changes nothing, if the folder holds another index or something else, if the index was
+        changed since it was loaded, while somebody else writes it, and where there is no room for it.
         """
         folder = Path(folder)
+        storage.check_place(folder)
+        with locked(folder, "index"):
+            self.write(folder)
+
+    def write(self, folder: str | Path, compact: bool = False) -> None:
+        """`save`, for who holds the lock of the folder already."""
+        folder = Path(folder)
         self._check_own(folder)
-        self._write(folder, compact=self._has_much_deleted() or len(self._gallery.segments) > MOST_SEGMENTS)
+        many = self._has_much_deleted() or len(self._gallery.segments) > MOST_SEGMENTS
+        storage.clear(folder)
+        try:
+            self._write(folder, compact or many)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(
+                f"{folder}: the index cannot be saved ({reason}); what was saved before is kept"
+            ) from error
+        finally:
+            storage.clear(folder)
 
     def compact(self) -> None:
         """Drop deleted items for good and merge all segments; an index with a folder is saved that way."""
         if self._folder is None:
             self._gallery, self._shortlist = self._gallery.compacted(), None
         else:
-            self._check_own(self._folder)
-            self._write(self._folder, compact=True)
+            with locked(self._folder, "index"):
+                self.write(self._folder, compact=True)
 
     @classmethod
     def load(
@@ -141,70 +161,91 @@ class LocalIndex(SearchIndex):
     ) -> "LocalIndex":
         """The index that was saved in a folder, which must be one of the model with that hash, if it is given.
 
-        Raises ValueError for files that are missing, of another size or damaged. Contents are compared by hash for all
-        but vectors, embeddings and thumbnails; `verify` reads these once, too.
+        Raises ValueError for files that are missing, of another size or damaged. Vectors, embeddings and thumbnails are
+        compared with their checksums as they are first used, by searches and others, which then raise the same;
+        `verify` reads all of them now.
         """
         folder = Path(folder)
-        content, commit = storage.read_index_file(folder)
+        while True:
+            content, commit = storage.read_index_file(folder)
+            try:
+                if verify and (found := storage.index_damages(folder)):
+                    raise ValueError("; ".join(found))
+                return cls._loaded(folder, content, commit, model_sha256, device)
+            except ValueError:
+                if storage.committed(folder) == commit:  # else somebody has saved and removed old files meanwhile
+                    raise
+
+    @classmethod
+    def _loaded(cls, folder: Path, content: dict, commit: str, model_sha256: str | None, device) -> "LocalIndex":
         try:
             check_model(str(folder), content["model_sha256"], model_sha256)
-            index = cls(content["modality"], content["model_sha256"], content["kind"], content["dtype"], device)
-            dtype = DTYPES[index.dtype]
-            segments = [storage.read_segment(folder, files, dtype, verify) for files in content["segments"]]
+            try:
+                index = cls(content["modality"], content["model_sha256"], content["kind"], content["dtype"], device)
+                index._largest_norm = float(content["largest_norm"])
+            except ValueError as error:
+                raise ValueError(f"{folder / storage.INDEX_FILE}: {error}") from None
+            segments = [storage.read_segment(folder, files, DTYPES[index.dtype]) for files in content["segments"]]
             deleted = storage.read_deleted(folder, content["deleted"]) if content["deleted"] else []
             index._gallery = Gallery(segments, deleted)
-            if shortlist := content["shortlist"]:
-                storage.check_file(folder, shortlist["index"], hashed=verify)
-                index._shortlist = Shortlist(shortlist["kind"], shortlist["count"], files=shortlist, folder=folder)
-            index._largest_norm = float(content["largest_norm"])
-            index._next_number = content["number"] + 1
+            if content["shortlist"]:
+                index._shortlist = Shortlist.of_folder(folder, content["shortlist"])
+            index._content = {key: content[key] for key in CONTENT}
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{folder / storage.INDEX_FILE} is damaged ({error!r}); {storage.REMEDY}") from error
+            raise ValueError(storage.damaged(folder, error)) from error
         index._folder, index._commit = folder, commit
         return index
 
     def _check_own(self, folder: Path) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file; choose a folder for the index")
+        storage.check_place(folder)
         found = storage.committed(folder)
-        is_own = self._folder is not None and folder.resolve() == self._folder.resolve()
-        if is_own and found != self._commit:
+        if self._owns(folder) and found != self._commit:
             raise ValueError(f"{folder} was changed by another process since this index was loaded; load it again")
-        if not is_own and found is not None:
+        if not self._owns(folder) and found is not None:
             raise ValueError(f"{folder} holds an index already; load that one and add to it, or choose another folder")
 
+    def _owns(self, folder: Path) -> bool:
+        return self._folder is not None and folder.resolve() == self._folder.resolve()
+
     def _write(self, folder: Path, compact: bool) -> None:
-        gallery, is_own = self._gallery, self._folder is not None and folder.resolve() == self._folder.resolve()
-        number = self._next_number if is_own else 0
-        dtype = DTYPES[self.dtype]
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = [] if compact or not is_own else [segment for segment in gallery.segments if segment.files]
+        gallery, token, own = self._gallery, storage.new_token(), self._owns(folder)
+        before = self._content if own else None
+        old_names = {file["name"] for file in storage.named_files(before)} if before else set()
+        storage.announce(folder, old_names | storage.names_of_save(token))
+        kept = [] if compact or not own else [segment for segment in gallery.segments if segment.files]
         new = gallery.selection([segment for segment in gallery.segments if segment not in kept], compact)
         segments = list(kept)
         if len(new):
-            segments.append(storage.read_segment(folder, storage.write_segment(folder, number, new), dtype))
+            files = storage.write_segment(folder, token, new)
+            segments.append(storage.read_segment(folder, files, DTYPES[self.dtype]))
         written = Gallery(segments, [] if compact else np.flatnonzero(gallery.dead))
-        deleted = np.flatnonzero(written.dead)
         moved = compact and gallery.num_dead > 0
         shortlist = self._prepared(written, None if moved else self._shortlist)
-        if shortlist is not None and not (is_own and shortlist.files):
-            shortlist = shortlist.written(folder, number)
-        self._commit = storage.commit(
-            folder,
-            {
-                "modality": self.modality,
-                "model_sha256": self.model_sha256,
-                "kind": self.kind,
-                "dtype": self.dtype,
-                "largest_norm": self._largest_norm,
-                "count": len(written),
-                "number": number,
-                "segments": [segment.files for segment in segments],
-                "deleted": storage.write_deleted(folder, number, deleted) if len(deleted) else None,
-                "shortlist": None if shortlist is None else shortlist.files,
-            },
-        )
-        self._gallery, self._shortlist, self._folder, self._next_number = written, shortlist, folder, number + 1
+        if shortlist is not None and not (own and shortlist.files):
+            shortlist = shortlist.written(folder, token)
+        content = {
+            "modality": self.modality,
+            "model_sha256": self.model_sha256,
+            "kind": self.kind,
+            "dtype": self.dtype,
+            "largest_norm": self._largest_norm,
+            "count": len(written),
+            "segments": [segment.files for segment in segments],
+            "deleted": self._deleted(folder, token, written, before),
+            "shortlist": None if shortlist is None else shortlist.files,
+        }
+        if content != before:
+            self._commit = storage.commit(folder, content, self._commit if own else None)
+        self._gallery, self._shortlist, self._folder, self._content = written, shortlist, folder, content
+
+    def _deleted(self, folder: Path, token: str, written: Gallery, before: dict | None) -> dict | None:
+        """What index.json says of the file of deleted positions, which is written if they have changed."""
+        if not written.num_dead:
+            return None
+        same = before is not None and before["segments"] == [segment.files for segment in written.segments]
+        if same and before["deleted"] and written.num_dead == len(written.dead) - before["count"]:
+            return before["deleted"]  # nothing is ever undeleted
+        return storage.write_deleted(folder, token, np.flatnonzero(written.dead))
 
     def _prepared(self, gallery: Gallery, shortlist: Shortlist | None) -> Shortlist | None:
         kind, _ = choose_kind(self.kind, len(gallery), self.device)

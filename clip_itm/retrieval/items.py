@@ -13,12 +13,17 @@ class Item:
 
     `id` is unique in an index. A photo has the `path` of its file or, without a file, a small JPEG of it as
     `thumbnail`; a caption has its text as `caption`.
+
+    `content`: XXH3-64 of the photo file that was encoded; `stamp`: of its size and times then, so that an unchanged
+    file need not be read to see that it is. None where there is no file, and in indexes of earlier versions.
     """
 
     id: str
     path: str | None = None
     caption: str | None = None
     thumbnail: bytes | None = None
+    content: int | None = None
+    stamp: int | None = None
 
 
 class Hit(NamedTuple):

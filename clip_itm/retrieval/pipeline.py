@@ -89,7 +89,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         index = self._open(folder, source.modality, kind, dtype)
         there = set(source.ids) if prune else ()
         gone = [item.id for item in index.items() if item.id not in there] if prune else []
-        source = source.without(index.known(source.ids))
+        source = source.without(index.find(source.ids))
         encode = self._encode_photos if source.modality == "image" else self._encode_captions
         save = index.save if folder is not None and isinstance(index, LocalIndex) else None
         problems: list[str] = []

@@ -38,6 +38,7 @@ VERSION = 1
 POINTS_AT_ONCE = 256
 QUERIES_AT_ONCE = 64
 TIMEOUT = 60  # seconds; a batch of large embeddings takes longer than the 5 of the client
+HASHES = ("content", "stamp")  # of an item, in the payload as text: they are larger than Qdrant's integers
 SPARE = 16  # candidates beyond top_k, among which ties and roundings are settled
 
 
@@ -78,7 +79,7 @@ class QdrantIndex(SearchIndex):
             return
         ids = [item.id for item in items]
         check_new_ids(ids, ())
-        check_new_ids(ids, self.known(ids))
+        check_new_ids(ids, self.find(ids))
         self._fit(tuple(vectors.shape[1:]), None if own_embeddings is None else tuple(own_embeddings.shape[1:]))
         order = time.time_ns()  # ascending over all adds, whoever makes them
         with self._naming():
@@ -93,7 +94,7 @@ class QdrantIndex(SearchIndex):
         from qdrant_client import models
 
         ids = list(dict.fromkeys(ids))
-        check_known_ids(ids, self.known(ids))
+        check_known_ids(ids, self.find(ids))
         with self._naming():
             for some in batches([point_id(id) for id in ids]):
                 self._client.delete(self._collection, models.PointIdsList(points=some))
@@ -160,12 +161,17 @@ class QdrantIndex(SearchIndex):
                 records = self._client.retrieve(self._collection, some)
             yield from map(item_of, sorted(records, key=lambda record: record.payload["order"]))
 
-    def known(self, ids: Iterable[str]) -> set[str]:
-        known = set()
+    def find(self, ids: Iterable[str]) -> dict[str, Item]:
+        from qdrant_client import models
+
+        found = {}
         with self._naming():
             for some in batches([point_id(id) for id in ids] if self._shapes else []):
-                known |= {record.payload["id"] for record in self._client.retrieve(self._collection, some, ["id"])}
-        return known
+                records = self._client.retrieve(
+                    self._collection, some, models.PayloadSelectorExclude(exclude=["thumbnail"])
+                )
+                found |= {item.id: item for item in map(item_of, records)}
+        return found
 
     @property
     def note(self) -> str:
@@ -178,7 +184,7 @@ class QdrantIndex(SearchIndex):
             return self._client.count(self._collection, exact=True).count
 
     def __contains__(self, id: str) -> bool:
-        return bool(self.known([id]))
+        return id in self.find([id])
 
     def close(self) -> None:
         """Let another process open an embedded collection."""
@@ -212,6 +218,7 @@ class QdrantIndex(SearchIndex):
             vectors["embedding"] = embedding.reshape(-1, embedding.shape[-1]).tolist()
         thumbnail = None if item.thumbnail is None else base64.b64encode(item.thumbnail).decode()
         payload = {"id": item.id, "path": item.path, "caption": item.caption, "thumbnail": thumbnail, "order": order}
+        payload |= {name: f"{value:016x}" for name in HASHES if (value := getattr(item, name)) is not None}
         return models.PointStruct(id=point_id(item.id), vector=vectors, payload=payload)
 
     @contextmanager
@@ -280,10 +287,11 @@ def best_hits(query: Tensor, points: list, top_k: int) -> list[Hit]:
 
 def item_of(point) -> Item:
     payload = point.payload
-    thumbnail = payload["thumbnail"]
+    thumbnail = payload.get("thumbnail")
     return Item(
         id=payload["id"],
         path=payload["path"],
         caption=payload["caption"],
         thumbnail=None if thumbnail is None else base64.b64decode(thumbnail),
+        **{name: int(payload[name], 16) for name in HASHES if payload.get(name)},
     )

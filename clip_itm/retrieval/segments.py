@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from clip_itm.retrieval.items import Item
+from clip_itm.retrieval.rows import Rows
 
-ITEM_COLUMNS = pa.schema([("id", pa.string()), ("path", pa.string()), ("caption", pa.string())])
+ITEM_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("caption", pa.string()),
+        ("content", pa.uint64()),
+        ("stamp", pa.uint64()),
+    ]
+)
 ROWS_AT_ONCE = 4096  # of what is copied: 8 MiB of vectors of 512
 
 
@@ -23,10 +32,10 @@ class Segment:
     `files`: what index.json says of its files; None while it is in memory only.
     """
 
-    vectors: Tensor
-    embeddings: Tensor | None
+    vectors: Rows
+    embeddings: Rows | None
     table: pa.Table
-    jpegs: Tensor
+    jpegs: Rows
     offsets: Tensor
     files: dict | None = None
     _resident: Tensor | None = None
@@ -44,8 +53,14 @@ class Segment:
         return tuple(self.vectors.shape[1:]), None if self.embeddings is None else tuple(self.embeddings.shape[1:])
 
     def item(self, row: int) -> Item:
-        columns = (column[row].as_py() for column in self.table.columns)
-        return Item(*columns, thumbnail=self.thumbnail(row).numpy().tobytes() or None if len(self.jpegs) else None)
+        values = {
+            name: column[row].as_py() for name, column in zip(ITEM_COLUMNS.names, self.table.columns, strict=True)
+        }
+        return Item(**values, thumbnail=self.thumbnail(row).numpy().tobytes() or None if len(self.jpegs) else None)
+
+    def items(self, rows: Sequence[int]) -> list[Item]:
+        """Many at once, without their thumbnails."""
+        return [Item(**values) for values in self.table.take(np.asarray(rows, np.int64)).to_pylist()]
 
     def thumbnail(self, row: int) -> Tensor:
         first, end = self.offsets[row : row + 2].tolist()
@@ -54,12 +69,12 @@ class Segment:
     def embedding(self, row: int) -> Tensor:
         return (self.vectors if self.embeddings is None else self.embeddings)[row]
 
-    def vectors_on(self, device: torch.device) -> Tensor:
+    def vectors_on(self, device: torch.device) -> Rows | Tensor:
         """The vectors, which stay on a device once they were needed there."""
         if device.type == "cpu":
             return self.vectors
         if self._resident is None:
-            self._resident = self.vectors.to(device)
+            self._resident = self.vectors[:].to(device)
         return self._resident
 
 
@@ -67,9 +82,12 @@ def make_segment(items: Sequence[Item], vectors: Tensor, embeddings: Tensor | No
     table = pa.table([[getattr(item, name) for item in items] for name in ITEM_COLUMNS.names], schema=ITEM_COLUMNS)
     jpegs = [item.thumbnail or b"" for item in items]
     offsets = torch.tensor([0, *map(len, jpegs)]).cumsum(0)
-    return Segment(
-        vectors, embeddings, table, torch.from_numpy(np.frombuffer(b"".join(jpegs), np.uint8).copy()), offsets
-    )
+    joined = torch.from_numpy(np.frombuffer(b"".join(jpegs), np.uint8).copy())
+    return _in_memory(vectors, embeddings, table, joined, offsets)
+
+
+def _in_memory(vectors: Tensor, embeddings: Tensor | None, table: pa.Table, jpegs: Tensor, offsets: Tensor) -> Segment:
+    return Segment(Rows(vectors), None if embeddings is None else Rows(embeddings), table, Rows(jpegs), offsets)
 
 
 class Selection(NamedTuple):
@@ -107,4 +125,4 @@ class Selection(NamedTuple):
         """All rows in one segment, in memory."""
         embeddings = None if self.segments[0].embeddings is None else torch.cat(list(self.embeddings()))
         jpegs = torch.cat([torch.empty(0, dtype=torch.uint8), *self.jpegs()])
-        return Segment(torch.cat(list(self.vectors())), embeddings, self.table(), jpegs, self.offsets())
+        return _in_memory(torch.cat(list(self.vectors())), embeddings, self.table(), jpegs, self.offsets())
