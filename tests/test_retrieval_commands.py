@@ -9,6 +9,7 @@ from bad_input_retrieval import model
 from PIL import Image
 
 from clip_itm.cli import main
+from clip_itm.data.caption_file import caption_id
 from clip_itm.data.images import small_jpeg
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Hit, Item
@@ -54,20 +55,44 @@ def test_a_folder_is_indexed_and_searched(place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "ids"),
+    ("name", "content", "captions"),
     [
-        ("captions.txt", "a dog\n\n  a cat \n", ["1", "3"]),
-        ("captions.csv", "name,caption\nmug,a red mug\njar,a jar\n", ["2", "3"]),
-        ("captions.tsv", 'captions\n["a dog", "two dogs"]\n', ["2:0", "2:1"]),
-        ("captions.jsonl", '{"text": "a dog"}\n{"text": ["a cat", "cats"]}\n', ["1", "2:0", "2:1"]),
+        ("captions.txt", "a dog\n\n  a cat \n", ["a dog", "a cat"]),
+        ("captions.csv", "name,Caption\nmug,a red mug\njar,a jar\n", ["a red mug", "a jar"]),
+        ("captions.tsv", 'captions\n["a dog", "two dogs"]\n', ["a dog", "two dogs"]),
+        ("captions.jsonl", '{"text": "a dog"}\n{"text": ["a cat", "a dog"]}\n', ["a dog", "a cat", "a dog"]),
     ],
 )
-def test_captions_come_from_files(place, tmp_path, name, content, ids):
+def test_captions_come_from_files(place, tmp_path, name, content, captions):
     (tmp_path / name).write_text(content)
     assert main(["index", str(place / "model"), str(tmp_path / name), "--out", str(tmp_path / "index")]) == 0
     items = list(LocalIndex.load(tmp_path / "index").items())
-    assert [item.id for item in items] == ids
-    assert items[0].caption in ("a dog", "a red mug")
+    assert [item.caption for item in items] == captions
+    repeats = [captions[: number + 1].count(caption) for number, caption in enumerate(captions)]
+    assert [item.id for item in items] == list(map(caption_id, captions, repeats))
+
+
+def test_a_caption_between_others_leaves_their_vectors_alone(place, tmp_path, capsys):
+    words = ["index", str(place / "model"), str(tmp_path / "captions.txt"), "--out", str(tmp_path / "index")]
+    (tmp_path / "captions.txt").write_text("a dog\na cat\n")
+    assert main(words) == 0
+    (tmp_path / "captions.txt").write_text("a horse\na dog\na cat\n")
+    assert main(words) == 0
+    index = LocalIndex.load(tmp_path / "index")
+    found = {item.caption: item.id for item in index.items()}
+    assert found == {caption: caption_id(caption) for caption in ("a dog", "a cat", "a horse")}
+
+
+def test_captions_that_cannot_be_used_are_left_out_where_asked_for(place, tmp_path, capsys):
+    (tmp_path / "c.jsonl").write_text(
+        '{"text": "a dog"}\n{"text": null}\n\n{"text": "half \\ud800"}\n{"text": "a cat"}\n'
+    )
+    words = ["index", str(place / "model"), str(tmp_path / "c.jsonl"), "--out", str(tmp_path / "index")]
+    assert main(words) == 2
+    assert "c.jsonl:2, column 'text': the caption is empty" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"(?s)2 captions cannot be used .*c.jsonl:2.*c.jsonl:4.*lone surrogate"):
+        assert main([*words, "--skip-broken"]) == 0
+    assert [item.caption for item in LocalIndex.load(tmp_path / "index").items()] == ["a dog", "a cat"]
 
 
 def test_broken_photos_are_left_out_and_gone_ones_pruned(place, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`clip-itm index MODEL GALLERY --out DIR`: encode photos or captions once, so that they can be searched."""
 
 import argparse
+import warnings
 from pathlib import Path
 
 
@@ -10,8 +11,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="encode a folder of photos, or captions, to be searched",
         description="Encode a gallery with a model and keep it in a folder. The same command adds what is new, and "
         "goes on after an interruption. GALLERY is a folder of photos (with the folders below it) or a file of "
-        "captions (.txt: one a line; .csv, .tsv, .jsonl: a column of captions). Without it, --split takes a split of "
-        "the model's own data; keys such as --data.root say where they are now.",
+        "captions (.txt: one a line; .csv, .tsv, .jsonl, .json: a column of captions). Without it, --split takes a "
+        "split of the model's own data; keys such as --data.root say where they are now.",
         allow_abbrev=False,
     )
     parser.add_argument("model", help="run folder, model folder, or the name of a model on the Hub")
@@ -26,7 +27,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read photos")
     parser.add_argument(
-        "--skip-broken", action="store_true", help="leave out photos that cannot be read, and name them"
+        "--skip-broken",
+        action="store_true",
+        help="leave out photos and captions that cannot be read, and name them",
     )
     parser.add_argument(
         "--thumbnails", action="store_true", help="keep small photos in the index, to show it elsewhere"
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected a positive number")
-    gallery = _given(Path(args.gallery)) if args.gallery else None
+    gallery = _given(Path(args.gallery), args.skip_broken) if args.gallery else None
 
     from clip_itm.retrieval.pipeline import load_pipeline
 
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _given(gallery: Path):
+def _given(gallery: Path, skip_broken: bool):
     """The folder, or the captions of a file by id. Raises ValueError that names file and line."""
     if gallery.is_dir():
         from clip_itm.retrieval.photos import photo_files
@@ -81,33 +84,15 @@ def _given(gallery: Path):
         return gallery
     if not gallery.exists():
         raise ValueError(f"{gallery}: there is no such folder of photos or file of captions")
-    from clip_itm.data.annotation_files import read_lines
+    from clip_itm.data.caption_file import read_caption_file
 
-    if gallery.suffix == ".txt":
-        numbered = enumerate(read_lines(gallery), start=1)
-        captions = {str(number): line.strip() for number, line in numbered if line.strip()}
-    elif gallery.suffix in (".csv", ".tsv", ".jsonl"):
-        captions = _table(gallery)
-    else:
-        raise ValueError(f"{gallery}: expected a folder of photos, or captions in a .txt, .csv, .tsv or .jsonl file")
-    if not captions:
-        raise ValueError(f"{gallery}: no captions in it")
-    return captions
+    left_out: list[str] = []
+    captions = read_caption_file(gallery, left_out if skip_broken else None)
+    if left_out:
+        from clip_itm.data.load import shown
 
-
-def _table(file: Path) -> dict[str, str]:
-    from clip_itm.data.folder import CAPTION_COLUMNS, captions_of, read_table
-
-    captions: dict[str, str] = {}
-    for where, values in read_table(file):
-        column = next((name for name in CAPTION_COLUMNS if name in values), None)
-        if column is None:
-            raise ValueError(
-                f"{where}: no column of captions ({', '.join(CAPTION_COLUMNS)}); the columns are {', '.join(values)}"
-            )
-        found = captions_of(values[column], f"{where}, column {column!r}")
-        place = where.rpartition(":")[2]
-        captions |= {place if len(found) == 1 else f"{place}:{k}": caption for k, caption in enumerate(found)}
+        lines = shown(left_out, separator="\n  ")
+        warnings.warn(f"{len(left_out)} captions cannot be used and are left out:\n  {lines}", stacklevel=1)
     return captions
 
 

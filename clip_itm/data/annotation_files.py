@@ -1,8 +1,13 @@
 """Annotation files: where they are, and their text: always UTF-8, with an error that names the file and the line."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+
+class BrokenRow(ValueError):
+    """A row of a readable table that cannot be used: what `data.skip_broken` leaves out, and else an error."""
 
 
 def read_text(path: Path) -> str:
@@ -12,19 +17,37 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        how = "which is UTF-16, with" if is_utf16 else "for example with `iconv -f latin1 -t utf-8` or"
         raise ValueError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; "
-            "convert the file, for example with `iconv -f latin1 -t utf-8` or `iconv -f utf-16 -t utf-8`"
+            f"convert the file, {how} `iconv -f utf-16 -t utf-8`"
         ) from None
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise ValueError(
+            f"{path}, line {line}: a zero byte, which no text has; the file is damaged, or is UTF-16 without its mark "
+            "(convert it: `iconv -f utf-16le -t utf-8`)"
+        )
+    return text
+
+
+def split_lines(text: str) -> tuple[list[str], str]:
+    """Lines, and what was between them; a carriage return stays at the end of its line.
+
+    Lines end with LF or CRLF; with CR where a file has no LF (Macs of the last century). A CR elsewhere is text, and so
+    are the rarer line separators of Unicode, which captions may hold.
+    """
+    end = "\r" if "\n" not in text and "\r" in text else "\n"
+    return text.split(end), end
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file. Blank lines at the end do not count; one in between is an empty item."""
-    # not splitlines(): captions may hold the rarer line separators of Unicode
-    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    lines = [line.removesuffix("\r") for line in split_lines(read_text(path))[0]]
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
@@ -32,11 +55,46 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_json(path: Path) -> Any:
+def written_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number, line) of the lines with something on them, where a blank one means nothing."""
+    return ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
+
+
+def parse_json(text: str, path: Path, line: int = 1, **options) -> Any:
+    """JSON that begins on a line of a file; ValueError with file and line for whatever cannot be read."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text, **options)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+        raise ValueError(f"{path}, line {line + error.lineno - 1}: not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{path}, line {line}: JSON that is nested too deeply to be read") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise ValueError(f"{path}, line {line}: JSON that cannot be read ({error})") from None
+
+
+def read_json(path: Path) -> Any:
+    return parse_json(read_text(path), path)
+
+
+def check_text(text: str, where: str) -> str:
+    """The text, which can be written as UTF-8; BrokenRow where JSON escapes made half a character of it."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BrokenRow(
+                f"{where}: {text[error.start]!r} is half of a character (a lone surrogate): {text[:80]!r}; "
+                "write the whole character, or remove it"
+            ) from None
+    return text
+
+
+def refuse_url(name: str, where: str) -> NoReturn:
+    raise ValueError(
+        f"{where}: {name[:80]!r} is a URL, and photos are read from files. Download them first, for example with "
+        "img2dataset (--output_format files), and write the paths of its files, such as 00000/000000000.jpg, "
+        "in place of the URLs"
+    )
 
 
 def first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:

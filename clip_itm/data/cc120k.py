@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from clip_itm.data.annotation_files import existing_root, first_existing, given_path, read_lines
+from clip_itm.data.annotation_files import existing_root, first_existing, given_path, written_lines
 from clip_itm.data.builder import CaptionedImages, Rows, photo_row
 from clip_itm.data.configuration import Cc120kData
 from clip_itm.data.scan_split import find_scan_split, read_scan_split, scan_split_files
@@ -31,14 +31,14 @@ def photo_name(reference: str) -> str:
     return reference.removeprefix("./")
 
 
-def read_tsv(path: Path) -> list[tuple[str, str]]:
-    """(caption, path or URL) of every line."""
+def read_tsv(path: Path) -> list[tuple[int, str, str]]:
+    """(line number, caption, path or URL) of every line; quotes mean nothing, blank lines are skipped."""
     rows = []
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in written_lines(path):
         fields = line.split("\t")
         if len(fields) != 2 or not fields[1].strip():
             raise ValueError(f"{path}, line {number}: expected `caption<TAB>path or URL`, got {line[:80]!r}")
-        rows.append((fields[0], fields[1].strip()))
+        rows.append((number, fields[0], fields[1].strip()))
     return rows
 
 
@@ -74,13 +74,13 @@ class Cc120kImages(CaptionedImages):
 
     def _tsv_rows(self) -> dict[str, list[dict]]:
         lines = {split: read_tsv(file) for split, file in self.tsv_files.items()}
-        references = {reference for rows in lines.values() for _, reference in rows}
+        references = {reference for rows in lines.values() for _, _, reference in rows}
         owners = Counter(photo_name(reference) for reference in references)
         splits: dict[str, list[dict]] = {}
         for split, file in self.tsv_files.items():
             photos: dict[str, tuple[list[str], list[str]]] = {}
             ambiguous = []
-            for number, (caption, reference) in enumerate(lines[split], start=1):
+            for number, caption, reference in lines[split]:
                 name = photo_name(reference)
                 if owners[name] > 1 or not name:
                     ambiguous.append(reference)

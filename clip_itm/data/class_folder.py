@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clip_itm.data.annotation_files import read_lines
-from clip_itm.data.folder import read_table
+from clip_itm.data.annotation_files import written_lines
 from clip_itm.data.photo_names import PHOTO_SUFFIXES, find_photos, is_litter
+from clip_itm.data.tables import read_table
 
 logger = logging.getLogger(__name__)
+
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
@@ -34,8 +35,8 @@ class ClassFolder:
 def read_class_folder(root: str | Path, templates: Path | None = None, classes: Path | None = None) -> ClassFolder:
     """The photos below `root`, classes in the order of their folders' names.
 
-    A class is called like its folder, with spaces for underscores, or as the table `classes` (CSV, TSV or JSONL with
-    the columns `folder` and `name`) says. `templates`: a file with a sentence a line, {} where the name goes.
+    A class is called like its folder, with spaces for underscores, or as the table `classes` with the columns `folder`
+    and `name` says (CSV, TSV, JSONL or JSON). `templates`: a file with a sentence a line, {} where the name goes.
     Raises ValueError for fewer than two classes, a class without photos, and names that do not belong to the folders.
     """
     root = Path(root)
@@ -75,8 +76,8 @@ def _names(table: Path, folders: list[str]) -> list[str]:
 
 
 def _templates(file: Path) -> tuple[str, ...]:
-    lines = read_lines(file)
-    for number, line in enumerate(lines, 1):
+    lines = list(written_lines(file))
+    for number, line in lines:
         if "{}" not in line:
             raise ValueError(f"{file}, line {number}: expected a sentence with {{}} where the class goes, got {line!r}")
-    return tuple(lines)
+    return tuple(line for _, line in lines)

@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_itm.data.annotation_files import existing_root, first_existing, given_path, read_json
+from clip_itm.data.annotation_files import check_text, existing_root, first_existing, given_path, read_json
 from clip_itm.data.builder import CaptionedImages, Rows, photo_row
+from clip_itm.data.cells import captions_of
 from clip_itm.data.configuration import CocoData
 from clip_itm.data.karpathy import read_karpathy
 from clip_itm.data.scan_split import find_scan_split, read_scan_split, scan_split_files
@@ -41,25 +42,40 @@ def index_photos(root: Path) -> dict[int, str]:
 
 
 def read_official(annotations: Path, photo_folder: Path) -> Iterator[dict]:
-    """Rows of one captions_*.json, in the order of its `images`."""
+    """Rows of one captions_*.json, in the order of its `images`. Ids may be numbers or their text."""
     data = read_json(annotations)
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
+        raise ValueError(f"{annotations}: not a COCO captions file; expected an object with lists images, annotations")
+    captions: dict[str, list[tuple[str, str]]] = {}
+    place = None
     try:
-        captions: dict[int, list[dict]] = {image["id"]: [] for image in data["images"]}
-        for annotation in data["annotations"]:
-            if annotation["image_id"] not in captions:
+        for number, image in enumerate(data["images"]):
+            place = f"images[{number}]"
+            captions[whole_number(image["id"], "id")] = []
+            check_text(image["file_name"], f"{annotations}, {place}")
+        for number, annotation in enumerate(data["annotations"]):
+            place = f"annotations[{number}]"
+            image_id = whole_number(annotation["image_id"], "image_id")
+            if image_id not in captions:
                 where = f"{annotations}: caption {annotation['id']}"
                 raise ValueError(f"{where} is of photo {annotation['image_id']}, which is not among `images`")
-            captions[annotation["image_id"]].append(annotation)
-        for image in data["images"]:
-            own = captions[image["id"]]
-            yield photo_row(
-                photo_folder / image["file_name"],
-                str(image["id"]),
-                [annotation["caption"] for annotation in own],
-                [str(annotation["id"]) for annotation in own],
-            )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{annotations}: not a COCO captions file ({error!r})") from None
+            found = captions_of([annotation["caption"]], f"{annotations}, {place} (photo {image_id})")
+            captions[image_id].append((found[0], str(annotation["id"])))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{annotations}, {place}: not as in a COCO captions file ({error!r})") from None
+    for image in data["images"]:
+        image_id = whole_number(image["id"], "id")
+        texts = [list(column) for column in zip(*captions[image_id], strict=True)] or [[], []]
+        yield photo_row(photo_folder / image["file_name"], image_id, *texts)
+
+
+def whole_number(value: object, key: str) -> str:
+    """An id, written as a number or as its text ("42", "000042"), as text without leading zeros."""
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        text = str(value).strip()
+        if text:
+            return str(int(text)) if text.isascii() and text.isdecimal() and len(text) < 100 else text
+    raise TypeError(f"{key} is {value!r}")
 
 
 class CocoImages(CaptionedImages):
@@ -118,7 +134,8 @@ class CocoImages(CaptionedImages):
 
     def _locate(self, image: dict, photos: dict[int, str]) -> tuple[str, str]:
         expected = self.root / image.get("filepath", "images") / image["filename"]
-        return photos.get(image["cocoid"], str(expected)), str(image["cocoid"])
+        number = whole_number(image["cocoid"], "cocoid")
+        return photos.get(int(number) if number.isdecimal() else None, str(expected)), number
 
     def _scan_split_rows(self, ids_file: Path, captions_file: Path, photos: dict[int, str]) -> Rows:
         for line, captions, caption_ids in read_scan_split(ids_file, captions_file, self.data.captions_per_image):

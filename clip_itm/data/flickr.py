@@ -10,14 +10,13 @@ Flickr_8k.{train,dev,test}Images.txt; without these files a seeded hash puts a t
 into test, and photos that are not in the folder are left out and reported (the published lists name some).
 """
 
-import csv
-import io
 import re
 from pathlib import Path
 
-from clip_itm.data.annotation_files import existing_root, first_existing, given_path, read_lines, read_text
+from clip_itm.data.annotation_files import existing_root, first_existing, given_path, read_lines, written_lines
 from clip_itm.data.builder import CaptionedImages, Rows, photo_row
 from clip_itm.data.configuration import FlickrData
+from clip_itm.data.delimited import read_delimited
 from clip_itm.data.karpathy import read_karpathy
 from clip_itm.data.scan_split import find_scan_split, read_scan_split, scan_split_files
 from clip_itm.data.splits import hash_split, read_split_files
@@ -27,19 +26,19 @@ TOKEN_FILES = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt")
 PHOTO_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
 SPLIT_FILES = {"train": "train", "val": "dev", "test": "test"}
 HASHED_SHARE = 0.1
-TOKEN_LINE = re.compile(r"(?P<photo>[^#\t]+)#(?P<number>\d+)\t(?P<caption>.*)")
+TOKEN_LINE = re.compile(r"(?P<photo>[^\t]+)#(?P<number>\d+)\t(?P<caption>.*)")
 
 Captions = dict[str, tuple[list[str], list[str]]]  # photo name -> captions, caption ids
 
 
 def read_token_file(path: Path) -> Captions:
     """Captions by photo, in file order, from `photo#k<TAB>caption` lines or from a CSV `image,caption`."""
-    return _read_csv(path) if path.suffix == ".csv" or path.name == "captions.txt" else _read_token_lines(path)
+    return _read_csv(path) if path.suffix.lower() == ".csv" or path.name == "captions.txt" else _read_token_lines(path)
 
 
 def _read_token_lines(path: Path) -> Captions:
     photos: Captions = {}
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in written_lines(path):
         match = TOKEN_LINE.fullmatch(line)
         if match is None:
             raise ValueError(f"{path}, line {number}: expected `photo.jpg#0<TAB>caption`, got {line[:80]!r}")
@@ -51,16 +50,15 @@ def _read_token_lines(path: Path) -> Captions:
 
 def _read_csv(path: Path) -> Captions:
     photos: Captions = {}
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
-    header = next(reader, [])
-    if [name.strip() for name in header] != ["image", "caption"]:
+    header, rows = read_delimited(path, ",")
+    if [name.lower() for name in header] != ["image", "caption"]:
         raise ValueError(f"{path}, line 1: expected the header `image,caption`, got {','.join(header)[:80]!r}")
-    for fields in reader:
-        if len(fields) != 2:
-            raise ValueError(f"{path}, line {reader.line_num}: expected 2 fields (image,caption), got {len(fields)}")
-        captions, caption_ids = photos.setdefault(fields[0].strip(), ([], []))
-        caption_ids.append(f"{fields[0].strip()}#{len(captions)}")
-        captions.append(fields[1])
+    for number, (photo, caption) in rows:
+        if not (photo := photo.strip()):
+            raise ValueError(f"{path}, line {number}: column 'image' names no photo")
+        captions, caption_ids = photos.setdefault(photo, ([], []))
+        caption_ids.append(f"{photo}#{len(captions)}")
+        captions.append(caption)
     return photos
 
 
@@ -84,7 +82,8 @@ class FlickrImages(CaptionedImages):
         """The layout, and its file (scan_split: its folder)."""
         if data.annotations is not None:
             given = given_path(data.annotations, self.root)
-            found = {"karpathy" if given.suffix == ".json" else "scan_split" if given.is_dir() else "token": given}
+            is_json = given.suffix.lower() == ".json"
+            found = {"karpathy" if is_json else "scan_split" if given.is_dir() else "token": given}
         else:
             found = {
                 "karpathy": first_existing(self.root, KARPATHY_FILES),
@@ -114,6 +113,9 @@ class FlickrImages(CaptionedImages):
             return read_karpathy(self.annotations, lambda image: (str(self.photos / image[name]), image[name]))
         if self.layout == "scan_split":
             image_names = [line.strip() for line in read_lines(self._image_names_file())]
+            if "" in image_names:
+                line = image_names.index("") + 1
+                raise ValueError(f"{self._image_names_file()}, line {line}: blank; expected the name of a photo")
             files = scan_split_files(self.annotations)
             return {split: self._scan_split_rows(*pair, image_names) for split, pair in files.items()}
         return self._token_rows()

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from clip_itm.data.annotation_files import read_json
+from clip_itm.data.annotation_files import check_text, read_json
 from clip_itm.data.builder import photo_row
+from clip_itm.data.cells import captions_of
 from clip_itm.data.splits import split_name
 
 
@@ -18,9 +19,10 @@ def read_karpathy(path: Path, locate: Callable[[dict], tuple[str, str]]) -> dict
         try:
             split = split_name(image["split"], f"{path}, images[{number}].split")
             photo, image_id = locate(image)
-            captions = [sentence["raw"] for sentence in image["sentences"]]
+            check_text(photo, f"{path}, images[{number}]")
+            captions = captions_of([sentence["raw"] for sentence in image["sentences"]], f"{path}, images[{number}]")
             caption_ids = [str(sentence["sentid"]) for sentence in image["sentences"]]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: images[{number}] is not as in Karpathy's files ({error!r})") from None
         splits.setdefault(split, []).append(photo_row(photo, image_id, captions, caption_ids))
     return splits

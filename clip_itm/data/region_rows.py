@@ -43,6 +43,8 @@ class RegionsImages(CaptionedImages):
 
     def split_rows(self) -> dict[str, Rows]:
         files = read_json(given_path(self.data.id_mapping, self.root)) if self.data.id_mapping else None
+        if files is not None and not (isinstance(files, dict) and all(isinstance(n, str) for n in files.values())):
+            raise ValueError(f"data.id_mapping {self.data.id_mapping}: expected an object from ids to names of photos")
         return {split: self._rows(split, files) for split in self.names}
 
     def read_captions(self, split: str) -> list[str]:

@@ -1,9 +1,11 @@
 """Which split a photo belongs to: names as people write them, lists of names, or a hash of the photo's id."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
-from clip_itm.data.annotation_files import read_lines
+from clip_itm.data.annotation_files import written_lines
+from clip_itm.data.configuration import HashedSplit
 
 ALIASES = {
     "train": "train",
@@ -35,11 +37,28 @@ def hash_split(image_id: str, seed: int, val_fraction: float, test_fraction: flo
     return "val" if position < test_fraction + val_fraction else "train"
 
 
+def hashed_splits(image_ids: Iterable[str], data: HashedSplit) -> dict[str, str]:
+    """Photo id -> split by hash. ValueError, naming the keys to set, where train or val would stay empty."""
+    shares = data.split_seed, data.val_fraction, data.test_fraction
+    splits = {image_id: hash_split(image_id, *shares) for image_id in image_ids}
+    shares = {"train": 1 - data.val_fraction - data.test_fraction, "val": data.val_fraction}
+    for name, share in shares.items():
+        if splits and share and name not in splits.values():
+            key, change = ("test_fraction", "lower") if name == "train" else ("val_fraction", "higher")
+            raise ValueError(
+                f"data: {len(splits)} photos are too few for a split by hash with data.val_fraction "
+                f"{data.val_fraction:g} and data.test_fraction {data.test_fraction:g}: none falls to {name}. Set "
+                f"data.{key} {change}, take another data.split_seed, or say the splits in a column of the table "
+                "(data.split_column)"
+            )
+    return splits
+
+
 def read_split_files(files: dict[str, Path]) -> dict[str, str]:
     """Photo name -> split, from {split: file with one photo name a line}."""
     splits: dict[str, str] = {}
     for split, file in files.items():
-        for number, line in enumerate(read_lines(file), start=1):
+        for number, line in written_lines(file):
             name = line.strip()
             other = splits.setdefault(name, split)
             if other != split:

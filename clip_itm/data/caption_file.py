@@ -1,0 +1,61 @@
+"""A file of captions without photos, to be indexed: a caption a line, or a table with a column of captions."""
+
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+from clip_itm.data.annotation_files import BrokenRow, written_lines
+from clip_itm.data.cells import captions_of
+from clip_itm.data.tables import CAPTION_COLUMNS, find_column, is_table, read_table
+
+
+def read_caption_file(file: Path, left_out: list[str] | None = None) -> dict[str, str]:
+    """The captions of a .txt (one a line) or of a table (as `data.source: folder` reads them), by id and in order.
+
+    An id is made of the caption itself, and its number where it occurs again: lines that come or go above it leave it
+    alone. Raises ValueError, naming the line, for a caption that is empty or no text; with `left_out` what is wrong
+    with it is appended there instead. A file that is no such table, or has none left, is always an error.
+    """
+    captions: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for where, cell in _cells(file):
+        try:
+            found = [caption.strip() for caption in captions_of(cell, where)]
+            if not all(found):
+                raise BrokenRow(f"{where}: the caption is empty; write it, or remove the row")
+        except BrokenRow as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error))
+            continue
+        for caption in found:
+            seen[caption] += 1
+            captions[caption_id(caption, seen[caption])] = caption
+    if not captions:
+        raise ValueError(f"{file}: no captions in it")
+    return captions
+
+
+def caption_id(caption: str, occurrence: int = 1) -> str:
+    digest = blake2b(caption.encode(), digest_size=12).hexdigest()
+    return digest if occurrence == 1 else f"{digest}-{occurrence}"
+
+
+def _cells(file: Path) -> Iterator[tuple[str, object]]:
+    """(place, cell) of every row."""
+    if file.suffix.lower() == ".txt":
+        yield from ((f"{file.name}:{number}", line) for number, line in written_lines(file))
+        return
+    if not is_table(file):
+        raise ValueError(
+            f"{file}: expected a folder of photos, or captions in a .txt, .csv, .tsv, .jsonl or .json file"
+        )
+    column = None
+    for where, values in read_table(file):
+        column = column or find_column(values, *CAPTION_COLUMNS)
+        if column is None:
+            raise ValueError(
+                f"{where}: no column of captions ({', '.join(CAPTION_COLUMNS)}); the columns are {', '.join(values)}"
+            )
+        yield f"{where}, column {column!r}", values.get(column)
