@@ -89,7 +89,7 @@ def _given(gallery: Path, skip_broken: bool):
     left_out: list[str] = []
     captions = read_caption_file(gallery, left_out if skip_broken else None)
     if left_out:
-        from clip_itm.data.load import shown
+        from clip_itm.data.left_out import shown
 
         lines = shown(left_out, separator="\n  ")
         warnings.warn(f"{len(left_out)} captions cannot be used and are left out:\n  {lines}", stacklevel=1)

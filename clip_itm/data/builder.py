@@ -17,7 +17,6 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from clip_itm.data.annotation_files import BrokenRow
 from clip_itm.data.configuration import DataSection
 from clip_itm.data.name_spelling import found_on_disk
 from clip_itm.data.rows import ROW_FEATURES, SPLIT_NAMES
@@ -54,7 +53,6 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
     def __init__(self, data: DataSection):
         self.data = data
         self.notes: list[str] = []
-        self.skips_broken = getattr(data, "skip_broken", False)
         super().__init__(cache_dir=str(cache_folder(data) / "rows"), dataset_name=data.source, hash=self._key())
 
     @abstractmethod
@@ -75,12 +73,6 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
             raise
         return {name: found_on_disk(self._read(name)) for name in SPLIT_NAMES if name in self.info.splits}
 
-    def leave_out(self, error: BrokenRow) -> None:
-        """Note a row that cannot be used where `data.skip_broken` is set; else raise its error."""
-        if not self.skips_broken:
-            raise error
-        self.notes.append(f"left out: {error}")
-
     def _read(self, split: str) -> datasets.Dataset:
         if self.info.splits[split].num_examples == 0:  # the Arrow reader refuses to read nothing
             return datasets.Dataset.from_dict({name: [] for name in ROW_FEATURES}, features=ROW_FEATURES)
@@ -88,7 +80,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
 
     def _key(self) -> str:
         values = self.data.model_dump(exclude=set(DataSection.model_fields))
-        values["skip_broken"] = self.skips_broken
+        values["skip_broken"] = self.data.skip_broken  # what has no photo or caption is then a row without, no error
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         code = {Path(sys.modules[type(self).__module__].__file__), *Path(__file__).parent.glob("*.py")}
         for path in [*sorted(code), *self.depends_on()]:

@@ -107,12 +107,8 @@ class FolderImages(CaptionedImages):
         columns = None
         for where, values in read_table(table):
             columns = columns or self._columns(values, table)
-            try:
-                row = self._photo(values, columns, where, photos)
-                captions, caption_ids = _row_captions(values, columns, where)
-            except BrokenRow as error:
-                self.leave_out(error)
-                continue
+            row = self._photo(values, columns, where, photos)
+            captions, caption_ids = self._row_captions(values, columns, where)
             if table_split is None and columns.split is not None:
                 split = split_name(values.get(columns.split), f"{where}, column {columns.split!r}")
                 if splits.setdefault(row["image_id"], split) != split:
@@ -131,7 +127,12 @@ class FolderImages(CaptionedImages):
 
     def _photo(self, values: dict, columns: Columns, where: str, photos: dict[str, dict]) -> dict:
         """The row of a photo, one of `photos` where it was named before."""
-        name = check_name(values.get(columns.image), f"{where}: column {columns.image!r}")
+        try:
+            name = check_name(values.get(columns.image), f"{where}: column {columns.image!r}")
+        except BrokenRow:
+            if not self.data.skip_broken:
+                raise
+            return photo_row("", where, [], []) | {"image": {"path": None, "bytes": None}, "caption_weights": []}
         path, image_id = self._locate(name)
         own_id = all(column in values for column in columns.ids)
         if own_id and not (image_id := str(values[columns.ids[0]])).strip():
@@ -193,19 +194,23 @@ class FolderImages(CaptionedImages):
         spelled = canonical(image_id)
         return path, image_id if spelled == image_id else os.path.normpath(spelled)
 
-
-def _row_captions(values: dict, columns: Columns, where: str) -> tuple[list[str], list[str]]:
-    """Captions and their ids; of several columns the empty ones only mean that there are fewer captions."""
-    captions, places = [], []
-    several = len(columns.captions) > 1
-    for column in columns.captions:
-        value = values.get(column)
-        if several and (value is None or value == ""):
-            continue
-        found = captions_of(value, f"{where}, column {column!r}")
-        place = f"{where}:{column}" if several else where
-        captions += found
-        places += [place] if len(found) == 1 else [f"{place}:{number}" for number in range(len(found))]
-    if all(column in values for column in columns.ids):
-        return captions, ids_of(values[columns.ids[1]], len(captions), f"{where}, column {columns.ids[1]!r}")
-    return captions, places
+    def _row_captions(self, values: dict, columns: Columns, where: str) -> tuple[list[str], list[str]]:
+        """Captions and their ids; of several columns the empty ones only mean that there are fewer captions."""
+        captions, places = [], []
+        several = len(columns.captions) > 1
+        for column in columns.captions:
+            value = values.get(column)
+            if several and (value is None or value == ""):
+                continue
+            try:
+                found = captions_of(value, f"{where}, column {column!r}")
+            except BrokenRow:
+                if not self.data.skip_broken:
+                    raise
+                found = [""]
+            place = f"{where}:{column}" if several else where
+            captions += found
+            places += [place] if len(found) == 1 else [f"{place}:{number}" for number in range(len(found))]
+        if all(column in values for column in columns.ids):
+            return captions, ids_of(values[columns.ids[1]], len(captions), f"{where}, column {columns.ids[1]!r}")
+        return captions, places
