@@ -6,23 +6,41 @@ processes, which makes it the gradient of the mean over the global batch (equal 
 """
 
 import gc
+import os
+import sys
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# what a launcher can ask for beside data parallelism; nothing of it is a part of a recipe
+OTHER_LAUNCHES = (
+    *("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"),
+    *("ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_DOWNCAST_BF16", "XLA_USE_BF16", "XLA_DOWNCAST_BF16"),
+)
+
 
 def process_state():
     """accelerate's `PartialState` of this launch: the one way to ask for it here.
 
     A bare `PartialState()` that comes first ignores `ACCELERATE_USE_CPU`: every process of a CPU launch would believe
-    that it is alone and train on the whole batch.
+    that it is alone and train on the whole batch. Raises ValueError for a launch that is not plain data parallelism.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
+    if asked := [name for name in OTHER_LAUNCHES if _is_on(os.environ.get(name, ""))]:
+        raise ValueError(
+            f"{', '.join(asked)}: clip-itm trains with data parallelism and whole float32 weights in every process, "
+            "with the precision that the recipe names (training.precision); launch it with distributed_type MULTI_GPU "
+            "(accelerate_config.yaml)"
+        )
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def _is_on(value: str) -> bool:
+    return value.strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def num_processes() -> int:
@@ -31,6 +49,24 @@ def num_processes() -> int:
 
 def process_index() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
+
+
+def say(text: str) -> None:
+    """To a person, once: on standard error of the first process."""
+    if process_state().is_main_process:
+        print(text, file=sys.stderr, flush=True)
+
+
+def agree(problem: Exception | None) -> None:
+    """Raise what went wrong, in every process: `problem` here, a ValueError of the same text where another had one."""
+    told: list[str | None] = [None]
+    if num_processes() > 1:
+        told = [None] * num_processes()
+        dist.all_gather_object(told, None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    if others := [text for text in told if text is not None]:
+        raise ValueError(others[0])
 
 
 def leave_process_group() -> None:

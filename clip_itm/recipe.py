@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clip_itm.backbones.configuration import BackboneConfig
-from clip_itm.data.configuration import DataConfig, NoiseSection, SampleData
+from clip_itm.data.configuration import DataConfig, NoiseSection
 from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
 from clip_itm.keys import section_types, tags
 from clip_itm.overrides import merge_overrides
@@ -31,7 +31,7 @@ class Recipe(Section):
     output_dir: str = Field(
         "runs/run", min_length=1, description="folder of the run: checkpoints, tables, saved recipe and noise"
     )
-    data: DataConfig = SampleData()
+    data: DataConfig
     noise: NoiseSection = NoiseSection()
     backbone: BackboneConfig
     head: HeadConfig = ClipHeadConfig()
@@ -156,6 +156,11 @@ def _explain(problem: dict[str, Any]) -> str:
         near = difflib.get_close_matches(path[-1], owner.model_fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{key}: unknown key{hint} (known here: {', '.join(owner.model_fields)})"
+    if problem["type"] == "missing" and key == "data":
+        return (
+            "data: this section is required; it says where photos and captions are, such as data: {source: folder, "
+            "root: PHOTOS} (docs/data.md has all sources; {source: sample} draws scenes)"
+        )
     if problem["type"] == "missing":
         return f"{key}: this key is required"
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):

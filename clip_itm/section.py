@@ -5,11 +5,12 @@ heavy, so that `clip-itm --help` and the validation of a recipe never wait for t
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 LARGEST = 2**32 - 1  # of the integers in a recipe; the largest seed
+Seed = Annotated[int, Field(ge=0, le=LARGEST)]  # what NumPy takes
 
 
 class RecipeError(ValueError):

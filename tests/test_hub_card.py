@@ -156,7 +156,7 @@ def test_curves_are_drawn_and_the_card_shows_them(finished, tmp_path, monkeypatc
     ],
 )
 def test_base_models_have_their_name_on_the_hub_or_none(backbone, name, hub):
-    recipe = parse_recipe({"backbone": backbone}, "test")
+    recipe = parse_recipe({"data": {"source": "sample"}, "backbone": backbone}, "test")
     assert base_name(recipe) == (name or base_name(recipe))
     assert base_models(recipe) == ([backbone["model"]] if hub is None else hub)
     assert "somebody" not in base_name(recipe)

@@ -8,7 +8,7 @@ import yaml
 from clip_itm.data.configuration import FolderData, SampleData
 from clip_itm.recipe import Recipe, RecipeError, apply_overrides, describe_keys, load_recipe, parse_recipe
 
-MINIMAL = {"backbone": {"kind": "open_clip"}}
+MINIMAL = {"data": {"source": "sample"}, "backbone": {"kind": "open_clip"}}
 SHIPPED = sorted(
     path for path in Path(__file__).parents[1].glob("recipes/*/*.yaml") if path.parent.name != "accelerate"
 )
@@ -30,7 +30,10 @@ def test_defaults_and_round_trip():
     ("content", "expected"),
     [
         ({}, ["r.yaml: backbone: this key is required"]),
-        ({"backbone": {"kind": "open_clip", "modell": 3}}, ["backbone.modell: unknown key", "did you mean 'model'?"]),
+        (
+            {**MINIMAL, "backbone": {"kind": "open_clip", "modell": 3}},
+            ["backbone.modell: unknown key", "did you mean 'model'?"],
+        ),
         ({**MINIMAL, "trainin": {}}, ["r.yaml: trainin: unknown key", "did you mean 'training'?"]),
         ({**MINIMAL, "training": {"epoch": 3}}, ["training.epoch: unknown key", "'epochs'", "batch_size"]),
         ({**MINIMAL, "training": {"batch_size": "many"}}, ["training.batch_size:", "integer", "found 'many'"]),

@@ -22,17 +22,25 @@ def add_parser(verbs) -> None:
 
 
 def run(args) -> int:
-    from clip_itm.training.compare import Cell, add_differences, plan, save, summarise
+    from clip_itm.training.compare import demand_comparison, plan
 
     out = Path(args.out)
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
 
+    from clip_itm.training.folder import held
+
+    with held(out, "compare", key="--out"):
+        demand_comparison(out)
+        _run(runs, out, args.montage)
+    return 0
+
+
+def _run(runs: list, out: Path, montage: bool) -> None:
     from clip_itm.distributed import process_state
-    from clip_itm.evaluation.plot_noise import plot_noise
-    from clip_itm.training.run import train
+    from clip_itm.training.compare import Cell, add_differences, save, summarise
+    from clip_itm.training.run import best_effort, train
 
     main = process_state().is_main_process
-
     cells = []
     for number, (method, recipe) in enumerate(runs, 1):
         if main:
@@ -43,21 +51,29 @@ def run(args) -> int:
         rows = summarise(cells)
         add_differences(rows, cells)
         save(rows, cells, out)
-        show(rows, cells)
         print(f"table: {out}/comparison.md and comparison.json")
-        protocol = next((row["protocol"] for row in rows if "rsum" in row), None)
-        best = [row for row in rows if row["stage"] == "best" and row["protocol"] == protocol]
-        title = f"{runs[0][1].data.source}, recall on {cells[0].results['split']} ({protocol})"
-        if plot_noise(best, out / "comparison.png", title):
-            print(f"picture: {out}/comparison.png")
-    if args.montage:
+        again = "the same command shows it again, without training"
+        with best_effort("the table", again):
+            show(rows, cells)
+        with best_effort("the picture", again):
+            draw(rows, runs[0][1].data.source, cells[0].results["split"], out / "comparison.png")
+    if montage:
         from clip_itm.training.montage import draw_montage
 
         folders = {f"{method}, noise {recipe.noise.ratio:g}": Path(recipe.output_dir) for method, recipe in runs}
         draw_montage(folders, out / "queries.png")  # all processes encode
         if main:
             print(f"picture: {out}/queries.png")
-    return 0
+
+
+def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
+    """The picture, where there is a noise ratio to compare with another."""
+    from clip_itm.evaluation.plot_noise import plot_noise
+
+    protocol = next((row["protocol"] for row in rows if "rsum" in row), None)
+    best = [row for row in rows if row["stage"] == "best" and row["protocol"] == protocol]
+    if plot_noise(best, file, f"{source}, recall on {split} ({protocol})"):
+        print(f"picture: {file}")
 
 
 def show(rows: list[dict], cells: list) -> None:

@@ -16,7 +16,7 @@ def add_parser(verbs) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="YAML file, such as recipes/sample/clip.yaml")
-    parser.add_argument("--overwrite", action="store_true", help="delete what output_dir holds and start anew")
+    parser.add_argument("--overwrite", action="store_true", help="delete what a run wrote there, and start anew")
 
 
 def run(args) -> int:
@@ -27,14 +27,15 @@ def run(args) -> int:
     from clip_itm.commands.terminal import print_table
     from clip_itm.distributed import process_index
     from clip_itm.evaluation.report import terminal_table
-    from clip_itm.training.run import beaten_by_step_0, train
+    from clip_itm.training.run import beaten_by_step_0, best_effort, train
 
     results = train(recipe, overwrite=args.overwrite)
     if process_index() == 0:
-        title = f"{recipe.output_dir}: recall on {results['split']}, percent"
-        print_table(terminal_table(run_rows(results), title=title))
-        if note := beaten_by_step_0(results):
-            print(note)
+        with best_effort("the table", f"all figures are in {recipe.output_dir}/results.json"):
+            title = f"{recipe.output_dir}: recall on {results['split']}, percent"
+            print_table(terminal_table(run_rows(results), title=title))
+            if note := beaten_by_step_0(results):
+                print(note)
         print(f"model, recipe, noise and table: {recipe.output_dir}/best")
     return 0
 

@@ -155,11 +155,14 @@ class PairBatchSampler(Sampler[list[int]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = np.random.default_rng([self.seed, self.epoch])
-        drawn = draw_batches(self.pair_image, self.global_batch_size, self.per_photo, generator)
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        for batch in drawn:
+        for batch in self.draw(self.epoch):
             yield batch[own].tolist()
+
+    def draw(self, epoch: int) -> np.ndarray:
+        """The global batches of an epoch: pair numbers int64 [M, B]."""
+        generator = np.random.default_rng([self.seed, epoch])
+        return draw_batches(self.pair_image, self.global_batch_size, self.per_photo, generator)
 
     def _too_large(self, mode: BatchMode) -> str:
         if self.per_photo is None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from clip_itm.section import Section
+from clip_itm.section import Section, Seed
 
 SplitNames = dict[Literal["train", "val", "test"], str]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -41,7 +41,7 @@ class FlickrData(DataSection):
     images: str | None = Field(None, description="photo folder (default: the first of the usual names found in root)")
     layout: Literal["auto", "token", "karpathy", "scan_split"] = "auto"
     annotations: str | None = Field(None, description="token file or Karpathy JSON (default: looked for in root)")
-    split_seed: int = Field(0, description="seed of the hash split where no split files exist")
+    split_seed: Seed = Field(0, description="seed of the hash split where no split files exist")
     captions_per_image: PositiveInt = Field(5, description="scan_split layout only")
 
 
@@ -57,7 +57,7 @@ class HashedSplit(DataSection):
 
     val_fraction: Fraction = Field(0.1, description="share of photos in val where the split is by hash")
     test_fraction: Fraction = Field(0.1, description="share of photos in test where the split is by hash")
-    split_seed: int = Field(0, description="seed of the hash split")
+    split_seed: Seed = Field(0, description="seed of the hash split")
 
     @model_validator(mode="after")
     def _leaves_something_to_train(self) -> Self:
@@ -122,7 +122,7 @@ class SampleData(DataSection):
     val_photos: DrawnPhotos = 500
     test_photos: DrawnPhotos = 500
     image_size: Annotated[int, Field(gt=0, le=1024)] = 64
-    seed: int = 0
+    seed: Seed = 0
 
 
 DataConfig = Annotated[
@@ -135,6 +135,6 @@ class NoiseSection(Section):
 
     ratio: Fraction = Field(0.0, description="share of training captions that are shuffled")
     level: Literal["caption", "image"] = Field("caption", description="captions move alone, or all of a photo together")
-    seed: int = Field(99, ge=0, le=2**32 - 1, description="seed of the draw (99 reproduces the published files)")
+    seed: Seed = Field(99, description="seed of the draw (99 reproduces the published files)")
     file: str | None = Field(None, description="a saved or published noise file instead of a draw")
     sha256: str | None = Field(None, description="expected hash; another one is an error")

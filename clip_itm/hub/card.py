@@ -94,18 +94,23 @@ def _data(recipe: Recipe, results: dict) -> str:
         f"`{noise['sha256']}`. The dev and test splits carry none.",
     ]
     if found := results.get("wrong_pairs"):
-        lines += [
-            "",
-            f"Of {results['provenance']['splits']['train']['captions']:,} training pairs {found['wrong']:,} are wrong. "
-            f"The method ranks them by suspicion with an AUC of {found['auc']:.3f}; among the {found['wrong']:,} most "
-            f"suspicious, {100 * found['precision']:.1f} % are wrong.",
-        ]
+        lines += ["", _wrong_pairs(found, results["provenance"]["splits"]["train"]["captions"])]
     return "\n".join(lines)
 
 
 def _left_out(split: dict) -> str:
     kinds = {"missing": "missing photos", "broken": "broken photos", "empty_captions": "empty captions"}
     return ", ".join(f"{split[key]:,} {kind}" for key, kind in kinds.items() if split.get(key)) or "nothing"
+
+
+def _wrong_pairs(found: dict, pairs: int) -> str:
+    start = f"Of {pairs:,} training pairs {found['wrong']:,} are wrong."
+    if found["auc"] is None:  # all of them are: there is nothing to tell apart
+        return start
+    return (
+        f"{start} The method ranks them by suspicion with an AUC of {found['auc']:.3f}; among the {found['wrong']:,} "
+        f"most suspicious, {100 * found['precision']:.1f} % are wrong."
+    )
 
 
 def _making(recipe: Recipe, results: dict) -> str:

@@ -56,10 +56,6 @@ class AahrTrainer(ItmTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "head.kind aahr trains with data parallelism only: momentum encoders need whole parameters"
-            )
         self.head = self.model.head
         self.config, self.criterion = self.head.config, self.head.criterion
         batches = len(self.sampler)

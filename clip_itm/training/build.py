@@ -101,7 +101,6 @@ def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
         eval_on_start=not resuming,
         save_strategy="steps" if training.save_every or training.evaluate_every else "epoch",
         save_steps=training.save_every or training.evaluate_every or 500,
-        save_total_limit=2,
         metric_for_best_model="rsum",
         greater_is_better=True,
         logging_steps=training.log_every,
@@ -111,7 +110,7 @@ def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
         run_name=recipe.output_dir,
         # behind a gate of AAHR that is still closed nothing has a gradient
         ddp_find_unused_parameters=True if recipe.head.kind == "aahr" else None,
-        seed=training.seed + state.process_index,  # processes must not share their dropout masks
+        seed=(training.seed + state.process_index) % 2**32,  # processes must not share their dropout masks
         dataloader_num_workers=recipe.data.num_workers,
         remove_unused_columns=False,
         use_cpu=state.device.type == "cpu",

@@ -10,6 +10,7 @@ from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
 from clip_itm.recipe import Recipe, RecipeError, load_recipe
 
+TABLE = "comparison.json"
 STAGES = {"best": "best checkpoint by dev", "last": "last epoch"}
 
 
@@ -55,6 +56,15 @@ def _demand_comparable(name: str, recipe: Recipe, first_name: str, first: Recipe
             raise RecipeError(f"{first_name} and {name} cannot share a table: {section}.{', '.join(keys)} differ")
     if recipe.evaluation != first.evaluation:
         raise RecipeError(f"{first_name} and {name} cannot share a table: their evaluation sections differ")
+
+
+def demand_comparison(out: Path) -> None:
+    """ValueError where tables and pictures would replace files of a folder that no comparison wrote."""
+    names = ("comparison.md", "comparison.png", "queries.png")
+    if not (out / TABLE).is_file() and (taken := [name for name in names if (out / name).exists()]):
+        raise ValueError(
+            f"--out {out} holds {', '.join(taken)} but no {TABLE}: no comparison of clip-itm; name another"
+        )
 
 
 def method_names(files: list[str]) -> list[str]:
@@ -167,5 +177,5 @@ def markdown(rows: list[dict], cells: list[Cell]) -> str:
 def save(rows: list[dict], cells: list[Cell], out: Path) -> None:
     """`comparison.md` and `comparison.json` in `out`."""
     runs = [{"method": cell.method, "noise": cell.ratio, "seed": cell.seed, **cell.results} for cell in cells]
-    write_json(out / "comparison.json", {"rows": rows, "runs": runs})
+    write_json(out / TABLE, {"rows": rows, "runs": runs})
     write_text(out / "comparison.md", markdown(rows, cells))

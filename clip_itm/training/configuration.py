@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from clip_itm.section import Section
+from clip_itm.section import Section, Seed
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 MOST_RESAMPLES = 100_000
@@ -60,7 +60,7 @@ class TrainingSection(Section):
     trackers: tuple[Literal["auto", "tensorboard", "trackio", "wandb", "mlflow"], ...] = Field(
         ("auto",), description="auto: TensorBoard and trackio, as far as installed; []: none"
     )
-    seed: NonNegativeInt = Field(0, description="seed of weights, batches and dropout (noise has its own)")
+    seed: Seed = Field(0, description="seed of weights, batches and dropout (noise has its own)")
 
     @field_validator("trackers", mode="before")
     @classmethod

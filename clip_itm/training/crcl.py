@@ -60,8 +60,6 @@ class CrclTrainer(ItmTrainer):
             )
         self.schedules = self.config.schedules or (self._epochs() - self.config.frozen_epochs,)
         several = len(self.schedules) > 1
-        if several and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("head.schedules: pieces need data parallelism, because each begins with whole weights")
         self.initial_weights = (
             {name: value.cpu().clone() for name, value in self.model.state_dict().items()} if several else None
         )

@@ -30,8 +30,6 @@ class NpcTrainer(ItmTrainer):
 
     def __init__(self, *args, build_bank: Callable[[], MemoryBank], is_clean: np.ndarray | None, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("head.kind npc trains with data parallelism only: its trial step needs whole parameters")
         self.build_bank, self.is_clean = build_bank, is_clean
         self.config = self.model.head.config
         self.bank: MemoryBank | None = None
@@ -50,7 +48,8 @@ class NpcTrainer(ItmTrainer):
         super().begin_epoch(epoch)
         if epoch >= self.config.warmup_epochs and self.bank is None:
             self.use_bank(self.build_bank())
-            if self.args.should_save:
+            if self.watched is not None:
+                self.watched.demand()
                 self.bank.save(Path(self.args.output_dir) / BANK)
             if described := self._describe_bank():
                 self.log(described)

@@ -35,6 +35,22 @@ class Provenance:
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         write_json(folder / "provenance.json", asdict(self))
 
+    def changes_since(self, began: dict) -> list[str]:
+        """What is no longer as a `provenance.json` says: splits, noise and bank, with their hashes."""
+        now = self._hashes(asdict(self))
+        then = self._hashes(began)
+        return [
+            f"{name} {then.get(name, 'none')[:12]} -> {now.get(name, 'none')[:12]}"
+            for name in then | now
+            if then.get(name) != now.get(name)
+        ]
+
+    @staticmethod
+    def _hashes(content: dict) -> dict[str, str]:
+        bank = {} if content.get("bank") is None else {"bank": content["bank"]}
+        splits = {name: split["sha256"] for name, split in content["splits"].items()}
+        return splits | {"noise": content["noise"]["sha256"]} | bank
+
 
 def describe_run(recipe: Recipe, splits: dict, noise, bank=None) -> Provenance:
     return Provenance(

@@ -25,6 +25,7 @@ from clip_itm.heads.npc.bank import MemoryBank
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
+from clip_itm.training.batch_checks import demand_negatives, demand_pairs
 from clip_itm.training.encode import Embeddings, PhotoInputs, encode_split
 from clip_itm.training.feature_cache import caption_features, is_frozen, photo_features
 from clip_itm.training.provenance import Provenance, describe_run
@@ -229,10 +230,12 @@ def check_protocols(recipe: Recipe, split: Split) -> None:
 def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]:
     """All that can be checked before a model is built."""
     available_trackers(recipe.training.trackers)
+    demand_pairs(recipe)
     data = load_pairs(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))
     data.bank = given_bank(recipe, data.noise, data.train.pairs)
     sampler = make_sampler(recipe, data.train)
+    demand_negatives(recipe, sampler)
     builds_at_once = recipe.head.kind == "npc" and data.bank is None and not recipe.head.warmup_epochs
     if builds_at_once and (random := random_part(recipe.backbone)):
         warnings.warn(

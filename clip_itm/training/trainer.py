@@ -1,6 +1,5 @@
 """`ItmTrainer`: transformers' Trainer for batches of pairs, with retrieval as its evaluation."""
 
-import json
 import math
 import warnings
 from collections import defaultdict
@@ -11,9 +10,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
 from clip_itm.heads.similarity.cosine import unit
@@ -22,6 +20,8 @@ from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCa
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
+from clip_itm.training.folder import last_complete_checkpoint as last_complete_checkpoint
+from clip_itm.training.guarded import GuardedTrainer
 from clip_itm.training.optimizer import make_optimizer
 from clip_itm.training.schedule import (
     constant_multiplier,
@@ -34,7 +34,7 @@ from clip_itm.training.schedule import (
 COLLAPSE_COSINE = 0.99
 
 
-class ItmTrainer(Trainer):
+class ItmTrainer(GuardedTrainer):
     """Trains an `ItmModel` on pairs.
 
     `train_dataset` makes whole batches, `sampler` says which pairs stand in each (global batches, split over
@@ -142,12 +142,6 @@ class ItmTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                warnings.warn(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: the weights are lost from here on; "
-                    "lower training.learning_rate, set training.max_grad_norm, or use training.precision fp32",
-                    stacklevel=2,
-                )
             for name, values in self._head_logs.items():
                 logs[name] = torch.stack(values).float().mean().item()
             self._head_logs.clear()
@@ -178,11 +172,7 @@ class ItmTrainer(Trainer):
         """Recall on the dev split under the current weights; keys `eval_<metric>`."""
         embeddings = self.encode_val()
         if not (embeddings.images.isfinite().all() and embeddings.texts.isfinite().all()):
-            raise ValueError(
-                f"the embeddings are not finite at step {self.state.global_step}: the weights are lost; lower "
-                "training.learning_rate, set training.max_grad_norm, or use training.precision fp32. Earlier "
-                f"checkpoints are in {self.args.output_dir}"
-            )
+            raise self.lost("the embeddings are not finite", self.state.global_step)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(embeddings).items()}
         images, texts = (unit(self.model.head.similarity.vectors(x)) for x in (embeddings.images, embeddings.texts))
         metrics[f"{metric_key_prefix}_gap"] = cosine_gap(images, texts, embeddings.caption_image)
@@ -230,13 +220,10 @@ class ItmTrainer(Trainer):
         private = self.args.hub_private_repo if private is None else private
         return upload(files, repo, message=commit_message, private=private, revision=revision, token=token)
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            self.processor.save_pretrained(folder)
-            self.write_provenance(folder)
-            self.save_method_state(folder)
+    def save_beside_weights(self, folder: Path) -> None:
+        self.processor.save_pretrained(folder)
+        self.write_provenance(folder)
+        self.save_method_state(folder)
 
 
 class PairLoader(DataLoader):
@@ -258,20 +245,6 @@ def cosine_gap(images: Tensor, texts: Tensor, caption_image: Tensor) -> float:
     images, texts = images.double(), texts.double()
     own = (images[caption_image] * texts).sum(dim=1).mean()
     return float(own - images.mean(dim=0) @ texts.mean(dim=0))
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (the trainer's state comes last), or None."""
-    found = sorted(
-        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True
-    )
-    for checkpoint in found:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return checkpoint
-    return None
 
 
 def _as_it_is(batch):

@@ -1,0 +1,271 @@
+"""The folder of a run: which files in it are the run's own, and its checkpoints.
+
+`written.json` names every file that the run wrote or is about to write, so that nothing else is ever deleted. Folders
+(checkpoints, best/) are filled under a temporary name and renamed when they are whole.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from clip_itm.checksums import CHECKSUMS, write_checksums
+from clip_itm.distributed import agree, process_state
+from clip_itm.files import clear_temporary, is_free, is_temporary, temporary_name, write_json
+from clip_itm.lock import LOCK_FILE, locked
+
+MANIFEST, STATE, RESULTS, LEFT_OUT = "written.json", "trainer_state.json", "results.json", "left_out.json"
+CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+# what a run writes beside its folders
+OWN = (
+    *("recipe.yaml", "provenance.json", "noise.npz", "bank.npz", "clean_probability.npz"),
+    *(RESULTS, LEFT_OUT, MANIFEST, CHECKSUMS, "audit/audit.parquet", "audit/audit.html"),
+)
+# what runs wrote before they kept written.json
+EARLIER = re.compile(
+    r"(recipe\.yaml|provenance\.json|noise\.npz|bank\.npz|clean_probability\.npz|results\.json"
+    r"|ranks_(best|last)/[a-z0-9-]+\.npz|audit/audit\.(parquet|html)"
+    r"|(best|checkpoint-[0-9]+)/(config|processor_config|preprocessor_config|tokenizer|tokenizer_config|vocab|words"
+    r"|special_tokens_map|added_tokens|generation_config|provenance|trainer_state|model\.safetensors\.index)\.json"
+    r"|(best|checkpoint-[0-9]+)/(model(-[0-9]+-of-[0-9]+)?|labels|npc_state|aahr_state)\.safetensors"
+    r"|(best|checkpoint-[0-9]+)/([a-z_0-9]+\.py|requirements\.txt|vocab\.txt|merges\.txt|[a-z.]+\.model"
+    r"|chat_template\.jinja|recipe\.yaml|noise\.npz|bank\.npz|README\.md|curves\.png)"
+    r"|checkpoint-[0-9]+/(optimizer|scheduler|scaler)\.pt|checkpoint-[0-9]+/(rng_state(_[0-9]+)?\.pth|training_args\.bin))"
+)
+LOGS = re.compile(r"runs/[^/]+/(.*/)?events\.out\.tfevents\.[^/]+")  # TensorBoard opens its files by itself
+
+
+@contextmanager
+def held(folder: Path, doing: str, key: str = "output_dir") -> Iterator[None]:
+    """`locked` by the first process; all of them raise ValueError where it cannot be.
+
+    A folder that was made for it goes again where nothing came into it. `key` is the setting that names the folder.
+    """
+    problem = None
+    with ExitStack() as stack:
+        if process_state().is_main_process:
+            try:
+                demand_folder(folder, key)
+                if not folder.exists():
+                    stack.callback(_remove_empty, folder)
+                stack.enter_context(locked(folder, doing))
+            except (OSError, ValueError) as error:
+                problem = error
+        agree(problem)
+        yield
+
+
+def demand_folder(folder: Path, key: str) -> None:
+    """ValueError where a file is in the way of a folder."""
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place) and not place.is_dir():
+            where = "" if place == folder else f", in {folder},"
+            raise ValueError(f"{key}: {place}{where} is no folder; name a folder, or one that is not there yet")
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # there is something in it
+        folder.rmdir()
+
+
+class Watched:
+    """A run folder that must stay while the run goes on: it is not made again when somebody has deleted it."""
+
+    def __init__(self, run: Path):
+        self.run, self.began_as = run, os.stat(run)
+        self.marks = [run / name for name in ("recipe.yaml", "provenance.json") if (run / name).is_file()]
+
+    def demand(self) -> None:
+        """ValueError where the folder is gone, empty or another one."""
+        with suppress(OSError):
+            if os.path.samestat(self.began_as, os.stat(self.run)) and all(mark.is_file() for mark in self.marks):
+                return
+        raise ValueError(
+            f"{self.run} was deleted or replaced while the run was going on: training stops, and nothing of it is left "
+            "to go on from; start again, with another output_dir if somebody else uses this one"
+        )
+
+
+# What is the run's own
+
+
+def own_files(run: Path) -> set[str]:
+    """Files in `run`, relative to it, that the run wrote."""
+    return set(_own(run, list(_files(run))))
+
+
+def other_files(run: Path) -> list[str]:
+    """All others, in order."""
+    found = list(_files(run))
+    return sorted(set(found) - set(_own(run, found)))
+
+
+def record(run: Path, names: Iterable[str]) -> None:
+    """Note files that the run is about to write."""
+    write_json(run / MANIFEST, {"files": sorted(own_files(run) | _manifest(run) | set(names))})
+
+
+def is_recorded(run: Path) -> bool:
+    return (run / MANIFEST).is_file()
+
+
+def delete(run: Path, names: Iterable[str] | None = None) -> None:
+    """Delete files that the run wrote (all of them, or those of `names`) and the folders that are empty then.
+
+    First goes what marks a run as finished or a checkpoint as whole, last the list: a deletion that was interrupted can
+    be done again.
+    """
+    own = own_files(run)
+    names = own if names is None else own & set(names)
+    order = sorted(names, key=lambda name: (name == MANIFEST, Path(name).name not in (RESULTS, STATE), name))
+    for name in order:
+        (run / name).unlink(missing_ok=True)
+    for folder in sorted({parent for name in names for parent in Path(name).parents} - {Path(".")}, reverse=True):
+        _remove_empty(run / folder)
+    if names and is_recorded(run):
+        write_json(run / MANIFEST, {"files": sorted(_manifest(run) - names)})
+
+
+def demand_room(run: Path, anew: bool) -> None:
+    """ValueError naming what is in the way of a run in this folder; `anew`: the run there is to be deleted."""
+    if not run.is_dir():
+        return
+    others, own = other_files(run), own_files(run)
+    # without a list, only a folder that holds nothing else is known to be of a run
+    if others and anew and not own:
+        raise ValueError(
+            f"{run} is no run of clip-itm: --overwrite does not delete it (it holds {_some(others)}); choose another "
+            "output_dir"
+        )
+    if others and own and (anew or not is_recorded(run)):
+        raise ValueError(
+            f"{run} holds {_some(others)}, which no run of clip-itm wrote: only what a run wrote is deleted or "
+            "replaced; move it away, or choose another output_dir"
+        )
+    folders = ("best", "ranks_best", "ranks_last")
+    if taken := [name for name in others if name in OWN or name.split("/")[0] in folders]:
+        raise ValueError(f"{run} holds {_some(taken)}, where a run writes; move it away, or choose another output_dir")
+
+
+def _manifest(run: Path) -> set[str]:
+    try:
+        names = json.loads((run / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {str(name) for name in names}
+    except FileNotFoundError:
+        return set()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{run / MANIFEST} is damaged ({error!r}), so it is not known what in this folder is of the run; choose "
+            "another output_dir"
+        ) from None
+
+
+def _own(run: Path, found: list[str]) -> list[str]:
+    if is_recorded(run):
+        written = _manifest(run)
+        return [name for name in found if name in written or LOGS.fullmatch(name)]
+    if "recipe.yaml" in found and "provenance.json" in found:  # of an earlier version
+        return [name for name in found if EARLIER.fullmatch(name) or LOGS.fullmatch(name)]
+    return []
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """All files below, and links to folders; neither locks nor what is half-written."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_temporary(Path(name))]
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in (*files, *links):
+            if name != LOCK_FILE and not is_temporary(Path(name)):
+                yield Path(os.path.relpath(os.path.join(place, name), folder)).as_posix()
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+# Folders that appear when they are whole
+
+
+@contextmanager
+def staged(run: Path, name: str) -> Iterator[Path]:
+    """A temporary folder in `run` to fill, that becomes `run`/`name` at the end."""
+    temporary = run / temporary_name(name)
+    try:
+        temporary.mkdir()
+        yield temporary
+        place(run, temporary, name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def place(run: Path, temporary: Path, name: str) -> None:
+    """Give a filled folder its checksums and its name, in the place of an earlier one of the run."""
+    write_checksums(temporary)
+    delete(run, [own for own in own_files(run) if own.startswith(f"{name}/")])
+    record(run, [f"{name}/{file}" for file in _files(temporary)])
+    if os.path.lexists(run / name) and not is_free(run / name):
+        raise ValueError(f"{run / name} is in the way: this run did not write it; move it away")
+    os.replace(temporary, run / name)
+
+
+def failed_write(error: BaseException) -> str | None:
+    """Why a file could not be written, where that is what `error` says (each library has its own way)."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, SafetensorError):
+        return str(error)
+    if isinstance(error, RuntimeError) and re.search("inline_container|StreamWriter|Parent directory", str(error)):
+        return "a file could not be written to its end; is the disk full?"  # torch.save
+    return None
+
+
+# Checkpoints
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Folders called checkpoint-<step>, by step; no others, such as checkpoint-18-old."""
+    if not run.is_dir():
+        return []
+    found = [path for path in run.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether it was written to its end (the trainer's state comes last)."""
+    try:
+        return isinstance(json.loads((checkpoint / STATE).read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def last_complete_checkpoint(run: Path) -> Path | None:
+    return next((path for path in reversed(checkpoints(run)) if is_complete(path)), None)
+
+
+def holds_work(run: Path) -> bool:
+    """Whether anything in the folder would be lost: results, or a checkpoint."""
+    return (run / RESULTS).is_file() or last_complete_checkpoint(run) is not None
+
+
+def clear_half_written(run: Path) -> None:
+    """What killed processes left: temporary files, and checkpoints that are not whole."""
+    clear_temporary(run)
+    half = [path.name for path in checkpoints(run) if not is_complete(path)]
+    delete(run, [name for name in own_files(run) if name.split("/")[0] in half])
+    for name in half:
+        _remove_empty(run / name)
+
+
+def rotate(run: Path, best: int | None, limit: int = 2) -> None:
+    """Keep `limit` of the run's checkpoints, newest and best first, then others by step: clocks may go back."""
+    own = own_files(run)
+    mine = [path.name for path in checkpoints(run) if f"{path.name}/{STATE}" in own]
+    first = sorted(mine, key=lambda name: (name in (mine[-1], f"checkpoint-{best}"), mine.index(name)))
+    for name in first[:-limit]:
+        delete(run, [file for file in own if file.startswith(f"{name}/")])

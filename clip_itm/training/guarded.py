@@ -1,0 +1,125 @@
+"""`GuardedTrainer`: transformers' Trainer that saves no lost weights and loses no good checkpoint."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from transformers import Trainer
+
+from clip_itm.distributed import agree
+from clip_itm.files import temporary_name
+from clip_itm.training.folder import STATE, Watched, failed_write, last_complete_checkpoint, place, rotate
+
+
+class GuardedTrainer(Trainer):
+    """Stops where loss, gradient or weights are no longer finite, where a checkpoint cannot be written, and where the
+    run folder was deleted: with a ValueError that says what to do, in every process, and the last checkpoint whole.
+
+    `watched` is the run folder, in the first process, while it trains.
+    """
+
+    watched: Watched | None = None
+
+    @property
+    def run(self) -> Path:
+        return Path(self.args.output_dir)
+
+    def train(self, *args, **kwargs):
+        self.watched = Watched(self.run) if self.is_world_process_zero() else None
+        self._staging = Path(broadcast_object_list([str(self.run / temporary_name("checkpoint"))])[0])
+        self._failure: ValueError | None = None  # of the checkpoint that is being written
+        return super().train(*args, **kwargs)
+
+    def save_beside_weights(self, folder: Path) -> None:
+        """What else belongs into a checkpoint (called in the first process)."""
+
+    # What is lost
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """See `Trainer`: called before every optimiser step. Here a run stops whose loss or gradient is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(self._tr_loss + norm):  # the one moment of a step in which the device is waited for
+            step = self.state.global_step + 1
+            loss = float(self._tr_loss) / (step - self._globalstep_last_logged)
+            raise self.lost(f"the loss is {loss:.4g} and the norm of its gradient {float(norm):.4g}", step)
+        return norm
+
+    def lost(self, what: str, step: int) -> ValueError:
+        """The error to raise where training has diverged."""
+        last = last_complete_checkpoint(self.run)
+        kept = "no checkpoint had been saved yet" if last is None else f"{last} is the last good checkpoint"
+        return ValueError(
+            f"{what} at step {step}: training stops before such weights are saved ({kept}). Lower "
+            "training.learning_rate, set training.max_grad_norm, or use training.precision fp32"
+            + ("" if last is None else ", with another output_dir or --overwrite")
+        )
+
+    def _unsound(self) -> ValueError | None:
+        """What speaks against saving these weights here."""
+        weights = [value.isfinite().all() for value in self.model.parameters()]
+        statistics = [~value.isnan().any() for value in self.model.buffers()]
+        if not torch.stack([*weights, *statistics]).all():
+            return self.lost("weights are not finite", self.state.global_step)
+        try:
+            if self.watched is not None:
+                self.watched.demand()
+        except ValueError as error:
+            return error
+        return None
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial) -> str:
+        """Where checkpoints are written; they get their names when they are whole."""
+        return str(self._staging)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """A checkpoint appears whole or not at all; only then an older one goes. All processes agree on failures."""
+        name, self._failure = f"checkpoint-{self.state.global_step}", None
+        agree(self._unsound())
+        try:
+            with self._noting_failures():
+                super()._save_checkpoint(model, trial)
+            agree(self._failure)
+            with self._noting_failures():
+                if self.args.should_save:
+                    self._place(name)
+            agree(self._failure)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _place(self, name: str) -> None:
+        best = self.state.best_global_step
+        if best is not None:  # else the state would name the temporary folder
+            self.state.best_model_checkpoint = str(self.run / f"checkpoint-{best}")
+            self.state.save_to_json(str(self._staging / name / STATE))
+        self.watched.demand()
+        place(self.run, self._staging / name, name)
+        rotate(self.run, best)
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        with self._noting_failures():  # raised later, together: other processes wait for this one within `super`
+            super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                self.save_beside_weights(Path(output_dir or self.args.output_dir))
+
+    @contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = failed_write(error)
+            if reason is None:
+                raise
+            last = last_complete_checkpoint(self.run)
+            self._failure = self._failure or ValueError(
+                f"{self.run}/checkpoint-{self.state.global_step} could not be written: {reason}. "
+                + ("No checkpoint is there yet; " if last is None else f"{last.name} is whole, nothing else is lost; ")
+                + "make room and run the same command again"
+            )
