@@ -1,29 +1,21 @@
-"""Checksums of what is kept: a flipped bit is found before it is used.
+"""Checksums of what is kept in a folder: a flipped bit is found before it is used.
 
-XXH3-128 finds damage at the speed of memory; it is no defence against somebody who means harm.
+Files that stand alone carry their own (`seal.py`).
 """
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-import xxhash
-
+from clip_itm.digests import checksum_of, xxhash
 from clip_itm.files import is_temporary, write_json
 from clip_itm.lock import LOCK_FILE
 
 CHECKSUMS = "checksums.json"
 EDITABLE = ("README.md",)  # what people may change in a folder without harm
-BLOCK = 2**22  # bytes
-
-
-def checksum_of(path: str | Path) -> str:
-    """XXH3-128 of a file's content, in hexadecimal."""
-    digest = xxhash.xxh3_128()
-    with Path(path).open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_checksums(folder: str | Path, also: dict | None = None) -> None:
@@ -32,10 +24,28 @@ def write_checksums(folder: str | Path, also: dict | None = None) -> None:
     Folders below that have a `checksums.json` of their own are left to it.
     """
     folder = Path(folder)
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "xxh3": checksum_of(folder / name)} for name in _files(folder)
-    }
-    write_json(folder / CHECKSUMS, {**(also or {}), "files": files})
+    write_json(folder / CHECKSUMS, {**(also or {}), "files": _entries(folder, _files(folder))})
+
+
+def add_checksums(folder: str | Path, names: Iterable[str]) -> None:
+    """Write or renew the entries of some files in a folder's `checksums.json`; the others stay as they are."""
+    folder = Path(folder)
+    content = read_checksums(folder) or {"files": {}}
+    write_json(folder / CHECKSUMS, content | {"files": content["files"] | _entries(folder, names)})
+
+
+@contextmanager
+def recording(folder: str | Path) -> Iterator[None]:
+    """Checksums of the files that are written into `folder` (not below) meanwhile; a user's own stay out of it."""
+    folder, started = Path(folder), time.time_ns()
+    before = _stamps(folder)
+    yield
+    # as git does: a file that was just written may change again without a newer time
+    written = [name for name, stamp in _stamps(folder).items() if before.get(name) != stamp or stamp[0] > started - 1e9]
+    if xxhash is not None:
+        add_checksums(folder, written)
+    else:
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # of what was there before
 
 
 def read_checksums(folder: str | Path) -> dict | None:
@@ -53,32 +63,46 @@ def read_checksums(folder: str | Path) -> dict | None:
     return content
 
 
-def damages(folder: str | Path, names: Iterable[str] | None = None) -> list[str]:
-    """A sentence for each file that is no longer what `checksums.json` says; `names` limits them. [] without one."""
+def damages(folder: str | Path, names: Collection[str] | None = None) -> list[str]:
+    """A sentence for each file that is no longer what `checksums.json` says; [] without one.
+
+    `names`, which may be patterns such as "*.json", limit them.
+    """
     folder, content = Path(folder), read_checksums(folder)
-    if content is None:
-        return []
-    found = []
-    for name, entry in content["files"].items():
-        path = folder / name
-        if names is not None and name not in names:
-            continue
-        if not path.is_file():
-            found.append(f"{path} is missing")
-        elif (size := path.stat().st_size) != entry["bytes"]:
-            found.append(f"{path} has {size:,} bytes, not {entry['bytes']:,} as when it was written")
-        elif checksum_of(path) != entry["xxh3"]:
-            found.append(f"{path} is not what was written: its checksum has changed")
-    return found
+    wanted = {} if content is None else content["files"]
+    if names is not None:
+        wanted = {name: wanted[name] for name in wanted if any(fnmatchcase(name, pattern) for pattern in names)}
+    return [found for name, entry in wanted.items() if (found := damage_of(folder / name, entry))]
 
 
-def check_files(folder: str | Path, names: Iterable[str] | None = None) -> None:
+def damage_of(path: Path, entry: dict) -> str | None:
+    """What is wrong with a file that was written as its entry in `checksums.json` says."""
+    if not path.is_file():
+        return f"{path} is missing"
+    if (size := path.stat().st_size) != entry["bytes"]:
+        return f"{path} has {size:,} bytes, not {entry['bytes']:,} as when it was written"
+    if checksum_of(path) != entry["xxh3"]:
+        return f"{path} is not what was written: its checksum has changed"
+    return None
+
+
+def check_files(folder: str | Path, names: Collection[str] | None = None) -> None:
     """Raise ValueError where `damages` finds any."""
-    if found := damages(folder, None if names is None else set(names)):
+    if xxhash is None:
+        return
+    if found := damages(folder, names):
         raise ValueError(
             "; ".join(found) + f". Restore the folder from a copy or make it again; if you changed it on purpose, "
             f"delete {Path(folder) / CHECKSUMS}"
         )
+
+
+def _entries(folder: Path, names: Iterable[str]) -> dict[str, dict]:
+    return {name: {"bytes": (folder / name).stat().st_size, "xxh3": checksum_of(folder / name)} for name in names}
+
+
+def _is_kept(path: Path) -> bool:
+    return path.is_file() and path.name not in (CHECKSUMS, LOCK_FILE, *EDITABLE) and not is_temporary(path)
 
 
 def _files(folder: Path) -> list[str]:
@@ -86,6 +110,14 @@ def _files(folder: Path) -> list[str]:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not (path / CHECKSUMS).exists():
             names += [f"{path.name}/{name}" for name in _files(path)]
-        elif path.is_file() and path.name not in (CHECKSUMS, LOCK_FILE, *EDITABLE) and not is_temporary(path):
+        elif _is_kept(path):
             names.append(path.name)
     return names
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Time of change, size and number of every file in a folder."""
+    if not folder.is_dir():
+        return {}
+    found = {path.name: path.stat() for path in sorted(folder.iterdir()) if _is_kept(path)}
+    return {name: (status.st_mtime_ns, status.st_size, status.st_ino) for name, status in found.items()}

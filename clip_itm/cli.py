@@ -20,6 +20,7 @@ from clip_itm.commands import (
     push,
     search,
     train,
+    verify,
 )
 from clip_itm.memory import keep_freed_memory
 
@@ -38,6 +39,7 @@ COMMANDS = {
     "export": export,
     "interpolate": interpolate,
     "push": push,
+    "verify": verify,
 }
 
 

@@ -8,13 +8,14 @@ import socket
 import sys
 import tempfile
 import threading
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
+from clip_itm.digests import xxhash
 from clip_itm.lock import LOCK_FILE
+from clip_itm.seal import is_whole, seal_zip
 
 # .NAME.HOST-PID-THREAD.tmp.SUFFIX: whose it was shows whether anybody still writes to it
 TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.tmp(\..*)?", re.DOTALL)
@@ -113,11 +114,18 @@ def write_json(path: str | Path, content) -> None:
 
 
 def save_arrays(path: str | Path, **arrays) -> None:
-    """A compressed npz without pickle."""
+    """A compressed npz without pickle, sealed with a checksum."""
     import numpy as np
 
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        if xxhash is not None:
+            seal_zip(temporary)
+
+
+class DamagedError(ValueError):
+    """A file is not what was written."""
 
 
 @contextmanager
@@ -125,18 +133,34 @@ def reading_arrays(path: str | Path, missing: str, wrong: str) -> Iterator[dict]
     """The arrays of an npz, by name; nothing is unpickled.
 
     Whatever shows that the file is another one, here or where the arrays are made use of, is told as a ValueError:
-    `missing` where there is no file, else `wrong` with the error in the place of {error}.
+    `missing` where there is no file, else `wrong` with the error in the place of {error}. So is a file that is not what
+    its checksum says (`DamagedError`); those of an earlier clip_itm have none.
+    """
+    try:
+        yield read_arrays(path)[0]
+    except FileNotFoundError:
+        raise ValueError(missing) from None
+    except DamagedError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(wrong.replace("{error}", str(error))) from error
+
+
+def read_arrays(path: str | Path) -> tuple[dict, bool]:
+    """The arrays of an npz, and whether they came with a checksum. Nothing is unpickled.
+
+    Raises FileNotFoundError, DamagedError where the checksum is not theirs, and ValueError for what cannot be read.
     """
     import numpy as np
 
+    whole = is_whole(path) if xxhash is not None else None
+    if whole is False:
+        raise DamagedError(f"{path} was changed or damaged: it is not what its checksum says; make it again")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            stored = {name: arrays[name] for name in arrays.files}
-        yield stored
-    except FileNotFoundError:
-        raise ValueError(missing) from None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(wrong.replace("{error}", str(error))) from error
+            return {name: arrays[name] for name in arrays.files}, bool(whole)
+    except Exception as error:  # of zipfile, zlib, the parser of headers, ...
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def is_free(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from clip_itm.backbones.build import add_lora, build_backbone, freeze
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.backbones.features import Features
 from clip_itm.backbones.merge import merge_lora
+from clip_itm.checksums import check_files, recording
 from clip_itm.configuration import ItmConfig
 from clip_itm.heads.build import build_head
 from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
@@ -66,12 +67,15 @@ class ItmModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs) -> "ItmModel":
-        """See `PreTrainedModel.from_pretrained`.
+        """See `PreTrainedModel.from_pretrained`. Of a local folder, the files are compared with its checksums.
 
         Loading leaves what is in no checkpoint (open_clip's causal mask; what only training needs) with arbitrary
         content and expects `_init_weights` to know every module that has such; here it gets back what it was built
         with. The parameters are new ones, too; what the recipe freezes is frozen again.
         """
+        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if folder is not None:
+            check_files(folder, ("config.json", "model*.safetensors*", "clip_itm_*.py"))
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         current = model.state_dict() | dict(model.named_non_persistent_buffers())
@@ -80,6 +84,11 @@ class ItmModel(PreTrainedModel):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(model._trains[name])
         return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """See `PreTrainedModel.save_pretrained`; `checksums.json` says what was written."""
+        with recording(save_directory):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_backbone(

@@ -7,6 +7,10 @@ from pathlib import Path
 import ftfy
 from transformers import BatchFeature, ProcessorMixin
 
+from clip_itm.checksums import check_files, recording
+
+# whatever the tokenizer is called to read: its vocabulary, merges, templates
+OF_PROCESSOR = ("*processor*.json", "*token*.json", "vocab*", "words*", "merges.txt", "*.model", "*.jinja")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -86,6 +90,17 @@ class ItmProcessor(ProcessorMixin):
             "input_ids": [ids + [self.pad_token_id] * (width - len(ids)) for ids in rows],
             "attention_mask": [[1] * len(ids) + [0] * (width - len(ids)) for ids in rows],
         }
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "ItmProcessor":
+        """See `ProcessorMixin.from_pretrained`. Of a local folder, the files are compared with its checksums."""
+        check_files(pretrained_model_name_or_path, OF_PROCESSOR)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """See `ProcessorMixin.save_pretrained`; `checksums.json` says what was written."""
+        with recording(save_directory):
+            return super().save_pretrained(save_directory, *args, **kwargs)
 
     def to_json_file(self, json_file_path) -> None:
         """See `ProcessorMixin`. Beside processor_config.json stands the code that loads it without this package."""

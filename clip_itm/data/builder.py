@@ -3,13 +3,15 @@
 The builder is instantiated directly (`datasets` runs no loading scripts any more). What is cached is text: a photo is
 stored as its path. The cache answers only for exactly the same question, so its key covers the values of the section,
 the content of everything named by `depends_on` and the code that reads it: an edited caption file is never served
-stale.
+stale. What is kept is compared with its checksums, and prepared anew where it is damaged.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
+from clip_itm.checksums import CHECKSUMS, add_checksums, damages
 from clip_itm.data.configuration import DataSection
 from clip_itm.data.name_spelling import found_on_disk
 from clip_itm.data.rows import ROW_FEATURES, SPLIT_NAMES
@@ -53,7 +56,10 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
     def __init__(self, data: DataSection):
         self.data = data
         self.notes: list[str] = []
-        super().__init__(cache_dir=str(cache_folder(data) / "rows"), dataset_name=data.source, hash=self._key())
+        folder, key = cache_folder(data) / "rows", self._key()
+        for kept in folder.glob(f"{data.source}/*/*/{key}"):
+            _remove_damaged(kept)
+        super().__init__(cache_dir=str(folder), dataset_name=data.source, hash=key)
 
     @abstractmethod
     def split_rows(self) -> dict[str, Rows]:
@@ -71,6 +77,9 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
             if isinstance(error.__cause__, ValueError | OSError):
                 raise error.__cause__ from None
             raise
+        if not (Path(self.cache_dir) / CHECKSUMS).exists():
+            names = [path.name for path in Path(self.cache_dir).iterdir() if path.suffix in (".arrow", ".json")]
+            add_checksums(self.cache_dir, names)
         return {name: found_on_disk(self._read(name)) for name in SPLIT_NAMES if name in self.info.splits}
 
     def _read(self, split: str) -> datasets.Dataset:
@@ -103,3 +112,14 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
         yield from enumerate(rows)
         # `notes` may grow while rows are read; the description is written to disk after the last split
         self.info.description = "\n".join(self.notes)
+
+
+def _remove_damaged(kept: Path) -> None:
+    """Rows that are no longer what was prepared, so that they are prepared anew."""
+    try:
+        found = damages(kept)
+    except ValueError as error:
+        found = [str(error)]
+    if found:
+        warnings.warn(f"{found[0]}: the rows of this data set are prepared anew", stacklevel=3)
+        shutil.rmtree(kept)

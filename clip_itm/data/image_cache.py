@@ -1,13 +1,15 @@
 """Photos resized once to a short side: decoding them is several times cheaper than decoding the originals.
 
 The folder is a cache in the strict sense: deleting it loses nothing, and an entry is named by the original's path,
-size and time of change, so that a changed original is simply another entry.
+size and time of change, so that a changed original is simply another entry. A checksum stands at the end of every
+entry; one that is damaged is made anew when it is read.
 """
 
 import hashlib
 import os
-import threading
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,16 @@ from PIL import Image
 
 from clip_itm.data.images import naming_photo, open_image, to_rgb
 from clip_itm.data.photo_check import find_unreadable
+from clip_itm.files import clear_temporary, temporary_name
+from clip_itm.seal import photo_in, sealed
 
 
 class ImageCache:
     """Copies of photos with the short side `short_side` pixels, in `folder`/<short_side>/.
 
-    Photos that are not larger stay as they are (an empty file says so). JPEGs become JPEGs of quality 95 without
-    chroma subsampling, everything else becomes PNG; all are upright RGB. Files appear whole (written aside, then
-    renamed), so an interrupted build is continued by the next one and several processes may build the same folder.
+    Photos that are not larger stay as they are (an entry without a copy says so). JPEGs become JPEGs of quality 95
+    without chroma subsampling, everything else becomes PNG; all are upright RGB. Files appear whole (written aside and
+    then renamed), so an interrupted build is continued by the next one and several processes may build one folder.
     """
 
     def __init__(self, folder: str | Path, short_side: int):
@@ -36,10 +40,18 @@ class ImageCache:
         """What to read for a stored `image` (a dict with `path` and `bytes`): its copy, or itself if there is none."""
         try:
             entry = self._entry(image)
-            has_copy = entry.stat().st_size > 0
+            data = entry.read_bytes()
         except OSError:  # no copy, or no original either: reading the photo says so
             return image
-        return {"path": str(entry), "bytes": None} if has_copy else image
+        copy = photo_in(data)
+        if copy is None:
+            warnings.warn(f"{entry}: this resized photo is damaged; it is made anew", stacklevel=2)
+            with suppress(Exception):  # of an original that can no longer be decoded: reading it says so
+                copy = self._resized(image)
+            if copy is not None:
+                with suppress(OSError):  # a cache that cannot be written
+                    self._write(entry, copy)
+        return {"path": str(entry), "bytes": copy} if copy else image
 
     def build(self, rows: Dataset, num_workers: int = 0) -> None:
         """Make all missing copies of the photos of `rows`, in threads (0: one per core).
@@ -47,13 +59,15 @@ class ImageCache:
         Raises ValueError naming all photos that cannot be read (count and first twenty), or the folder when it cannot
         be written.
         """
+        for folder in self.folder.glob("??"):
+            clear_temporary(folder)
         if broken := find_unreadable(rows, self, num_workers):
             raise ValueError(f"{len(broken)} photos cannot be read:\n  " + "\n  ".join([*broken.values()][:20]))
 
     def is_ready(self, image: dict[str, Any]) -> bool:
         """Whether the copy of a stored image is there, or it is known that it needs none."""
         try:
-            return self._entry(image).exists()
+            return self._entry(image).stat().st_size > 0
         except OSError:  # no such photo: making its copy says so
             return False
 
@@ -78,17 +92,24 @@ class ImageCache:
                 entry, content = self._entry(image), self._resized(image)
         except ValueError as error:
             return str(error)
-        temporary = entry.with_name(f".{entry.name}.{os.getpid()}.{threading.get_ident()}")
         try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, entry)
+            self._write(entry, content)
         except OSError as error:
             raise ValueError(
                 f"cannot write resized photos to {self.folder}: {error.strerror}; set data.cache_dir to a folder with "
                 "room that may be written, or leave data.cache_images out"
             ) from error
         return None
+
+    def _write(self, entry: Path, content: bytes) -> None:
+        temporary = entry.with_name(temporary_name(entry.name))
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(sealed(content))
+            os.replace(temporary, entry)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
     def _resized(self, image: dict[str, Any]) -> bytes:
         """The encoded copy; nothing where the photo is not larger than that."""

@@ -7,6 +7,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from clip_itm.data.annotation_files import existing_root
+from clip_itm.data.arrays import new_array
 from clip_itm.data.regions import mapped
 from clip_itm.files import replacing
 
@@ -28,19 +29,19 @@ def store_in_half_precision(root: str | Path, out: str | Path) -> list[Path]:
     for file in sorted(path for path in root.iterdir() if path.is_file()):
         if (out / file.name).exists():
             continue
-        with replacing(out / file.name) as temporary:
-            if file in features:
-                _write_half(file, temporary)
-            else:
+        if file in features:
+            _write_half(file, out / file.name)
+        else:
+            with replacing(out / file.name) as temporary:
                 shutil.copy(file, temporary)
         written.append(out / file.name)
     return written
 
 
-def _write_half(file: Path, temporary: Path) -> None:
+def _write_half(file: Path, target: Path) -> None:
     array = mapped(file)
-    half = np.lib.format.open_memmap(temporary, "w+", np.float16, array.shape)
-    with tqdm(total=len(array), desc=file.name, unit=" photos") as progress:
+    copy = new_array(target, np.float16, array.shape, remedy="choose another folder with --out, or make room")
+    with copy as half, tqdm(total=len(array), desc=file.name, unit=" photos") as progress:
         for start in range(0, len(array), ROWS_AT_ONCE):
             block = array[start : start + ROWS_AT_ONCE]
             with np.errstate(over="ignore"):
@@ -50,4 +51,3 @@ def _write_half(file: Path, temporary: Path) -> None:
                 row = start + int(lost.reshape(len(block), -1).any(axis=1).argmax())
                 raise ValueError(f"{file}, row {row}: a value beyond 65,504 does not fit into float16; keep float32")
             progress.update(len(block))
-    half.flush()

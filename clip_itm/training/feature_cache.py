@@ -2,14 +2,16 @@
 
 A file is named by the hash of everything it depends on: architecture and weights of the tower, the preprocessing, and
 the photos (path, size and time of change, or the bytes) or captions themselves. Another tower or a changed photo is
-another file, never a stale answer.
+another file, never a stale answer. Every file is compared with its checksum before it is used, and made anew where it
+is damaged. Runs that need the same features at the same time each encode them; the last one's file stays.
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,13 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from clip_itm.backbones.blocks import Block, parameters
+from clip_itm.data.arrays import kept_array, new_array
 from clip_itm.data.rows import Split, hash_strings
 from clip_itm.distributed import gather_constant, process_state
-from clip_itm.files import replacing
+from clip_itm.files import DamagedError
 from clip_itm.training.encode import encode_captions, encode_photos
 from clip_itm.weights import add_tensors
 
 PHOTOS_AT_ONCE = 8192
+NO_ROOM = "make room, or choose a folder on another disk with data.cache_dir"
 
 
 def is_frozen(blocks: list[Block]) -> bool:
@@ -55,10 +59,13 @@ def photo_features(
         image_cache=image_cache,
         description=what,
     )
-    if not _all_there(paths.values()):
+
+    def write() -> None:
         model.eval()
         _write_features(model, split, encode, paths)
-    return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}
+
+    arrays = _kept(list(paths.values()), len(split), write)
+    return dict(zip(paths, arrays, strict=True))
 
 
 @torch.inference_mode()
@@ -83,16 +90,13 @@ def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: d
                 continue
             if not arrays:
                 kinds = zip(paths.values(), shapes, (np.float32, np.float16), strict=False)
-                arrays = [_new_array(files, path, kind, (len(split), *shape)) for path, shape, kind in kinds]
+                arrays = [
+                    files.enter_context(new_array(path, kind, (len(split), *shape), NO_ROOM))
+                    for path, shape, kind in kinds
+                ]
             for array, part in zip(arrays, columns.split([math.prod(shape) for shape in shapes], dim=1), strict=True):
                 array[start : start + len(rows)] = part.numpy().reshape(-1, *array.shape[1:])
     state.wait_for_everyone()
-
-
-def _new_array(files: ExitStack, path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """An array on disk that becomes `path` when `files` closes without an error."""
-    temporary = files.enter_context(replacing(path))
-    return np.lib.format.open_memmap(temporary, "w+", dtype, shape)
 
 
 def caption_features(model, split: Split, processor, folder: Path, batch_size: int):
@@ -101,34 +105,45 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
     preprocessing = [type(processor.tokenizer).__name__, sorted(processor.tokenizer.get_vocab().items()), *options]
     key = _key(model, model.backbone.text_blocks(), preprocessing, split.pairs.captions_sha256)
 
+    path = folder / f"captions-{key}.npy"
+
     @torch.inference_mode()
-    def encode() -> Tensor:
+    def write() -> None:
         def tower(ids: Tensor, mask: Tensor) -> Tensor:
             return model.backbone.text_trunk(ids, mask).pooled
 
         model.eval()
         what = f"captions of {split.name} (kept in {folder})"
-        return encode_captions(tower, split.pairs.captions, processor, model.device, batch_size, description=what)
+        features = encode_captions(
+            tower, split.pairs.captions, processor, model.device, batch_size, description=what
+        ).numpy()
+        if process_state().is_main_process:
+            with new_array(path, features.dtype, features.shape, NO_ROOM) as array:
+                array[:] = features
+        process_state().wait_for_everyone()
 
-    return _kept(folder / f"captions-{key}.npy", encode)
-
-
-def _kept(path: Path, encode: Callable[[], Tensor]) -> np.ndarray:
-    """The array of `path`, encoded by all processes and written by the first where it is not there yet."""
-    state = process_state()
-    if not _all_there([path]):
-        features = encode()
-        if state.is_main_process:
-            with replacing(path) as temporary:
-                np.save(temporary, features.numpy(), allow_pickle=False)
-        state.wait_for_everyone()
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return _kept([path], len(split.pairs), write)[0]
 
 
-def _all_there(paths: Iterable[Path]) -> bool:
-    """One answer for all processes, given when everybody has looked: nobody writes before."""
-    missing = torch.tensor([not all(path.is_file() for path in paths)], dtype=torch.int, device=process_state().device)
-    return not gather_constant(missing).any()
+def _kept(paths: list[Path], length: int, write: Callable[[], None]) -> list[np.ndarray]:
+    """The arrays of `paths`, which have `length` rows each, after `write` where they are not there or damaged.
+
+    `write` runs in all processes or in none, and not before everybody has looked.
+    """
+    missing = torch.tensor([not all(_is_usable(path, length) for path in paths)], dtype=torch.int)
+    if gather_constant(missing.to(process_state().device)).any():
+        write()
+    return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+
+
+def _is_usable(path: Path, length: int) -> bool:
+    if not process_state().is_local_main_process:  # one process reads all of a file
+        return path.is_file()
+    try:
+        return kept_array(path, length) is not None
+    except DamagedError as error:
+        warnings.warn(f"{error}; these features are encoded anew", stacklevel=2)
+        return False
 
 
 def _key(model, blocks: list[Block], preprocessing: list, inputs: str) -> str:

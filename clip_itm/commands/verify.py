@@ -1,0 +1,53 @@
+"""`clip-itm verify PATH`: what is kept, compared with its checksums."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "verify",
+        help="find damaged files of a run, model, cache, index or bank",
+        description="Read every file in PATH that carries a checksum and compare. Exit status 1 when one is damaged or "
+        "missing; each is named.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "path", help="run (or a folder of runs), model, cache (data.cache_dir), index, bank or noise file"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.overrides:
+        raise ValueError(f"{args.overrides[0]}: verify takes no keys of a recipe")
+
+    from tqdm import tqdm
+
+    from clip_itm.verify import total_size, verify
+
+    place = Path(args.path)
+    with tqdm(total=total_size(place), unit="B", unit_scale=True, desc="reading", leave=False) as bar:
+        parts = verify(place, bar.update)
+    show(place, parts)
+    damages = [damage for part in parts for damage in part.damages]
+    print("\n".join([f"DAMAGED  {damage}" for damage in damages] or ["no damage found"]))
+    if any(part.without for part in parts):
+        print("Files without a checksum are of an earlier clip_itm, of other programs, or made to be changed.")
+    return 1 if damages else 0
+
+
+def show(place: Path, parts: list) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from clip_itm.commands.terminal import print_table
+
+    table = Table(title=escape(f"{place}: compared with checksums"), title_justify="left")
+    table.add_column("", overflow="fold")
+    for column in ("files", "bytes", "damaged", "without checksum"):
+        table.add_column(column, justify="right")
+    for part in parts:
+        name = part.place.relative_to(place).as_posix() if part.place.is_relative_to(place) else part.place.name
+        counts = (part.files, part.bytes, len(part.damages), len(part.without))
+        table.add_row(escape(name), *(f"{count:,}" for count in counts), style="bold red" if part.damages else None)
+    print_table(table)

@@ -1,0 +1,142 @@
+"""Runs, models, caches, indexes and banks compared with the checksums that they carry."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clip_itm.checksums import CHECKSUMS, damage_of, read_checksums
+from clip_itm.data.arrays import checked_array
+from clip_itm.files import is_temporary, read_arrays
+from clip_itm.lock import LOCK_FILE
+from clip_itm.seal import photo_in
+
+FEATURES = re.compile(r"(photos|captions)-[0-9a-f]{32}(-tokens)?\.npy")
+RESIZED = re.compile(r"(.*/[1-9]\d*)/[0-9a-f]{2}/[0-9a-f]{30}", re.DOTALL)  # a resized photo, in the folder of its size
+
+
+@dataclass
+class Part:
+    """A folder or file: what was compared, files that carry no checksum, and a sentence for each damage."""
+
+    place: Path
+    files: int = 0
+    bytes: int = 0
+    without: list[Path] = field(default_factory=list)
+    damages: list[str] = field(default_factory=list)
+
+
+def verify(place: Path, progress: Callable[[int], object] = lambda size: None) -> list[Part]:
+    """A part for each folder in `place` that holds files. `progress` is told the size of each file behind it.
+
+    Raises ValueError where nothing is of clip_itm, or a single file has no checksum.
+    """
+    if not place.exists():
+        raise ValueError(f"{place}: there is no such file or folder")
+    if place.is_file():
+        place, parts = place.absolute(), {}
+        _compare(place, _named([place.parent], parts).get(place), parts.setdefault(place, Part(place)))
+        if parts[place].without:
+            raise ValueError(f"{place} carries no checksum: it is of an earlier clip_itm, or of another program")
+        return [parts[place]]
+    folders, parts = _folders(place), {}
+    named = _named(folders, parts)
+    ours = bool(named or parts)
+    for folder in folders:
+        indexed = _is_index(folder)
+        for path in (found := files_in(folder)):
+            resized = RESIZED.fullmatch(path.absolute().as_posix())
+            part = parts.setdefault(heading := folder.parent if resized else folder, Part(heading))
+            if indexed:
+                part.files, part.bytes = part.files + 1, part.bytes + _size(path)
+            else:
+                _compare(path, named.pop(path, None), part)
+            progress(_size(path))
+        if indexed:
+            from clip_itm.retrieval.storage import index_damages
+
+            parts[folder].damages += index_damages(folder)
+        ours = ours or indexed or any(map(_is_ours, found))
+    for path, entry in named.items():
+        _compare(path, entry, parts.setdefault(path.parent, Part(path.parent)))
+    if not ours and not any(part.files for part in parts.values()):
+        raise ValueError(f"{place} holds no run, model, cache, index or bank of clip_itm")
+    return list(parts.values())
+
+
+def files_in(folder: Path) -> list[Path]:
+    """What may carry a checksum."""
+    found = sorted(path for path in folder.iterdir() if path.is_file() and not is_temporary(path))
+    return [path for path in found if path.name not in (CHECKSUMS, LOCK_FILE) and path.suffix != ".lock"]
+
+
+def total_size(place: Path) -> int:
+    return sum(_size(path) for folder in _folders(place) for path in files_in(folder))
+
+
+def _folders(place: Path) -> list[Path]:
+    found = []
+    for folder, below, _ in os.walk(place):
+        below[:] = sorted(name for name in below if not is_temporary(Path(name)))
+        found.append(Path(folder))
+    return found
+
+
+def _named(folders: list[Path], parts: dict[Path, Part]) -> dict[Path, dict]:
+    """What the folders' checksums.json say of each file; damaged ones go into `parts`."""
+    named = {}
+    for folder in folders:
+        try:
+            content = read_checksums(folder) or {"files": {}}
+        except ValueError as error:
+            parts[folder] = Part(folder, damages=[str(error)])
+        else:
+            named |= {folder / name: entry for name, entry in content["files"].items()}
+    return named
+
+
+def _compare(path: Path, entry: dict | None, part: Part) -> None:
+    """Add what is found of one file to `part`; `entry` is that of its folder's checksums.json."""
+    damage = damage_of(path, entry) if entry else _own_damage(path)
+    if damage is False:
+        part.without.append(path)
+    else:
+        part.files, part.bytes = part.files + 1, part.bytes + _size(path)
+        part.damages += [damage] if damage else []
+
+
+def _own_damage(path: Path) -> str | bool | None:
+    """Of a file that may carry its checksum itself: a sentence where it is damaged, None where not; False without."""
+    try:
+        if path.suffix == ".npz":
+            return None if read_arrays(path)[1] else False
+        if path.suffix == ".npy":
+            return None if checked_array(path)[1] else False
+    except ValueError as error:
+        return str(error) if str(path) in str(error) else f"{path} cannot be read ({error})"
+    if RESIZED.fullmatch(path.absolute().as_posix()):
+        return f"{path} is not what was written" if photo_in(path.read_bytes()) is None else None
+    return False
+
+
+def _is_index(folder: Path) -> bool:
+    try:
+        return "clip_itm search index" in (folder / "index.json").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file without a checksum shows that it is of a run, model or cache, of an earlier clip_itm."""
+    if path.name == "config.json":
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["model_type"] == "clip_itm"
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return False
+    return path.name == "provenance.json" or FEATURES.fullmatch(path.name) is not None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
