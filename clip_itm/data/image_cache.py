@@ -34,6 +34,7 @@ class ImageCache:
     def __init__(self, folder: str | Path, short_side: int):
         self.folder = Path(folder) / str(short_side)
         self.short_side = short_side
+        self._cleared: set[Path] = set()  # folders without leftovers of killed writers
         self.description = f"resizing photos to {short_side} px"
 
     def image(self, image: dict[str, Any]) -> dict[str, Any]:
@@ -59,8 +60,6 @@ class ImageCache:
         Raises ValueError naming all photos that cannot be read (count and first twenty), or the folder when it cannot
         be written.
         """
-        for folder in self.folder.glob("??"):
-            clear_temporary(folder)
         if broken := find_unreadable(rows, self, num_workers):
             raise ValueError(f"{len(broken)} photos cannot be read:\n  " + "\n  ".join([*broken.values()][:20]))
 
@@ -104,7 +103,10 @@ class ImageCache:
     def _write(self, entry: Path, content: bytes) -> None:
         temporary = entry.with_name(temporary_name(entry.name))
         try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
+            if entry.parent not in self._cleared:
+                entry.parent.mkdir(parents=True, exist_ok=True)
+                clear_temporary(entry.parent)
+                self._cleared.add(entry.parent)
             temporary.write_bytes(sealed(content))
             os.replace(temporary, entry)
         finally:
