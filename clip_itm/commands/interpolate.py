@@ -134,6 +134,7 @@ def describe(args: argparse.Namespace, line, points: list, chosen) -> dict:
         content["zero_shot"] = {
             "folder": str(args.zeroshot),
             "photos": len(classes.rows),
+            "left_out": [out._asdict() for out in classes.left_out],
             "classes": classes.names,
             "templates": classes.templates,
         }

@@ -1,15 +1,22 @@
 """Photos in one subfolder per class, and the sentences that a zero-shot classifier makes of the classes."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+from datasets import Dataset, Features
 
 from clip_itm.data.annotation_files import written_lines
+from clip_itm.data.builder import cache_folder
+from clip_itm.data.configuration import DataConfig
+from clip_itm.data.load import BrokenPhotosError
+from clip_itm.data.photo_check import ReadPhotos, find_unreadable
 from clip_itm.data.photo_names import PHOTO_SUFFIXES, find_photos, is_litter
+from clip_itm.data.rows import ROW_FEATURES, LeftOut
 from clip_itm.data.tables import read_table
+from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +26,16 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """`rows` {"image": {"path", "bytes"}}, one a photo; `labels` number its class in `names`."""
+    """`rows` {"image": {"path", "bytes"}}, one a photo; `labels` number its class in `names`.
+
+    `left_out`: the photos that `without_broken` goes on without.
+    """
 
     rows: list[dict]
     labels: list[int]
     names: list[str]
     templates: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @cached_property
     def prompts(self) -> pa.Array:
@@ -60,6 +71,25 @@ def read_class_folder(root: str | Path, templates: Path | None = None, classes: 
     if classes is not None:
         names = _names(classes, [folder.name for folder in folders])
     return ClassFolder(rows, labels, names, DEFAULT_TEMPLATES if templates is None else _templates(templates))
+
+
+def without_broken(classes: ClassFolder, config: DataConfig) -> ClassFolder:
+    """The classes without photos that cannot be read, where `config.skip_broken` is set; else those are an error."""
+    images = [row["image"] for row in classes.rows]
+    features = Features({name: ROW_FEATURES[name] for name in ("image", "image_id")})
+    rows = Dataset.from_dict({"image": images, "image_id": [image["path"] for image in images]}, features=features)
+    broken = find_unreadable(rows, ReadPhotos(cache_folder(config)), progress=process_index() == 0)
+    if not broken:
+        return classes
+    if not config.skip_broken:
+        raise BrokenPhotosError(list(broken.values()), len(images))
+    kept = [number for number in range(len(images)) if number not in broken]
+    labels = [classes.labels[number] for number in kept]
+    if empty := [name for label, name in enumerate(classes.names) if label not in labels]:
+        raise ValueError(f"no photo of {', '.join(empty[:20])} can be read: {next(iter(broken.values()))}")
+    left_out = tuple(LeftOut(images[number]["path"], "broken", sentence) for number, sentence in broken.items())
+    logger.warning("%d of %d photos of classes cannot be read and are left out", len(broken), len(images))
+    return replace(classes, rows=[classes.rows[number] for number in kept], labels=labels, left_out=left_out)
 
 
 def _names(table: Path, folders: list[str]) -> list[str]:

@@ -40,8 +40,9 @@ def find_absent(rows: Dataset) -> list[Absent]:
     start = 0
     for batch in rows.select_columns(["image", "image_id"]).with_format("arrow").iter(batch_size=1000):
         image = batch["image"].combine_chunks()
-        sizes = pc.binary_length(image.field("bytes")).to_pylist()
-        paths, ids = image.field("path").to_pylist(), batch["image_id"].to_pylist()
+        fields = dict(zip((field.name for field in image.type), image.flatten(), strict=True))  # null in a null image
+        sizes, paths = pc.binary_length(fields["bytes"]).to_pylist(), fields["path"].to_pylist()
+        ids = batch["image_id"].to_pylist()
         for row, (path, size, image_id) in enumerate(zip(paths, sizes, ids, strict=True), start=start):
             if size == 0:
                 absent.append(Absent(row, path or f"photo {image_id}", "0 bytes"))

@@ -103,7 +103,7 @@ def photo_checker(config: DataConfig) -> PhotoChecker:
     """What decodes the photos of a data set: the cache of resized ones where there is one, which does it anyway."""
     if config.cache_images is not None:
         return ImageCache(cache_folder(config) / "photos", config.cache_images)
-    return ReadPhotos(cache_folder(config) / "read_photos")
+    return ReadPhotos(cache_folder(config))
 
 
 def demand_readable(splits: dict[str, Split], checker: PhotoChecker, workers: int = 0) -> None:

@@ -41,7 +41,7 @@ class PhotoChecker(Protocol):
 
 
 class ReadPhotos:
-    """A `PhotoChecker` that decodes, and keeps a list of the photos that could be read in a text file of `folder`.
+    """A `PhotoChecker` that decodes, and keeps a list of the photos that could be read, in the folder of all caches.
 
     A photo in a file is known by path, size, time of change and permissions, a stored one by its bytes. Lists of other
     versions of Pillow or of this package's reader are not looked at. Broken photos are decoded anew every time.
@@ -49,10 +49,10 @@ class ReadPhotos:
 
     description = "checking photos"
 
-    def __init__(self, folder: Path):
+    def __init__(self, cache_folder: Path):
         reader = f"{PIL.__version__} {find_spec('pillow_heif')} {Image.MAX_IMAGE_PIXELS}".encode()
         code = hashlib.sha256(Path(images.__file__).read_bytes() + reader).hexdigest()[:16]
-        self.file = folder / f"{code}.txt"
+        self.file = cache_folder / "read_photos" / f"{code}.txt"
         try:
             self.known = {line for line in self.file.read_bytes().split(b"\n") if len(line) == 32}
         except OSError:  # the first time

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from clip_itm.data.class_folder import ClassFolder
+from clip_itm.data.class_folder import ClassFolder, without_broken
 from clip_itm.data.load import load_splits
 from clip_itm.distributed import process_state
 from clip_itm.evaluation.zero_shot import class_vectors, top1_accuracy
@@ -83,9 +83,10 @@ class Line:
     """
 
     def __init__(self, recipe: Recipe, base: Path | None, tuned: Path, classes: ClassFolder | None = None):
-        self.recipe, self.classes = recipe, classes
+        self.recipe = recipe
         with process_state().main_process_first():
             splits = load_splits(recipe.data)
+            self.classes = None if classes is None else without_broken(classes, recipe.data)
         self.final, self.dev = final_split(recipe, splits), splits.get("val")
         check_protocols(recipe, self.final)
         self.image_cache = prepare_photos(
