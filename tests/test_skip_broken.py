@@ -70,9 +70,10 @@ def coco_source(root: Path) -> CocoData:
     for split, names in {"train": [f"{n}.jpg" for n in range(COUNT)], "val": ["good.jpg"]}.items():
         (root / f"{split}2017").symlink_to(root)
         (root / "annotations").mkdir(exist_ok=True)
-        images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+        first = 1000 * (split == "val")
+        images = [{"id": first + number, "file_name": name} for number, name in enumerate(names)]
         texts = ["a photo"] if split == "val" else [caption(number) for number in range(COUNT)]
-        captions = [{"id": number, "image_id": number, "caption": text} for number, text in enumerate(texts)]
+        captions = [{"id": n, "image_id": first + n, "caption": text} for n, text in enumerate(texts)]
         file = root / "annotations" / f"captions_{split}2017.json"
         file.write_text(json.dumps({"images": images, "annotations": captions}))
     return CocoData(root=str(root))
@@ -96,7 +97,7 @@ def hub_rows(root: Path) -> tuple[list, list]:
 
 def hub_paths(root: Path) -> HubData:
     paths, texts = hub_rows(root)
-    return save_hub(root, paths, texts, str(root / "good.jpg"))
+    return save_hub(root, [*paths[:8], None, *paths[9:]], texts, str(root / "good.jpg"))
 
 
 def hub_bytes(root: Path) -> HubData:
@@ -106,9 +107,12 @@ def hub_bytes(root: Path) -> HubData:
 
 
 def save_hub(root: Path, images: list, texts: list, good) -> HubData:
-    train = Dataset.from_dict({"image": images, "caption": texts}).cast_column("image", ImageFeature())
-    val = Dataset.from_dict({"image": [good], "caption": ["a photo"]}).cast_column("image", ImageFeature())
-    DatasetDict({"train": train, "validation": val}).save_to_disk(root / "hub")
+    train = Dataset.from_dict({"image": images, "caption": texts})
+    val = Dataset.from_dict({"image": [good], "caption": ["a photo"]})
+    sets = DatasetDict({"train": train, "validation": val})
+    if isinstance(good, bytes):
+        sets = sets.cast_column("image", ImageFeature())
+    sets.save_to_disk(root / "hub")
     return HubData(path=str(root / "hub"))
 
 
@@ -321,7 +325,7 @@ def test_every_command_on_the_run_sees_the_same_photos(run, tmp_path, capsys):
     assert results["split_sha256"] == provenance["splits"]["test"]["sha256"]
     assert (results["photos"], [Path(out["item"]).name for out in results["left_out"]]) == (5, ["03.jpg"])
     assert results["all"]["metrics"] == json.loads((run / "results.json").read_text())["best"]["all"]["metrics"]
-    assert main(["audit", str(run), "--out", str(tmp_path / "audit.parquet")]) == 0
+    assert main(["audit", "--run", str(run), "--out", str(tmp_path / "audit")]) == 0
     assert main(["bank", "build", "--run", str(run), "--out", str(tmp_path / "bank.npz")]) == 0
     assert main(["noise", "make", str(run / "recipe.yaml"), "--out", str(tmp_path / "noise.npz")]) == 0
     assert provenance["noise"]["sha256"][:12] in capsys.readouterr().out
