@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 from data_folders import captions_by_photo, photo, photos_of, write
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from xxhash import xxh3_128_hexdigest
 
 from clip_itm.data.configuration import CocoData, FolderData, HubData
+from clip_itm.data.left_out import notes
 from clip_itm.data.load import load_splits
 from clip_itm.data.splits import hash_split
 
@@ -161,22 +164,21 @@ def test_other_encodings_are_told_with_the_line(folder, cache, encoding, line):
 
 @pytest.fixture
 def hub(tmp_path):
-    import datasets
-
-    for number in range(6):
+    for number in range(7):
         photo(tmp_path / f"{number}.png", number)
     columns = {
-        "img": [(tmp_path / f"{number}.png").read_bytes() for number in range(6)],
-        "file": [str(tmp_path / f"{number}.png") for number in range(6)],
-        "key": [number // 2 for number in range(6)],
-        "text": [f"caption {number}" for number in range(6)],
-        "texts": [[f"caption {number}", "another"] for number in range(6)],
-        "part": ["train", "train", "val", "val", "restval", "train"],
+        "img": [(tmp_path / f"{number}.png").read_bytes() for number in range(7)],
+        "file": [str(tmp_path / f"{number}.png") for number in range(7)],
+        "key": [number // 2 for number in range(7)],
+        "text": [f"caption {number}" for number in range(7)],
+        "texts": [[f"caption {number}", "another"] for number in range(7)],
+        "part": ["train", "train", "val", "val", "restval", "train", "test"],
     }
     dataset = datasets.Dataset.from_dict(columns).cast_column("img", datasets.Image())
     dataset.info.description = "a long text of its authors"
-    datasets.DatasetDict({"train": dataset, "validation": dataset.select([0])}).save_to_disk(tmp_path / "both")
-    dataset.save_to_disk(tmp_path / "one")
+    train = dataset.select(range(6))
+    datasets.DatasetDict({"train": train, "validation": dataset.select([6])}).save_to_disk(tmp_path / "both")
+    train.save_to_disk(tmp_path / "one")
     return tmp_path
 
 
@@ -185,24 +187,81 @@ def test_hub_names_columns_and_captions(hub, cache):
     splits = load_splits(data)
     assert {name: len(split) for name, split in splits.items()} == {"train": 6, "val": 1}
     row = splits["train"].rows[1]
-    assert (row["image_id"], row["captions"]) == ("train/1", ["caption 1", "another"])
+    content = (hub / "1.png").read_bytes()
+    assert (row["image_id"], row["captions"]) == (xxh3_128_hexdigest(content), ["caption 1", "another"])
     assert row["caption_ids"] == ["train:1:0", "train:1:1"]
-    assert row["image"]["bytes"] == (hub / "1.png").read_bytes()
+    assert row["image"]["bytes"] == content
     assert splits["train"].rows.info.description == ""
 
 
-def test_hub_paths_and_neighbouring_rows_of_a_photo(hub, cache):
-    data = HubData(
-        path=str(hub / "both"),
-        image_column="file",
-        caption_column="text",
-        image_id_column="key",
-        cache_dir=cache,
-        splits={"train": "train"},
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 6, 1, 3, 5, 7], [7, 0, 6, 1, 5, 2, 4, 3]])
+@pytest.mark.parametrize("by", ["key", "image_id", "path", "content", "struct"])
+def test_hub_rows_of_a_photo_are_one_photo_wherever_they_stand(tmp_path, cache, caplog, by, order):
+    files = [photo(tmp_path / f"{number}.png", number) for number in range(4)]
+    image = [str(files[row // 2]) if by == "path" else files[row // 2].read_bytes() for row in order]
+    if by == "struct":
+        image = [{"bytes": content, "path": f"{row}.png"} for row, content in zip(order, image, strict=True)]
+    columns = {"image": image, "caption": [f"caption {row}" for row in order]}
+    if by in ("key", "image_id"):
+        columns[by] = [row // 2 for row in order]
+    dataset = datasets.Dataset.from_dict(columns)
+    if by in ("key", "content"):
+        dataset = dataset.cast_column("image", datasets.Image())
+    dataset.save_to_disk(tmp_path / "set")
+    settings = {"image_id_column": "key"} if by == "key" else {}
+    data = HubData(path=str(tmp_path / "set"), cache_dir=cache, val_fraction=0, test_fraction=0, **settings)
+    splits = load_splits(data, verify=False)
+    captions = [own for split in splits.values() for own in split.rows["captions"]]
+    assert sorted(sorted(own) for own in captions) == [[f"caption {2 * n}", f"caption {2 * n + 1}"] for n in range(4)]
+    name = {"key": "'key'", "image_id": "'image_id'", "struct": "content"}.get(by, by)
+    (note,) = {note for split in splits.values() for note in notes(split)}
+    assert note == f"split train: 8 rows are 4 photos (the same {name} is one photo)"
+    if order == [0, 1, 2, 3, 4, 5, 6, 7]:
+        ids = {own[0]: i for split in splits.values() for i, own in zip(*photo_columns(split), strict=True)}
+        expected = {
+            "path": lambda n: str(files[n]),
+            "content": lambda n: xxh3_128_hexdigest(files[n].read_bytes()),
+        }.get(name, str)
+        assert ids == {f"caption {2 * n}": expected(n) for n in range(4)}
+
+
+def photo_columns(split):
+    return split.rows["image_id"], split.rows["captions"]
+
+
+def test_hub_split_by_hash_does_not_depend_on_the_order_of_rows(tmp_path, cache):
+    contents = [photo(tmp_path / f"{number}.png", number).read_bytes() for number in range(12)]
+    found = []
+    for name, order in (("one", range(12)), ("other", reversed(range(12)))):
+        columns = {"image": [contents[n] for n in order for _ in range(2)], "caption": ["x"] * 24}
+        dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+        dataset.save_to_disk(tmp_path / name)
+        splits = load_splits(
+            HubData(path=str(tmp_path / name), cache_dir=cache, val_fraction=0.4, test_fraction=0.2), verify=False
+        )
+        found.append({split: set(rows.rows["image_id"]) for split, rows in splits.items()})
+    assert found[0] == found[1]
+    assert sum(map(len, found[0].values())) == 12
+
+
+def test_hub_photos_in_two_splits_are_told(tmp_path, cache):
+    contents = [photo(tmp_path / f"{number}.png", number).read_bytes() for number in range(4)]
+    parts = {"train": [0, 1, 2], "validation": [2, 3]}
+    datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_dict({"image": [contents[n] for n in own], "caption": ["x"] * len(own)})
+            for name, own in parts.items()
+        }
+    ).save_to_disk(tmp_path / "set")
+    data = HubData(path=str(tmp_path / "set"), cache_dir=cache)
+    with pytest.raises(ValueError, match="1 photos of split val are in split train too"):
+        load_splits(data)
+    dataset = datasets.Dataset.from_dict(
+        {"image": [contents[0], contents[1], contents[0]], "caption": ["x"] * 3, "part": ["train", "val", "test"]}
     )
-    train = load_splits(data)["train"]
-    assert captions_by_photo(train)["1"] == ["caption 2", "caption 3"]
-    assert photos_of(train) == [str(hub / f"{number}.png") for number in (0, 2, 4)]
+    dataset.save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"row 2, column 'part': photo [0-9a-f]{32} is in split test, but in row 0"):
+        load_splits(data.model_copy(update={"path": str(tmp_path / "one"), "split_column": "part"}))
 
 
 def test_hub_single_split_is_divided(hub, cache):
@@ -213,8 +272,9 @@ def test_hub_single_split_is_divided(hub, cache):
         "val": [["caption 2"], ["caption 3"]],
     }
     by_hash = load_splits(data.model_copy(update={"val_fraction": 0.4, "test_fraction": 0.3}), verify=False)
+    ids = [xxh3_128_hexdigest((hub / f"{number}.png").read_bytes()) for number in range(6)]
     assert {i: name for name, split in by_hash.items() for i in split.rows["image_id"]} == {
-        f"train/{number}": hash_split(f"train/{number}", 0, 0.4, 0.3) for number in range(6)
+        image_id: hash_split(image_id, 0, 0.4, 0.3) for image_id in ids
     }
 
 
@@ -228,7 +288,9 @@ def test_hub_single_split_is_divided(hub, cache):
         ({"image_column": "texts"}, "data.image_column 'texts' is no column of images"),
         ({"caption_column": "words"}, r"no column 'words' \(data.caption_column\)"),
         ({"caption_column": "key"}, "row 0: expected a caption or a list of captions, got 0"),
+        ({"image_column": "key"}, "data.image_column 'key' is no column of images or paths: it holds int64"),
         ({"image_id_column": "id"}, r"no column 'id' \(data.image_id_column\)"),
+        ({"image_id_column": "key"}, "rows 0 and 1 have the same id 0 in column 'key', but different photos"),
         ({"splits": {"train": "all"}}, r"data.splits names \['all'\], but the splits are \['train', 'validation'\]"),
     ],
 )
