@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from datasets import Image as ImageFeature
 from PIL import Image
 
-from clip_itm.data.configuration import CocoData, FlickrData, FolderData, HubData, SampleData
+from clip_itm.data.configuration import CocoData, FlickrData, FolderData, SampleData
 from clip_itm.data.left_out import find_absent
 from clip_itm.data.load import MissingPhotosError, load_splits
 from clip_itm.data.rows import ROW_FEATURES
@@ -143,13 +142,18 @@ def test_empty_captions(data):
 
 
 def test_photo_ids_that_occur_twice(tmp_path):
-    columns = {"image": [b"x"] * 4, "caption": list("abcd"), "key": ["p", "q", "p", "r"]}
-    Dataset.from_dict(columns).cast_column("image", ImageFeature()).save_to_disk(tmp_path / "hub")
-    hub = HubData(path=str(tmp_path / "hub"), image_id_column="key", splits={"train": "train"})
-    message = r"1 photo ids occur more than once \(p\); all captions of a photo belong together"
+    folder = tmp_path / "annotations" / "scan_split"
+    folder.mkdir(parents=True)
+    (folder / "train_ids.txt").write_text("1\n2\n1\n3\n")
+    (folder / "train_caps.txt").write_text("a\nb\nc\nd\n")
+    coco = CocoData(root=str(tmp_path), cache_dir=str(tmp_path / "cache"), skip_missing=True)
+    message = r"1 photo ids occur more than once \(1\); all captions of a photo belong together"
+    (tmp_path / "images").mkdir()
+    for number in (1, 2, 3):
+        (tmp_path / "images" / f"COCO_2014_{number:012d}.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match=message):
-        load_splits(hub)
-    assert len(load_splits(hub, verify=False)["train"]) == 4
+        load_splits(coco)
+    assert len(load_splits(coco, verify=False)["train"]) == 4
 
 
 def test_a_photo_in_two_splits(data, tmp_path):
