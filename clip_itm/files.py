@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clip_itm.digests import xxhash
 from clip_itm.lock import LOCK_FILE
-from clip_itm.seal import is_whole, seal_zip
+from clip_itm.seal import is_whole_zip, seal_zip
 
 # .NAME.HOST-PID-THREAD.tmp.SUFFIX: whose it was shows whether anybody still writes to it
 TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.tmp(\..*)?", re.DOTALL)
@@ -153,7 +153,7 @@ def read_arrays(path: str | Path) -> tuple[dict, bool]:
     """
     import numpy as np
 
-    whole = is_whole(path) if xxhash is not None else None
+    whole = is_whole_zip(path) if xxhash is not None else None
     if whole is False:
         raise DamagedError(f"{path} was changed or damaged: it is not what its checksum says; make it again")
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clip_itm.backbones.configuration import BackboneConfig
+from clip_itm.checksums import check_files
 from clip_itm.data.configuration import DataConfig, NoiseSection
 from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
 from clip_itm.keys import section_types, tags
@@ -97,6 +98,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             raise RecipeError(
                 f"{path}: no recipe.yaml in this folder, so it is no run; expected a run or a recipe file"
             )
+        check_files(path, ("recipe.yaml",))
         path = path / "recipe.yaml"
     content = read_yaml(_text_of(path), str(path), [Recipe])
     if not isinstance(content, dict):

@@ -10,6 +10,7 @@ from clip_itm.digests import checksum_of, xxhash
 
 MARK = b"\nclip_itm xxh3\n"
 LENGTH = len(MARK) + 16
+ZIP_END = b"PK\5\6" + bytes(18)  # of an archive without a comment, whose length are the last two
 
 
 def sealed(content: bytes) -> bytes:
@@ -48,6 +49,19 @@ def seal_zip(path: str | Path) -> None:
         file.seek(-2, os.SEEK_END)
         file.write(LENGTH.to_bytes(2, "little"))
     seal(path)
+
+
+def is_whole_zip(path: str | Path) -> bool | None:
+    """`is_whole` of a zip archive; one with another comment than a seal, or without its end, is not whole either."""
+    whole = is_whole(path)
+    if whole is None and os.path.getsize(path) >= len(ZIP_END):
+        with Path(path).open("rb") as file:
+            is_zip = file.read(4) == b"PK\3\4"
+            file.seek(-len(ZIP_END), os.SEEK_END)
+            end = file.read()
+        if is_zip and not (end[:4] == ZIP_END[:4] and end[-2:] == ZIP_END[-2:]):
+            return False
+    return whole
 
 
 def is_whole(path: str | Path) -> bool | None:

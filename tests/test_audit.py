@@ -88,7 +88,7 @@ def test_probabilities_survive_a_file_and_damage_is_told(tmp_path):
     assert loaded.values.dtype == loaded.ranking.dtype == np.float32
     assert (loaded.method, loaded.noise_sha256) == ("by hand", "00")
     (tmp_path / "clean.npz").write_bytes((tmp_path / "clean.npz").read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"clean.npz holds no clean probabilities"):
+    with pytest.raises(ValueError, match=r"clean.npz was changed or damaged"):
         CleanProbability.load(tmp_path / "clean.npz")
 
 
@@ -220,7 +220,12 @@ def test_the_page_shows_the_worst_pairs_and_runs_no_script_of_a_caption(run):
 def test_nothing_is_called_wrong_where_no_noise_was_drawn(run, capsys):
     pairs, _ = pairs_of(run)
     (run / "noise.npz").unlink()
-    CaptionNoise.clean(pairs).save(run / "noise.npz")
+    clean = CaptionNoise.clean(pairs)
+    clean.save(run / "noise.npz")
+    provenance = json.loads((run / "provenance.json").read_text())
+    provenance["noise"]["sha256"] = clean.sha256
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    (run / "checksums.json").unlink()
     known_clean(run)
     assert audit(run, "--clean-to", str(run / "clean")) == 0
     assert pq.read_table(run / "audit" / "audit.parquet")["known_wrong"].null_count == 48

@@ -31,6 +31,7 @@ def run(args) -> int:
     if args.plot and set(recipe.evaluation.protocols) == {"eccv"}:
         raise ValueError("--plot draws recall and ranks, and the protocol eccv has neither: name another one beside it")
 
+    from clip_itm.checksums import check_files
     from clip_itm.commands.terminal import print_table
     from clip_itm.data.load import load_splits
     from clip_itm.distributed import process_state
@@ -64,7 +65,8 @@ def run(args) -> int:
         content["left_out"] = [out._asdict() for out in split.left_out]
         for name in ("provenance", "imported_from"):
             if len(members) == 1 and (best / f"{name}.json").is_file():
-                content[name] = json.loads((best / f"{name}.json").read_text())
+                check_files(best, (f"{name}.json",))
+                content[name] = json.loads((best / f"{name}.json").read_text(encoding="utf-8"))
         write_json(Path(args.json), content | {name: result.as_dict() for name, result in results.items()})
     if args.plot:
         from clip_itm.evaluation.plot import plot_retrieval

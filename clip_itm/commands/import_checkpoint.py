@@ -127,6 +127,7 @@ def _save(model, processor, file: Path, out: Path, source: dict) -> None:
 
     from transformers.utils.logging import disable_progress_bar
 
+    from clip_itm.checksums import write_checksums
     from clip_itm.files import write_json
 
     with file.open("rb") as stream:
@@ -135,4 +136,5 @@ def _save(model, processor, file: Path, out: Path, source: dict) -> None:
     model.save_pretrained(out)
     processor.save_pretrained(out)
     write_json(out / "imported_from.json", {"file": file.name, "sha256": digest, **source})
+    write_checksums(out)
     print(f"saved in {out}")

@@ -176,6 +176,7 @@ def save(out: Path, line, tuned: Path, content: dict) -> None:
     """Figures, the plot where matplotlib is installed, and the chosen model."""
     from transformers.utils.logging import disable_progress_bar
 
+    from clip_itm.checksums import check_files, write_checksums
     from clip_itm.evaluation.plot_line import plot_line
     from clip_itm.files import filling, write_json
 
@@ -184,6 +185,7 @@ def save(out: Path, line, tuned: Path, content: dict) -> None:
         model = folder / "model"
         line.model.save_pretrained(model)
         line.processor.save_pretrained(model)
+        check_files(tuned, ("recipe.yaml", "provenance.json"))
         for name in ("recipe.yaml", "provenance.json"):
             if (tuned / name).is_file():
                 shutil.copy(tuned / name, model / name)
@@ -191,4 +193,6 @@ def save(out: Path, line, tuned: Path, content: dict) -> None:
         write_json(model / "interpolated_from.json", origin)
         write_json(folder / "interpolation.json", content)
         plot = plot_line(content, folder / "interpolation.png")
+        write_checksums(model)
+        write_checksums(folder)
     print(f"model: {out}/model\nfigures: {out}/interpolation.json" + (f" and {out}/interpolation.png" if plot else ""))

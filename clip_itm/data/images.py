@@ -4,16 +4,18 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from clip_itm.data.photo_names import missing_decoder
 
-with suppress(ImportError):  # an extra of Pillow for the photos of phones
+try:  # an extra of Pillow for the photos of phones
     from pillow_heif import register_heif_opener
-
+except ImportError:
+    pass
+else:
     register_heif_opener()
 
 ORIENTATION_TAG = 0x0112

@@ -13,7 +13,7 @@ import numpy as np
 
 from clip_itm.evaluation.judged_ranking import PositiveRanks
 from clip_itm.evaluation.recall import LEVEL, percentile_interval, resampled_sums
-from clip_itm.files import save_arrays
+from clip_itm.files import reading_arrays, save_arrays
 
 NAMES = ("r1", "map_at_r", "rprecision")
 PRECISIONS = tuple(f"{direction}_{name}" for direction in ("i2t", "t2i") for name in NAMES)
@@ -104,7 +104,8 @@ class PrecisionResult:
     @classmethod
     def load(cls, path: str | Path) -> "PrecisionResult":
         names = {f"{d}_{field.name}" for d in ("image_to_text", "text_to_image") for field in fields(PositiveRanks)}
-        with np.load(path, allow_pickle=False) as saved:
+        wrong = f"{path} holds no ranks ({{error}}); evaluate again"
+        with reading_arrays(path, f"{path}: there is no such file", wrong) as saved:
             if missing := {"protocol", "bootstrap", *names} - set(saved):
                 raise ValueError(
                     f"{path} holds no ranks of all right answers ({', '.join(sorted(missing))} missing); expected a "

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
-
 from clip_itm.evaluation.ranking import Ranks
 from clip_itm.evaluation.recall import (
     LEVEL,
@@ -15,7 +13,7 @@ from clip_itm.evaluation.recall import (
     recall_metrics,
     tie_gaps,
 )
-from clip_itm.files import save_arrays
+from clip_itm.files import reading_arrays, save_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,8 @@ class RetrievalResult:
 
     @classmethod
     def load(cls, path: str | Path) -> "RetrievalResult":
-        with np.load(path, allow_pickle=False) as saved:
+        wrong = f"{path} holds no ranks ({{error}}); evaluate again"
+        with reading_arrays(path, f"{path}: there is no such file", wrong) as saved:
             missing = {"protocol", "folds", "bootstrap"} - set(saved)
             if missing:
                 raise ValueError(

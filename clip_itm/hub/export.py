@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clip_itm.checksums import check_files, write_checksums
 from clip_itm.files import filling, model_folder, write_text
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
@@ -43,11 +44,13 @@ def export(place: str | Path, target: str, out: str | Path) -> float:
         module = import_module(f"clip_itm.hub.export_{target}")
         module.write(model, processor, folder)
         difference = check(model, processor, folder, module.embed)
+        check_files(source, ("provenance.json", "recipe.yaml"))
         for name in ("provenance.json", "recipe.yaml"):
             if (source / name).is_file():
                 shutil.copy(source / name, folder / name)
         usage = module.usage(model, processor)
         write_text(folder / "README.md", readme(target, model, source, difference, usage))
+        write_checksums(folder)
     return difference
 
 
@@ -107,7 +110,7 @@ def _origin(model: ItmModel, source: Path) -> str:
     made = f"a model with the backbone `{backbone}`, trained with the head `{head}`"
     if not (source / "provenance.json").is_file():
         return made
-    known = json.loads((source / "provenance.json").read_text())
+    known = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
     noise = known["noise"]
     return (
         f"{made}: recipe `{known['recipe_sha256']}`, noise `{noise['sha256']}` (ratio {noise['ratio']:g}). "

@@ -9,6 +9,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from clip_itm.checksums import CHECKSUMS, check_files, read_checksums
 from clip_itm.files import model_folder
 from clip_itm.hub.card import PLACE, bare_card
 
@@ -30,11 +31,15 @@ def model_files(place: Path, repo: str, indexes: Sequence[Path] = (), shown: boo
     if folder != place and not (place / "results.json").is_file():
         raise ValueError(f"{place}: this run is not finished (it has no results.json): train it to its end")
     config = _check_model(folder)
+    check_files(folder)
     files: Files = {
         path.name: path
         for path in sorted(folder.iterdir())
         if path.suffix in KEPT and path.name not in TRAINING_STATE and not path.name.startswith(".")
     }
+    if kept := read_checksums(folder):
+        kept["files"] = {name: entry for name, entry in kept["files"].items() if name in files}
+        files[CHECKSUMS] = (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
     files["README.md"] = _card(folder, config).replace(PLACE, repo).encode()
     if indexes:
         files |= _index_files(indexes, folder, shown)

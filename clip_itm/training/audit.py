@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_itm.checksums import check_files
 from clip_itm.data.images import photo_paths
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise
@@ -45,13 +46,16 @@ class Audit:
                 raise ValueError(f"{folder}: this run is not finished (it has no {name}); train it to its end")
         with process_state().main_process_first():
             splits = load_splits(recipe.data)
-        began = json.loads((folder / "provenance.json").read_text())
+        check_files(folder, ("provenance.json",))
+        began = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         if "train" not in splits or splits["train"].sha256 != began["splits"]["train"]["sha256"]:
             raise ValueError(
                 f"{folder}: the training split is another one than the run was trained on; restore the data, or say "
                 "where they are now (such as --data.root FOLDER)"
             )
         noise = CaptionNoise.load(folder / "noise.npz")
+        if noise.sha256 != began["noise"]["sha256"]:
+            raise ValueError(f"{folder / 'noise.npz'} is that of another run; restore it from {folder / 'best'}")
         clean = clean_probability_of_run(folder, recipe, splits["train"], noise)
         return cls(folder, recipe, began["recipe_sha256"], splits, noise, clean)
 

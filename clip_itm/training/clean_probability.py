@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clip_itm.checksums import add_checksums
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
@@ -92,6 +93,7 @@ def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: 
     estimate = estimate_from_losses(folder / "best", recipe, train, noise)
     if state.is_main_process:
         estimate.save(folder / FILE)
+        add_checksums(folder, [FILE])
     state.wait_for_everyone()
     return estimate
 

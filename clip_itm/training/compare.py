@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from clip_itm.checksums import check_files
+from clip_itm.evaluation.ranking import Ranks
 from clip_itm.evaluation.recall import paired_difference_of_runs
 from clip_itm.evaluation.report import HEADERS, columns_of
 from clip_itm.evaluation.result import RetrievalResult
@@ -107,13 +109,18 @@ def add_differences(rows: list[dict], cells: list[Cell]) -> None:
             continue
         runs = {
             name: [
-                RetrievalResult.load(cell.folder / f"ranks_{row['stage']}" / f"{row['protocol']}.npz").folds
+                _ranks(cell.folder, f"ranks_{row['stage']}/{row['protocol']}.npz")
                 for cell in cells
                 if (cell.method, cell.ratio) == (name, row["noise"])
             ]
             for name in (first, row["method"])
         }
         row["rsum_difference"] = list(paired_difference_of_runs(*runs.values())["rsum"])
+
+
+def _ranks(run: Path, name: str) -> tuple[Ranks, ...]:
+    check_files(run, (name,))
+    return RetrievalResult.load(run / name).folds
 
 
 def table_lines(rows: list[dict], stage: str) -> list[list[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from clip_itm.checksums import CHECKSUMS, write_checksums
+from clip_itm.checksums import CHECKSUMS, add_checksums, read_checksums, write_checksums
 from clip_itm.distributed import agree, process_state
 from clip_itm.files import clear_temporary, is_free, is_temporary, temporary_name, write_json
 from clip_itm.lock import LOCK_FILE, locked
@@ -237,7 +237,16 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether it was written to its end (the trainer's state comes last)."""
+    """Whether it was written to its end: it has checksums, or is of an earlier version and has the trainer's state.
+
+    What was damaged afterwards is another matter: whoever reads it is told (`check_files`).
+    """
+    try:
+        content = read_checksums(checkpoint)
+    except ValueError:
+        return True
+    if content is not None:
+        return STATE in content["files"]
     try:
         return isinstance(json.loads((checkpoint / STATE).read_text(encoding="utf-8")), dict)
     except (OSError, ValueError, RecursionError):
@@ -260,6 +269,12 @@ def clear_half_written(run: Path) -> None:
     delete(run, [name for name in own_files(run) if name.split("/")[0] in half])
     for name in half:
         _remove_empty(run / name)
+
+
+def seal_run(run: Path) -> None:
+    """Checksums of the files beside checkpoints and best/, which have their own."""
+    names = [name for name in own_files(run) if name in OWN or name.startswith("ranks_")]
+    add_checksums(run, [name for name in names if name not in (CHECKSUMS, MANIFEST)])
 
 
 def rotate(run: Path, best: int | None, limit: int = 2) -> None:

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+from clip_itm.checksums import CHECKSUMS, check_files
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import load_noise
 from clip_itm.data.rows import Split
-from clip_itm.distributed import say
+from clip_itm.distributed import agree, process_state, say
 from clip_itm.files import write_json
 from clip_itm.hub.card import CURVES
 from clip_itm.recipe import Recipe, load_recipe
@@ -22,6 +23,7 @@ from clip_itm.training.folder import (
     is_complete,
     own_files,
     record,
+    seal_run,
 )
 from clip_itm.training.provenance import Provenance, describe_run
 from clip_itm.training.setup import TrainingData, demand_splits, given_bank
@@ -34,6 +36,7 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
     """
     if not (folder / "recipe.yaml").is_file():
         return None
+    check_files(folder, ("recipe.yaml", "provenance.json"))
     found = load_recipe(folder)
     if found.sha256 != recipe.sha256 and (holds_work(folder) or "recipe.yaml" not in own_files(folder)):
         raise ValueError(
@@ -42,6 +45,7 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
         )
     if found.sha256 != recipe.sha256 or not (folder / RESULTS).is_file():
         return None
+    check_files(folder, (RESULTS,))
     try:
         splits = load_splits(recipe.data, verify=False)
     except (OSError, ValueError) as error:  # results stand where their data are gone
@@ -66,6 +70,7 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
                 f"{folder} holds {last.name}, but no {name} that says which run it is of: put {last / name} there if "
                 "that is this run, or choose another output_dir"
             )
+    _demand_whole(folder, complete)
     _demand_unchanged(folder, provenance)
     for path in complete:
         try:
@@ -91,12 +96,32 @@ def begin(recipe: Recipe, folder: Path, provenance: Provenance, data: TrainingDa
     """Make the folder that of this run; only now goes what an earlier one left, and a start that failed is harmless."""
     if checkpoint is None:
         delete(folder)
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # none of what is about to be replaced
     clear_half_written(folder)
     ranks = [f"ranks_{stage}/{name}.npz" for stage in ("best", "last") for name in recipe.evaluation.protocols]
     record(folder, [*OWN, *ranks, "best/README.md", f"best/{CURVES}"])
     provenance.write(folder, recipe)
     data.noise.save(folder / "noise.npz")
     write_left_out(folder / LEFT_OUT, data.splits)
+    seal_run(folder)
+
+
+def _demand_whole(run: Path, complete: list[Path]) -> None:
+    """ValueError, in all processes, where what the run goes on from is not what was written; all of it is read."""
+    last, problem = complete[-1], None
+    earlier = f"delete {last} to go on from {complete[-2].name}" if complete[1:] else "start anew with --overwrite"
+    if process_state().is_main_process:
+        try:
+            remedy = "start anew with --overwrite"
+            check_files(run, ("recipe.yaml", "provenance.json", "noise.npz"))
+            remedy = earlier
+            check_files(last)
+            best = json.loads((last / STATE).read_text(encoding="utf-8")).get("best_global_step")
+            remedy = "start anew with --overwrite"
+            check_files(run / f"checkpoint-{best}")
+        except ValueError as error:
+            problem = ValueError(f"{error}. Or {remedy}")
+    agree(problem)
 
 
 def _differences(first: Recipe, second: Recipe) -> list[str]:

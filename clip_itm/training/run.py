@@ -26,7 +26,7 @@ from clip_itm.training.build import make_trainer
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
 from clip_itm.training.ensemble import encode_ensemble
-from clip_itm.training.folder import LEFT_OUT, RESULTS, demand_room, failed_write, held, staged
+from clip_itm.training.folder import LEFT_OUT, RESULTS, demand_room, failed_write, held, seal_run, staged
 from clip_itm.training.launch import recipe_decides
 from clip_itm.training.resume import begin, finished, last_own_checkpoint
 from clip_itm.training.setup import Encoder, TrainingData, final_split, make_model, prepare
@@ -180,6 +180,7 @@ def _publish(folder: Path, model: ItmModel, processor, results: dict) -> dict:
             for name in ("noise.npz", "recipe.yaml", "provenance.json"):
                 shutil.copy(folder / name, best / name)
         write_json(folder / RESULTS, results)
+        seal_run(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         if (reason := failed_write(error)) is None:
             raise
