@@ -17,7 +17,7 @@ from clip_itm.data.configuration import Cc120kData, CocoData, FlickrData, Folder
 from clip_itm.data.images import read_image
 from clip_itm.data.load import BrokenPhotosError, MissingPhotosError, load_splits
 from clip_itm.data.rows import LeftOut
-from clip_itm.recipe import load_recipe
+from clip_itm.recipe import load_recipe, parse_recipe
 from clip_itm.training.setup import load_data
 
 COUNT = 12  # photos of train; the last one of each split is broken, too
@@ -366,3 +366,36 @@ def test_a_photo_that_breaks_during_training_is_named_with_what_to_do(tmp_path, 
     assert f"{photo}: the photo cannot be decoded (" in message
     assert "It could be read when this run began: put it back and give the same command again" in message
     assert "Traceback" not in message
+
+
+def test_rows_without_a_photo_or_with_half_a_character_are_all_told_or_left_out(data, tmp_path):
+    lines = [
+        json.dumps({"image": f"{n}.jpg", "caption": f"photo {n}", "split": "val" if n % 6 == 4 else "train"})
+        for n in range(18)
+    ]
+    lines[2] = '{"image": null, "caption": "a dog", "split": "train"}'
+    lines[3] = '{"caption": "a cat", "split": "train"}'
+    lines[4] = '{"image": "4.jpg", "caption": "half \\ud83d", "split": "val"}'
+    lines[5] = '{"image": "5.jpg", "caption": null, "split": "train"}'
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    data = change(data, captions="captions.jsonl")
+    message = (
+        r"3 rows cannot be used:\n  captions\.jsonl:3: column 'image' names no photo\n  captions\.jsonl:4: .*no photo\n"
+        r"  captions\.jsonl:5, .*half of a character(?s:.*)set data\.skip_broken: true to go on without"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_splits(data)
+    splits = load_splits(change(data, skip_broken=True))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 12, "val": 2}
+    assert [tuple(out) for out in splits["train"].left_out] == [
+        ("photo captions.jsonl:3", "broken", "null"),
+        ("photo captions.jsonl:4", "broken", "null"),
+        ("captions.jsonl:6", "caption", "empty caption"),
+    ]
+    assert [tuple(out) for out in splits["val"].left_out] == [("captions.jsonl:5", "caption", "empty caption")]
+
+
+def test_processes_that_find_other_photos_are_told(data, monkeypatch):
+    monkeypatch.setattr("clip_itm.training.setup.is_same_everywhere", lambda *_: False)
+    with pytest.raises(ValueError, match=r"process 0: train [0-9a-f]{12}, val .*all need the same folders"):
+        load_data(parse_recipe({"data": data.model_dump(), "backbone": {"kind": "open_clip"}, "output_dir": "x"}, "r"))

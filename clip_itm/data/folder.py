@@ -22,6 +22,7 @@ from clip_itm.data.annotation_files import BrokenRow, existing_root, first_exist
 from clip_itm.data.builder import CaptionedImages, photo_row
 from clip_itm.data.cells import captions_of, ids_of, weights_of
 from clip_itm.data.configuration import FolderData
+from clip_itm.data.left_out import shown
 from clip_itm.data.name_spelling import are_two_photos, canonical, check_name
 from clip_itm.data.rows import WEIGHTED_ROW_FEATURES
 from clip_itm.data.splits import hashed_splits, read_split_files, split_name
@@ -73,6 +74,7 @@ class FolderImages(CaptionedImages):
         self.split_tables = files if are_tables == {True} else {}
         self.split_lists = files if are_tables == {False} else {}
         self.table = None if self.split_tables else self._find_table(data)
+        self.broken: list[BrokenRow] = []
         super().__init__(data)
 
     def _find_table(self, data: FolderData) -> Path:
@@ -121,6 +123,8 @@ class FolderImages(CaptionedImages):
             row["caption_weights"] += weights_of(weights, count, f"{where}, column {columns.weights!r}")
         if columns is None:
             raise ValueError(f"{table}: the table has no rows")
+        if self.broken and not self.data.skip_broken:
+            raise _all_of(self.broken)
         if table_split is not None:
             return {table_split: list(photos.values())}
         return self._by_split(photos, splits)
@@ -129,10 +133,9 @@ class FolderImages(CaptionedImages):
         """The row of a photo, one of `photos` where it was named before."""
         try:
             name = check_name(values.get(columns.image), f"{where}: column {columns.image!r}")
-        except BrokenRow:
-            if not self.data.skip_broken:
-                raise
-            return photo_row("", where, [], []) | {"image": {"path": None, "bytes": None}, "caption_weights": []}
+        except BrokenRow as error:
+            self.broken.append(error)
+            return photo_row("", where, [], []) | {"image": None, "caption_weights": []}
         path, image_id = self._locate(name)
         own_id = all(column in values for column in columns.ids)
         if own_id and not (image_id := str(values[columns.ids[0]])).strip():
@@ -204,9 +207,8 @@ class FolderImages(CaptionedImages):
                 continue
             try:
                 found = captions_of(value, f"{where}, column {column!r}")
-            except BrokenRow:
-                if not self.data.skip_broken:
-                    raise
+            except BrokenRow as error:
+                self.broken.append(error)
                 found = [""]
             place = f"{where}:{column}" if several else where
             captions += found
@@ -214,3 +216,12 @@ class FolderImages(CaptionedImages):
         if all(column in values for column in columns.ids):
             return captions, ids_of(values[columns.ids[1]], len(captions), f"{where}, column {columns.ids[1]!r}")
         return captions, places
+
+
+def _all_of(broken: list[BrokenRow]) -> BrokenRow:
+    if len(broken) == 1:
+        return broken[0]
+    return BrokenRow(
+        f"{len(broken)} rows cannot be used:\n  {shown([str(error) for error in broken], separator=chr(10) + '  ')}\n"
+        "Mend them, or set data.skip_broken: true to go on without them."
+    )
