@@ -22,6 +22,7 @@ from clip_itm.commands import (
     train,
     verify,
 )
+from clip_itm.commands.output import outputs_of
 from clip_itm.memory import keep_freed_memory
 
 COMMANDS = {
@@ -81,7 +82,8 @@ def main(words: list[str] | None = None) -> int:
     args = make_parser().parse_args(own)
     args.overrides = overrides
     try:
-        return COMMANDS[args.verb].run(args) or 0
+        with outputs_of(args):
+            return COMMANDS[args.verb].run(args) or 0
     except (ValueError, OSError) as error:
         if os.environ.get("CLIP_ITM_DEBUG"):
             raise

@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import errno
 import json
 import os
 import re
@@ -22,36 +23,64 @@ TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.tmp(\..*)
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
     """A temporary name beside `path`, with its suffix, to write to; renamed to `path` at the end.
 
     So no reader ever sees half a file. Folders are made; what an error left behind is removed, and so is what killed
     writers left in the folder. A link stays and its target is written; what is no regular file (a device, a FIFO) is
-    written into; "-" is standard output. Raises ValueError where `path` is a folder.
+    written into; "-" is standard output. Raises ValueError where a folder is in the way, or a file in the way of a
+    folder; with `exclusive`, FileExistsError where the file is there at the end.
     """
-    if str(path) == "-":
-        with _elsewhere(Path("stdout")) as temporary:
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / ("stdout" if str(path) == "-" else Path(path).name)
             yield temporary
-            sys.stdout.flush()
-            _copy_into(temporary, sys.stdout.buffer)
+            _copy_into(temporary, path)
         return
     path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; expected the name of a file to write")
-    if path.exists() and not path.is_file():
-        with _elsewhere(path) as temporary:
-            yield temporary
-            with path.open("wb") as target:
-                _copy_into(temporary, target)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear_temporary(path.parent)
+    demand_place(path)
     temporary = path.with_name(temporary_name(path.stem, path.suffix))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_temporary(path.parent)
         yield temporary
-        os.replace(temporary, path)
+        if exclusive:
+            _place_new(temporary, path)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (str(temporary), temporary) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None  # not the temporary name
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether writing to `path` replaces nothing: standard output ("-"), a device, a FIFO."""
+    return str(path) == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
+
+
+def demand_place(path: Path, is_folder: bool = False) -> None:
+    """ValueError where `path` cannot be a file to write (or a folder), because of what is in its way."""
+    if not is_folder and path.is_dir():
+        raise ValueError(f"{path} is a folder; expected the name of a file to write")
+    for place in [path, *path.parents] if is_folder else path.parents:
+        if os.path.lexists(place) and not place.is_dir():
+            raise ValueError(f"{path} cannot be written: {place} is no folder; choose another name")
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Give a file its name, which nothing may have."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
 
 
 def temporary_name(stem: str, suffix: str = "") -> str:
@@ -91,16 +120,16 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-@contextmanager
-def _elsewhere(path: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / (path.name or "file")
-
-
-def _copy_into(file: Path, target) -> None:
+def _copy_into(file: Path, path: str | Path) -> None:
     with file.open("rb") as source:
-        shutil.copyfileobj(source, target)
-    target.flush()
+        if str(path) == "-":
+            sys.stdout.flush()
+            # not sys.stdout, where a command's messages may go elsewhere (commands/output.py)
+            shutil.copyfileobj(source, sys.__stdout__.buffer)
+            sys.__stdout__.flush()
+        else:
+            with open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -113,11 +142,11 @@ def write_json(path: str | Path, content) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def save_arrays(path: str | Path, **arrays) -> None:
+def save_arrays(path: str | Path, exclusive: bool = False, **arrays) -> None:
     """A compressed npz without pickle, sealed with a checksum."""
     import numpy as np
 
-    with replacing(path) as temporary:
+    with replacing(path, exclusive) as temporary:
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
         if xxhash is not None:
@@ -170,6 +199,13 @@ def is_free(folder: Path) -> bool:
     return all(path.name == LOCK_FILE or is_temporary(path) for path in folder.iterdir())
 
 
+def demand_free(folder: Path) -> None:
+    """ValueError unless `is_free`."""
+    demand_place(folder, is_folder=True)
+    if not is_free(folder):
+        raise ValueError(f"{folder} exists and is not empty: choose another folder, or delete it")
+
+
 @contextmanager
 def filling(folder: str | Path) -> Iterator[Path]:
     """A temporary folder beside `folder` to write to; renamed to `folder` at the end, removed after an error.
@@ -177,8 +213,7 @@ def filling(folder: str | Path) -> Iterator[Path]:
     Raises ValueError where `folder` exists and is not empty.
     """
     folder = Path(folder)
-    if not is_free(folder):
-        raise ValueError(f"{folder} exists and is not empty: choose another folder, or delete it")
+    demand_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear_temporary(folder.parent)
     temporary = folder.with_name(temporary_name(folder.name))

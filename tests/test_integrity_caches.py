@@ -4,13 +4,12 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import DAMAGES, flip
+from damage import DAMAGES, KILLS, flip, in_child, kill_at, seconds_of, status_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_recipe
@@ -21,11 +20,10 @@ from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.files import DamagedError, is_temporary
-from clip_itm.recipe import load_recipe
 from clip_itm.seal import LENGTH
 from clip_itm.training.setup import Encoder, load_data, make_model
+from clip_itm.verify import verify
 
-HERE = Path(__file__).parent
 KINDS = {  # of files in a cache folder, by pattern
     "photo features": "features/photos-*.npy",
     "caption features": "features/captions-*.npy",
@@ -231,37 +229,30 @@ def test_a_full_disk_ends_with_a_sentence_and_not_with_a_signal(small_disk):
 
 # Several writers, and killed ones
 
-ENCODE = """
-import sys
-sys.path.insert(0, sys.argv[2])
-from test_integrity_caches import embeddings
-from clip_itm.recipe import load_recipe
-embeddings(load_recipe(sys.argv[1]))
-"""
-
-
-def encoding(recipe_file: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", ENCODE, str(recipe_file), str(HERE)], stderr=subprocess.PIPE)
-
 
 @pytest.mark.slow
 def test_two_processes_fill_the_same_caches_and_killed_ones_leave_nothing_behind(tmp_path, filled):
-    recipe = frozen(tmp_path)
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    draw = np.random.default_rng(0)
-    for _ in range(3):
-        process = encoding(tmp_path / "recipe.yaml")
-        try:
-            process.communicate(timeout=float(draw.uniform(5, 12)))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-    shutil.rmtree(tmp_path / "cache" / "features", ignore_errors=True)
-    for process in [encoding(tmp_path / "recipe.yaml") for _ in range(2)]:
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, errors.decode()
-    assert main(["verify", str(tmp_path / "cache")]) == 0
-    assert not [path for path in (tmp_path / "cache").rglob("*") if is_temporary(path)]
-    found, told = quietly(embeddings, load_recipe(tmp_path / "recipe.yaml"))
-    np.testing.assert_array_equal(found, filled[1])
-    assert told == ""
+    recipe = frozen(filled[0]).with_overrides("--data.cache_dir", str(tmp_path / "cache"))
+
+    def work() -> None:
+        embeddings(recipe)
+
+    seconds, draw = seconds_of(work), np.random.default_rng(0)
+    for _ in range(KILLS):
+        shutil.rmtree(tmp_path / "cache")
+        kill_at(float(draw.uniform(0, seconds)), work)
+        assert not (tmp_path / "cache").exists() or not said_of(tmp_path / "cache")
+        assert [status_of(pid) for pid in [in_child(work) for _ in range(2)]] == [0, 0]
+        assert not said_of(tmp_path / "cache")
+        found, told = quietly(embeddings, recipe)
+        np.testing.assert_array_equal(found, filled[1])
+        assert told == ""
+        ours = [*(tmp_path / "cache" / "features").iterdir(), *(tmp_path / "cache" / "photos").rglob("*")]
+        assert not [path for path in ours if is_temporary(path)]
+
+
+def said_of(cache: Path) -> list[str]:
+    try:
+        return [damage for part in verify(cache) for damage in part.damages]
+    except ValueError:  # nothing is in it yet
+        return []

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from clip_itm.commands.output import OutputFolder
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -14,10 +16,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--run", required=True, help="folder of a finished run")
-    parser.add_argument("--out", metavar="DIR", help="folder of audit.parquet and audit.html (default: RUN/audit)")
+    parser.add_argument(
+        "--out", type=OutputFolder, metavar="DIR", help="folder of audit.parquet and audit.html (default: RUN/audit)"
+    )
     parser.add_argument("--top", type=positive, default=500, metavar="N", help="pairs on the page (default: 500)")
     clean = parser.add_argument_group("a cleaned data set, for --data.source folder")
-    clean.add_argument("--clean-to", metavar="DIR", help="write it into this empty folder")
+    clean.add_argument("--clean-to", type=OutputFolder, metavar="DIR", help="write it into this empty folder")
     clean.add_argument("--copy", action="store_true", help="copy the photos, too, instead of naming where they are")
     which = clean.add_mutually_exclusive_group()
     which.add_argument("--below", type=share, metavar="P", help="leave out pairs of a lower probability (default: 0.5)")

@@ -4,6 +4,8 @@ import argparse
 import warnings
 from pathlib import Path
 
+from clip_itm.commands.output import OutputFile
+
 DEFAULT_RHO = 0.99
 
 
@@ -21,7 +23,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     model = build.add_mutually_exclusive_group(required=True)
     model.add_argument("recipe", nargs="?", help="YAML file")
     model.add_argument("--run", metavar="DIR", help="finished run: its best model, its data, its noise")
-    build.add_argument("--out", default="bank.npz", metavar="FILE.npz", help="must not exist yet (default: bank.npz)")
+    build.add_argument(
+        "--out", type=OutputFile, default="bank.npz", metavar="FILE.npz", help="must not exist yet (default: bank.npz)"
+    )
     build.add_argument(
         "--rho", type=float, help=f"posterior above which a pair is clean (default: head.rho, else {DEFAULT_RHO})"
     )
@@ -36,7 +40,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     imported.add_argument("folder", help="folder of the files, or one that has annotations/ or memory_bank/")
     imported.add_argument("--recipe", required=True, help="YAML file")
     imported.add_argument("--ratio", type=float, help="noise ratio in the file names (default: that of the noise)")
-    imported.add_argument("--out", required=True, metavar="FILE.npz", help="must not exist yet")
+    imported.add_argument("--out", required=True, type=OutputFile, metavar="FILE.npz", help="must not exist yet")
 
     info = actions.add_parser("info", help="print what a memory bank is", allow_abbrev=False)
     info.add_argument("file", help="a saved .npz")
@@ -50,11 +54,27 @@ def run(args: argparse.Namespace) -> int:
         bank = MemoryBank.load(args.file)
         print_facts(args.file, _facts(bank))
         return 0
-    if Path(args.out).suffix != ".npz":
-        raise ValueError(f"--out {args.out}: a memory bank is saved as .npz")
-    if Path(args.out).exists():
-        raise ValueError(f"--out {args.out} exists already; delete it or choose another name")
+
+    from clip_itm.files import is_stream
+
+    if not is_stream(args.out):
+        if Path(args.out).suffix != ".npz":
+            raise ValueError(f"--out {args.out}: a memory bank is saved as .npz")
+        if Path(args.out).exists():
+            raise _taken(args)
     return _import(args) if args.action == "import" else _build(args)
+
+
+def _taken(args: argparse.Namespace) -> ValueError:
+    return ValueError(f"--out {args.out} exists already; delete it or choose another name")
+
+
+def _save(bank, args: argparse.Namespace) -> None:
+    try:
+        bank.save(args.out, exclusive=True)
+    except FileExistsError:  # of another process, just now
+        raise _taken(args) from None
+    print(f"saved in {args.out}")
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -93,9 +113,8 @@ def _build(args: argparse.Namespace) -> int:
     rho = getattr(recipe.head, "rho", DEFAULT_RHO) if args.rho is None else args.rho
     name = f"{origin}, recipe {recipe.sha256[:12]}"
     bank = bank_of_pairs(embeddings, data, encoder.model, rho, name, recipe.training.seed)
-    bank.save(args.out)
     print_facts(f"memory bank of {origin}", _facts(bank) + _truth(bank, data.noise.is_clean(data.train.pairs)))
-    print(f"saved in {args.out}")
+    _save(bank, args)
     return 0
 
 
@@ -116,9 +135,8 @@ def _import(args: argparse.Namespace) -> int:
         raise ValueError(f"the nominal ratio of {recipe.noise.file} is not known: give --ratio, as in the file names")
     files = find_legacy_bank(args.folder, noise.ratio if args.ratio is None else args.ratio)
     bank = read_legacy_bank(*files, pairs, noise)
-    bank.save(args.out)
     print_facts(f"memory bank of {files[0].parent}", _facts(bank))
-    print(f"saved in {args.out}")
+    _save(bank, args)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from clip_itm.commands.output import OutputFile, OutputFolder
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("data", help="look at a data set before training on it", allow_abbrev=False)
@@ -15,7 +17,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     check.add_argument("recipe", help="YAML file; its `data:` section is checked, lengths are in its backbone's tokens")
-    check.add_argument("--json", metavar="FILE", help="write the whole report there, with every name")
+    check.add_argument("--json", type=OutputFile, metavar="FILE", help="write the whole report there, with every name")
     check.add_argument("--workers", type=int, metavar="N", help="threads that decode photos (default: one a core)")
     half = actions.add_parser(
         "float16",
@@ -25,7 +27,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     half.add_argument("root", help="folder with *_ims.npy and captions")
-    half.add_argument("--out", required=True, metavar="FOLDER", help="folder of the copy")
+    half.add_argument("--out", required=True, type=OutputFolder, metavar="FOLDER", help="folder of the copy")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from clip_itm.commands.output import OutputFile
+
 
 def add_parser(verbs) -> None:
     parser = verbs.add_parser(
@@ -18,8 +20,10 @@ def add_parser(verbs) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("what", nargs="+", help="run folder, model folder or recipe")
-    parser.add_argument("--json", metavar="FILE", help="write the results here as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw recall bars and rank histograms here (extra: plot)")
+    parser.add_argument("--json", type=OutputFile, metavar="FILE", help="write the results here as JSON")
+    parser.add_argument(
+        "--plot", type=OutputFile, metavar="FILE", help="draw recall bars and rank histograms here (extra: plot)"
+    )
 
 
 def run(args) -> int:

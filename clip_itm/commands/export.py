@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from clip_itm.commands.output import OutputFolder
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -15,18 +17,19 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("model", help="run folder or model folder")
     parser.add_argument("--to", required=True, choices=("open_clip", "transformers", "onnx"), help="onnx: extra onnx")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist or is empty")
+    parser.add_argument(
+        "--out", required=True, type=OutputFolder, metavar="DIR", help="a folder that does not exist or is empty"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: an export takes no keys of a recipe")
 
-    from clip_itm.files import is_free, model_folder
+    from clip_itm.files import demand_free, model_folder
 
     model_folder(args.model)  # told before torch is imported, and so is a folder that is taken
-    if not is_free(Path(args.out)):
-        raise ValueError(f"{args.out} exists and is not empty: choose another folder, or delete it")
+    demand_free(Path(args.out))
 
     from transformers.utils.logging import disable_progress_bar
 

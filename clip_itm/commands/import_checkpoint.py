@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from clip_itm.commands.output import OutputFolder
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -14,7 +16,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("file", help="the checkpoint, such as epoch4.pt")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist or is empty")
+    parser.add_argument(
+        "--out", required=True, type=OutputFolder, metavar="DIR", help="a folder that does not exist or is empty"
+    )
     parser.add_argument(
         "--text-heads",
         type=int,
@@ -47,13 +51,12 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
     from clip_itm.backbones.build import build_processor
     from clip_itm.backbones.openai_checkpoint import describe, load_backbone, openclip_name, read_checkpoint
     from clip_itm.configuration import ItmConfig
-    from clip_itm.files import is_free
+    from clip_itm.files import demand_free
     from clip_itm.heads.configuration import ClipHeadConfig
     from clip_itm.model import ItmModel
 
     file, out = Path(file), Path(out)
-    if not is_free(out):
-        raise ValueError(f"{out} exists and is not empty: choose another folder, or delete it")
+    demand_free(out)
     checkpoint = read_checkpoint(file)
     backbone = load_backbone(checkpoint, text_heads)
     processor = build_processor(backbone.config, None)
@@ -79,14 +82,13 @@ def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) ->
     from clip_itm.backbones.build import build_backbone, build_processor
     from clip_itm.backbones.published_regions import load_parts, regions_section, regions_state
     from clip_itm.configuration import ItmConfig
-    from clip_itm.files import is_free
+    from clip_itm.files import demand_free
     from clip_itm.heads.crcl.configuration import CrclHeadConfig
     from clip_itm.heads.similarity.sgraf_checkpoint import similarity_section, similarity_state
     from clip_itm.model import ItmModel
 
     file, out = Path(file), Path(out)
-    if not is_free(out):
-        raise ValueError(f"{out} exists and is not empty: choose another folder, or delete it")
+    demand_free(out)
     image, text, *similarity = load_parts(file)
     section = regions_section(image, text, vocabulary=str(vocabulary))
     if not similarity and section.pooling != "gpo":

@@ -4,6 +4,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+from clip_itm.commands.output import OutputFolder
+
 NOTES = {
     "dev": "best rsum on dev",
     "both": "best mean of dev recall and zero-shot accuracy (so the latter is no independent figure for this point)",
@@ -29,7 +31,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--tuned", required=True, metavar="MODEL", help="run folder or model folder")
     parser.add_argument("--base", metavar="MODEL", help="default: what the tuned model's recipe started from")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist or is empty")
+    parser.add_argument(
+        "--out", required=True, type=OutputFolder, metavar="DIR", help="a folder that does not exist or is empty"
+    )
     parser.add_argument(
         "--alphas",
         type=alphas,
@@ -72,11 +76,10 @@ def rule(word: str) -> str | float:
 
 def run(args: argparse.Namespace) -> int:
     from clip_itm.commands.evaluate import recipe_of_model
-    from clip_itm.files import is_free, model_folder
+    from clip_itm.files import demand_free, model_folder
     from clip_itm.recipe import load_recipe
 
-    if not is_free(Path(args.out)):
-        raise ValueError(f"{args.out} exists and is not empty: choose another folder, or delete it")
+    demand_free(Path(args.out))
     check_choice(args)
     tuned = model_folder(args.tuned)
     base = None if args.base is None else model_folder(args.base)

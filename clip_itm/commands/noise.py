@@ -2,6 +2,8 @@
 
 import argparse
 
+from clip_itm.commands.output import OutputFile
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("noise", help="draw, inspect or import caption noise", allow_abbrev=False)
@@ -39,7 +41,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
     for action in (make, imported):
         action.add_argument(
-            "--out", required=True, metavar="FILE.npz", help="where to save; never overwrites other noise"
+            "--out",
+            required=True,
+            type=OutputFile,
+            metavar="FILE.npz",
+            help="where to save; never overwrites other noise",
         )
 
 

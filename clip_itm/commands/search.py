@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from clip_itm.commands.output import OutputFile
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -16,15 +18,19 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="text, or a photo")
     parser.add_argument("--queries-from", metavar="FILE", help="a query a line")
     parser.add_argument("--top-k", type=int, default=10, metavar="K", help="results of a query (default: 10)")
-    parser.add_argument("--json", metavar="FILE", help="write the results here as JSON")
-    parser.add_argument("--html", metavar="FILE", help="write a page that shows the results")
-    parser.add_argument("--montage", metavar="FILE", help="draw the results of each query as a row of photos (.png)")
+    parser.add_argument("--json", type=OutputFile, metavar="FILE", help="write the results here as JSON")
+    parser.add_argument("--html", type=OutputFile, metavar="FILE", help="write a page that shows the results")
+    parser.add_argument(
+        "--montage", type=OutputFile, metavar="FILE", help="draw the results of each query as a row of photos (.png)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: a search takes no keys of a recipe")
+    from clip_itm.files import is_stream
+
     queries = list(args.queries)
     if args.queries_from:
         from clip_itm.data.annotation_files import read_lines
@@ -34,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("nothing to search for: give a QUERY, or a file of them with --queries-from")
     if args.top_k < 1:
         raise ValueError(f"--top-k is {args.top_k}; expected at least 1")
-    if args.montage and not args.montage.lower().endswith((".png", ".jpg", ".webp")):
+    if args.montage and not is_stream(args.montage) and not args.montage.lower().endswith((".png", ".jpg", ".webp")):
         raise ValueError(f"--montage {args.montage}: expected a picture, such as {args.montage}.png")
 
     from clip_itm.commands.terminal import print_results
@@ -50,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
         print_results(answer.query, [(hit.rank, hit.score, answer.label(hit)) for hit in answer.hits])
         print()
     if args.json:
-        write_json(Path(args.json), [answer.as_dict() for answer in answers])
+        write_json(args.json, [answer.as_dict() for answer in answers])
     if args.html:
         write_text(args.html, results_page(answers, f"{args.index}: {len(index):,} {index.modality}s"))
         print(f"page: {args.html}")
     if args.montage:
-        draw_montage(answers, Path(args.montage))
+        draw_montage(answers, args.montage)
         print(f"picture: {args.montage}")
     return 0

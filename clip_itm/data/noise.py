@@ -5,6 +5,7 @@ is one array of integers, and everything that is true of it can be counted.
 """
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from clip_itm.data.configuration import NoiseSection
 from clip_itm.data.rows import Pairs
-from clip_itm.files import reading_arrays, save_arrays
+from clip_itm.files import is_stream, reading_arrays, save_arrays
 
 Level = Literal["caption", "image"]
 
@@ -125,18 +126,23 @@ class CaptionNoise:
     def save(self, path: str | Path) -> None:
         """Write an npz without pickle. An existing file is left alone when it says the same, else ValueError."""
         path = Path(path)
-        if path.suffix != ".npz":
+        if path.suffix != ".npz" and not is_stream(path):
             raise ValueError(f"{path}: a noise file is saved as .npz")
-        if path.exists():
-            there = CaptionNoise.load(path)
-            if there.sha256 != self.sha256:
-                raise ValueError(
-                    f"{path} holds other noise (sha256 {there.sha256}, this one is {self.sha256}); "
-                    "delete it or choose another name"
-                )
-            return
+        if not path.is_file():
+            with suppress(FileExistsError):  # of another process, just now
+                return self._write(path)
+        there = CaptionNoise.load(path)
+        if there.sha256 != self.sha256:
+            raise ValueError(
+                f"{path} holds other noise (sha256 {there.sha256}, this one is {self.sha256}); "
+                "delete it or choose another name"
+            )
+        return None
+
+    def _write(self, path: Path) -> None:
         save_arrays(
             path,
+            exclusive=True,
             source=self.source,
             ratio=self.ratio,
             level=self.level,

@@ -118,7 +118,7 @@ def _section(answer: Answer) -> str:
     return f'<section>\n<h2>{heading}</h2>\n<ol class="{kind}">\n{"".join(cards)}\n</ol>\n</section>'
 
 
-def draw_montage(answers: Sequence[Answer], file: Path) -> None:
+def draw_montage(answers: Sequence[Answer], file: str | Path) -> None:
     """A row per query: the query, then its photos from left to right, or its captions as lines beside the query."""
     rows = [_row(answer) for answer in answers]
     width = max(row.width for row in rows)
@@ -128,7 +128,7 @@ def draw_montage(answers: Sequence[Answer], file: Path) -> None:
         picture.paste(row, (0, top))
         top += row.height
     with replacing(file) as temporary:
-        picture.save(temporary)
+        picture.save(temporary, format=None if temporary.suffix else "PNG")
 
 
 def _row(answer: Answer) -> Image.Image:

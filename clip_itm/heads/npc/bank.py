@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_itm.files import reading_arrays, save_arrays
+from clip_itm.files import is_stream, reading_arrays, save_arrays
 from clip_itm.heads.mixture import Mixture, fit_mixture
 from clip_itm.heads.pair_losses import pair_losses
 from clip_itm.precision import exact_float32
@@ -99,16 +99,16 @@ class MemoryBank:
                     f"training pairs are numbered 0 to {len(pairs) - 1} ({len(outside)} such entries); {advice}"
                 )
 
-    def save(self, path: str | Path) -> None:
-        """Write an npz without pickle; a file that is there is replaced."""
+    def save(self, path: str | Path, exclusive: bool = False) -> None:
+        """Write an npz without pickle; a file that is there is replaced, or (`exclusive`) a FileExistsError."""
         path = Path(path)
-        if path.suffix != ".npz":
+        if path.suffix != ".npz" and not is_stream(path):
             raise ValueError(f"{path}: a memory bank is saved as .npz")
         header = ("image_entry", "caption_entry", "model", "noise_sha256", "sha256")
         optional = ("rho", "seed", "batch_size", "losses", "posterior")
         content = {name: getattr(self, name) for name in header + optional if getattr(self, name) is not None}
         content |= {f"mixture_{name}": value for name, value in (vars(self.mixture) if self.mixture else {}).items()}
-        save_arrays(path, **content)
+        save_arrays(path, exclusive, **content)
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryBank":
