@@ -87,7 +87,7 @@ def test_a_run_goes_on_from_whole_files_only(run_of, kind):
     assert {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"} <= {path.name for path in found}
     for number, path in enumerate(found):
         for name, damage in DAMAGES.items():
-            with damaged(path, damage, seed=number), pytest.raises(ValueError, match="restore|Restore") as error:
+            with damaged(path, damage, seed=number), pytest.raises(ValueError, match=r"restore|Restore") as error:
                 last_own_checkpoint(recipe, run, provenance)
             assert path.name in str(error.value), name
         own, others = path.read_bytes(), (first / path.name).read_bytes()
