@@ -1,9 +1,11 @@
 """`clip-itm <verb>`. Heavy imports wait until a verb runs, so that `--help` answers at once."""
 
-import argparse
 import os
+import select
 import sys
 import warnings
+from contextlib import suppress
+from importlib.metadata import version
 
 from clip_itm.commands import (
     app,
@@ -23,6 +25,7 @@ from clip_itm.commands import (
     verify,
 )
 from clip_itm.commands.output import outputs_of
+from clip_itm.commands.parser import Parser, without_unknown
 from clip_itm.memory import keep_freed_memory
 
 COMMANDS = {
@@ -43,15 +46,22 @@ COMMANDS = {
     "verify": verify,
 }
 
+MISTAKE, FAULT = 2, 3  # exit statuses: of the user, of this program
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as of any program that a signal ends
+LESS_MEMORY = "lower training.batch_size, evaluation.batch_size or data.num_workers"
+NO_UTF8 = "this locale has ASCII only: set PYTHONUTF8=1, or LC_ALL to a UTF-8 one, such as C.UTF-8"
+PLEASE_REPORT = "this is a fault of clip-itm: please report it, with the traceback that CLIP_ITM_DEBUG=1 shows"
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+
+def make_parser() -> Parser:
+    parser = Parser(
         prog="clip-itm",
         description="Fine-tune CLIP for image-text matching when some of the captions are wrong.",
         epilog="Every key of a recipe can be set behind a verb: --noise.ratio 0.4 --training.batch_size 128 "
         "(all of them: clip-itm train --help).",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"clip-itm {version('clip-itm')}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for command in COMMANDS.values():
         command.add_parser(verbs)
@@ -74,24 +84,46 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command. Exit status: 0, 1 (the answer is no), 2 (a user's mistake, told without a traceback)."""
+    """Run one command.
+
+    Exit status: 0; 1, the answer is no; 2, a user's mistake, told without a traceback; 3, a fault of this program;
+    130 after Ctrl-C; 141 where nobody reads the output any more.
+    """
     keep_freed_memory()
     warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked; it would warn at every fork
-    own, overrides = split_overrides(sys.argv[1:] if words is None else words)
-    args = make_parser().parse_args(own)
+    with suppress(AttributeError, ValueError):  # names of files may hold bytes, and the terminal may know ASCII only
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _run(sys.argv[1:] if words is None else words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        with suppress(OSError, ValueError):  # else Python complains when it flushes once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(words: list[str]) -> int:
+    own, overrides = split_overrides(words)
+    args = without_unknown(make_parser(), own)
     args.overrides = overrides
     try:
         with outputs_of(args):
             return COMMANDS[args.verb].run(args) or 0
-    except (ValueError, OSError) as error:
-        if os.environ.get("CLIP_ITM_DEBUG"):
-            raise
-        print(f"clip-itm {args.verb}: {_told(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        print(f"\n{_stopped(args)}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("CLIP_ITM_DEBUG") or (isinstance(error, BrokenPipeError) and _nobody_reads()):
+            raise
+        status, told = _told(error)
+        print(f"clip-itm {args.verb}: {told}", file=sys.stderr)
+        return status
     finally:
         if "torch.distributed" in sys.modules:
             from clip_itm.distributed import leave_process_group
@@ -99,10 +131,36 @@ def main(words: list[str] | None = None) -> int:
             leave_process_group()
 
 
-def _told(error: Exception) -> str:
-    """The message; without the traceback that a loader process packs into it."""
+def _told(error: Exception) -> tuple[int, str]:
+    """Exit status and message; without the traceback that a loader process packs into it."""
     text = str(error)
-    return text.rpartition("\nValueError: ")[2].strip() if "Original Traceback" in text else text
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return MISTAKE, f"there is not enough memory ({text.splitlines()[0] if text else 'MemoryError'}); {LESS_MEMORY}"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return MISTAKE, f"{os.fsdecode(error.filename)}: {error.strerror.lower()}"
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "ascii":
+        return MISTAKE, f"{error.object!r}: {NO_UTF8}"
+    if isinstance(error, ValueError | OSError):
+        return MISTAKE, text.rpartition("\nValueError: ")[2].strip() if "Original Traceback" in text else text
+    return FAULT, f"{type(error).__name__}: {text or 'no message'}\n{PLEASE_REPORT}"
+
+
+def _stopped(args) -> str:
+    """What is true of the work that Ctrl-C ended."""
+    command = COMMANDS[args.verb]
+    with suppress(Exception):  # a second one, or a recipe that is gone
+        if hasattr(command, "stopped"):
+            return command.stopped(args)
+    return "stopped"
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output or error goes into a pipe whose reader is gone."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":

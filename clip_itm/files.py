@@ -16,6 +16,8 @@ from pathlib import Path
 
 from clip_itm.digests import xxhash
 from clip_itm.lock import LOCK_FILE
+from clip_itm.offline import demand_place
+from clip_itm.reading import reason
 from clip_itm.seal import is_whole_zip, seal_zip
 
 # .NAME.HOST-PID-THREAD.tmp.SUFFIX: whose it was shows whether anybody still writes to it
@@ -189,7 +191,7 @@ def read_arrays(path: str | Path) -> tuple[dict, bool]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}, bool(whole)
     except Exception as error:  # of zipfile, zlib, the parser of headers, ...
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(reason(error)) from error
 
 
 def is_free(folder: Path) -> bool:
@@ -228,9 +230,18 @@ def filling(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def demand_model(place: str | Path) -> None:
+    """ValueError at once where `place` is no run, no model folder, and nothing that the Hub could have."""
+    demand_place(place)
+    if Path(place).exists():
+        model_folder(place)
+
+
 def model_folder(place: str | Path) -> Path:
     """The saved model of a run (its best/), or `place` where that is a model itself."""
     place = Path(place)
+    if not place.exists():
+        raise ValueError(f"{place}: there is no such folder; expected a run folder or a saved model")
     for folder in (place / "best", place):
         if (folder / "config.json").is_file():
             return folder

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 from clip_itm.backbones.build import add_lora, build_backbone, freeze
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.backbones.features import Features
+from clip_itm.backbones.loading import loading
 from clip_itm.backbones.merge import merge_lora
 from clip_itm.checksums import check_files, recording
 from clip_itm.configuration import ItmConfig
@@ -73,11 +74,14 @@ class ItmModel(PreTrainedModel):
         content and expects `_init_weights` to know every module that has such; here it gets back what it was built
         with. The parameters are new ones, too; what the recipe freezes is frozen again.
         """
-        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        if folder is not None:
-            check_files(folder, ("config.json", "model*.safetensors*", "clip_itm_*.py"))
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        with_info = kwargs.pop("output_loading_info", False)
+        if place is not None:
+            check_files(place, ("config.json", "model*.safetensors*", "clip_itm_*.py"))
+        with loading(place):
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            demand_whole(info)
+        loaded = (model, info) if with_info else model
         current = model.state_dict() | dict(model.named_non_persistent_buffers())
         for name, value in model._in_no_checkpoint.items():
             current[name].copy_(value)
@@ -192,6 +196,18 @@ class ItmModel(PreTrainedModel):
         with torch.autocast(pair_ids.device.type, enabled=False):
             loss, logs = self.head.loss(images, texts, image_ids, pair_ids, pair_weight)
         return ItmOutput(loss=loss, image_embeds=_embeddings(images), text_embeds=_embeddings(texts), logs=logs)
+
+
+def demand_whole(info: dict) -> None:
+    """ValueError where the weights of a checkpoint are not those of its config.json; else some would be random."""
+    missing, other = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing or other:
+        raise ValueError(
+            f"its weights are not those that config.json describes: {len(missing)} are missing"
+            + (f", such as {missing[0]}" if missing else "")
+            + f", {len(other)} are of another model"
+            + (f", such as {other[0]}" if other else "")
+        )
 
 
 def _any(inputs: dict[str, Tensor | None]) -> bool:

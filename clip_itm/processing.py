@@ -7,6 +7,7 @@ from pathlib import Path
 import ftfy
 from transformers import BatchFeature, ProcessorMixin
 
+from clip_itm.backbones.loading import loading
 from clip_itm.checksums import check_files, recording
 
 # whatever the tokenizer is called to read: its vocabulary, merges, templates
@@ -95,7 +96,8 @@ class ItmProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "ItmProcessor":
         """See `ProcessorMixin.from_pretrained`. Of a local folder, the files are compared with its checksums."""
         check_files(pretrained_model_name_or_path, OF_PROCESSOR)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        with loading(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """See `ProcessorMixin.save_pretrained`; `checksums.json` says what was written."""

@@ -18,13 +18,13 @@ from clip_itm.backbones.configuration import BertVitBackbone
 from clip_itm.backbones.features import Features
 from clip_itm.backbones.huggingface import (
     as_dict,
-    cannot_load,
     context_length,
     load_tokenizer,
     patches,
     set_checkpointing,
     token_width,
 )
+from clip_itm.backbones.loading import loading
 from clip_itm.processing import ItmProcessor
 
 
@@ -94,26 +94,20 @@ def build(config: BertVitBackbone, weights: bool) -> BertVit:
 
 def processor(config: BertVitBackbone, captions: list[str] | None = None) -> ItmProcessor:
     """See `build_processor`."""
-    try:
+    with loading(config.vision_model):
         images = AutoImageProcessor.from_pretrained(config.vision_model)
-    except (OSError, ValueError) as error:
-        raise ValueError(cannot_load(config.vision_model, error)) from error
     tokenizer = load_tokenizer(config.text_model)
     return ItmProcessor(images, tokenizer, max_length=context_length(tokenizer, _load_config(config.text_model)))
 
 
 def _load(name: str):
-    try:
+    with loading(name):
         return AutoModel.from_pretrained(name, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(cannot_load(name, error)) from error
 
 
 def _load_config(name: str):
-    try:
+    with loading(name):
         return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(cannot_load(name, error)) from error
 
 
 def _pooled(output) -> Tensor:

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel
 
 from clip_itm.backbones.blocks import Block, longest_list, partition
 from clip_itm.backbones.configuration import CaptionTowerSection
-from clip_itm.backbones.huggingface import as_dict, cannot_load, set_checkpointing
+from clip_itm.backbones.huggingface import as_dict, set_checkpointing
+from clip_itm.backbones.loading import loading
 from clip_itm.backbones.pooling import make_pooling
 
 
@@ -80,15 +81,14 @@ class BertTower(nn.Module):
 
 def build_bert(config: CaptionTowerSection, weights: bool) -> tuple[CaptionTowerSection, BertTower]:
     """The tower with the weights of `text_model`, or random ones; the section with its architecture in it."""
-    try:
-        if weights:
-            bert = AutoModel.from_pretrained(config.text_model, dtype=torch.float32)
-        elif config.text_model_config is None:
-            bert = AutoModel.from_config(AutoConfig.from_pretrained(config.text_model))
-        else:
-            bert = AutoModel.from_config(AutoConfig.for_model(**config.text_model_config))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(cannot_load(config.text_model, error)) from error
+    if config.text_model_config is not None and not weights:
+        bert = AutoModel.from_config(AutoConfig.for_model(**config.text_model_config))
+    else:
+        with loading(config.text_model):
+            if weights:
+                bert = AutoModel.from_pretrained(config.text_model, dtype=torch.float32)
+            else:
+                bert = AutoModel.from_config(AutoConfig.from_pretrained(config.text_model))
     if config.vocab_size > bert.config.vocab_size:
         raise ValueError(
             f"{config.text_model}: its tokenizer has {config.vocab_size} tokens and the model has embeddings for "

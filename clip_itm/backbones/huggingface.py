@@ -10,6 +10,7 @@ from clip_itm.backbones.base import Backbone
 from clip_itm.backbones.blocks import Block, longest_list, partition
 from clip_itm.backbones.configuration import TransformersBackbone
 from clip_itm.backbones.features import Features
+from clip_itm.backbones.loading import cannot_load, loading
 from clip_itm.processing import ItmProcessor
 
 # trained on captions of full length without an attention mask
@@ -61,14 +62,15 @@ def build(config: TransformersBackbone, weights: bool) -> Transformers:
     """See `build_backbone`."""
     weights = weights and not config.from_scratch
     model_config = _model_config(config)
-    try:
-        # float32 whatever the checkpoint was saved in: training keeps float32 weights
-        if weights:
+    # float32 whatever the checkpoint was saved in: training keeps float32 weights
+    if weights:
+        with loading(config.model):
             model = AutoModel.from_pretrained(config.model, revision=config.revision, dtype=torch.float32)
-        else:
+    else:
+        try:
             model = AutoModel.from_config(model_config, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(cannot_load(config.model, error)) from error
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(cannot_load(config.model, error)) from error
     scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
     backbone = Transformers(config.model_copy(update={"model_config_dict": as_dict(model.config)}), model)
     if weights:
@@ -80,10 +82,8 @@ def build(config: TransformersBackbone, weights: bool) -> Transformers:
 def processor(config: TransformersBackbone, captions: list[str] | None = None) -> ItmProcessor:
     """See `build_processor`."""
     model_config = _model_config(config)
-    try:
+    with loading(config.model):
         images = AutoImageProcessor.from_pretrained(config.model, revision=config.revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(cannot_load(config.model, error)) from error
     tokenizer = load_tokenizer(config.model, config.revision)
     text = getattr(model_config, "text_config", model_config)
     return ItmProcessor(
@@ -95,23 +95,13 @@ def processor(config: TransformersBackbone, captions: list[str] | None = None) -
 
 
 def load_tokenizer(name: str, revision: str | None = None):
-    try:
+    with loading(name):
         return AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(cannot_load(name, error)) from error
 
 
 def context_length(tokenizer, text_config: PreTrainedConfig) -> int:
     """Longest caption in tokens: what tokenizer and positions both allow (a tokenizer without limit says 1e30)."""
     return int(min(tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", 512)))
-
-
-def cannot_load(name: str, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0]
-    return (
-        f"{name}: cannot load this model: {reason} Check the name on the Hub; without network, give a folder written "
-        "by save_pretrained (model, tokenizer and image processor), or download it before with `hf download`"
-    )
 
 
 def as_dict(model_config: PreTrainedConfig) -> dict:
@@ -150,10 +140,8 @@ def _model_config(config: TransformersBackbone) -> PreTrainedConfig:
         content = dict(config.model_config_dict)
         model_config = AutoConfig.for_model(content.pop("model_type"), **content)
     else:
-        try:
+        with loading(config.model):
             model_config = AutoConfig.from_pretrained(config.model, revision=config.revision)
-        except (OSError, ValueError) as error:
-            raise ValueError(cannot_load(config.model, error)) from error
     if model_config.model_type == "siglip2":
         raise ValueError(
             f"{config.model}: SigLIP 2 with variable resolution is not supported; its fixed-resolution models are"

@@ -25,6 +25,7 @@ from clip_itm.backbones.features import Features
 from clip_itm.backbones.huggingface import as_dict
 from clip_itm.backbones.openclip_source import find_config, find_weights, processor
 from clip_itm.backbones.timm_towers import load_timm_weights, patch_tokens, set_timm_checkpointing
+from clip_itm.reading import reading
 
 __all__ = ["OpenClip", "build", "processor"]
 
@@ -135,10 +136,8 @@ def build(config: OpenClipBackbone, weights: bool) -> OpenClip:
     model = _make_model(source, weights and path is None)
     scale = bias = None
     if path is not None:
-        try:
+        with reading(path, f"weights of {config.model}", "give the weights that belong to it"):
             open_clip.load_checkpoint(model, str(path))
-        except Exception as error:
-            raise ValueError(f"{path}: these weights do not fit {config.model}: {error}") from error
         scale = model.logit_scale.item()
         bias = None if model.logit_bias is None else model.logit_bias.item()
     if weights and config.image_weights is not None:
@@ -167,9 +166,9 @@ def _make_model(source: dict[str, Any], tower_weights: bool) -> nn.Module:
         if "hf_model_name" in text:
             text["hf_model_pretrained"] = tower_weights and text.get("hf_model_pretrained", True)
             if "hf_config" in source:
-                (Path(folder) / "config.json").write_text(json.dumps(source["hf_config"]))
+                (Path(folder) / "config.json").write_text(json.dumps(source["hf_config"]), encoding="utf-8")
                 text.update(hf_model_name=folder, hf_model_pretrained=False)
         try:
             return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**model_cfg)
-        except (OSError, TypeError, RuntimeError) as error:
+        except Exception as error:  # of a configuration that somebody wrote
             raise ValueError(f"this open_clip model cannot be built: {error}") from error

@@ -6,7 +6,6 @@ them `hf_config`, the configuration of a Hugging Face text tower, so that it can
 
 import difflib
 import gzip
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTokenizer
 
 from clip_itm.backbones.configuration import OpenClipBackbone
+from clip_itm.backbones.loading import loading
 from clip_itm.processing import ItmProcessor
+from clip_itm.reading import read_json, reason
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,7 @@ def _builtin_config(name: str, tag: str | None) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot read this open_clip configuration: {error}") from error
+    return read_json(path, "an open_clip configuration")
 
 
 def find_weights(config: OpenClipBackbone) -> Path | None:
@@ -93,8 +91,8 @@ def find_weights(config: OpenClipBackbone) -> Path | None:
         return Path(path)
     except Exception as error:
         raise ValueError(
-            f"{config.model} ({config.pretrained or 'its own weights'}): cannot get the weights: {error}. Without "
-            "network, give a weights file as backbone.pretrained, or a folder as backbone.model: local-dir:PATH"
+            f"{config.model} ({config.pretrained or 'its own weights'}): cannot get the weights: {reason(error)}. "
+            "Without network, give a weights file as backbone.pretrained, or a folder as backbone.model: local-dir:PATH"
         ) from error
 
 
@@ -125,10 +123,8 @@ def processor(config: OpenClipBackbone, captions: list[str] | None = None) -> It
         )
     local = config.model.removeprefix("local-dir:")
     name = text["hf_tokenizer_name"] if local == config.model else local
-    try:
+    with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except Exception as error:
-        raise ValueError(f"{name}: cannot load the tokenizer of {config.model}: {error}") from error
     return ItmProcessor(images, tokenizer, cleaning, max_length, pad_to_max_length=fixed)
 
 

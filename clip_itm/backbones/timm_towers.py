@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from clip_itm.reading import reading
 
 
 def patch_tokens(trunk: nn.Module, maps: Tensor, grid: int | None = None) -> Tensor:
@@ -42,8 +43,6 @@ def load_timm_weights(trunk: nn.Module, path: Path) -> None:
     """
     heads = trunk.default_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-    try:
+    with reading(path, "safetensors weights of this timm tower", "give the weights that belong to it"):
         state = load_file(path)
         trunk.load_state_dict({key: value for key, value in state.items() if not key.startswith(heads)})
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path}: these weights cannot be loaded into the timm tower: {error}") from error

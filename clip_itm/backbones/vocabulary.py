@@ -8,7 +8,6 @@ Captions are lower-cased and cut as NLTK's `word_tokenize` does it: into sentenc
 then after the Penn Treebank (`isn't` is `is` and `n't`, `man's` is `man` and `'s`, quotes become `` and '').
 """
 
-import json
 import pickle
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from clip_itm.backbones.words import frequent_words
+from clip_itm.reading import read_json
 
 PAD, START, END, UNKNOWN, MASK = "<pad>", "<start>", "<end>", "<unk>", "<mask>"
 
@@ -82,7 +82,7 @@ def read_vocabulary(path: str | Path) -> dict[str, int]:
     Raises ValueError where the ids are not 0, 1, 2, ... or the first four words are not those of these vocabularies.
     """
     path = Path(path).expanduser()
-    content = _read_json(path) if path.suffix == ".json" else _unpickle(path)
+    content = read_json(path, "a vocabulary") if path.suffix == ".json" else _unpickle(path)
     words = content.get("word2idx") if isinstance(content, dict) else None
     if not isinstance(words, dict) or not all(type(number) is int for number in words.values()):
         raise ValueError(f"{path}: expected a vocabulary with word2idx, a mapping of words to ids")
@@ -92,15 +92,6 @@ def read_vocabulary(path: str | Path) -> dict[str, int]:
     if first != [PAD, START, END, UNKNOWN]:
         raise ValueError(f"{path}: expected the ids 0 to 3 for {PAD}, {START}, {END}, {UNKNOWN}, found {first}")
     return words if MASK in words else {**words, MASK: len(words)}
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
 
 
 class _VocabularyUnpickler(pickle.Unpickler):

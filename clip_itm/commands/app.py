@@ -40,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.overrides[0]}: the app takes no keys of a recipe")
     if not 0 < args.port < 65536:
         raise ValueError(f"--port is {args.port}; expected 1 to 65535")
+    from clip_itm.files import demand_model
+
+    demand_model(args.model)
     try:
         import gradio  # noqa: F401
     except ImportError:

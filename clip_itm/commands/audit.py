@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--copy, --below, --drop-share and --down-weight say how to clean; say where with --clean-to")
 
     from clip_itm.data.cleaned import check_free
+    from clip_itm.offline import demand_recipe
+    from clip_itm.recipe import load_recipe
+
+    demand_recipe(load_recipe(args.run, args.overrides), backbone=False)
 
     if args.clean_to is not None:
         check_free(Path(args.clean_to))

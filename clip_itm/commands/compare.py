@@ -22,10 +22,14 @@ def add_parser(verbs) -> None:
 
 
 def run(args) -> int:
+    from clip_itm.offline import demand_recipe
     from clip_itm.training.compare import demand_comparison, plan
 
     out = Path(args.out)
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
+    for _, recipe in runs:
+        if not (Path(recipe.output_dir) / "results.json").is_file():
+            demand_recipe(recipe)
 
     from clip_itm.training.folder import held
 
@@ -74,6 +78,17 @@ def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
     best = [row for row in rows if row["stage"] == "best" and row["protocol"] == protocol]
     if plot_noise(best, file, f"{source}, recall on {split} ({protocol})"):
         print(f"picture: {file}")
+
+
+def stopped(args) -> str:
+    """What is true where Ctrl-C stopped it."""
+    from clip_itm.commands.train import stopped_runs
+
+    folders = [path.parent for path in Path(args.out).glob("*/noise-*/seed-*/recipe.yaml")]
+    begun = [folder for folder in folders if not (folder / "results.json").is_file()]
+    if folders and not begun:
+        return "stopped; the same command keeps the runs that are finished and goes on with the next"
+    return stopped_runs(begun)
 
 
 def show(rows: list[dict], cells: list) -> None:

@@ -33,9 +33,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "float16":
         return run_float16(args)
+    from clip_itm.offline import demand_recipe
     from clip_itm.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
+    demand_recipe(recipe, backbone=False)
 
     from pathlib import Path
 

@@ -1,7 +1,6 @@
 """`clip-itm evaluate`: recall of a run, of a saved model, or of a recipe's backbone before training."""
 
 import argparse
-import json
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFile
@@ -27,11 +26,15 @@ def add_parser(verbs) -> None:
 
 
 def run(args) -> int:
+    from clip_itm.offline import demand_recipe
+
     members = [find_model(Path(what), args.overrides) for what in args.what]
     best, recipe = members[0]
     for other, own in members[1:]:
         if own.data != recipe.data:
             raise ValueError(f"{best} and {other} are of other data: an ensemble needs the same `data:` section")
+    for place, own in members:
+        demand_recipe(own, backbone=not (place / "config.json").is_file())
     if args.plot and set(recipe.evaluation.protocols) == {"eccv"}:
         raise ValueError("--plot draws recall and ranks, and the protocol eccv has neither: name another one beside it")
 
@@ -41,6 +44,7 @@ def run(args) -> int:
     from clip_itm.distributed import process_state
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
+    from clip_itm.reading import read_json
     from clip_itm.training.run import retrieve
     from clip_itm.training.setup import Encoder, final_split, make_model, prepare_photos
 
@@ -70,7 +74,7 @@ def run(args) -> int:
         for name in ("provenance", "imported_from"):
             if len(members) == 1 and (best / f"{name}.json").is_file():
                 check_files(best, (f"{name}.json",))
-                content[name] = json.loads((best / f"{name}.json").read_text(encoding="utf-8"))
+                content[name] = read_json(best / f"{name}.json", "a JSON file of a model")
         write_json(Path(args.json), content | {name: result.as_dict() for name, result in results.items()})
     if args.plot:
         from clip_itm.evaluation.plot import plot_retrieval
@@ -98,9 +102,10 @@ def find_model(place: Path, overrides: list[str]):
 
 def recipe_of_model(folder: Path, overrides: list[str]):
     """The recipe of a model folder that has none: towers as its configuration says, data as the user says."""
+    from clip_itm.reading import read_json
     from clip_itm.recipe import apply_overrides, parse_recipe
 
-    backbone = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("backbone")
+    backbone = read_json(folder / "config.json", "the configuration of a model").get("backbone")
     if backbone is None:
         raise ValueError(f"{folder}: config.json names no backbone, so this is no model of clip-itm")
     content = apply_overrides({"backbone": backbone}, overrides)

@@ -50,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected a positive number")
+    from clip_itm.files import demand_model
+
+    demand_model(args.model)
     gallery = _given(Path(args.gallery), args.skip_broken) if args.gallery else None
 
     from clip_itm.retrieval.pipeline import load_pipeline
@@ -73,6 +76,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(index):,} {'photos' if modality == 'image' else 'captions'}; {index.note}")
     print(f'search it: clip-itm search {args.model} {args.out} "a dog in the snow"')
     return 0
+
+
+def stopped(args: argparse.Namespace) -> str:
+    """What is true where Ctrl-C stopped it."""
+    return f"stopped; what {args.out} holds is whole, and the same command adds the rest"
 
 
 def _given(gallery: Path, skip_broken: bool):

@@ -77,6 +77,7 @@ def rule(word: str) -> str | float:
 def run(args: argparse.Namespace) -> int:
     from clip_itm.commands.evaluate import recipe_of_model
     from clip_itm.files import demand_free, model_folder
+    from clip_itm.offline import demand_recipe
     from clip_itm.recipe import load_recipe
 
     demand_free(Path(args.out))
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if base is None and not has_recipe:
         raise ValueError(f"{tuned}: there is no recipe that tells what this model started from; name it with --base")
     recipe = load_recipe(tuned, args.overrides) if has_recipe else recipe_of_model(tuned, args.overrides)
+    demand_recipe(recipe, backbone=base is None)
 
     from clip_itm.data.class_folder import read_class_folder
     from clip_itm.distributed import process_state

@@ -53,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "info":
         return _info(args)
     from clip_itm.data.noise import load_noise
+    from clip_itm.offline import demand_recipe
     from clip_itm.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
+    demand_recipe(recipe, backbone=False)
     section = recipe.noise
     if args.action == "import":
         section = section.model_copy(update={"file": args.file, "ratio": 0.0})

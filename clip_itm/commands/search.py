@@ -26,6 +26,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
 
 
+def _demand_model_and_index(args: argparse.Namespace) -> None:
+    """ValueError for what is not there, before anything heavy is imported."""
+    from clip_itm.files import demand_model
+
+    demand_model(args.model)
+    if not args.index.startswith("qdrant+") and not Path(args.index).is_dir():
+        raise ValueError(f"{args.index}: there is no such folder; expected an index, which clip-itm index makes")
+
+
 def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: a search takes no keys of a recipe")
@@ -36,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         from clip_itm.data.annotation_files import read_lines
 
         queries += [line.strip() for line in read_lines(Path(args.queries_from)) if line.strip()]
+    _demand_model_and_index(args)
     if not queries:
         raise ValueError("nothing to search for: give a QUERY, or a file of them with --queries-from")
     if args.top_k < 1:

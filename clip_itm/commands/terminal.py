@@ -2,9 +2,15 @@
 
 from collections.abc import Iterable
 
-from rich.console import Console
+import rich.console
 from rich.markup import escape
 from rich.table import Table
+
+
+class Console(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        """Not rich's own exit with status 1: the command ends as any that writes into a pipe which nobody reads."""
+        raise BrokenPipeError
 
 
 def print_table(table: Table) -> None:

@@ -1,6 +1,7 @@
 """`clip-itm train RECIPE`: one run, started, resumed or recognised as finished."""
 
 import argparse
+from pathlib import Path
 
 
 def add_parser(verbs) -> None:
@@ -20,9 +21,12 @@ def add_parser(verbs) -> None:
 
 
 def run(args) -> int:
+    from clip_itm.offline import demand_recipe
     from clip_itm.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)  # a wrong key is told before torch is imported
+    if not (Path(recipe.output_dir) / "results.json").is_file():
+        demand_recipe(recipe)
 
     from clip_itm.commands.terminal import print_table
     from clip_itm.distributed import process_index
@@ -38,6 +42,24 @@ def run(args) -> int:
                 print(note)
         print(f"model, recipe, noise and table: {recipe.output_dir}/best")
     return 0
+
+
+def stopped(args) -> str:
+    """What is true where Ctrl-C stopped it."""
+    from clip_itm.recipe import load_recipe
+
+    return stopped_runs([Path(load_recipe(args.recipe, args.overrides).output_dir)])
+
+
+def stopped_runs(folders: list[Path]) -> str:
+    """Whether the same command goes on with a checkpoint, begins anew, or has nothing left to do."""
+    if folders and all((folder / "results.json").is_file() for folder in folders):
+        return "stopped; the run is finished, and the same command shows its results"
+    kept = [path for folder in folders for path in folder.glob("checkpoint-*/trainer_state.json")]
+    if not kept:
+        return "stopped before the first checkpoint: the same command begins anew"
+    newest = max(kept, key=lambda path: path.stat().st_mtime).parent
+    return f"stopped; the same command goes on from the last checkpoint ({newest})"
 
 
 def run_rows(results: dict) -> list[tuple[str, dict]]:

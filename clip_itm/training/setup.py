@@ -23,6 +23,7 @@ from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
 from clip_itm.heads.npc.bank import MemoryBank
 from clip_itm.model import ItmModel
+from clip_itm.offline import demand_recipe
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
 from clip_itm.training.batch_checks import demand_negatives, demand_pairs
@@ -230,6 +231,7 @@ def check_protocols(recipe: Recipe, split: Split) -> None:
 def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]:
     """All that can be checked before a model is built."""
     available_trackers(recipe.training.trackers)
+    demand_recipe(recipe)
     demand_pairs(recipe)
     data = load_pairs(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))

@@ -1,0 +1,59 @@
+"""Loading models, tokenizers and image processors of transformers: a failure is told by the file that is to blame."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clip_itm.offline import demand_path
+from clip_itm.reading import reason
+
+
+@contextmanager
+def loading(name: str | Path) -> Iterator[None]:
+    """Load what the folder or Hub name `name` stands for inside of this; whatever fails is a ValueError naming it.
+
+    What is not here and cannot be had is told before anything is tried.
+    """
+    demand_path(name)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(name) in str(error) and "pickle" not in str(error):
+            raise
+        raise ValueError(cannot_load(name, error)) from error
+
+
+def cannot_load(name: str | Path, error: Exception) -> str:
+    """A sentence on the model `name`: the file of it that is damaged, or what the library says and what to do."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return (
+            f"{name}: cannot load this model: {reason(error)} Check the name on the Hub; without network, give a "
+            "folder written by save_pretrained (model, tokenizer and image processor), or download it before with "
+            "`hf download`"
+        )
+    found = damaged_file(folder)
+    blamed, why = (folder, reason(error)) if found is None else found
+    return f"{blamed}: cannot load this model: {why}; restore the folder from a copy, or save the model again"
+
+
+def damaged_file(folder: Path) -> tuple[Path, str] | None:
+    """The first file of a model that is not what its name says, and why."""
+    from safetensors import safe_open
+    from tokenizers import Tokenizer
+
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix in (".json", ".txt", ".jinja"):
+                text = path.read_text(encoding="utf-8")
+                if path.suffix == ".json" and not isinstance(json.loads(text), dict | list):
+                    return path, "it holds one value in place of a mapping"
+            if path.name == "tokenizer.json":
+                Tokenizer.from_file(str(path))
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="np") as file:
+                    file.keys()
+        except Exception as error:
+            return path, reason(error)
+    return None

@@ -1,0 +1,166 @@
+"""Whether the Hub has to be asked, and whether it answers.
+
+Libraries try for a minute or two before they say that there is no network. Here it is decided within seconds, and in a
+command before they are imported.
+"""
+
+import glob
+import os
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+PATIENCE = 3.0  # seconds for a name to be resolved and a connection to be made
+OPEN_CLIP_WEIGHTS = "models--*/snapshots/*/open_clip_*"  # a tag such as openai does not tell the repository
+
+
+def looks_like_path(name: str | Path) -> bool:
+    """Whether a name that is no file or folder here was meant to be one, and not a model of the Hub (`org/name`)."""
+    name = str(name)
+    return (
+        isinstance(name, Path)
+        or name.startswith((".", "/", "~"))
+        or name.endswith("/")
+        or "\\" in name
+        or name.count("/") > 1
+        or (name.count("/") == 1 and Path(name).parent.is_dir())
+    )
+
+
+def demand_path(name: str | Path) -> None:
+    """ValueError at once for a path that is not there, which would be taken for a name on the Hub."""
+    if not _exists(name) and looks_like_path(name):
+        raise ValueError(f"{name}: there is no such folder; expected a run folder, a model folder or a name on the Hub")
+
+
+def demand_place(name: str | Path) -> None:
+    """ValueError at once for a model that is neither here nor can be had from the Hub."""
+    demand_path(name)
+    if not _exists(name) and not _is_available([_folder("model", str(name))]):
+        raise ValueError(f"{name}: there is no such folder here, and {_why_not()} for a model of this name; {_kept()}")
+
+
+def demand_recipe(recipe, backbone: bool = True) -> None:
+    """ValueError at once where a recipe names data (or pretrained weights) of the Hub that cannot be had."""
+    for key, name, kept, instead in _remote_parts(recipe, backbone):
+        if not _is_available(kept):
+            why = f"it was not downloaded before, and {_why_not()} for it"
+            raise ValueError(f"{key}: {name}: {why}. Without network, {instead}; {_kept()}")
+
+
+def _remote_parts(recipe, backbone: bool) -> Iterator[tuple[str, str, list[str], str]]:
+    """What a recipe takes from the Hub: key, name, patterns of its folders in the cache, what works without network."""
+    data, towers = recipe.data, recipe.backbone
+    if data.source == "hub" and not _exists(data.path):
+        folders = [_folder("dataset", data.path), f"../datasets/{glob.escape(data.path.replace('/', '___'))}"]
+        yield "data.path", data.path, folders, "give a folder written by save_to_disk"
+    if not backbone:
+        return
+    if towers.kind == "open_clip":
+        yield from _open_clip_parts(towers)
+        return
+    if towers.kind == "timm-words" and towers.image_pretrained and towers.image_weights is None:
+        instead = "give a safetensors file as backbone.image_weights, or set backbone.image_pretrained: false"
+        name = towers.image_model
+        yield "backbone.image_model", name, [_folder("model", f"timm/{name}") + "*"], instead
+    keys = {"transformers": ["model"], "bert-vit": ["vision_model", "text_model"]}.get(towers.kind)
+    if keys is None:
+        keys = ["text_model"] if towers.text_encoder == "bert" else []
+    for key in keys:
+        if not _exists(name := getattr(towers, key)):
+            yield f"backbone.{key}", name, [_folder("model", name)], "give a folder written by save_pretrained"
+
+
+def _open_clip_parts(towers) -> Iterator[tuple[str, str, list[str], str]]:
+    folder, name = "a folder as backbone.model: local-dir:PATH", towers.model.removeprefix("hf-hub:")
+    if name != towers.model:
+        yield "backbone.model", name, [_folder("model", name)], f"give {folder}"
+    elif towers.pretrained is not None and not _exists(towers.pretrained) and _is_tag(towers.pretrained):
+        instead = f"give a weights file as backbone.pretrained, or {folder}, or null for random weights"
+        yield "backbone.pretrained", towers.pretrained, [OPEN_CLIP_WEIGHTS], instead
+
+
+def _is_tag(name: str) -> bool:
+    """Whether open_clip knows weights of this name (it is not imported); else it has to say which it knows."""
+    place = find_spec("open_clip").submodule_search_locations[0]
+    known = (Path(place) / "pretrained.py").read_text(encoding="utf-8")
+    return f" {name.replace('-', '_').lower()}=" in known
+
+
+def _is_available(patterns: list[str]) -> bool:
+    """Whether the Hub answers, or one of the folders is in its cache, which then is all that is asked."""
+    if not is_offline() and hub_answers():
+        return True
+    found = any(map(_is_cached, patterns))
+    if found:  # the libraries read this when they are imported
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return found
+
+
+def _why_not() -> str:
+    if is_offline():
+        return "HF_HUB_OFFLINE forbids to ask the Hub"
+    return f"the Hub ({_endpoint()}) cannot be reached to ask"
+
+
+def _folder(kind: str, name: str) -> str:
+    """That of a repository in the cache, as a pattern."""
+    return glob.escape(f"{kind}s--{name.replace('/', '--')}")
+
+
+def is_offline() -> bool:
+    """Whether the user has told the libraries of the Hub to ask nobody."""
+    words = (os.environ.get("HF_HUB_OFFLINE") or "", os.environ.get("TRANSFORMERS_OFFLINE") or "")
+    return any(word.upper() in ("1", "ON", "YES", "TRUE") for word in words)
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether a connection to the Hub can be made; behind a proxy, which nobody asks here, it is taken to be so."""
+    place = urlsplit(_endpoint() if "://" in _endpoint() else f"https://{_endpoint()}")
+    if place.scheme in urllib.request.getproxies() or "all" in urllib.request.getproxies():
+        return True
+    answers = []
+
+    def ask():
+        try:
+            port = place.port or (80 if place.scheme == "http" else 443)
+            socket.create_connection((place.hostname, port), timeout=PATIENCE).close()
+            answers.append(True)
+        except (OSError, ValueError):
+            answers.append(False)
+
+    thread = threading.Thread(target=ask, daemon=True)  # resolving a name cannot be given a time limit
+    thread.start()
+    thread.join(PATIENCE)
+    return bool(answers and answers[0])
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _cache() -> Path:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(given or Path(home) / "hub").expanduser()
+
+
+def _is_cached(pattern: str) -> bool:
+    return any(glob.iglob(str(Path(glob.escape(str(_cache()))) / pattern)))
+
+
+def _kept() -> str:
+    return f"what was downloaded before is looked for in {_cache()} (HF_HOME)"
+
+
+def _exists(name: str | Path) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return False
