@@ -56,9 +56,9 @@ def reason(error: Exception) -> str:
     return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."
 
 
-def read_json(path: str | Path, what: str, keys: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_json(path: str | Path, what: str, keys: tuple[str, ...] = (), remedy: str = REMEDY) -> dict[str, Any]:
     """The mapping in a JSON file (UTF-8), which has at least `keys`."""
-    with reading(path, what):
+    with reading(path, what, remedy):
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__} in place of a mapping")

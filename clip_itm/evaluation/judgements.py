@@ -4,7 +4,6 @@ ECCV Caption (Chun et al. 2022) and CxC (Parekh et al. 2021) name the right capt
 captions by COCO's numbers. The lists are those of the package `eccv_caption`, which is read and never imported.
 """
 
-import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from clip_itm.reading import read_json
 
 CAPTIONS_EACH = 5
 
@@ -87,7 +88,7 @@ def coco_test_ids(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_lists(path: Path) -> dict[int, list[int]]:
-    return {int(query): right for query, right in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {int(query): right for query, right in read_json(path, "judgements of a data set").items()}
 
 
 def match_photos(

@@ -5,7 +5,6 @@ the target alone, and `usage(model, processor)`, what its reader has to know. Wh
 give the embeddings of the model: no table of names is trusted.
 """
 
-import json
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +17,7 @@ from clip_itm.checksums import check_files, write_checksums
 from clip_itm.files import filling, model_folder, write_text
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
+from clip_itm.training.stored import read_provenance
 
 TARGETS = ("open_clip", "transformers", "onnx")
 TOLERANCE = 1e-5  # largest difference between numbers of unit vectors
@@ -110,7 +110,7 @@ def _origin(model: ItmModel, source: Path) -> str:
     made = f"a model with the backbone `{backbone}`, trained with the head `{head}`"
     if not (source / "provenance.json").is_file():
         return made
-    known = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
+    known = read_provenance(source / "provenance.json")
     noise = known["noise"]
     return (
         f"{made}: recipe `{known['recipe_sha256']}`, noise `{noise['sha256']}` (ratio {noise['ratio']:g}). "

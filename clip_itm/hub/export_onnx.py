@@ -3,7 +3,6 @@
 A photo costs one run of `image.onnx`, a caption one of `text.onnx`; similarity is a product of matrices.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from clip_itm.backbones.words import GruTower
 from clip_itm.files import write_json
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor, clean_text
+from clip_itm.reading import read_json
 
 DESCRIPTION = "onnx.json"
 EXAMPLES = ["two words", "a few words more than that"]
@@ -176,7 +176,7 @@ def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tens
     """See `clip_itm.hub.export`. One photo and one caption a run, so that sizes other than the examples' are tried."""
     import onnxruntime
 
-    described = json.loads((folder / DESCRIPTION).read_text())
+    described = read_json(folder / DESCRIPTION, "the description of an export")
     text = described["text"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_tower, text_tower = (

@@ -1,6 +1,5 @@
 """Pushing to the Hub: what goes into a repository, checked before anything is sent, and one commit."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from clip_itm.checksums import CHECKSUMS, check_files, read_checksums
 from clip_itm.files import model_folder
 from clip_itm.hub.card import PLACE, bare_card
+from clip_itm.reading import read_json
 
 Files = dict[str, Path | bytes]  # path in the repository -> a file here, or its content
 
@@ -55,10 +55,7 @@ def check_name(repo: str) -> None:
 
 def _check_model(folder: Path) -> dict:
     """Its config.json; ValueError where something is missing that loading needs."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: not valid JSON: {error}") from None
+    config = read_json(folder / "config.json", "the configuration of a model")
     if config.get("model_type") != "clip_itm":
         found = config.get("model_type")
         raise ValueError(f"{folder}: a model of type {found!r}; only models of clip_itm (type 'clip_itm') are pushed")
@@ -81,7 +78,7 @@ def _card(folder: Path, config: dict) -> str:
     if (folder / "README.md").is_file():
         return (folder / "README.md").read_text(encoding="utf-8")
     origin = folder / "imported_from.json"
-    return bare_card(config, json.loads(origin.read_text(encoding="utf-8")) if origin.is_file() else None)
+    return bare_card(config, read_json(origin, "a JSON file of a model") if origin.is_file() else None)
 
 
 def _index_files(indexes: Sequence[Path], model: Path, shown: bool) -> Files:

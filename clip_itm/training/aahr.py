@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clip_itm.heads.aahr.criterion import gates_of
 from clip_itm.model import ItmModel
+from clip_itm.reading import reading
 from clip_itm.training.trainer import ItmTrainer
 
 STATE = "aahr_state.safetensors"
@@ -113,7 +114,10 @@ class AahrTrainer(ItmTrainer):
         save_file({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, folder / STATE)
 
     def load_method_state(self, folder: Path) -> None:
-        state = load_file(folder / STATE)
+        with reading(folder / STATE, "the state of AAHR in this run"):
+            self._restore(load_file(folder / STATE))
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
         self.criterion.step = int(state.pop("step"))
         parts: dict[str, dict[str, Tensor]] = {"criterion": {}, "queue": {}, "momentum": {}}
         for name, value in state.items():

@@ -1,6 +1,5 @@
 """Which captions of a finished run are suspicious, and how well that agrees with the truth where it is known."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from clip_itm.distributed import process_state
 from clip_itm.files import replacing
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.clean_probability import CleanProbability, clean_probability_of_run, wrong_pairs_found
+from clip_itm.training.stored import read_provenance
 
 THRESHOLD = 0.5  # a caption below it is more likely wrong than right
 
@@ -47,7 +47,7 @@ class Audit:
         with process_state().main_process_first():
             splits = load_splits(recipe.data)
         check_files(folder, ("provenance.json",))
-        began = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        began = read_provenance(folder / "provenance.json")
         if "train" not in splits or splits["train"].sha256 != began["splits"]["train"]["sha256"]:
             raise ValueError(
                 f"{folder}: the training split is another one than the run was trained on; restore the data, or say "

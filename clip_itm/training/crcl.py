@@ -25,6 +25,7 @@ from clip_itm.heads.crcl.loss import match, matching_probability
 from clip_itm.heads.mixture import fit_mixture
 from clip_itm.heads.pair_losses import seeded_batches
 from clip_itm.heads.similarity.cosine import Cosine
+from clip_itm.reading import reading
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.encode import scoring
@@ -161,7 +162,8 @@ class CrclTrainer(ItmTrainer):
 
     def load_method_state(self, folder: Path) -> None:
         self.head.labels = LabelStore(len(self.train_dataset))
-        self.head.labels.load_state_dict(load_file(folder / STATE))
+        with reading(folder / STATE, "the labels of these training pairs"):
+            self.head.labels.load_state_dict(load_file(folder / STATE))
 
     def clean_probability(self) -> CleanProbability | None:
         """From the latest matching probabilities p, not from the labels: these rank worse and most of them are small.

@@ -14,6 +14,7 @@ from clip_itm.evaluation.detection import auc
 from clip_itm.heads.npc.bank import MemoryBank, build_bank
 from clip_itm.heads.npc.step import NpcStep
 from clip_itm.model import ItmModel
+from clip_itm.reading import reading
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.encode import Embeddings
@@ -118,8 +119,9 @@ class NpcTrainer(ItmTrainer):
         if not (folder / BANK).is_file():
             return  # still in the warm-up
         self.use_bank(MemoryBank.load(folder / BANK))
-        self._step_state = load_file(folder / STATE)
-        self.seen.copy_(self._step_state.pop("seen"))
+        with reading(folder / STATE, "the state of NPC for these training pairs"):
+            self._step_state = load_file(folder / STATE)
+            self.seen.copy_(self._step_state.pop("seen"))
 
     def clean_probability(self) -> CleanProbability | None:
         bank = self.bank

@@ -1,6 +1,5 @@
 """What a folder holds when a run is to begin in it: the same run, finished or not, another one, or leftovers."""
 
-import json
 from pathlib import Path
 
 from clip_itm.checksums import CHECKSUMS, check_files
@@ -10,6 +9,7 @@ from clip_itm.data.rows import Split
 from clip_itm.distributed import agree, process_state, say
 from clip_itm.files import write_json
 from clip_itm.hub.card import CURVES
+from clip_itm.reading import read_json
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.folder import (
     LEFT_OUT,
@@ -27,6 +27,7 @@ from clip_itm.training.folder import (
 )
 from clip_itm.training.provenance import Provenance, describe_run
 from clip_itm.training.setup import TrainingData, demand_splits, given_bank
+from clip_itm.training.stored import demand_trainer_state, read_provenance, read_results
 
 
 def finished(recipe: Recipe, folder: Path) -> dict | None:
@@ -50,12 +51,12 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
         splits = load_splits(recipe.data, verify=False)
     except (OSError, ValueError) as error:  # results stand where their data are gone
         say(f"{folder}: whether its data are still the same cannot be checked: {error}")
-        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        return read_results(folder / RESULTS)
     demand_splits(recipe, splits)
     noise = load_noise(recipe.noise, splits["train"].pairs)
     bank = given_bank(recipe, noise, splits["train"].pairs)
     _demand_unchanged(folder, describe_run(recipe, splits, noise, bank))
-    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return read_results(folder / RESULTS)
 
 
 def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) -> Path | None:
@@ -63,6 +64,7 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
     complete = [path for path in checkpoints(folder) if is_complete(path)]
     if not complete:
         return None
+    demand_trainer_state(complete[-1])
     last, there = complete[-1], {path.name for path in complete}
     for name in ("recipe.yaml", "provenance.json"):
         if not (folder / name).is_file():
@@ -74,7 +76,7 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
     _demand_unchanged(folder, provenance)
     for path in complete:
         try:
-            found, began = load_recipe(path), json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+            found, began = load_recipe(path), read_provenance(path / "provenance.json")
             different = [] if found.sha256 == recipe.sha256 else _differences(found, recipe)
             different += provenance.changes_since(began)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -84,7 +86,7 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
                 f"{path} is a checkpoint of another run ({', '.join(different)}), and this one cannot go on from it: "
                 "move it away, or choose another output_dir"
             )
-    best = json.loads((last / STATE).read_text(encoding="utf-8")).get("best_global_step")
+    best = read_json(last / STATE, "the state of a trainer").get("best_global_step")
     if best is not None and f"checkpoint-{best}" not in there:
         raise ValueError(
             f"{folder / f'checkpoint-{best}'}, the best one so far, is gone: put it back, or start anew (--overwrite)"
@@ -138,7 +140,7 @@ def _demand_unchanged(folder: Path, provenance: Provenance) -> None:
     """A run goes on, and its results stand, only with the photos, captions and bank that it began with."""
     if not (folder / "provenance.json").is_file():
         return
-    began = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    began = read_provenance(folder / "provenance.json")
     if changed := provenance.changes_since(began):
         raise ValueError(
             f"{folder}: the data have changed since this run began ({', '.join(changed)}); restore them, choose "

@@ -30,6 +30,7 @@ from clip_itm.training.folder import LEFT_OUT, RESULTS, demand_room, failed_writ
 from clip_itm.training.launch import recipe_decides
 from clip_itm.training.resume import begin, finished, last_own_checkpoint
 from clip_itm.training.setup import Encoder, TrainingData, final_split, make_model, prepare
+from clip_itm.training.stored import read_provenance
 
 METHOD_KEYS = ("method_epoch", "bank_clean")  # log entries of what a method knows about the pairs
 
@@ -104,7 +105,7 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
         "seconds": None if checkpoint else outcome.metrics["train_runtime"],  # of a run that was not interrupted
         "dev_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
         "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in METHOD_KEYS)],
-        "provenance": json.loads((folder / "provenance.json").read_text(encoding="utf-8")),
+        "provenance": read_provenance(folder / "provenance.json"),
     }
     if state.is_main_process:
         with best_effort("what this run believes of its pairs", f"clip-itm audit --run {folder} estimates it"):

@@ -30,6 +30,7 @@ from clip_itm.training.schedule import (
     step_multiplier,
     warmup_steps,
 )
+from clip_itm.training.stored import demand_weights, reading_state
 
 COLLAPSE_COSINE = 0.99
 
@@ -165,6 +166,26 @@ class ItmTrainer(GuardedTrainer):
 
     def clean_probability(self) -> CleanProbability | None:
         """How probable it is that each training pair is right, where the method estimates it while it trains."""
+
+    # Going on from a checkpoint: what cannot be read in it is told by its file
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        own = self.model
+        with reading_state(resume_from_checkpoint, "model.safetensors"):
+            demand_weights(resume_from_checkpoint, own.state_dict().keys() - set(own._keys_to_ignore_on_save or ()))
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading_state(checkpoint, "optimizer.pt", "scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading_state(checkpoint, "scaler.pt"):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading_state(checkpoint, "rng_state.pth", f"rng_state_{self.args.process_index}.pth"):
+            super()._load_rng_state(checkpoint)
 
     # Evaluation and checkpoints
 
