@@ -69,7 +69,7 @@ def seconds(function, *arguments) -> float:
 
 def memory_megabytes(field: str) -> float:
     """VmRSS (now) or VmHWM (peak) of this process, from /proc (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024 / 1e6
     raise ValueError(f"/proc/self/status has no {field}")

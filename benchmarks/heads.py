@@ -211,7 +211,7 @@ def measured(function: Callable[[], None], args: argparse.Namespace, repeats: in
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew (Linux)
         before = memory("VmRSS")
     if repeats > 1:
         function()
@@ -228,7 +228,7 @@ def measured(function: Callable[[], None], args: argparse.Namespace, repeats: in
 
 def memory(field: str) -> int:
     """Bytes that this process holds (VmRSS), or held at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 

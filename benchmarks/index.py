@@ -144,7 +144,7 @@ class AnonymousMemory:
 
     @staticmethod
     def now() -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
         raise ValueError("/proc/self/status has no RssAnon")

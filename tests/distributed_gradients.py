@@ -50,4 +50,4 @@ def gradients_of(config: dict) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     config_file, out = sys.argv[1:]
-    save_from_first(partial(gradients_of, json.loads(Path(config_file).read_text())), out)
+    save_from_first(partial(gradients_of, json.loads(Path(config_file).read_text(encoding="utf-8"))), out)

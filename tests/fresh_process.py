@@ -56,7 +56,7 @@ def main(job: dict) -> None:
 
 
 if __name__ == "__main__":
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if job["hide"]:
         sys.meta_path.insert(0, Hide())
     main(job)

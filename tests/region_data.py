@@ -76,7 +76,7 @@ def write_vocabulary(path: Path) -> Path:
         "idx2word": {str(number): word for number, word in enumerate(words)},
         "idx": len(words),
     }
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

@@ -234,5 +234,5 @@ def test_memory_of_a_large_evaluation():
 
 def resident() -> int:
     """Bytes of this process in memory."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         return int(file.read().split()[1]) * 4096

@@ -19,7 +19,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "recipes" / "README.md", *ROOT.glob("
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
 
 
 def commands() -> list[tuple[str, list[str]]]:

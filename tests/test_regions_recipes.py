@@ -17,7 +17,7 @@ NAMES = [f"{path.parts[-3]}-{path.stem}" for path in RECIPES]
 
 def tiny(path: Path, folder: Path) -> Recipe:
     """The recipe at widths, lengths and batches that train in seconds."""
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     captions = content["data"].get("captions_per_image", 5)
     test = content["data"].get("test", "test")
     photos = {"train": 24, "dev": 6, test: 5} if captions == 5 else {"train": 80, "dev": 8, "test": 8}
