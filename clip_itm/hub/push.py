@@ -1,5 +1,6 @@
 """Pushing to the Hub: what goes into a repository, checked before anything is sent, and one commit."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path

@@ -64,7 +64,6 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
     complete = [path for path in checkpoints(folder) if is_complete(path)]
     if not complete:
         return None
-    demand_trainer_state(complete[-1])
     last, there = complete[-1], {path.name for path in complete}
     for name in ("recipe.yaml", "provenance.json"):
         if not (folder / name).is_file():
@@ -73,6 +72,7 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
                 "that is this run, or choose another output_dir"
             )
     _demand_whole(folder, complete)
+    demand_trainer_state(complete[-1])
     _demand_unchanged(folder, provenance)
     for path in complete:
         try:
@@ -118,7 +118,7 @@ def _demand_whole(run: Path, complete: list[Path]) -> None:
             check_files(run, ("recipe.yaml", "provenance.json", "noise.npz"))
             remedy = earlier
             check_files(last)
-            best = json.loads((last / STATE).read_text(encoding="utf-8")).get("best_global_step")
+            best = read_json(last / STATE, "the state of a trainer").get("best_global_step")
             remedy = "start anew with --overwrite"
             check_files(run / f"checkpoint-{best}")
         except ValueError as error:
