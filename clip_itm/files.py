@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clip_itm.digests import xxhash
 from clip_itm.lock import LOCK_FILE
-from clip_itm.offline import demand_place
+from clip_itm.offline import demand_source
 from clip_itm.reading import reason
 from clip_itm.seal import is_whole_zip, seal_zip
 
@@ -232,7 +232,7 @@ def filling(folder: str | Path) -> Iterator[Path]:
 
 def demand_model(place: str | Path) -> None:
     """ValueError at once where `place` is no run, no model folder, and nothing that the Hub could have."""
-    demand_place(place)
+    demand_source(place)
     if Path(place).exists():
         model_folder(place)
 

@@ -38,7 +38,7 @@ def demand_path(name: str | Path) -> None:
         raise ValueError(f"{name}: there is no such folder; expected a run folder, a model folder or a name on the Hub")
 
 
-def demand_place(name: str | Path) -> None:
+def demand_source(name: str | Path) -> None:
     """ValueError at once for a model that is neither here nor can be had from the Hub."""
     demand_path(name)
     if not _exists(name) and not _is_available([_folder("model", str(name))]):

@@ -8,7 +8,7 @@ from clip_itm.keys import all_keys
 from clip_itm.recipe import Recipe
 
 MOST_SHOWN = 4
-WITHOUT_RECIPE = ("app", "export", "import", "push", "search")
+WITHOUT_RECIPE = ("app", "export", "import", "push", "search", "verify")
 
 
 class Parser(argparse.ArgumentParser):

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from clip_itm.configuration import TASK
 from clip_itm.files import model_folder
 from clip_itm.model import ItmModel
-from clip_itm.offline import demand_place
+from clip_itm.offline import demand_source
 from clip_itm.processing import ItmProcessor
 from clip_itm.retrieval.base import SearchIndex
 from clip_itm.retrieval.index import LocalIndex, open_index
@@ -294,7 +294,7 @@ def _result(hit: Hit) -> dict:
 
 def load_pipeline(model: str | Path, device: str | None = None) -> ImageTextRetrievalPipeline:
     """The pipeline of a run folder (its best model), a model folder, or the name of a model on the Hub."""
-    demand_place(model)
+    demand_source(model)
     place = str(model_folder(model) if Path(model).exists() else model)
     disable_progress_bar()  # of loading weights, which take a second
     try:
