@@ -163,7 +163,7 @@ def test_a_folder_grows_and_shrinks_without_encoding_anything_again(pipe, place,
 
 
 def test_a_broken_photo_costs_nothing_that_was_encoded(pipe, place, tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_itm.retrieval.pipeline.SAVE_EVERY", 4)
+    monkeypatch.setattr("clip_itm.retrieval.indexing.SAVE_EVERY", 4)
     photos, folder = tmp_path / "photos", tmp_path / "index"
     photos.mkdir()
     for file in (place / "photos").rglob("*.png"):
@@ -193,7 +193,7 @@ def test_photos_without_a_file_keep_a_thumbnail(pipe, place, rows):
 
 
 def test_the_bar_counts_every_caption_once(pipe, monkeypatch):
-    monkeypatch.setattr("clip_itm.retrieval.pipeline.SAVE_EVERY", 4)
+    monkeypatch.setattr("clip_itm.retrieval.indexing.SAVE_EVERY", 4)
     steps = []
     update = tqdm.update
     monkeypatch.setattr(tqdm, "update", lambda bar, count: steps.append(count) or update(bar, count))

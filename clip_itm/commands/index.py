@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected a positive number")
+    _check_out(args.out)
     from clip_itm.files import demand_model
 
     demand_model(args.model)
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         prune=args.prune,
     )
     print(f"{args.out}: {len(index):,} {'photos' if modality == 'image' else 'captions'}; {index.note}")
+    print(f"this run: {pipe.changes}")
     print(f'search it: clip-itm search {args.model} {args.out} "a dog in the snow"')
     return 0
 
@@ -81,6 +83,19 @@ def run(args: argparse.Namespace) -> int:
 def stopped(args: argparse.Namespace) -> str:
     """What is true where Ctrl-C stopped it."""
     return f"stopped; what {args.out} holds is whole, and the same command adds the rest"
+
+
+def _check_out(out: str) -> None:
+    """Raise ValueError, before anything is loaded, for a folder of something else or one that somebody writes."""
+    if out.startswith("qdrant+"):
+        return
+    from clip_itm.lock import locked
+    from clip_itm.retrieval.storage import check_place
+
+    check_place(Path(out))
+    if Path(out).is_dir():
+        with locked(out, "index"):
+            pass
 
 
 def _given(gallery: Path, skip_broken: bool):

@@ -19,6 +19,7 @@ else:
     register_heif_opener()
 
 ORIENTATION_TAG = 0x0112
+LARGEST_FILE = 2**30  # bytes: as many pixels as Pillow takes, 16 bits of four channels, not compressed, are fewer
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
@@ -56,9 +57,12 @@ def photo_bytes(image: dict) -> bytes:
     if image["bytes"] is not None:
         return image["bytes"]
     with open(image["path"], "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("this is no regular file")
-        return file.read()
+        if status.st_size > LARGEST_FILE:
+            raise ValueError(f"{status.st_size:,} bytes are too many for a photo; expected at most {LARGEST_FILE:,}")
+        return file.read(LARGEST_FILE)
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -50,8 +50,12 @@ class SearchIndex(ABC):
         """All items, in gallery order."""
 
     @abstractmethod
-    def find(self, ids: Iterable[str]) -> dict[str, Item]:
-        """The items with those of the ids that are in the index, without their thumbnails."""
+    def find(self, ids: Iterable[str], thumbnails: bool = False) -> dict[str, Item]:
+        """The items with those of the ids that are in the index, without their thumbnails if these are not needed."""
+
+    @abstractmethod
+    def ids(self) -> list[str]:
+        """Of all items."""
 
     @property
     @abstractmethod

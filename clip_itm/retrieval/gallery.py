@@ -60,13 +60,13 @@ class Gallery:
         segment, row = self.locate(position)
         return segment.item(row)
 
-    def find(self, ids: Iterable[str]) -> dict[str, Item]:
-        """The items with those ids that are there, without their thumbnails."""
+    def find(self, ids: Iterable[str], thumbnails: bool) -> dict[str, Item]:
+        """The items with those ids that are there, with their thumbnails or without."""
         positions = np.sort([self.position[id] for id in ids if id in self.position]).astype(np.int64)
         found, first = {}, 0
         for segment in self.segments:
             here = positions[(positions >= first) & (positions < first + len(segment))]
-            found |= {item.id: item for item in segment.items(here - first)}
+            found |= {item.id: item for item in segment.items(here - first, thumbnails)}
             first += len(segment)
         return found
 

@@ -107,8 +107,11 @@ class LocalIndex(SearchIndex):
     def items(self) -> Iterator[Item]:
         return (self._gallery.item(position) for position in np.flatnonzero(~self._gallery.dead).tolist())
 
-    def find(self, ids: Iterable[str]) -> dict[str, Item]:
-        return self._gallery.find(ids)
+    def find(self, ids: Iterable[str], thumbnails: bool = False) -> dict[str, Item]:
+        return self._gallery.find(ids, thumbnails)
+
+    def ids(self) -> list[str]:
+        return list(self._gallery.position)
 
     def __len__(self) -> int:
         return len(self._gallery)

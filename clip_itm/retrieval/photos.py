@@ -1,5 +1,6 @@
 """What a user may hand over as a photo or a text, and reading the photos of a gallery in batches."""
 
+import os
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from PIL import Image
 from torch import Tensor
 
-from clip_itm.data.images import naming_photo, read_image, small_jpeg, to_rgb
+from clip_itm.data.images import naming_photo, photo_bytes, read_image, small_jpeg, to_rgb
+from clip_itm.data.photo_names import PHOTO_SUFFIXES, FoundPhotos, find_photos, is_photo_name
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+URLS = ("http://", "https://")
 THUMBNAIL_SIDE = 256  # longer side, pixels
 LARGEST_DOWNLOAD = 64 * 2**20  # bytes of a photo behind a URL
 
@@ -27,8 +30,7 @@ def modality_of(value: Any) -> str:
     if isinstance(value, dict) and len(value) == 1 and (key := next(iter(value))) in ("image", "text"):
         return key
     if isinstance(value, str):
-        is_photo = value.startswith(("http://", "https://")) or value.lower().endswith(PHOTO_SUFFIXES)
-        return "image" if is_photo else "text"
+        return "image" if value.startswith(URLS) or is_photo_name(value) else "text"
     if isinstance(value, Path | Image.Image | np.ndarray | bytes):
         return "image"
     raise ValueError(
@@ -39,22 +41,55 @@ def modality_of(value: Any) -> str:
 
 def read_photo(value: Any) -> Image.Image:
     """RGB from whatever `modality_of` calls a photo. Raises ValueError that names it."""
+    return decode_photo(fetch_photo(value))
+
+
+def fetch_photo(value: Any) -> dict | np.ndarray | Image.Image:
+    """A photo that is encoded as {"path", "bytes"}, read from its file or URL; one that is decoded as it is."""
     if isinstance(value, dict) and "image" in value:
         value = value["image"]
-    if isinstance(value, dict):  # a row of `datasets`: {"path", "bytes"}
-        return read_image({"path": value.get("path"), "bytes": value.get("bytes")})
-    if isinstance(value, str) and value.startswith(("http://", "https://")):
-        return read_image({"path": value, "bytes": _download(value)})
-    if isinstance(value, str | Path):
-        return read_image({"path": str(value), "bytes": None})
+    if isinstance(value, str) and value.startswith(URLS):
+        return {"path": value, "bytes": _download(value)}
     if isinstance(value, bytes):
-        return read_image({"path": None, "bytes": value})
-    if isinstance(value, np.ndarray):
-        value = _from_array(value)
-    if not isinstance(value, Image.Image):
-        raise ValueError(f"{type(value).__name__} is no photo; expected a path, URL, PIL image, array or bytes")
+        return {"path": None, "bytes": value}
+    if isinstance(value, str | Path):
+        value = {"path": str(value)}
+    if isinstance(value, dict):  # also a row of `datasets`
+        image = {"path": value.get("path"), "bytes": value.get("bytes")}
+        with naming_photo(image):
+            return {**image, "bytes": photo_bytes(image)}
+    if isinstance(value, np.ndarray | Image.Image):
+        return value
+    raise ValueError(f"{type(value).__name__} is no photo; expected a path, URL, PIL image, array or bytes")
+
+
+def decode_photo(photo: dict | np.ndarray | Image.Image) -> Image.Image:
+    """RGB of what `fetch_photo` gives."""
+    if isinstance(photo, dict):
+        return read_image(photo)
     with naming_photo({"path": "a PIL image"}):
-        return to_rgb(value)
+        return to_rgb(photo if isinstance(photo, Image.Image) else _from_array(photo))
+
+
+def content_of(photo: dict | np.ndarray | Image.Image) -> int:
+    """XXH3-64 of what `fetch_photo` gives: equal for the same file, and for the same pixels where there is none."""
+    if isinstance(photo, dict):
+        return xxhash.xxh3_64_intdigest(photo["bytes"])
+    with naming_photo({"path": "a PIL image"}):
+        pixels = np.asarray(photo)
+        kind = photo.mode if isinstance(photo, Image.Image) else "array"
+    return xxhash.xxh3_64_intdigest(f"{kind} {pixels.shape} {pixels.dtype}".encode() + pixels.tobytes())
+
+
+def stamp_of(path: str | None) -> int | None:
+    """XXH3-64 of the size and the times of a file: where it is the same, so is the content. None without a file."""
+    if path is None or path.startswith(URLS):
+        return None
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return xxhash.xxh3_64_intdigest(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode())
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -78,53 +113,71 @@ def _download(url: str) -> bytes:
     return data
 
 
-def photo_files(folder: Path) -> list[Path]:
-    """All photo files in a folder and the folders below, sorted. Raises ValueError where there are none."""
+def photo_files(folder: Path) -> FoundPhotos:
+    """All photo files in a folder and the folders below. Raises ValueError where there are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder of photos")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file())
-    if not files:
-        raise ValueError(f"{folder}: no photos in it; expected files that end with {', '.join(PHOTO_SUFFIXES)}")
-    return files
+    found = find_photos(folder)
+    if not found.files:
+        left_out = f" (left out: {'; '.join(found.left_out[:3])})" if found.left_out else ""
+        raise ValueError(
+            f"{folder}: no photos in it{left_out}; expected files that end with {', '.join(PHOTO_SUFFIXES)}"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class ReadPhoto:
+    """A photo of a gallery by its `number`: a small JPEG, if it is wanted, and what tells that it is the same later."""
+
+    number: int
+    thumbnail: bytes | None
+    content: int
+    stamp: int | None
 
 
 @dataclass(frozen=True)
 class PhotoBatch:
-    """`numbers` of the photos that could be read, their `pixels` [b, 3, H, W] (None: no photo), `thumbnails`, and
-    what was wrong with the others."""
+    """`photos` that could be read, their `pixels` [b, 3, H, W] (None: no photo), and what is wrong with the others, by
+    their numbers."""
 
-    numbers: list[int]
+    photos: list[ReadPhoto]
     pixels: Tensor | None
-    thumbnails: list[bytes | None]
-    problems: list[str]
+    problems: dict[int, str]
 
 
 class PhotoBatches(torch.utils.data.Dataset):
     """Whole batches of preprocessed photos by their numbers.
 
-    `keeps_thumbnail(number)` says of which photos a small JPEG is wanted. Photos that cannot be read are an error, or
-    with `skip_broken` are left out and told in the batch.
+    `paths`: the file of each photo, None where there is none. `thumbnails`: keep a small JPEG of each (else only where
+    there is no file). Photos that cannot be read are an error, or with `skip_broken` are left out and told in the
+    batch.
     """
 
-    def __init__(self, photos: Sequence[Any], processor, keeps_thumbnail: Sequence[bool], skip_broken: bool):
-        self.photos, self.processor = photos, processor
-        self.keeps_thumbnail, self.skip_broken = keeps_thumbnail, skip_broken
+    def __init__(
+        self, photos: Sequence[Any], paths: Sequence[str | None], processor, thumbnails: bool, skip_broken: bool
+    ):
+        self.photos, self.paths, self.processor = photos, paths, processor
+        self.thumbnails, self.skip_broken = thumbnails, skip_broken
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitems__(self, numbers: list[int]) -> PhotoBatch:
-        read, problems = {}, []
+        read, images, problems = [], [], {}
         for number in numbers:
+            path = self.paths[number]
             try:
-                read[number] = read_photo(self.photos[number])
+                stamp = stamp_of(path)  # before it is read: what is written meanwhile then looks new, not old
+                fetched = fetch_photo(self.photos[number])
+                image = decode_photo(fetched)
             except ValueError as error:
                 if not self.skip_broken:
                     raise
-                problems.append(str(error))
-        pixels = self.processor(images=list(read.values()), return_tensors="pt")["pixel_values"] if read else None
-        small = [
-            small_jpeg(photo, THUMBNAIL_SIDE) if self.keeps_thumbnail[number] else None
-            for number, photo in read.items()
-        ]
-        return PhotoBatch(list(read), pixels, small, problems)
+                problems[number] = str(error)
+                continue
+            images.append(image)
+            small = small_jpeg(image, THUMBNAIL_SIDE) if self.thumbnails or path is None else None
+            read.append(ReadPhoto(number, small, content_of(fetched), stamp))
+        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"] if images else None
+        return PhotoBatch(read, pixels, problems)

@@ -7,32 +7,33 @@ pipe("a dog in the snow", top_k=5)                  # [{"id", "score", "rank", "
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.logging import disable_progress_bar
 
 from clip_itm.configuration import TASK
 from clip_itm.files import model_folder
+from clip_itm.lock import locked
 from clip_itm.model import ItmModel
 from clip_itm.offline import demand_source
 from clip_itm.processing import ItmProcessor
 from clip_itm.retrieval.base import SearchIndex
 from clip_itm.retrieval.index import LocalIndex, open_index
-from clip_itm.retrieval.items import Hit, Item
-from clip_itm.retrieval.photos import PhotoBatch, PhotoBatches, modality_of, read_photo
+from clip_itm.retrieval.indexing import Changes, Indexer
+from clip_itm.retrieval.items import Hit
+from clip_itm.retrieval.photos import modality_of, read_photo
 from clip_itm.retrieval.qdrant import SCHEME, QdrantIndex
-from clip_itm.retrieval.sources import Source, make_source
-from clip_itm.retrieval.storage import committed
+from clip_itm.retrieval.sources import make_source
+from clip_itm.retrieval.storage import check_place, committed
 from clip_itm.weights import model_sha256
 
-SAVE_EVERY = 16384  # items: what a killed run of half an hour loses is a minute
 SMALLEST_SHORTLIST = 200  # candidates of a head that ranks by more than one vector
 
 
@@ -51,6 +52,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         self.model.eval()
         self.galleries: dict[str, SearchIndex] = {}
+        self.changes: Changes | None = None  # what the last call of `index` did
         self._model_sha256: str | None = None
 
     @property
@@ -79,37 +81,24 @@ class ImageTextRetrievalPipeline(Pipeline):
         """Encode photos or captions, and search them from now on.
 
         gallery, modality: see `make_source`: a folder of photos, a list of photos or of captions, a data set.
-        folder: keeps the index (or the address of a Qdrant collection, see `open_index`); items that it has already are
-            not encoded again, so that the same call adds what is new and goes on after an interruption.
+        folder: keeps the index (or the address of a Qdrant collection, see `open_index`); what it has already and has
+            not changed is not encoded again, so that the same call adds what is new and goes on after an interruption.
+            `changes` says afterwards what it did.
         kind, dtype: of a new index, see `LocalIndex` (default: auto, float32). num_workers: processes that read photos.
-        skip_broken: leave out photos that cannot be read, and warn; default: ValueError.
+        skip_broken: leave out photos and captions that cannot be read, and warn; default: ValueError.
         thumbnails: keep a small JPEG of every photo in the index (without it, only of photos that have no file).
         prune: take out what the index has and the gallery has not.
         """
         source = make_source(gallery, modality)
-        index = self._open(folder, source.modality, kind, dtype)
-        there = set(source.ids) if prune else ()
-        gone = [item.id for item in index.items() if item.id not in there] if prune else []
-        source = source.without(index.find(source.ids))
-        encode = self._encode_photos if source.modality == "image" else self._encode_captions
-        save = index.save if folder is not None and isinstance(index, LocalIndex) else None
-        problems: list[str] = []
-        with tqdm(total=len(source), desc=f"indexing {source.modality}s", unit="") as progress:
-            for start in range(0, len(source), SAVE_EVERY):
-                part = source.take(range(start, min(start + SAVE_EVERY, len(source))))
-                items, embeddings, broken = encode(part, batch_size, num_workers, skip_broken, thumbnails, progress)
-                problems += broken
-                if items:
-                    index.add(items, embeddings, self._vectors(embeddings))
-                if save is not None and part.ids[-1] != source.ids[-1]:
-                    save(folder)
-        if gone:
-            index.delete(gone)
-        if save is not None:
-            save(folder)
-        if problems:
-            shown = "\n  ".join(problems[:10])
-            warnings.warn(f"{len(problems)} photos cannot be read and are left out:\n  {shown}", stacklevel=2)
+        with _held(folder):
+            index = self._open(folder, source.modality, kind, dtype)
+            save = partial(index.write, folder) if folder is not None and isinstance(index, LocalIndex) else None
+            options = {"batch_size": batch_size, "num_workers": num_workers, "thumbnails": thumbnails}
+            self.changes = Indexer(self, index, save, skip_broken=skip_broken, **options).update(source, prune)
+        if left_out := self.changes.left_out:
+            shown = "\n  ".join(left_out[:10])
+            noun = "photos cannot be read" if source.modality == "image" else "captions cannot be used"
+            warnings.warn(f"{len(left_out)} {noun} and are left out:\n  {shown}", stacklevel=2)
         self.galleries[source.modality] = index
         return index
 
@@ -134,30 +123,6 @@ class ImageTextRetrievalPipeline(Pipeline):
                     f"{where} is an index of {name} {getattr(index, name)}, not {asked}; choose another folder"
                 )
         return index
-
-    def _encode_photos(self, part: Source, batch_size, num_workers, skip_broken, thumbnails, progress):
-        """Items and embeddings [n, ...] of the photos that can be read, and what is wrong with the others."""
-        wanted = [thumbnails or path is None for path in part.paths]
-        photos = PhotoBatches(part.entries, self.processor, wanted, skip_broken)
-        numbers = [list(range(k, min(k + batch_size, len(part)))) for k in range(0, len(part), batch_size)]
-        loader = DataLoader(photos, batch_sampler=numbers, collate_fn=_as_it_is, num_workers=num_workers)
-        items, embeddings, problems = [], [], []
-        batch: PhotoBatch
-        for asked, batch in zip(numbers, loader, strict=True):
-            problems += batch.problems
-            if batch.pixels is not None:
-                embeddings.append(self.forward({"pixel_values": batch.pixels}))
-                items += [
-                    Item(part.ids[number], path=part.paths[number], thumbnail=small)
-                    for number, small in zip(batch.numbers, batch.thumbnails, strict=True)
-                ]
-            progress.update(len(asked))
-        return items, torch.cat(embeddings) if embeddings else None, problems
-
-    def _encode_captions(self, part: Source, batch_size, num_workers, skip_broken, thumbnails, progress):
-        embeddings = self._embed_texts(list(part.entries), batch_size, progress)
-        items = [Item(id, caption=caption) for id, caption in zip(part.ids, part.entries, strict=True)]
-        return items, embeddings, []
 
     # Searching
 
@@ -203,11 +168,12 @@ class ImageTextRetrievalPipeline(Pipeline):
         """Embeddings [n, ...] of texts or of photos (not of both), equal texts encoded once; float32 on the CPU."""
         if modality_of(queries[0]) == "text":
             texts = [query["text"] if isinstance(query, dict) else query for query in queries]
-            return self._embed_texts(texts, batch_size)
+            return self.embed_texts(texts, batch_size)
         batches = [queries[start : start + batch_size] for start in range(0, len(queries), batch_size)]
         return torch.cat([self.forward(self.preprocess(batch)) for batch in batches])
 
-    def _embed_texts(self, texts: list[str], batch_size: int, progress=None) -> Tensor:
+    def embed_texts(self, texts: list[str], batch_size: int = 64, progress=None) -> Tensor:
+        """Embeddings [n, ...] of texts, whatever they look like; `progress` is a bar that counts them."""
         distinct = sorted(set(texts), key=lambda text: (len(text), text))  # little padding in a batch
         place = {text: number for number, text in enumerate(distinct)}
         parts, begun = [], 0 if progress is None else progress.n
@@ -230,7 +196,7 @@ class ImageTextRetrievalPipeline(Pipeline):
             )
         return target
 
-    def _vectors(self, embeddings: Tensor) -> Tensor | None:
+    def vectors_of(self, embeddings: Tensor) -> Tensor | None:
         """What the index compares, where that is not all there is to an embedding."""
         similarity = self.model.head.similarity
         return None if similarity.is_dot_product else similarity.vectors(embeddings)
@@ -306,8 +272,12 @@ def load_pipeline(model: str | Path, device: str | None = None) -> ImageTextRetr
         raise ValueError(f"{model}: cannot load this model: {error}") from None
 
 
-def _as_it_is(batch):
-    return batch
+def _held(folder: str | Path | None) -> AbstractContextManager:
+    """The only writer of an index, from before it is read; a Qdrant collection takes several."""
+    if folder is None or str(folder).startswith(SCHEME):
+        return nullcontext()
+    check_place(Path(folder))
+    return locked(folder, "index")
 
 
 PIPELINE_REGISTRY.register_pipeline(

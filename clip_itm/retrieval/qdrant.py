@@ -147,31 +147,26 @@ class QdrantIndex(SearchIndex):
         return torch.tensor([vectors[id] for id in ids]).view(len(ids), *(self._shapes[1] or self._shapes[0]))
 
     def items(self) -> Iterator[Item]:
-        points, offset = [], None
-        while self._shapes is not None:
-            with self._naming():
-                records, offset = self._client.scroll(
-                    self._collection, None, 10_000, offset=offset, with_payload=["order"]
-                )
-            points += [(record.payload["order"], record.id) for record in records]
-            if offset is None:
-                break
+        points = [(record.payload["order"], record.id) for record in self._records("order")]
         for some in batches([point for _, point in sorted(points)]):
             with self._naming():
                 records = self._client.retrieve(self._collection, some)
             yield from map(item_of, sorted(records, key=lambda record: record.payload["order"]))
 
-    def find(self, ids: Iterable[str]) -> dict[str, Item]:
+    def find(self, ids: Iterable[str], thumbnails: bool = False) -> dict[str, Item]:
         from qdrant_client import models
 
         found = {}
         with self._naming():
             for some in batches([point_id(id) for id in ids] if self._shapes else []):
                 records = self._client.retrieve(
-                    self._collection, some, models.PayloadSelectorExclude(exclude=["thumbnail"])
+                    self._collection, some, True if thumbnails else models.PayloadSelectorExclude(exclude=["thumbnail"])
                 )
                 found |= {item.id: item for item in map(item_of, records)}
         return found
+
+    def ids(self) -> list[str]:
+        return [record.payload["id"] for record in self._records("id")]
 
     @property
     def note(self) -> str:
@@ -189,6 +184,16 @@ class QdrantIndex(SearchIndex):
     def close(self) -> None:
         """Let another process open an embedded collection."""
         self._close()
+
+    def _records(self, key: str) -> Iterator:
+        """All points, with one key of their payload."""
+        offset = None
+        while self._shapes is not None:
+            with self._naming():
+                records, offset = self._client.scroll(self._collection, None, 10_000, offset=offset, with_payload=[key])
+            yield from records
+            if offset is None:
+                return
 
     def _fit(self, vector: tuple, embedding: tuple | None) -> None:
         """Make the collection for these shapes, or see that it has them."""

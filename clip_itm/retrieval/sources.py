@@ -13,18 +13,15 @@ from clip_itm.retrieval.photos import modality_of, photo_files
 class Source:
     """`entries` (captions, or what `read_photo` reads) of one modality, and the id of each.
 
-    `paths`: the file of each photo, None where there is no file (and for captions).
+    `paths`: the file of each photo, None where there is no file (and for captions). `left_out`: a sentence for each
+    file that looks like a photo and cannot be read.
     """
 
     modality: str
     ids: Sequence[str]
     entries: Sequence[Any]
     paths: Sequence[str | None]
-
-    def without(self, known) -> "Source":
-        """The part whose ids are not in `known`."""
-        new = [number for number, id in enumerate(self.ids) if id not in known]
-        return self if len(new) == len(self.ids) else self.take(new)
+    left_out: Sequence[str] = ()
 
     def take(self, numbers: Sequence[int]) -> "Source":
         ids, paths = ([column[number] for number in numbers] for column in (self.ids, self.paths))
@@ -67,9 +64,10 @@ def make_source(gallery: Any, modality: str | None = None) -> Source:
 def _folder(folder: Path, modality: str | None) -> Source:
     if modality == "text":
         raise ValueError(f"{folder}: captions are indexed from a list or a data set, not from a folder")
-    files = photo_files(folder)
-    paths = [str(file.absolute()) for file in files]
-    return Source("image", [file.relative_to(folder).as_posix() for file in files], paths, paths)
+    found = photo_files(folder)
+    paths = [str(file.absolute()) for file in found.files]
+    ids = [file.relative_to(folder).as_posix() for file in found.files]
+    return Source("image", ids, paths, paths, found.left_out)
 
 
 def _listed(entries: list, modality: str | None, ids: list[str] | None = None) -> Source:

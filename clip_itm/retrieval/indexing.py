@@ -1,0 +1,222 @@
+"""Bringing an index up to date with a gallery: what is there already and has not changed is not encoded again.
+
+An item is what it was made from: a caption its text, a photo the content of its file. Size and times of a file tell
+without reading it that nothing has changed; where they differ, the content decides. What is behind a URL is not fetched
+again to compare.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from clip_itm.data.photo_names import is_utf8, printable
+from clip_itm.retrieval.base import SearchIndex
+from clip_itm.retrieval.items import Item
+from clip_itm.retrieval.photos import URLS, PhotoBatch, PhotoBatches, content_of, fetch_photo, stamp_of
+from clip_itm.retrieval.sources import Source
+
+SAVE_EVERY = 16384  # items: what a killed run of half an hour loses is a minute
+REUSED_AT_ONCE = 4096
+
+
+@dataclass
+class Changes:
+    """What a run did: numbers of items that are new, whose content changed, that have it under another name or path,
+    and that stayed; ids that the gallery no longer has; a sentence for each photo or caption that was left out."""
+
+    new: int = 0
+    changed: int = 0
+    moved: int = 0
+    kept: int = 0
+    gone: list[str] = field(default_factory=list)
+    pruned: bool = False
+    left_out: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = {"new": self.new, "changed": self.changed, "moved": self.moved, "kept": self.kept}
+        told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "new")
+        if self.gone:
+            done = "taken out" if self.pruned else "still in the index (--prune takes them out)"
+            told += f"; {len(self.gone):,} no longer in the gallery: {done}"
+        return told + (f"; {len(self.left_out):,} left out" if self.left_out else "")
+
+
+class Plan(NamedTuple):
+    """Numbers of a source: `encode` these; `reuse`: the id of the item that has their embedding, and their stamp now.
+    `replaced`: ids in the index that another content has taken."""
+
+    encode: list[int]
+    reuse: dict[int, tuple[str, int | None]]
+    replaced: set[str]
+
+
+class Encoded(NamedTuple):
+    """Items with their embeddings [n, ...] (None: there are none), and what is wrong with others, by their numbers."""
+
+    items: list[Item]
+    embeddings: Tensor | None
+    problems: dict[int, str]
+
+
+class Indexer:
+    """Adds a gallery to an index with a pipeline; `save`, if there is one, is called now and then."""
+
+    def __init__(
+        self,
+        pipe,
+        index: SearchIndex,
+        save: Callable[[], None] | None = None,
+        *,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        skip_broken: bool = False,
+        thumbnails: bool = False,
+    ):
+        self.pipe, self.index, self.save = pipe, index, save or (lambda: None)
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.skip_broken, self.thumbnails = skip_broken, thumbnails
+
+    def update(self, source: Source, prune: bool = False) -> Changes:
+        """Encode what is new or has changed. Raises ValueError for what cannot be read, unless it is skipped."""
+        ids = set(source.ids)
+        gone = [id for id in self.index.ids() if id not in ids]
+        changes = Changes(gone=gone, pruned=prune, left_out=list(source.left_out))
+        source = self._storable(source, changes)
+        plan = make_plan(source, self.index, gone)
+        self._reuse(source, plan)
+        changes.moved = len(plan.reuse)
+        changes.kept = len(source) - len(plan.encode) - len(plan.reuse)
+        encode = self._encode_photos if source.modality == "image" else self._encode_captions
+        with tqdm(total=len(plan.encode), desc=f"indexing {source.modality}s", unit="") as progress:
+            for start in range(0, len(plan.encode), SAVE_EVERY):
+                if start:
+                    self.save()
+                part = source.take(plan.encode[start : start + SAVE_EVERY])
+                encoded = encode(part, progress)
+                self._replace(part, plan.replaced, encoded, changes)
+        if prune and gone:
+            self.index.delete(gone)
+        self.save()
+        return changes
+
+    def _storable(self, source: Source, changes: Changes) -> Source:
+        """The source without what cannot be kept as text."""
+        problems = dict(_unstorable(source))
+        if not problems:
+            return source
+        if not self.skip_broken:
+            more = f" ({len(problems) - 1} more are like that)" if len(problems) > 1 else ""
+            raise ValueError(f"{next(iter(problems.values()))}, or leave it out with --skip-broken{more}")
+        changes.left_out += problems.values()
+        return source.take([number for number in range(len(source)) if number not in problems])
+
+    def _reuse(self, source: Source, plan: Plan) -> None:
+        """Items whose content is in the index under another id or path."""
+        numbers = list(plan.reuse)
+        for start in range(0, len(numbers), REUSED_AT_ONCE):
+            some = numbers[start : start + REUSED_AT_ONCE]
+            old = [plan.reuse[number][0] for number in some]
+            stored, embeddings = self.index.find(old, thumbnails=True), self.index.embeddings_of(old)
+            items = [
+                replace(stored[id], id=source.ids[number], path=source.paths[number], stamp=plan.reuse[number][1])
+                for number, id in zip(some, old, strict=True)
+            ]
+            self.index.delete(source.ids[number] for number in some if source.ids[number] in plan.replaced)
+            self.index.add(items, embeddings, self.pipe.vectors_of(embeddings))
+
+    def _replace(self, part: Source, replaced: set[str], encoded: Encoded, changes: Changes) -> None:
+        """Put new items in the place of those with the same ids; where there is a problem, none is better."""
+        if old := [id for id in part.ids if id in replaced]:
+            self.index.delete(old)
+        if encoded.items:
+            self.index.add(encoded.items, encoded.embeddings, self.pipe.vectors_of(encoded.embeddings))
+        changed = sum(item.id in replaced for item in encoded.items)
+        changes.changed += changed
+        changes.new += len(encoded.items) - changed
+        for number, problem in encoded.problems.items():
+            was_there = part.ids[number] in replaced
+            changes.left_out.append(problem + (" (what it was before is taken out)" if was_there else ""))
+
+    def _encode_photos(self, part: Source, progress) -> Encoded:
+        photos = PhotoBatches(part.entries, part.paths, self.pipe.processor, self.thumbnails, self.skip_broken)
+        size = self.batch_size
+        numbers = [list(range(k, min(k + size, len(part)))) for k in range(0, len(part), size)]
+        loader = DataLoader(photos, batch_sampler=numbers, collate_fn=_as_it_is, num_workers=self.num_workers)
+        items, embeddings, problems = [], [], {}
+        batch: PhotoBatch
+        for asked, batch in zip(numbers, loader, strict=True):
+            problems |= batch.problems
+            if batch.pixels is not None:
+                embeddings.append(self.pipe.forward({"pixel_values": batch.pixels}))
+            for photo in batch.photos:
+                id, path = part.ids[photo.number], part.paths[photo.number]
+                items.append(Item(id, path, None, photo.thumbnail, photo.content, photo.stamp))
+            progress.update(len(asked))
+        return Encoded(items, torch.cat(embeddings) if embeddings else None, problems)
+
+    def _encode_captions(self, part: Source, progress) -> Encoded:
+        embeddings = self.pipe.embed_texts(list(part.entries), self.batch_size, progress)
+        items = [Item(id, caption=caption) for id, caption in zip(part.ids, part.entries, strict=True)]
+        return Encoded(items, embeddings, {})
+
+
+def make_plan(source: Source, index: SearchIndex, gone: Sequence[str]) -> Plan:
+    """What of a source has to be encoded, given what is in the index; `gone` are the ids that the source has not."""
+    plan, there = Plan([], {}, set()), index.find(source.ids)
+    of_gone = {_content(item): item.id for item in index.find(gone).values()} if len(there) < len(source) else {}
+    of_gone.pop(None, None)
+    for number, (id, path) in enumerate(zip(source.ids, source.paths, strict=True)):
+        item, stamp = there.get(id), stamp_of(path)
+        if item is not None and item.path == path and _is_untouched(item, stamp):
+            continue
+        content = _content_now(source, number) if item is not None or of_gone else None
+        if item is not None and content is not None and content == _content(item):
+            if item.path == path:
+                continue
+            old = id
+        else:
+            old = of_gone.get(content)
+        if item is not None:
+            plan.replaced.add(id)
+        if old is None:
+            plan.encode.append(number)
+        else:
+            plan.reuse[number] = old, stamp
+    return plan
+
+
+def _is_untouched(item: Item, stamp: int | None) -> bool:
+    return (item.path or "").startswith(URLS) or (stamp is not None and stamp == item.stamp)
+
+
+def _content(item: Item) -> Any:
+    return item.content if item.caption is None else item.caption
+
+
+def _content_now(source: Source, number: int) -> Any:
+    """What an item of the source would be made from; None for a photo that cannot be read."""
+    entry = source.entries[number]
+    if source.modality == "text":
+        return entry
+    try:
+        return content_of(fetch_photo(entry))
+    except ValueError:
+        return None
+
+
+def _unstorable(source: Source) -> Iterator[tuple[int, str]]:
+    """Numbers of items with a name or a caption that is no Unicode text, and a sentence for each."""
+    for number, (id, path) in enumerate(zip(source.ids, source.paths, strict=True)):
+        if not is_utf8(id) or not is_utf8(path or ""):
+            yield number, f"{printable(path or id)}: this name is not UTF-8; rename it"
+        elif source.modality == "text" and not is_utf8(source.entries[number]):
+            yield number, f"caption {id}: {printable(source.entries[number])!r} has half a character; correct it"
+
+
+def _as_it_is(batch):
+    return batch
