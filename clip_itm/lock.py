@@ -35,8 +35,9 @@ def locked(folder: str | Path, doing: str) -> Iterator[None]:
     try:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "doing": doing}
         text = json.dumps(owner | {"since": datetime.now(UTC).isoformat(timespec="seconds")}).encode()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text, 0)
+        with suppress(OSError):  # a full disk: it is held without a name
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text, 0)
         yield
     finally:
         _held.discard(str(path))

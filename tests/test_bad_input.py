@@ -15,6 +15,7 @@ import bad_input_app  # noqa: F401 registers its cases
 import bad_input_data  # noqa: F401
 import bad_input_export  # noqa: F401
 import bad_input_hub  # noqa: F401
+import bad_input_index  # noqa: F401
 import bad_input_methods  # noqa: F401
 import bad_input_outside  # noqa: F401
 import bad_input_regions  # noqa: F401
@@ -46,6 +47,7 @@ def answer(title: str, place: Path) -> tuple[int, str]:
     begins = text.rfind(f"clip-itm {words[0]}: ")
     said = text[begins:] if begins >= 0 else "\n".join(re.findall(r"^PROBLEM.*\n.*$", out.getvalue(), re.M))
     said = re.sub(r"\([0-9a-f]{12}, not [0-9a-f]{12}\)", "(HASH, not HASH)", said)  # of random weights
+    said = re.sub(r"-[0-9a-f]{16}\.", "-TOKEN.", said)  # of a file of an index
     lines = [
         line for line in said.replace(str(place), "DIR").splitlines() if "it/s]" not in line and "s/it]" not in line
     ]

@@ -2,6 +2,10 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +150,41 @@ def test_a_page_escapes_what_it_shows_and_runs_nothing(tmp_path):
     assert page.count("data:image/jpeg") == 2
     assert page.count("no photo") == 1
     assert re.search(r"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"", page)
+
+
+@pytest.mark.slow
+def test_a_killed_index_command_leaves_one_index_or_the_other(tmp_path):
+    script = Path(__file__).parent / "kill_index.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), "11"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "'kills': 8" in done.stdout
+
+
+def test_a_second_command_is_told_who_is_at_it(place, tmp_path, capsys):
+    (tmp_path / "index").mkdir()
+    code = "import sys; from clip_itm.lock import locked\nwith locked(sys.argv[1], 'index'): print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "index")]
+    words = ["index", str(place / "no model"), str(place / "photos"), "--out", str(tmp_path / "index")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        owner.stdout.readline()
+        assert main(words) == 2
+        owner.communicate(b"\n")
+    assert f"is being written by process {owner.pid} on " in capsys.readouterr().err, "before the model is looked for"
+
+
+def test_the_command_counts_and_a_second_run_writes_nothing(place, tmp_path, capsys):
+    photos = Path(shutil.copytree(place / "photos", tmp_path / "photos"))
+    words = ["index", str(place / "model"), str(photos), "--out", str(tmp_path / "index")]
+    assert main(words) == 0
+    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "index").iterdir()}
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "this run: 0 new, 6 kept\n" in capsys.readouterr().out
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "index").iterdir()} == files
+    Image.new("RGB", (20, 20), RED).save(photos / "1.png")
+    (photos / "2.png").rename(photos / "new.png")
+    assert main(words) == 0
+    assert "this run: 0 new, 1 changed, 1 moved, 4 kept; 1 no longer in the gallery: still" in capsys.readouterr().out
+    pipe = load_pipeline(place / "model")
+    pipe.load_index(tmp_path / "index")
+    assert pipe(photos / "1.png", top_k=1)[0]["id"] == "1.png"

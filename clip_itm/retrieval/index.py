@@ -136,15 +136,18 @@ class LocalIndex(SearchIndex):
         self._check_own(folder)
         many = self._has_much_deleted() or len(self._gallery.segments) > MOST_SEGMENTS
         storage.clear(folder)
+        token, old = storage.new_token(), self._content if self._owns(folder) else None
+        names = storage.names_of_save(token) | {file["name"] for file in (storage.named_files(old) if old else ())}
         try:
-            self._write(folder, compact or many)
+            storage.announce(folder, names)
+            self._write(folder, token, compact or many)
         except OSError as error:
             reason = error.strerror or error
             raise ValueError(
                 f"{folder}: the index cannot be saved ({reason}); what was saved before is kept"
             ) from error
         finally:
-            storage.clear(folder)
+            storage.clear(folder, names)
 
     def compact(self) -> None:
         """Drop deleted items for good and merge all segments; an index with a folder is saved that way."""
@@ -210,11 +213,9 @@ class LocalIndex(SearchIndex):
     def _owns(self, folder: Path) -> bool:
         return self._folder is not None and folder.resolve() == self._folder.resolve()
 
-    def _write(self, folder: Path, compact: bool) -> None:
-        gallery, token, own = self._gallery, storage.new_token(), self._owns(folder)
+    def _write(self, folder: Path, token: str, compact: bool) -> None:
+        gallery, own = self._gallery, self._owns(folder)
         before = self._content if own else None
-        old_names = {file["name"] for file in storage.named_files(before)} if before else set()
-        storage.announce(folder, old_names | storage.names_of_save(token))
         kept = [] if compact or not own else [segment for segment in gallery.segments if segment.files]
         new = gallery.selection([segment for segment in gallery.segments if segment not in kept], compact)
         segments = list(kept)

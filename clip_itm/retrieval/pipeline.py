@@ -6,7 +6,7 @@ pipe("a dog in the snow", top_k=5)                  # [{"id", "score", "rank", "
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -219,7 +219,8 @@ class ImageTextRetrievalPipeline(Pipeline):
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         """Of embeddings of photos and of texts, under the head's own rule: float32 [photos, texts] on the CPU."""
         with torch.inference_mode():
-            return self.model.head.similarity(images.to(self.device), texts.to(self.device)).float().cpu()
+            pair = (embeddings.to(self.device, self.model.dtype) for embeddings in (images, texts))
+            return self.model.head.similarity(*pair).float().cpu()
 
     # What `transformers.Pipeline` asks for: one batch of one modality
 
@@ -234,8 +235,9 @@ class ImageTextRetrievalPipeline(Pipeline):
         return dict(self.processor(text=texts, return_tensors="pt"))
 
     def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        encode: Callable = self.model.encode_images if "pixel_values" in inputs else self.model.encode_texts
-        return encode(**inputs).float()
+        if "pixel_values" in inputs:
+            return self.model.encode_images(inputs["pixel_values"].to(self.model.dtype)).float()
+        return self.model.encode_texts(**inputs).float()
 
     def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[Hit]]:
         index = self.galleries[target]

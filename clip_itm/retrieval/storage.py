@@ -19,6 +19,7 @@ import hashlib
 import json
 import re
 import uuid
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -106,7 +107,7 @@ def committed(folder: Path) -> str | None:
     return sha256_of(path) if path.is_file() else None
 
 
-def announce(folder: Path, names: set[str]) -> None:
+def announce(folder: Path, names: Collection[str]) -> None:
     """List files that may have to go: before the first of them is written."""
     write_json(folder / PENDING, {"format": FORMAT, "files": sorted({*names, *_pending(folder)})})
 
@@ -121,17 +122,17 @@ def commit(folder: Path, content: dict, before: str | None) -> str:
     return sha256_of(folder / INDEX_FILE)
 
 
-def clear(folder: Path) -> None:
-    """Remove files that were announced and that index.json does not name. For who holds the lock of the folder."""
-    if not (folder / PENDING).is_file():
+def clear(folder: Path, names: Collection[str] = ()) -> None:
+    """Remove files that were announced, and these, unless index.json names them. For who holds the lock."""
+    if not names and not (folder / PENDING).is_file():
         return
     named = set()
     if committed(folder) is not None:
         named = {entry["name"] for entry in named_files(read_index_file(folder)[0])}
     try:
-        for name in _pending(folder) - named:
+        for name in {*_pending(folder), *names} - named:
             (folder / name).unlink(missing_ok=True)
-        (folder / PENDING).unlink()
+        (folder / PENDING).unlink(missing_ok=True)
     except OSError:  # mapped by a process on a system that then refuses; the next save tries again
         pass
 
