@@ -63,8 +63,10 @@ def check_place(folder: Path) -> None:
     if (folder / INDEX_FILE).exists():
         read_index_file(folder)
         return
-    own = {LOCK_FILE, PENDING, *_pending(folder)}
-    if others := sorted(path.name for path in folder.iterdir() if path.name not in own and not is_temporary(path)):
+    names = sorted(path.name for path in folder.iterdir() if not is_temporary(path))
+    own = {LOCK_FILE, PENDING, *_pending(folder)}  # read after what it announced, in case somebody writes now
+    others = [name for name in names if name not in own]
+    if others and not (folder / INDEX_FILE).exists():
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ValueError(
             f"{folder} holds {others[0]!r}{more} and no index; choose an empty folder, or one that is not there yet"
