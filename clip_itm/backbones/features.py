@@ -1,8 +1,9 @@
 """What a tower gives, the same for photos and captions and for every kind of backbone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass
@@ -14,7 +15,7 @@ class Features:
     tokens: Tensor | None = None
     mask: Tensor | None = None
 
-    def apply(self, layer: nn.Module) -> "Features":
+    def apply(self, layer: Callable[[Tensor], Tensor]) -> "Features":
         """`layer` on the pooled features, then on the tokens, as far as there are any."""
         pooled, tokens = (None if values is None else layer(values) for values in (self.pooled, self.tokens))
         return Features(pooled, tokens, self.mask)

@@ -67,7 +67,8 @@ class BagTower(nn.Module):
         """Ids [B, T] and the mask of words that count, bool [B, T]: pooled [B, D] and tokens [B, T, word_dim]."""
         tokens = self.embedding(input_ids)
         total = (tokens * mask[..., None]).sum(dim=1)
-        return self.mlp(total / mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt()), tokens
+        length = mask.sum(dim=1, keepdim=True).clamp(min=1).sqrt().to(total.dtype)
+        return self.mlp(total / length), tokens
 
     def blocks(self) -> list[list[nn.Module]]:
         return [[self.embedding], [self.mlp]]

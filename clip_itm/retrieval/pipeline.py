@@ -51,6 +51,7 @@ class ImageTextRetrievalPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.model.eval()
+        self._compute = _settle_precision(self.model)
         self.galleries: dict[str, SearchIndex] = {}
         self.changes: Changes | None = None  # what the last call of `index` did
         self._model_sha256: str | None = None
@@ -219,8 +220,7 @@ class ImageTextRetrievalPipeline(Pipeline):
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         """Of embeddings of photos and of texts, under the head's own rule: float32 [photos, texts] on the CPU."""
         with torch.inference_mode():
-            pair = (embeddings.to(self.device, self.model.dtype) for embeddings in (images, texts))
-            return self.model.head.similarity(*pair).float().cpu()
+            return self.model.head.similarity(images.to(self.device), texts.to(self.device)).float().cpu()
 
     # What `transformers.Pipeline` asks for: one batch of one modality
 
@@ -235,9 +235,11 @@ class ImageTextRetrievalPipeline(Pipeline):
         return dict(self.processor(text=texts, return_tensors="pt"))
 
     def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        if "pixel_values" in inputs:
-            return self.model.encode_images(inputs["pixel_values"].to(self.model.dtype)).float()
-        return self.model.encode_texts(**inputs).float()
+        head, pixel_values = self.model.head, inputs.get("pixel_values")
+        if pixel_values is not None:
+            features = self.model.photo_features(pixel_values.to(self._compute))
+            return head.embed_images(features.apply(Tensor.float)).float()
+        return head.embed_texts(self.model.caption_features(**inputs).apply(Tensor.float)).float()
 
     def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[Hit]]:
         index = self.galleries[target]
@@ -272,6 +274,16 @@ def load_pipeline(model: str | Path, device: str | None = None) -> ImageTextRetr
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{model}: cannot load this model: {error}") from None
+
+
+def _settle_precision(model: ItmModel) -> torch.dtype:
+    """The towers wholly in the type that was asked for (those of transformers are loaded in float32 all the same), the
+    head, which is small, in float32. Returns the type of the towers."""
+    types = {parameter.dtype for parameter in model.parameters()} | {model.config.dtype}
+    compute = next((half for half in (torch.float16, torch.bfloat16) if half in types), torch.float32)
+    model.backbone.to(compute)
+    model.head.float()
+    return compute
 
 
 def _held(folder: str | Path | None) -> AbstractContextManager:
