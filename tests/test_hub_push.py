@@ -149,11 +149,14 @@ def make_index(run: Path, gallery, folder: Path, **options) -> Path:
 def test_indexes_go_along(run, hub, tmp_path):
     captions = make_index(run, ["a dog", "two cats", "a red bike"], tmp_path / "captions")
     photos = make_index(run, PHOTOS, tmp_path / "photos")
+    own = {folder: sorted(path.name for path in folder.iterdir()) for folder in (captions, photos)}
+    (captions / "notes.txt").write_text("mine")
     assert main(["push", str(run), "me/tiny", "--index", str(captions), "--index", str(photos)]) == 0
     files = hub.repos["model", "me/tiny"].files()
     for folder, place in ((captions, "index/text"), (photos, "index/image")):
-        for path in folder.iterdir():
-            assert files[f"{place}/{path.name}"] == path.read_bytes()
+        assert {name for name in files if name.startswith(place)} == {f"{place}/{name}" for name in own[folder]}
+        for name in own[folder]:
+            assert files[f"{place}/{name}"] == (folder / name).read_bytes()
 
 
 def test_indexes_that_do_not_belong_are_refused(run, hub, tmp_path, capsys):

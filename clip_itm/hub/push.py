@@ -86,13 +86,14 @@ def _index_files(indexes: Sequence[Path], model: Path, shown: bool) -> Files:
     """Those of photos under index/image, those of captions under index/text."""
     from clip_itm.model import ItmModel
     from clip_itm.retrieval.index import LocalIndex
+    from clip_itm.retrieval.storage import index_files
     from clip_itm.weights import model_sha256
 
     sha256 = model_sha256(ItmModel.from_pretrained(model))
     places: dict[str, Path] = {}
     files: Files = {}
     for place in indexes:
-        index = LocalIndex.load(place, sha256)
+        index = LocalIndex.load(place, sha256, verify=True)
         if index.modality in places:
             raise ValueError(f"{places[index.modality]} and {place} are both indexes of {index.modality}s; give one")
         if shown and index.modality == "image" and any(item.thumbnail is None for item in index.items()):
@@ -101,8 +102,7 @@ def _index_files(indexes: Sequence[Path], model: Path, shown: bool) -> Files:
                 "`clip-itm index --thumbnails`"
             )
         places[index.modality] = place
-        names = sorted(path for path in place.iterdir() if not path.name.startswith("."))
-        files |= {f"index/{index.modality}/{path.name}": path for path in names}
+        files |= {f"index/{index.modality}/{path.name}": path for path in index_files(place)}
     return files
 
 

@@ -154,6 +154,11 @@ def named_files(content: dict) -> list[dict]:
     return [entry for part in parts for entry in part.values() if isinstance(entry, dict)]
 
 
+def index_files(folder: Path) -> list[Path]:
+    """The files that an index consists of: others may lie beside them."""
+    return [folder / INDEX_FILE, *(folder / entry["name"] for entry in named_files(read_index_file(folder)[0]))]
+
+
 def index_damages(folder: str | Path) -> list[str]:
     """A sentence for each file of an index that is missing or not what was saved; everything is read once."""
     folder, found = Path(folder), []
