@@ -22,7 +22,7 @@ class TrainingSection(Section):
     )
     captions_per_photo: PositiveInt = Field(5, description="grouped batches only")
     gradient_accumulation_steps: PositiveInt = Field(1, description="contrastive batches per optimiser step")
-    learning_rate: PositiveFloat = 1e-5
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 1e-5
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each block below the top learns this much slower than the one above it"
     )

@@ -28,16 +28,22 @@ OWN = (
 )
 # what runs wrote before they kept written.json
 EARLIER = re.compile(
-    r"(recipe\.yaml|provenance\.json|noise\.npz|bank\.npz|clean_probability\.npz|results\.json"
-    r"|ranks_(best|last)/[a-z0-9-]+\.npz|audit/audit\.(parquet|html)"
-    r"|(best|checkpoint-[0-9]+)/(config|processor_config|preprocessor_config|tokenizer|tokenizer_config|vocab|words"
-    r"|special_tokens_map|added_tokens|generation_config|provenance|trainer_state|model\.safetensors\.index)\.json"
-    r"|(best|checkpoint-[0-9]+)/(model(-[0-9]+-of-[0-9]+)?|labels|npc_state|aahr_state)\.safetensors"
-    r"|(best|checkpoint-[0-9]+)/([a-z_0-9]+\.py|requirements\.txt|vocab\.txt|merges\.txt|[a-z.]+\.model"
-    r"|chat_template\.jinja|recipe\.yaml|noise\.npz|bank\.npz|README\.md|curves\.png)"
-    r"|checkpoint-[0-9]+/(optimizer|scheduler|scaler)\.pt|checkpoint-[0-9]+/(rng_state(_[0-9]+)?\.pth|training_args\.bin))"
+    r"""(?x)
+    (recipe\.yaml | (noise|bank|clean_probability)\.npz | (provenance|results)\.json
+    | ranks_(best|last)/[a-z0-9-]+\.npz
+    | audit/audit\.(parquet|html)
+    | (best | checkpoint-[0-9]+)/
+      ( (config|generation_config|processor_config|preprocessor_config|tokenizer|tokenizer_config|vocab
+        |special_tokens_map|added_tokens|provenance|trainer_state|model\.safetensors\.index)\.json
+      | (model(-[0-9]+-of-[0-9]+)?|labels|npc_state|aahr_state)\.safetensors
+      | clip_itm_[a-z_0-9]+\.py | (requirements|vocab|merges)\.txt | chat_template\.jinja
+      | recipe\.yaml | (noise|bank)\.npz | README\.md | curves\.png
+      | (optimizer|scheduler|scaler)\.pt | rng_state(_[0-9]+)?\.pth | training_args\.bin
+      )
+    )"""
 )
-LOGS = re.compile(r"runs/[^/]+/(.*/)?events\.out\.tfevents\.[^/]+")  # TensorBoard opens its files by itself
+# TensorBoard opens its files by itself: runs/MonthDay_Hour-Minute-Second_HOST/
+LOGS = re.compile(r"runs/[^/]+_\d\d-\d\d-\d\d_[^/]+/events\.out\.tfevents\.[^/]+")
 
 
 @contextmanager
