@@ -8,12 +8,14 @@ processes, which makes it the gradient of the mean over the global batch (equal 
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 # what a launcher can ask for beside data parallelism; nothing of it is a part of a recipe
 OTHER_LAUNCHES = (
     *("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"),
@@ -67,6 +69,18 @@ def agree(problem: Exception | None) -> None:
         raise problem
     if others := [text for text in told if text is not None]:
         raise ValueError(others[0])
+
+
+def by_first(action: Callable[[], T]) -> T | None:
+    """What the first process makes of something, None in the others; all of them raise where it fails."""
+    made, problem = None, None
+    if process_state().is_main_process:
+        try:
+            made = action()
+        except (OSError, ValueError) as error:
+            problem = error
+    agree(problem)
+    return made
 
 
 def leave_process_group() -> None:

@@ -245,6 +245,17 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(run, key, value, told):
     assert contents(folder) == before
 
 
+def test_results_without_a_recipe_are_not_taken_for_leftovers(run):
+    recipe, folder = run
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+    (folder / "recipe.yaml").unlink()
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r"holds results.json, but no recipe.yaml .*best/recipe.yaml"):
+        train(recipe)
+    assert contents(folder) == before
+
+
 def test_a_checkpoint_that_does_not_say_whose_it_is_is_refused(run):
     recipe, folder = run
     unfinished(folder)

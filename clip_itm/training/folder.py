@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from clip_itm.checksums import CHECKSUMS, add_checksums, read_checksums, write_checksums
-from clip_itm.distributed import agree, process_state
+from clip_itm.distributed import by_first
 from clip_itm.files import clear_temporary, is_free, is_temporary, temporary_name, write_json
 from clip_itm.lock import LOCK_FILE, locked
 
@@ -52,17 +52,15 @@ def held(folder: Path, doing: str, key: str = "output_dir") -> Iterator[None]:
 
     A folder that was made for it goes again where nothing came into it. `key` is the setting that names the folder.
     """
-    problem = None
     with ExitStack() as stack:
-        if process_state().is_main_process:
-            try:
-                demand_folder(folder, key)
-                if not folder.exists():
-                    stack.callback(_remove_empty, folder)
-                stack.enter_context(locked(folder, doing))
-            except (OSError, ValueError) as error:
-                problem = error
-        agree(problem)
+
+        def hold() -> None:
+            demand_folder(folder, key)
+            if not folder.exists():
+                stack.callback(_remove_empty, folder)
+            stack.enter_context(locked(folder, doing))
+
+        by_first(hold)
         yield
 
 
@@ -123,13 +121,13 @@ def is_recorded(run: Path) -> bool:
 def delete(run: Path, names: Iterable[str] | None = None) -> None:
     """Delete files that the run wrote (all of them, or those of `names`) and the folders that are empty then.
 
-    First goes what marks a run as finished or a checkpoint as whole, last the list: a deletion that was interrupted can
-    be done again.
+    First goes what marks a run as finished or a checkpoint as whole (checksums before what they speak of), last the
+    list: a deletion that was interrupted can be done again.
     """
     own = own_files(run)
     names = own if names is None else own & set(names)
-    order = sorted(names, key=lambda name: (name == MANIFEST, Path(name).name not in (RESULTS, STATE), name))
-    for name in order:
+    marks = [CHECKSUMS, RESULTS, STATE]
+    for name in sorted(names, key=lambda name: (name == MANIFEST, (marks + [Path(name).name]).index(Path(name).name))):
         (run / name).unlink(missing_ok=True)
     for folder in sorted({parent for name in names for parent in Path(name).parents} - {Path(".")}, reverse=True):
         _remove_empty(run / folder)

@@ -6,7 +6,7 @@ from clip_itm.checksums import CHECKSUMS, check_files
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import load_noise
 from clip_itm.data.rows import Split
-from clip_itm.distributed import agree, process_state, say
+from clip_itm.distributed import by_first, say
 from clip_itm.files import write_json
 from clip_itm.hub.card import CURVES
 from clip_itm.reading import read_json
@@ -21,6 +21,7 @@ from clip_itm.training.folder import (
     delete,
     holds_work,
     is_complete,
+    last_complete_checkpoint,
     own_files,
     record,
     seal_run,
@@ -35,6 +36,8 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
 
     ValueError for a run of another recipe, unless it left nothing that would be lost: a start that failed is no run.
     """
+    if holds_work(folder):
+        _demand_name(folder)
     if not (folder / "recipe.yaml").is_file():
         return None
     check_files(folder, ("recipe.yaml", "provenance.json"))
@@ -60,17 +63,11 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
 
 
 def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) -> Path | None:
-    """The one to go on from. ValueError naming a checkpoint that is not of this very run, and what has vanished."""
+    """The one to go on from. ValueError naming a checkpoint that is not of this very run, or that has vanished."""
     complete = [path for path in checkpoints(folder) if is_complete(path)]
     if not complete:
         return None
     last, there = complete[-1], {path.name for path in complete}
-    for name in ("recipe.yaml", "provenance.json"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder} holds {last.name}, but no {name} that says which run it is of: put {last / name} there if "
-                "that is this run, or choose another output_dir"
-            )
     _demand_whole(folder, complete)
     demand_trainer_state(complete[-1])
     _demand_unchanged(folder, provenance)
@@ -86,7 +83,7 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
                 f"{path} is a checkpoint of another run ({', '.join(different)}), and this one cannot go on from it: "
                 "move it away, or choose another output_dir"
             )
-    best = read_json(last / STATE, "the state of a trainer").get("best_global_step")
+    best = _best_step(last)
     if best is not None and f"checkpoint-{best}" not in there:
         raise ValueError(
             f"{folder / f'checkpoint-{best}'}, the best one so far, is gone: put it back, or start anew (--overwrite)"
@@ -109,21 +106,38 @@ def begin(recipe: Recipe, folder: Path, provenance: Provenance, data: TrainingDa
 
 
 def _demand_whole(run: Path, complete: list[Path]) -> None:
-    """ValueError, in all processes, where what the run goes on from is not what was written; all of it is read."""
-    last, problem = complete[-1], None
-    earlier = f"delete {last} to go on from {complete[-2].name}" if complete[1:] else "start anew with --overwrite"
-    if process_state().is_main_process:
+    """ValueError where what the run goes on from is not what was written; all of it is read, by the first process."""
+    last, anew = complete[-1], "start anew with --overwrite"
+    earlier = f"delete {last} to go on from {complete[-2].name}" if complete[1:] else anew
+
+    def check(folder: Path, names: tuple[str, ...] | None, remedy: str) -> None:
         try:
-            remedy = "start anew with --overwrite"
-            check_files(run, ("recipe.yaml", "provenance.json", "noise.npz"))
-            remedy = earlier
-            check_files(last)
-            best = read_json(last / STATE, "the state of a trainer").get("best_global_step")
-            remedy = "start anew with --overwrite"
-            check_files(run / f"checkpoint-{best}")
+            check_files(folder, names)
         except ValueError as error:
-            problem = ValueError(f"{error}. Or {remedy}")
-    agree(problem)
+            raise ValueError(f"{error}. Or {remedy}") from None
+
+    def check_all() -> None:
+        check(run, ("recipe.yaml", "provenance.json", "noise.npz"), anew)
+        check(last, None, earlier)
+        check(run / f"checkpoint-{_best_step(last)}", None, anew)
+
+    by_first(check_all)
+
+
+def _best_step(checkpoint: Path) -> int | None:
+    return read_json(checkpoint / STATE, "the state of a trainer").get("best_global_step")
+
+
+def _demand_name(folder: Path) -> None:
+    """ValueError where it is not said which run is in a folder."""
+    last = last_complete_checkpoint(folder)
+    what, copy = (RESULTS, folder / "best") if last is None else (last.name, last)
+    for name in ("recipe.yaml", "provenance.json"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} holds {what}, but no {name} that says which run it is of: put {copy / name} there if it is "
+                "this one, or choose another output_dir"
+            )
 
 
 def _differences(first: Recipe, second: Recipe) -> list[str]:

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from clip_itm.data.images import UnreadablePhotoError
 from clip_itm.data.rows import Split
-from clip_itm.distributed import process_state, say
+from clip_itm.distributed import by_first, process_state, say
 from clip_itm.evaluation.precision_result import PrecisionResult
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.result import RetrievalResult
@@ -31,6 +31,7 @@ from clip_itm.training.launch import recipe_decides
 from clip_itm.training.resume import begin, finished, last_own_checkpoint
 from clip_itm.training.setup import Encoder, TrainingData, final_split, make_model, prepare
 from clip_itm.training.stored import read_provenance
+from clip_itm.training.trainer import ItmTrainer
 
 METHOD_KEYS = ("method_epoch", "bank_clean")  # log entries of what a method knows about the pairs
 
@@ -64,7 +65,6 @@ def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
 
 
 def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
-    state = process_state()
     demand_room(folder, anew=overwrite)
     data, sampler, provenance = prepare(recipe)
     checkpoint = None if overwrite else last_own_checkpoint(recipe, folder, provenance)
@@ -74,8 +74,7 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
     final = final_split(recipe, data.splits)
     demand_rows_for_batch_norm(recipe, model, sampler)
     trainer = make_trainer(recipe, data, sampler, encoder, provenance, resuming=checkpoint is not None)
-    if state.is_main_process:
-        begin(recipe, folder, provenance, data, checkpoint)
+    by_first(lambda: begin(recipe, folder, provenance, data, checkpoint))
 
     results = {
         "recipe_sha256": recipe.sha256,
@@ -107,16 +106,7 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
         "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in METHOD_KEYS)],
         "provenance": read_provenance(folder / "provenance.json"),
     }
-    if state.is_main_process:
-        with best_effort("what this run believes of its pairs", f"clip-itm audit --run {folder} estimates it"):
-            if (found := trainer.clean_probability()) is not None:
-                found.save(folder / CLEAN_PROBABILITY)
-                truth = data.noise.truth(data.train.pairs)
-                results["wrong_pairs"] = wrong_pairs_found(found, None if truth is None else ~truth)
-        results = _publish(folder, model, processor, results)
-        _show(recipe, folder, results, model)
-    state.wait_for_everyone()
-    return results
+    return by_first(lambda: _finish(recipe, folder, trainer, data, results)) or results
 
 
 def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, RetrievalResult | PrecisionResult]:
@@ -171,17 +161,16 @@ def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
     return "\n".join(lines)
 
 
-def _publish(folder: Path, model: ItmModel, processor, results: dict) -> dict:
-    """The best model as a folder that loads anywhere; results last, because they mark the run as finished."""
+def _finish(recipe: Recipe, folder: Path, trainer: ItmTrainer, data: TrainingData, results: dict) -> dict:
+    """Write what the run has found, and give back what results.json holds."""
+    with best_effort("what this run believes of its pairs", f"clip-itm audit --run {folder} estimates it"):
+        if (found := trainer.clean_probability()) is not None:
+            found.save(folder / CLEAN_PROBABILITY)
+            truth = data.noise.truth(data.train.pairs)
+            results["wrong_pairs"] = wrong_pairs_found(found, None if truth is None else ~truth)
     results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # a figure may be missing, not the file
     try:
-        with staged(folder, "best") as best:
-            model.save_pretrained(best)
-            processor.save_pretrained(best)
-            for name in ("noise.npz", "recipe.yaml", "provenance.json"):
-                shutil.copy(folder / name, best / name)
-        write_json(folder / RESULTS, results)
-        seal_run(folder)
+        _publish(folder, trainer, results)
     except (OSError, RuntimeError, SafetensorError) as error:
         if (reason := failed_write(error)) is None:
             raise
@@ -189,7 +178,19 @@ def _publish(folder: Path, model: ItmModel, processor, results: dict) -> dict:
             f"{folder}: the run is trained, but its results could not be written: {reason}. Make room and run the same "
             "command again: it takes no more steps"
         ) from None
+    _show(recipe, folder, results, trainer.model)
     return results
+
+
+def _publish(folder: Path, trainer: ItmTrainer, results: dict) -> None:
+    """The best model as a folder that loads anywhere; results last, because they mark the run as finished."""
+    with staged(folder, "best") as best:
+        trainer.model.save_pretrained(best)
+        trainer.processor.save_pretrained(best)
+        for name in ("noise.npz", "recipe.yaml", "provenance.json"):
+            shutil.copy(folder / name, best / name)
+    write_json(folder / RESULTS, results)
+    seal_run(folder)
 
 
 def _show(recipe: Recipe, folder: Path, results: dict, model: ItmModel | None = None) -> None:
