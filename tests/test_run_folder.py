@@ -225,7 +225,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(run, key, value, told):
     recipe, folder = run
     unfinished(folder)
     other = recipe.with_overrides(f"--{key}", f"{value}")
-    for name in ("recipe.yaml", "provenance.json"):
+    for name in ("recipe.yaml", "provenance.json", "checksums.json"):
         (folder / name).unlink()
     with pytest.raises(ValueError, match=r"holds checkpoint-2, but no recipe.yaml"):
         train(other)

@@ -126,8 +126,8 @@ def delete(run: Path, names: Iterable[str] | None = None) -> None:
     """
     own = own_files(run)
     names = own if names is None else own & set(names)
-    marks = [CHECKSUMS, RESULTS, STATE]
-    for name in sorted(names, key=lambda name: (name == MANIFEST, (marks + [Path(name).name]).index(Path(name).name))):
+    marks = {CHECKSUMS: 0, RESULTS: 1, STATE: 2}
+    for name in sorted(names, key=lambda name: (name == MANIFEST, marks.get(Path(name).name, 3))):
         (run / name).unlink(missing_ok=True)
     for folder in sorted({parent for name in names for parent in Path(name).parents} - {Path(".")}, reverse=True):
         _remove_empty(run / folder)
@@ -241,10 +241,12 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether it was written to its end: it has checksums, or is of an earlier version and has the trainer's state.
+    """Whether it was written to its end: it has the trainer's state, and checksums if it is of no earlier version.
 
     What was damaged afterwards is another matter: whoever reads it is told (`check_files`).
     """
+    if not (checkpoint / STATE).is_file():
+        return False
     try:
         content = read_checksums(checkpoint)
     except ValueError:
