@@ -55,7 +55,7 @@ def main(folder: str, out: str) -> None:
 
     FinishCallback.on_step_begin = spoil
     found["diverged"] = said(recipe.with_overrides("--output_dir", str(Path(folder) / "other")))
-    Path(f"{out}-{state.process_index}.json").write_text(json.dumps(found))
+    Path(f"{out}-{state.process_index}.json").write_text(json.dumps(found), encoding="utf-8")
     state.wait_for_everyone()
 
 

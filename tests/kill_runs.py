@@ -24,7 +24,7 @@ def run(recipe, log: Path, kill_after: float | None = None) -> int:
     """Exit status of a run in a process of its own; minus the signal where one ended it."""
     process = os.fork()
     if process == 0:
-        with log.open("a") as output:
+        with log.open("a", encoding="utf-8") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
             try:
