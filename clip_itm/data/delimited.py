@@ -23,7 +23,7 @@ NEXT_FIELD = {separator: re.compile(rf"({field})(?:{separator}|\Z)") for separat
 PHOTO_NAME = re.compile(rf"\w(?:{'|'.join(map(re.escape, PHOTO_SUFFIXES))})\b", re.IGNORECASE)
 QUOTING = "a field with quotes, separators or line breaks in it needs double quotes around it, and quotes in it doubled"
 SEPARATING_COMMA = re.compile(r",(?=\S|$)")  # behind those of prose there is a space
-MANY_LINES = 5  # of one field, where the table has one column and every line looks like a row
+MANY_LINES = 5  # of one field, where the table has one column, so that every line looks like a row
 
 Row = tuple[int, list[str]]  # number of its first line, fields
 
@@ -146,10 +146,10 @@ def _refuse_swallowed_rows(fields: list[str], columns: int, end: str, number: in
         # up to there, and those between have all
         counts = [columns - column, *[columns] * (len(lines) - 2), column + 1]
         counted = [(line, count) for line, count in zip(lines, counts, strict=True) if line.strip()]
-        enough = columns > 1 or len(lines) >= MANY_LINES
-        if (enough and all(len(SEPARATING_COMMA.findall(line)) == count - 1 for line, count in counted)) or any(
-            line.count(",") == count - 1 > 0 and PHOTO_NAME.search(line) for line, count in counted
-        ):
+        are_several = any(count > 1 for _, count in counted) or len(counted) >= MANY_LINES
+        are_rows = all(len(SEPARATING_COMMA.findall(line)) == count - 1 for line, count in counted)
+        name_photos = any(line.count(",") == count - 1 > 0 and PHOTO_NAME.search(line) for line, count in counted)
+        if (are_several and are_rows) or name_photos:
             raise ValueError(
                 f"{path}, line {number}: one field goes over {len(lines)} lines, which look like rows: a quote opens "
                 f"by mistake ({lines[0][:60]!r}); {QUOTING}"
