@@ -73,7 +73,7 @@ def found_on_disk(rows: Dataset) -> Dataset:
 def _spelled_as_on_disk(path: str, listings: dict[str, dict[str, list[str]]]) -> str:
     if os.path.exists(path):
         return path
-    wanted = canonical(path)
+    wanted = os.path.normpath(canonical(path))
     place = os.sep if wanted.startswith("/") else ""
     for part in wanted.split("/"):
         if not os.path.exists(step := os.path.join(place, part)):
