@@ -18,6 +18,7 @@ import bad_input_hub  # noqa: F401
 import bad_input_index  # noqa: F401
 import bad_input_methods  # noqa: F401
 import bad_input_outside  # noqa: F401
+import bad_input_photos  # noqa: F401
 import bad_input_regions  # noqa: F401
 import bad_input_retrieval  # noqa: F401
 import pytest
@@ -45,7 +46,7 @@ def answer(title: str, place: Path) -> tuple[int, str]:
         status = main(words)
     text = err.getvalue()
     begins = text.rfind(f"clip-itm {words[0]}: ")
-    said = text[begins:] if begins >= 0 else "\n".join(re.findall(r"^PROBLEM.*\n.*$", out.getvalue(), re.M))
+    said = text[begins:] if begins >= 0 else "\n".join(re.findall(r"^(?:PROBLEM|LEAK).*\n.*$", out.getvalue(), re.M))
     said = re.sub(r"\([0-9a-f]{12}, not [0-9a-f]{12}\)", "(HASH, not HASH)", said)  # of random weights
     said = re.sub(r"-[0-9a-f]{16}\.", "-TOKEN.", said)  # of a file of an index
     lines = [
