@@ -104,6 +104,16 @@ def test_a_file_that_may_not_be_read(photos, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("checker", [ReadPhotos, lambda folder: ImageCache(folder, 16)])
+def test_too_many_open_files_are_no_broken_photos(photos, tmp_path, monkeypatch, checker):
+    def opener(path, flags):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("clip_itm.data.images._without_waiting", opener)
+    with pytest.raises(ValueError, match=r"0\.jpg: this machine could not read it \(.*Too many open files"):
+        find_unreadable(rows_of(*photos), checker(tmp_path / "read"), workers=1)
+
+
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The photos that are decoded, as they are."""

@@ -17,7 +17,7 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from clip_itm.data.images import naming_photo, open_image, to_rgb
+from clip_itm.data.images import UnreadablePhotoError, naming_photo, open_image, to_rgb
 from clip_itm.data.photo_check import find_unreadable
 from clip_itm.files import clear_temporary, temporary_name
 from clip_itm.seal import photo_in, sealed
@@ -89,7 +89,7 @@ class ImageCache:
         try:
             with naming_photo(image):
                 entry, content = self._entry(image), self._resized(image)
-        except ValueError as error:
+        except UnreadablePhotoError as error:
             return str(error)
         try:
             self._write(entry, content)

@@ -1,5 +1,6 @@
 """Photos from files or bytes to RGB, the same way everywhere: turned as EXIF says, nothing clipped, nothing guessed."""
 
+import errno
 import io
 import os
 import stat
@@ -21,6 +22,7 @@ else:
 ORIENTATION_TAG = 0x0112
 LARGEST_FILE = 2**30  # bytes: as many pixels as Pillow takes, 16 bits of four channels, not compressed, are fewer
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that say nothing about a photo
 TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
@@ -147,4 +149,6 @@ def naming_photo(image: dict | None) -> Iterator[None]:
     except (PermissionError, IsADirectoryError) as error:
         raise UnreadablePhotoError(f"{name}: the file cannot be opened ({error.strerror})") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
+        if getattr(error, "errno", None) in OF_THE_MACHINE:
+            raise ValueError(f"{name}: this machine could not read it ({error}); try again") from error
         raise UnreadablePhotoError(f"{name}: the photo cannot be decoded ({error}); replace or remove it") from error

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from clip_itm.data import images
-from clip_itm.data.images import read_image
+from clip_itm.data.images import UnreadablePhotoError, read_image
 
 BLOCK = 64  # photos that a thread takes at once
 
@@ -67,7 +67,7 @@ class ReadPhotos:
             identity = photo_identity(image)  # before it is decoded: a photo that is replaced meanwhile is not known
             try:
                 read_image(image, draft_size=1)
-            except ValueError as error:
+            except UnreadablePhotoError as error:
                 found.append(str(error))
             else:
                 found.append(None)
