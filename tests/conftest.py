@@ -8,6 +8,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; processes that tests start inherit it
 if os.environ.get("CLIP_ITM_TEST_GPU") != "1":  # so that tests mean the same on every machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

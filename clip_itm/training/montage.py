@@ -11,6 +11,7 @@ from clip_itm.files import replacing
 from clip_itm.recipe import load_recipe
 from clip_itm.training.encode import scoring
 from clip_itm.training.setup import Encoder, final_split, prepare_photos
+from clip_itm.visible import visible
 
 
 def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int = 6) -> None:
@@ -19,22 +20,28 @@ def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int =
     The right photo has a green frame; its rank stands at the start of the row. Raises ValueError without matplotlib.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("pictures need matplotlib: pip install 'clip-itm[plot]'") from None
     found = {label: _search(folder, queries, top) for label, folder in runs.items()}
     if not process_state().is_main_process:
         return
-    rows = queries * len(runs)
-    figure = Figure(figsize=(1.15 * top + 2.6, 1.2 * rows + 0.5 * queries), layout="constrained")
+    with rc_context({"text.parse_math": False}):  # dollars in captions are dollars
+        _draw(Figure, found, file, queries, top)
+
+
+def _draw(make_figure, found: dict[str, list[dict]], file: Path, queries: int, top: int) -> None:
+    rows = queries * len(found)
+    figure = make_figure(figsize=(1.15 * top + 2.6, 1.2 * rows + 0.5 * queries), layout="constrained")
     blocks = figure.subfigures(queries, 1)
     for query, block in zip(range(queries), blocks if queries > 1 else [blocks], strict=True):
-        block.suptitle(next(iter(found.values()))[query]["caption"], fontsize=10, weight="bold")
-        axes = block.subplots(len(runs), top, squeeze=False)
+        block.suptitle(visible(next(iter(found.values()))[query]["caption"]), fontsize=10, weight="bold")
+        axes = block.subplots(len(found), top, squeeze=False)
         for line, (label, answers) in zip(axes, found.items(), strict=True):
             answer = answers[query]
             line[0].set_ylabel(
-                f"{label}\nright one: rank {answer['rank']}", rotation=0, ha="right", va="center", fontsize=8
+                f"{visible(label)}\nright one: rank {answer['rank']}", rotation=0, ha="right", va="center", fontsize=8
             )
             for axis, (photo, right) in zip(line, answer["photos"], strict=False):
                 axis.imshow(photo)
@@ -57,7 +64,10 @@ def _search(folder: Path, queries: int, top: int) -> list[dict]:
     encoder = Encoder.of_saved(folder / "best", recipe, prepare_photos(recipe, {split.name: split}))
     embeddings = encoder.encode(split)
     answers = []
-    for number in torch.linspace(0, len(embeddings.texts) - 1, queries + 2).long()[1:-1].tolist():
+    photos = torch.linspace(0, len(embeddings.images) - 1, queries + 2).long()[1:-1].tolist()
+    for query, asked in enumerate(photos):
+        own = (embeddings.caption_image == asked).nonzero()[:, 0]
+        number = int(own[query % len(own)])  # the first of one photo, the second of the next: captions differ by place
         scores = scoring(encoder.model)(embeddings.images, embeddings.texts[number : number + 1])[:, 0]
         right = int(embeddings.caption_image[number])
         best = scores.topk(min(top, len(scores))).indices.tolist()
