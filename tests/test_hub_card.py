@@ -2,10 +2,12 @@
 
 import ast
 import json
+import math
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -13,10 +15,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tiny import tiny_recipe
 
+from clip_itm.backbones.configuration import BackboneSection
 from clip_itm.cli import main
 from clip_itm.data.load import load_splits
-from clip_itm.hub.card import PLACE, bare_card, model_card
-from clip_itm.hub.card_data import base_models, base_name
+from clip_itm.hub.card import NO_LICENCE, PLACE, bare_card, model_card, with_licence
+from clip_itm.hub.card_data import base_models, base_name, licence
 from clip_itm.hub.curves import draw_curves
 from clip_itm.recipe import load_recipe, parse_recipe
 from clip_itm.training.run import train
@@ -28,10 +31,19 @@ def finished(tmp_path_factory):
     return recipe, train(recipe)
 
 
-def test_the_results_are_a_model_index_with_intervals(finished):
-    recipe, results = finished
+@pytest.fixture
+def results(finished) -> dict:
+    """Those of the run, as if its test split had 100 photos, for each test to change."""
+    results = json.loads(json.dumps(finished[1]))
+    for stage in ("zero_shot", "best", "last"):
+        results[stage]["all"]["images"] = 100
+    return results
+
+
+def test_the_results_are_a_model_index_with_intervals(finished, results):
+    recipe, _ = finished
     card = ModelCard(model_card(recipe, results, "@x{}"))
-    assert (card.data.library_name, card.data.license) == ("transformers", "apache-2.0")
+    assert (card.data.library_name, card.data.license) == ("transformers", None)
     found = {result.metric_name: result for result in card.data.eval_results}
     assert len(found) == 7
     best = results["best"]["all"]
@@ -46,9 +58,8 @@ def test_the_results_are_a_model_index_with_intervals(finished):
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
 
 
-def test_without_a_bootstrap_there_are_no_intervals(finished):
-    recipe, results = finished
-    results = json.loads(json.dumps(results))
+def test_without_a_bootstrap_there_are_no_intervals(finished, results):
+    recipe, _ = finished
     results["best"]["all"]["intervals"] = {}
     assert ModelCard(model_card(recipe, results, "@x{}")).data.eval_results[0].metric_args is None
 
@@ -171,3 +182,144 @@ def test_a_model_without_a_run_has_a_card_that_says_so():
     assert "epoch4.pt" in text
     assert PLACE in text
     assert "Imported" not in bare_card(config, None)
+
+
+@pytest.mark.parametrize(("photos", "shown"), [(9, False), (99, False), (100, True)])
+def test_a_split_that_is_too_small_stays_out_of_the_metadata(finished, results, photos, shown):
+    recipe, _ = finished
+    for stage in ("zero_shot", "best", "last"):
+        results[stage]["all"]["images"] = photos
+    text = model_card(recipe, results, "@x{}")
+    assert (ModelCard(text).data.eval_results is not None) == shown
+    assert ("model-index" in text) == shown
+    assert (f"split test has {photos} photos, too few" in text) != shown
+    assert f"{results['best']['all']['metrics']['rsum']:.1f}" in text  # the table shows them all the same
+
+
+def test_figures_that_are_no_numbers_stay_out_of_the_metadata(finished, results):
+    results["best"]["all"]["metrics"]["i2t_r1"] = math.nan
+    card = ModelCard(model_card(finished[0], results, "@x{}"))
+    assert len(card.data.eval_results) == 6
+    assert all(math.isfinite(result.metric_value) for result in card.data.eval_results)
+
+
+def test_a_run_whose_every_pair_is_wrong_has_a_card(finished, results):
+    results["wrong_pairs"] = {"wrong": 200, "auc": None, "precision": 1.0}
+    results["noise"]["ratio"] = 1.0
+    text = model_card(finished[0], results, "@x{}")
+    assert "Of 200 training pairs 200 are wrong. Where all are, there is nothing to tell them from." in text
+    assert "all captions shuffled (caption level)" in text
+
+
+def test_a_run_that_was_never_evaluated_on_dev_has_a_card(finished, results):
+    results |= {"best_step": None, "best_dev_rsum": None, "dev_history": [], "seconds": None, "steps": 0}
+    assert "- **Weights**: step 0, the last one" in model_card(finished[0], results, "@x{}")
+
+
+class OwnBackbone(BackboneSection):
+    """A kind that this package does not know."""
+
+    kind: Literal["own"] = "own"
+    width: int = 3
+
+
+class NamedBackbone(OwnBackbone):
+    model: str
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")  # which knows the registered kinds only
+@pytest.mark.parametrize(
+    ("backbone", "name", "hub"),
+    [
+        (OwnBackbone(), "own", []),
+        (NamedBackbone(model="some/clip"), "some/clip", ["some/clip"]),
+        (NamedBackbone(model="/home/somebody/clip"), "clip", []),
+    ],
+)
+def test_a_backbone_of_ones_own_kind_has_a_card(finished, results, backbone, name, hub):
+    recipe = finished[0].model_copy(update={"backbone": backbone})
+    assert (base_name(recipe), base_models(recipe)) == (name, hub)
+    text = model_card(recipe, results, "@x{}")
+    assert f"\n# {name}, fine-tuned" in text
+    assert "(`own`)" in text
+    assert "somebody" not in text.partition("## How it was made")[0]
+    assert "An `own` backbone" in bare_card({"backbone": backbone.model_dump(), "head": None}, None)
+
+
+def base(folder: Path, card: str | None) -> str:
+    folder.mkdir()
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return str(folder)
+
+
+def licence_of(**backbone) -> dict:
+    return licence(parse_recipe({"data": {"source": "sample"}, "backbone": backbone}, "test"))
+
+
+def test_the_licence_is_that_of_the_base_model(tmp_path):
+    named = "---\nlicense: other\nlicense_name: tongyi\nlicense_link: https://example.org/l\n---\n# A model"
+    mit, also, other, none = (
+        base(tmp_path / name, card)
+        for name, card in (
+            ("mit", "---\nlicense: mit\ntags: [a]\n---\n# A model"),
+            ("also", "---\nlicense: mit\n---\n"),
+            ("other", named),
+            ("none", "---\ntags: [a]\n---\n"),
+        )
+    )
+    known = {"license": "other", "license_name": "tongyi", "license_link": "https://example.org/l"}
+    assert licence_of(kind="transformers", model=mit) == {"license": "mit"}
+    assert licence_of(kind="open_clip", model=f"local-dir:{other}") == known
+    assert licence_of(kind="bert-vit", text_model=mit, vision_model=also) == {"license": "mit"}
+    # they do not agree, or one of them says nothing
+    assert licence_of(kind="bert-vit", text_model=mit, vision_model=other) == {}
+    assert licence_of(kind="bert-vit", text_model=mit, vision_model=none) == {}
+    assert licence_of(kind="timm-words", text_encoder="bert", text_model=mit) == {}  # and timm's weights
+    only_text = {"kind": "timm-words", "text_encoder": "bert", "text_model": mit, "image_pretrained": False}
+    assert licence_of(**only_text) == {"license": "mit"}
+    # nothing is claimed of random weights, nor of a model whose card is not here
+    assert licence_of(kind="transformers", model=mit, from_scratch=True) == {}
+    assert licence_of(kind="open_clip", model="ViT-B-32-quickgelu", pretrained="openai") == {}
+    assert licence_of(kind="transformers", model="some/clip") == {}
+
+
+@pytest.mark.parametrize(
+    "card",
+    [None, "", "# No metadata", "---\nlicense: [mit, gpl]\n---\n", "---\nlicense: 3\n---\n", "---\n{a: [\n---\n",
+     "---\n- a\n---\n", "---\nlicense:\n---\n"],
+)  # fmt: skip
+def test_a_base_without_a_clear_licence_gives_none(tmp_path, card):
+    assert licence_of(kind="transformers", model=base(tmp_path / "base", card)) == {}
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
+    assert licence_of(kind="transformers", model=str(tmp_path / "bytes")) == {}
+
+
+def test_the_licence_stands_in_the_card_and_can_be_given(finished, results, tmp_path):
+    recipe, _ = finished
+    assert NO_LICENCE in model_card(recipe, results, "@x{}")
+    model = base(tmp_path / "mit", "---\nlicense: mit\n---\n")
+    content = {"data": {"source": "sample"}, "backbone": {"kind": "transformers", "model": model}}
+    backbone = parse_recipe(content, "test").backbone
+    based = model_card(recipe.model_copy(update={"backbone": backbone}), results, "@x{}")
+    assert ModelCard(based).data.license == "mit"
+    assert "The weights are under the licence `mit`." in based
+    for card in (model_card(recipe, results, "@x{}"), based, "# A card of one's own\n"):
+        given = with_licence(card, "cc-by-4.0")
+        assert "`mit`" not in given
+        assert ModelCard(given).data.license == "cc-by-4.0"
+        assert NO_LICENCE not in given
+        assert given.count("cc-by-4.0") == (1 if card.startswith("# A card") else 2)
+    assert ModelCard(with_licence(model_card(recipe, results, "@x{}"), "mit")).data.eval_results
+
+
+def test_a_push_names_the_licence(finished, capsys):
+    recipe, _ = finished
+    words = ["push", recipe.output_dir, "me/mine", "--dry-run"]
+    assert main([*words, "--license", "mit"]) == 0
+    assert "\nlicense: mit\n" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "\nlicense:" not in capsys.readouterr().out
+    assert main([*words, "--license", "My own"]) == 2
+    assert "--license 'My own': expected the name of a licence" in capsys.readouterr().err

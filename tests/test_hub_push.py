@@ -99,7 +99,7 @@ def test_a_push_is_one_commit_with_everything_and_its_name_in_the_card(run, hub)
     card = files["README.md"].decode()
     assert PLACE not in card
     assert 'pipeline("image-text-retrieval", model="me/tiny", trust_remote_code=True)' in card
-    assert len(ModelCard(card).data.eval_results) == 7
+    assert ModelCard(card).data.eval_results is None  # of so few test photos
     assert main(["push", str(run / "best"), "me/tiny"]) == 0
     assert repo.messages == ["First", "Upload model with clip-itm"]
     assert repo.files() == files

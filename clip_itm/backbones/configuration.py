@@ -42,6 +42,16 @@ class BackboneSection(Section):
         None, description="filled in by the program: the token in place of a hidden word"
     )
 
+    def called(self) -> list[str]:
+        """What people call the towers: names of models, or paths."""
+        model = getattr(self, "model", None)
+        return [model if isinstance(model, str) else getattr(self, "kind", "towers of its own")]
+
+    def bases(self) -> list[str]:
+        """The pretrained weights that training starts from: names on the Hub, paths, or names such as timm:NAME."""
+        model = getattr(self, "model", None)
+        return [model] if isinstance(model, str) and not getattr(self, "from_scratch", False) else []
+
     @model_validator(mode="after")
     def _every_option_does_something(self):
         for tower in ("image", "text"):
@@ -68,6 +78,16 @@ class OpenClipBackbone(BackboneSection):
     model_config_dict: dict[str, Any] | None = Field(
         None, description="filled in by the program; makes checkpoints whole"
     )
+
+    def called(self) -> list[str]:
+        return [self.model.removeprefix("hf-hub:").removeprefix("local-dir:")]
+
+    def bases(self) -> list[str]:
+        if self.pretrained:
+            return [f"open_clip:{self.model}:{self.pretrained}"]
+        if self.model.startswith(("hf-hub:", "local-dir:")):
+            return self.called()
+        return [self.image_weights] if self.image_weights else []
 
     @model_validator(mode="after")
     def _weights_have_one_source(self):
@@ -104,6 +124,12 @@ class BertVitBackbone(BackboneSection):
         None, description="filled in by the program; makes checkpoints whole"
     )
 
+    def called(self) -> list[str]:
+        return [self.text_model, self.vision_model]
+
+    def bases(self) -> list[str]:
+        return self.called()
+
 
 class CaptionTowerSection(BackboneSection):
     """A caption tower with a width of its own: a GRU over words, or BERT."""
@@ -127,6 +153,13 @@ class CaptionTowerSection(BackboneSection):
     min_word_count: PositiveInt = Field(4, description="rarer words of the training captions are unknown")
     max_words: PositiveInt = Field(100, description="longer captions are cut")
     vocab_size: PositiveInt | None = Field(None, description="filled in by the program; makes checkpoints whole")
+
+    def called(self) -> list[str]:
+        image = getattr(self, "image_model", "regions")
+        return [image, self.text_model if self.text_encoder == "bert" else "words"]
+
+    def bases(self) -> list[str]:
+        return [self.text_model] if self.text_encoder == "bert" else []
 
     def _demand_defaults(self, options: tuple[str, ...], reason: str) -> None:
         """ValueError where an option was set that does nothing here."""
@@ -161,6 +194,16 @@ class TimmWordsBackbone(CaptionTowerSection):
     text_heads: PositiveInt = Field(4, description="attention heads of the transformer; divides word_dim")
     min_word_count: PositiveInt = Field(2, description="rarer words of the training captions become [UNK]")
     max_words: PositiveInt = Field(64, description="longer captions are cut")
+
+    def bases(self) -> list[str]:
+        name = self.image_model
+        if self.image_weights:
+            image = [self.image_weights]
+        elif not self.image_pretrained:
+            image = []
+        else:
+            image = [name[len("hf-hub:") :] if name.startswith(("hf-hub:", "hf_hub:")) else f"timm:{name}"]
+        return super().bases() + image
 
     @model_validator(mode="after")
     def _text_tower_is_from_scratch(self):

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from clip_itm.visible import say
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -22,6 +24,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="also push this index of clip-itm index, below index/; twice for one of photos and one of captions",
     )
     parser.add_argument("--space", action="store_true", help="also push a Gradio Space of the same name that shows it")
+    parser.add_argument(
+        "--license",
+        metavar="NAME",
+        help="licence of the weights, such as mit (default: that of the base model where its card is here, else none)",
+    )
     parser.add_argument("--private", action="store_true", help="make new repositories private")
     parser.add_argument("--revision", metavar="NAME", help="branch of the model to push to (default: main)")
     parser.add_argument("--message", metavar="TEXT", help="message of the commit")
@@ -33,13 +40,13 @@ def run(args: argparse.Namespace) -> int:
     from clip_itm.hub.space import space_files
 
     indexes = [Path(place) for place in args.index]
-    pushes = {"model": model_files(Path(args.model), args.repo, indexes, shown=args.space)}
+    pushes = {"model": model_files(Path(args.model), args.repo, indexes, shown=args.space, licence=args.license)}
     if args.space:
         pushes["space"] = space_files(args.repo, args.revision, with_index=bool(indexes))
     if args.dry_run:
         for kind, files in pushes.items():
             show(kind, args.repo, files)
-        print(pushes["model"]["README.md"].decode())
+        say(pushes["model"]["README.md"].decode())
         return 0
     log_in()
     for kind, files in pushes.items():
@@ -51,23 +58,22 @@ def run(args: argparse.Namespace) -> int:
             private=args.private or None,
             revision=args.revision if kind == "model" else None,
         )
-        print(commit.commit_url)
+        say(commit.commit_url)
     return 0
 
 
 def show(kind: str, repo: str, files: dict[str, Path | bytes]) -> None:
     """A table of what would be pushed."""
-    from rich.markup import escape
     from rich.table import Table
 
-    from clip_itm.commands.terminal import print_table
+    from clip_itm.commands.terminal import cell, print_table
 
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
-    table = Table(title=f"{kind} {escape(repo)}", title_justify="left")
+    table = Table(title=cell(f"{kind} {repo}"), title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
     for name, size in sizes.items():
-        table.add_row(escape(name), f"{size:,}")
+        table.add_row(cell(name), f"{size:,}")
     table.add_section()
     table.add_row(f"{len(sizes)} files", f"{sum(sizes.values()):,}")
     print_table(table)

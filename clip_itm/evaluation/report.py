@@ -6,8 +6,14 @@ A row of a table is a label and a result as plain data: `RetrievalResult.as_dict
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
+
+from clip_itm.visible import markdown, visible
 
 Row = tuple[str, Mapping]
+# Below, the 95 % interval of a recall of 50 % is wider than 40 to 60 %, and one query in ten or more has its answer
+# among ten photos by chance.
+FEWEST_PHOTOS = 100
 METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map_at_r": "mAP@R", "rprecision": "R-Precision"}
 HEADERS = {
     f"{direction}_{metric}": f"{direction} {name}" if metric == "r1" else name
@@ -19,7 +25,12 @@ HEADERS = {
 def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: bool = True) -> Table:
     """A table for `rich.console.Console().print`: one row a method, 95 % intervals below the figures."""
     with_protocol, columns = protocols_differ(rows), columns_of(result["metrics"] for _, result in rows)
-    table = Table(title=title, title_justify="left", caption=footnote(rows), caption_justify="left")
+    table = Table(
+        title=title and Text(visible(title)),
+        title_justify="left",
+        caption=Text(visible(footnote(rows))),
+        caption_justify="left",
+    )
     table.add_column("method")
     if with_protocol:
         table.add_column("protocol")
@@ -27,10 +38,10 @@ def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: boo
         table.add_column(HEADERS[name], justify="right")
     for label, result in rows:
         cells = [
-            f"{figure}\n[dim]{spread}[/dim]" if spread else figure
+            Text.assemble(figure, "\n", (spread, "dim")) if spread else figure
             for figure, spread in figures(result, columns, intervals)
         ]
-        table.add_row(label, *([result["protocol"]] if with_protocol else []), *cells)
+        table.add_row(Text(visible(label)), *([Text(visible(result["protocol"]))] if with_protocol else []), *cells)
     return table
 
 
@@ -41,10 +52,9 @@ def markdown_table(rows: Sequence[Row], intervals: bool = True) -> str:
     lines = [left + [HEADERS[name] for name in columns], [":--"] * len(left) + ["--:"] * len(columns)]
     for label, result in rows:
         cells = [f"{figure} ({spread})" if spread else figure for figure, spread in figures(result, columns, intervals)]
-        label = label.replace("|", "\\|")
-        lines.append([label, *([result["protocol"]] if with_protocol else []), *cells])
+        lines.append([markdown(label), *([markdown(result["protocol"])] if with_protocol else []), *cells])
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    return f"{table}\n{footnote(rows)}\n"
+    return f"{table}\n{markdown(footnote(rows))}\n"
 
 
 def columns_of(metrics: Iterable[Mapping]) -> list[str]:
@@ -63,6 +73,20 @@ def figures(result: Mapping, columns: Sequence[str], intervals: bool) -> list[tu
         )
         for name in columns
     ]
+
+
+def has_too_few(result: Mapping) -> bool:
+    return result["images"] < FEWEST_PHOTOS
+
+
+def too_few(split: str, photos: int) -> str:
+    """A sentence on a split with fewer than `FEWEST_PHOTOS`."""
+    reach, chance = min(98 / photos**0.5, 50), min(1000 / photos, 100)
+    return (
+        f"split {split} has {photos} photos, too few to tell models apart: a recall of 50 % is uncertain by "
+        f"{reach:.0f} points either way, and R@10 is {chance:.0f} % by chance (expected: at least "
+        f"{FEWEST_PHOTOS} photos)"
+    )
 
 
 def protocols_differ(rows: Sequence[Row]) -> bool:

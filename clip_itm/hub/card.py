@@ -1,10 +1,16 @@
 """The model card of a run: what a stranger has to know before using the model or trusting its numbers."""
 
 import inspect
+import re
+from collections.abc import Mapping
 
-from clip_itm.evaluation.report import markdown_table
-from clip_itm.hub.card_data import BARE_DATA, base_models, base_name, card_data
+import yaml
+from huggingface_hub import ModelCard
+
+from clip_itm.evaluation.report import has_too_few, markdown_table, too_few
+from clip_itm.hub.card_data import BARE_DATA, base_models, base_name, card_data, licence
 from clip_itm.recipe import Recipe
+from clip_itm.visible import code, fence, markdown, visible
 
 PLACE = "PATH_OR_REPO"  # where the model is; a push puts the name of the repository in its place
 CURVES = "curves.png"
@@ -17,13 +23,14 @@ def model_card(recipe: Recipe, results: dict, citation: str, note: str | None = 
     `citation`: BibTeX of the method; `note`: a caution on the results; `curves`: whether curves.png lies beside it.
     """
     parts = [
-        f"---\n{card_data(recipe, results).to_yaml()}\n---\n# {base_name(recipe)}, fine-tuned for image-text matching",
+        f"---\n{card_data(recipe, results).to_yaml()}\n---",
+        f"# {markdown(base_name(recipe))}, fine-tuned for image-text matching",
         _summary(recipe, results),
         _use(recipe.backbone.kind),
         _recall(results, note, curves),
         _data(recipe, results),
         _making(recipe, results),
-        LICENCE,
+        licence_section(licence(recipe)),
         f"## Citation of the method\n\n```bibtex\n{citation}\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -33,38 +40,48 @@ def bare_card(config: dict, origin: dict | None) -> str:
     """The card of a model without a run: `config` as in config.json, `origin` as in imported_from.json."""
     backbone, head = config["backbone"], config["head"] or {"kind": "clip"}
     facts = [
-        f"An `{backbone['kind']}` backbone with the head `{head['kind']}` of clip_itm. No finished run of clip_itm "
-        "goes with it: nothing is said here about its data or its recall.",
+        f"An {code(backbone['kind'])} backbone with the head {code(head['kind'])} of clip_itm. No finished run of "
+        "clip_itm goes with it: nothing is said here about its data or its recall.",
     ]
     if origin is not None:
-        facts.append(f"Imported from `{origin['file']}` (SHA-256 `{origin['sha256']}`).")
+        facts.append(f"Imported from {code(origin['file'])} (SHA-256 {code(origin['sha256'])}).")
     parts = [
         f"---\n{BARE_DATA.to_yaml()}\n---\n# Image-text matching model",
         "\n".join(facts),
         _use(backbone["kind"]),
-        LICENCE,
+        licence_section({}),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _summary(recipe: Recipe, results: dict) -> str:
     hub = base_models(recipe)
-    links = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in hub) or base_name(recipe)
-    method = inspect.getdoc(type(recipe.head)).splitlines()[0]
+    links = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in hub) or markdown(base_name(recipe))
+    method = (inspect.getdoc(type(recipe.head)) or "").partition("\n")[0]
     return (
         f"Two towers that put photos and captions into one space, made with clip_itm, a toolkit for fine-tuning CLIP "
         f"when some of the captions are wrong.\n\n"
-        f"- **Base**: {links} (`{recipe.backbone.kind}`)\n"
-        f"- **Method**: `{recipe.head.kind}`. {method}\n"
-        f"- **Weights**: step {results['best_step']} of {results['steps']}, the best by recall on the dev split "
-        f"(rsum {results['best_dev_rsum']:.1f})\n"
-        f"- **Trained on**: {recipe.data.source}, with {_noise(results['noise'])}"
+        f"- **Base**: {links} ({code(recipe.backbone.kind)})\n"
+        f"- **Method**: {code(recipe.head.kind)}. {method}\n"
+        f"- **Weights**: {_weights(results)}\n"
+        f"- **Trained on**: {markdown(recipe.data.source)}, with {_noise(results['noise'])}"
+    )
+
+
+def _weights(results: dict) -> str:
+    if results["best_step"] is None or results["best_dev_rsum"] is None:  # nothing was evaluated on dev
+        return f"step {results['steps']}, the last one"
+    return (
+        f"step {results['best_step']} of {results['steps']}, the best by recall on the dev split "
+        f"(rsum {results['best_dev_rsum']:.1f})"
     )
 
 
 def _noise(noise: dict) -> str:
     if not noise["ratio"]:
         return "captions as they came"
+    if noise["ratio"] == 1:
+        return f"all captions shuffled ({noise['level']} level)"
     return f"{100 * noise['ratio']:g} % of the captions shuffled ({noise['level']} level)"
 
 
@@ -73,6 +90,8 @@ def _recall(results: dict, note: str | None, curves: bool) -> str:
     parts = [f"## Recall on {results['split']}, percent", markdown_table(rows).strip()]
     if note:
         parts.append(note)
+    if small := [result["images"] for _, result in rows if has_too_few(result)]:
+        parts.append(f"The {too_few(results['split'], min(small))}. These figures are not in the metadata.")
     if results["split"] == "val":
         parts.append("There is no test split: the checkpoint was chosen on the split it is evaluated on: flattering.")
     if curves:
@@ -85,9 +104,8 @@ def _data(recipe: Recipe, results: dict) -> str:
     drawn = f"seed {noise['seed']}" if recipe.noise.file is None else "from a file"
     lines = ["## Data", "", "| split | photos | captions | left out | hash |", "|---|---|---|---|---|"]
     for name, split in results["provenance"]["splits"].items():
-        lines.append(
-            f"| {name} | {split['photos']:,} | {split['captions']:,} | {_left_out(split)} | `{split['sha256']}` |"
-        )
+        counts = f"{split['photos']:,} | {split['captions']:,} | {_left_out(split)}"
+        lines.append(f"| {markdown(name)} | {counts} | `{split['sha256']}` |")
     lines += [
         "",
         f"Caption noise in training: ratio {noise['ratio']:g} at {noise['level']} level, {drawn}, hash "
@@ -103,10 +121,10 @@ def _left_out(split: dict) -> str:
     return ", ".join(f"{split[key]:,} {kind}" for key, kind in kinds.items() if split.get(key)) or "nothing"
 
 
-def _wrong_pairs(found: dict, pairs: int) -> str:
+def _wrong_pairs(found: Mapping, pairs: int) -> str:
     start = f"Of {pairs:,} training pairs {found['wrong']:,} are wrong."
     if found["auc"] is None:  # all of them are: there is nothing to tell apart
-        return start
+        return f"{start} Where all are, there is nothing to tell them from."
     return (
         f"{start} The method ranks them by suspicion with an AUC of {found['auc']:.3f}; among the {found['wrong']:,} "
         f"most suspicious, {100 * found['precision']:.1f} % are wrong."
@@ -117,6 +135,7 @@ def _making(recipe: Recipe, results: dict) -> str:
     provenance = results["provenance"]
     machine = provenance["machine"]
     took = "" if results["seconds"] is None else f", {results['seconds']:,.0f} s of training"
+    content = _yaml(recipe).strip()
     versions = ", ".join(f"{package} {number}" for package, number in provenance["versions"].items())
     return f"""## How it was made
 
@@ -129,11 +148,19 @@ the hashes above. Made on {machine["processes"]} process(es), {machine["device"]
 
 <details><summary>The whole recipe</summary>
 
-```yaml
-{recipe.to_yaml().strip()}
-```
+{fence(content)}yaml
+{content}
+{fence(content)}
 
 </details>"""
+
+
+def _yaml(recipe: Recipe) -> str:
+    """Whoever reads the page sees what it says: signs that turn the direction of text are escapes."""
+    content = recipe.to_yaml()
+    if content == visible(content, kept="\n"):
+        return content
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
 def _command(recipe: Recipe, processes: int) -> str:
@@ -217,7 +244,28 @@ model, _, preprocess = open_clip.create_model_and_transforms("local-dir:model_op
 tokenizer = open_clip.get_tokenizer("local-dir:model_open_clip")
 ```"""
 
-LICENCE = """## Requirements and licence
+NO_LICENCE = "None is given for the weights: whoever shares them says under which (`clip-itm push --license NAME`)."
+
+
+def licence_section(metadata: Mapping[str, str]) -> str:
+    """`metadata`: `license` and the like of the card, empty where no licence is known."""
+    weights = NO_LICENCE if not metadata else licence_of_weights(metadata.get("license_name", metadata["license"]))
+    return f"""## Requirements and licence
 
 Python 3.11 or newer and the packages of [`requirements.txt`](requirements.txt). The code in this repository is under
-Apache-2.0. The licences of the base weights, and of the photos and captions, apply to what was made from them."""
+Apache-2.0. {weights} The licences of the base weights, and of the photos and captions, apply to what was made from
+them."""
+
+
+def licence_of_weights(name: str) -> str:
+    return f"The weights are under the licence {code(name)}."
+
+
+def with_licence(card: str, name: str) -> str:
+    """The card with the licence of the weights that their maker names."""
+    changed = ModelCard(card, ignore_metadata_errors=True)
+    for key in ("license_name", "license_link"):
+        changed.data.pop(key, None)
+    changed.data.license = name
+    said = rf"{re.escape(NO_LICENCE)}|The weights are under the licence `[^\n]*?`\."
+    return re.sub(said, lambda _: licence_of_weights(name), str(changed))

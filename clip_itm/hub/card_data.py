@@ -1,16 +1,18 @@
 """The metadata block of a model card: what the Hub shows, filters by and compares."""
 
 import re
+from math import isfinite
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, metadata_load, try_to_load_from_cache
+from yaml import YAMLError
 
-from clip_itm.evaluation.report import METRIC_NAMES, columns_of
+from clip_itm.evaluation.report import METRIC_NAMES, columns_of, has_too_few
 from clip_itm.recipe import Recipe
+from clip_itm.visible import visible
 
 COMMON = {
     "library_name": "transformers",
-    "license": "apache-2.0",
     # the Hub knows no tag for retrieval between photos and sentences; CLIP models carry this one
     "pipeline_tag": "zero-shot-image-classification",
 }
@@ -20,21 +22,28 @@ DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}
 
 
 def card_data(recipe: Recipe, results: dict) -> ModelCardData:
-    """Metadata of a run: base models and data set where they have names on the Hub, results with intervals."""
+    """Metadata of a run: base models and data set where they have names on the Hub, results with intervals.
+
+    Of a split that is too small there are no results: the Hub ranks models by them.
+    """
     tags = [*TAGS, "noisy-correspondence", recipe.head.kind]
     return ModelCardData(
         **COMMON,
+        **licence(recipe),
         tags=tags,
         base_model=base_models(recipe) or None,
         base_model_relation="finetune" if base_models(recipe) else None,
         datasets=[dataset] if (dataset := _hub_dataset(recipe)) else None,
         metrics=["recall"],
-        model_name=base_name(recipe),
+        model_name=visible(base_name(recipe)),
         eval_results=[
             _eval_result(recipe, results, protocol, metric)
             for protocol, result in results["best"].items()
+            if not has_too_few(result)
             for metric in columns_of([result["metrics"]])
-        ],
+            if isfinite(result["metrics"][metric])
+        ]
+        or None,
     )
 
 
@@ -59,17 +68,9 @@ def _eval_result(recipe: Recipe, results: dict, protocol: str, metric: str) -> E
 
 def base_name(recipe: Recipe) -> str:
     """What training started from, for people; of a local file or folder, only its last name."""
-    backbone = recipe.backbone
-    match backbone.kind:
-        case "bert-vit":
-            return f"{_last_name(backbone.text_model)} + {_last_name(backbone.vision_model)}"
-        case "timm-words" | "regions":
-            image = "regions" if backbone.kind == "regions" else _last_name(backbone.image_model)
-            return f"{image} + {_last_name(backbone.text_model) if backbone.text_encoder == 'bert' else 'words'}"
-        case "open_clip":
-            tag = f" ({_last_name(backbone.pretrained)})" if backbone.pretrained else ""
-            return _last_name(backbone.model.removeprefix("hf-hub:").removeprefix("local-dir:")) + tag
-    return _last_name(backbone.model)
+    name = " + ".join(map(_last_name, recipe.backbone.called()))
+    tag = getattr(recipe.backbone, "pretrained", None)
+    return f"{name} ({_last_name(tag)})" if isinstance(tag, str) and tag else name
 
 
 def _last_name(name: str) -> str:
@@ -78,30 +79,42 @@ def _last_name(name: str) -> str:
 
 def base_models(recipe: Recipe) -> list[str]:
     """Names on the Hub of what training started from, as far as they have one."""
-    backbone = recipe.backbone
-    match backbone.kind:
-        case "bert-vit":
-            names = [backbone.text_model, backbone.vision_model]
-        case "timm-words" | "regions":
-            names = [backbone.text_model] if backbone.text_encoder == "bert" else []
-            if backbone.kind == "timm-words" and backbone.image_model.startswith(("hf-hub:", "hf_hub:")):
-                names.append(backbone.image_model[len("hf-hub:") :])
-        case "open_clip":
-            names = [_open_clip_name(backbone)]
-        case _:
-            names = [] if backbone.from_scratch else [backbone.model]
+    names = map(_hub_name, recipe.backbone.bases())
     return [name for name in names if name and _is_hub_name(name) and not Path(name).exists()]
 
 
-def _open_clip_name(backbone) -> str | None:
-    if backbone.model.startswith("hf-hub:"):
-        return backbone.model.removeprefix("hf-hub:")
-    if backbone.pretrained is None:
-        return None
+def _hub_name(base: str) -> str | None:
+    if not base.startswith("open_clip:"):
+        return base
     import open_clip
 
-    found = open_clip.get_pretrained_cfg(backbone.model, backbone.pretrained)
+    found = open_clip.get_pretrained_cfg(*base.split(":", 2)[1:])
     return found.get("hf_hub", "").strip("/") or None
+
+
+def licence(recipe: Recipe) -> dict[str, str]:
+    """`license` (with `license_name`, `license_link`) of all that training started from, else nothing.
+
+    It is what the cards of the base models say, in their folders or in the cache of the Hub; of several models that do
+    not agree, of weights without a card and of random weights nothing is known.
+    """
+    found = [_licence_of(_hub_name(base) or base) for base in recipe.backbone.bases()]
+    return found[0] if found and all(each == found[0] for each in found) else {}
+
+
+def _licence_of(base: str) -> dict[str, str]:
+    card = Path(base) / "README.md"
+    if not card.is_file() and _is_hub_name(base):
+        cached = try_to_load_from_cache(base, "README.md")
+        card = Path(cached) if isinstance(cached, str) else card
+    try:
+        said = metadata_load(card) or {}
+    except (OSError, ValueError, YAMLError):  # no card, or one that cannot be read
+        return {}
+    known = {key: said.get(key) for key in ("license", "license_name", "license_link")}
+    if not isinstance(known["license"], str):
+        return {}
+    return {key: value for key, value in known.items() if isinstance(value, str)}
 
 
 def _hub_dataset(recipe: Recipe) -> str | None:

@@ -1,6 +1,7 @@
 """Pushing to the Hub: what goes into a repository, checked before anything is sent, and one commit."""
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from clip_itm.checksums import CHECKSUMS, check_files, read_checksums
 from clip_itm.files import model_folder
-from clip_itm.hub.card import PLACE, bare_card
+from clip_itm.hub.card import PLACE, bare_card, with_licence
 from clip_itm.reading import read_json
 
 Files = dict[str, Path | bytes]  # path in the repository -> a file here, or its content
@@ -21,13 +22,17 @@ KEPT = (".json", ".jinja", ".md", ".model", ".npz", ".png", ".py", ".safetensors
 TRAINING_STATE = ("bank.npz", "labels.safetensors", "npc_state.safetensors", "trainer_state.json")
 
 
-def model_files(place: Path, repo: str, indexes: Sequence[Path] = (), shown: bool = False) -> Files:
+def model_files(
+    place: Path, repo: str, indexes: Sequence[Path] = (), shown: bool = False, licence: str | None = None
+) -> Files:
     """What a push of a run (its best model) or of a saved model puts into `repo`; `indexes` under index/.
 
-    `shown`: a Space will show the photos of the indexes. Raises ValueError for a wrong name, a run that is not
-    finished, a folder that holds no whole model, and an index that is none, of another model, or cannot be shown.
+    `shown`: a Space will show the photos of the indexes. `licence`: of the weights, for the card; default: as it says.
+    Raises ValueError for a wrong name, a run that is not finished, a folder that holds no whole model, and an index
+    that is none, of another model, or cannot be shown.
     """
     check_name(repo)
+    check_licence(licence)
     folder = model_folder(place)
     if folder != place and not (place / "results.json").is_file():
         raise ValueError(f"{place}: this run is not finished (it has no results.json): train it to its end")
@@ -41,7 +46,8 @@ def model_files(place: Path, repo: str, indexes: Sequence[Path] = (), shown: boo
     if kept := read_checksums(folder):
         kept["files"] = {name: entry for name, entry in kept["files"].items() if name in files}
         files[CHECKSUMS] = (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
-    files["README.md"] = _card(folder, config).replace(PLACE, repo).encode()
+    card = _card(folder, config).replace(PLACE, repo)
+    files["README.md"] = (card if licence is None else with_licence(card, licence)).encode()
     if indexes:
         files |= _index_files(indexes, folder, shown)
     return files
@@ -52,6 +58,14 @@ def check_name(repo: str) -> None:
         validate_repo_id(repo)
     except ValueError as error:
         raise ValueError(f"{repo!r} is no name of a repository, such as me/my-model: {error}") from None
+
+
+def check_licence(name: str | None) -> None:
+    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
+        raise ValueError(
+            f"--license {name!r}: expected the name of a licence as the Hub writes it, such as mit, apache-2.0, "
+            "cc-by-nc-4.0 (all of them: https://huggingface.co/docs/hub/repositories-licenses)"
+        )
 
 
 def _check_model(folder: Path) -> dict:

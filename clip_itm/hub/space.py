@@ -1,5 +1,6 @@
 """A Gradio Space that shows a pushed model: a few lines around `build_app`, and the source of this package."""
 
+import json
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -60,7 +61,7 @@ source of the package that made both.
 
 
 def _app(model: str, revision: str | None, with_index: bool) -> str:
-    where = f'"{model}"' + ("" if revision is None else f', revision="{revision}"')
+    where = f'"{model}"' + ("" if revision is None else f", revision={json.dumps(revision)}")
     load_indexes = """
 for index in sorted(Path(folder, "index").iterdir()):
     pipe.load_index(index)"""

@@ -21,6 +21,7 @@ from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Pairs, Split, hash_strings
 from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
+from clip_itm.evaluation.report import FEWEST_PHOTOS, too_few
 from clip_itm.heads.npc.bank import MemoryBank
 from clip_itm.model import ItmModel
 from clip_itm.offline import demand_recipe
@@ -52,9 +53,11 @@ class TrainingData:
 
 
 def final_split(recipe: Recipe, splits: dict[str, Split]) -> Split:
-    """The split of the final table: test, or val where the source has no test."""
+    """The split of the final table: test, or val where the source has no test. Warns of one that is too small."""
     for name in (recipe.evaluation.split, "val"):
         if name in splits:
+            if len(splits[name]) < FEWEST_PHOTOS and process_state().is_main_process:
+                warnings.warn(too_few(name, len(splits[name])), stacklevel=1)
             return splits[name]
     raise ValueError(f"data: the source {recipe.data.source!r} has neither test nor val (found: {', '.join(splits)})")
 
