@@ -27,6 +27,7 @@ from clip_itm.commands import (
 from clip_itm.commands.output import outputs_of
 from clip_itm.commands.parser import Parser, without_unknown
 from clip_itm.memory import keep_freed_memory
+from clip_itm.visible import say, visible
 
 COMMANDS = {
     "train": train,
@@ -90,7 +91,9 @@ def main(words: list[str] | None = None) -> int:
     130 after Ctrl-C; 141 where nobody reads the output any more.
     """
     keep_freed_memory()
-    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
+    warnings.formatwarning = _warning
+    # read where torch is loaded: threads of OpenMP that wait leave the cores to others instead of spinning
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked; it would warn at every fork
     with suppress(AttributeError, ValueError):  # names of files may hold bytes, and the terminal may know ASCII only
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -116,19 +119,23 @@ def _run(words: list[str]) -> int:
         with outputs_of(args):
             return COMMANDS[args.verb].run(args) or 0
     except KeyboardInterrupt:
-        print(f"\n{_stopped(args)}", file=sys.stderr)
+        say(f"\n{_stopped(args)}", sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if os.environ.get("CLIP_ITM_DEBUG") or (isinstance(error, BrokenPipeError) and _nobody_reads()):
             raise
         status, told = _told(error)
-        print(f"clip-itm {args.verb}: {told}", file=sys.stderr)
+        say(f"clip-itm {args.verb}: {told}", sys.stderr)
         return status
     finally:
         if "torch.distributed" in sys.modules:
             from clip_itm.distributed import leave_process_group
 
             leave_process_group()
+
+
+def _warning(message, *args, **kwargs) -> str:
+    return visible(f"warning: {message}\n", kept="\n")
 
 
 def _told(error: Exception) -> tuple[int, str]:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clip_itm.visible import visible
+
 T = TypeVar("T")
 # what a launcher can ask for beside data parallelism; nothing of it is a part of a recipe
 OTHER_LAUNCHES = (
@@ -56,7 +58,7 @@ def process_index() -> int:
 def say(text: str) -> None:
     """To a person, once: on standard error of the first process."""
     if process_state().is_main_process:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text, kept="\n"), file=sys.stderr, flush=True)
 
 
 def agree(problem: Exception | None) -> None:

@@ -1,6 +1,14 @@
 """What the standalone HTML pages share."""
 
 import base64
+from html import escape
+
+from clip_itm.visible import visible
+
+
+def escaped(text: str) -> str:
+    """HTML, in an element or an attribute."""
+    return escape(visible(text, kept="\n\t"))
 
 
 def image_element(jpeg: bytes | None, label: str) -> str:

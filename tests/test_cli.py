@@ -1,5 +1,6 @@
 """The command line: quick to answer, and mistakes end in one line and status 2."""
 
+import os
 import subprocess
 import sys
 
@@ -48,3 +49,16 @@ def test_unknown_options_are_refused(capsys):
         main(["train", "recipes/sample/clip.yaml", "--epochs", "3"])
     assert stopped.value.code == 2
     assert "unrecognized arguments: --epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_are_passive_from_before_torch_is_loaded(given, expected):
+    code = (
+        "import os, sys; from clip_itm.cli import main; from clip_itm.commands import train\n"
+        "train.run = lambda args: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "main(['train', 'recipe.yaml'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{expected} False\n", done.stderr

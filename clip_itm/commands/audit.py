@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFolder
+from clip_itm.visible import say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     audit.save(out / "audit.parquet")
     write_text(out / "audit.html", audit_page(audit, args.top))
     shown = min(args.top, len(audit.clean.values))
-    print(f"all pairs: {out / 'audit.parquet'}\nthe {shown} most suspicious: {out / 'audit.html'}")
+    say(f"all pairs: {out / 'audit.parquet'}\nthe {shown} most suspicious: {out / 'audit.html'}")
     if args.clean_to is not None:
         clean(audit, args)
     return 0
@@ -106,7 +107,7 @@ def clean(audit, args: argparse.Namespace) -> None:
     left_out = f"{counts['dropped_pairs']:,} left out"
     if counts["dropped_photos"]:
         left_out += f", and {counts['dropped_photos']:,} photos that keep no caption"
-    print(f"{folder}: {counts['kept_pairs']:,} training pairs, {left_out}")
+    say(f"{folder}: {counts['kept_pairs']:,} training pairs, {left_out}")
     if wrong is not None:
-        print(f"really wrong: {wrong[keep].mean():.1%} of the kept pairs, {wrong.mean():.1%} before")
-    print(f"train on it: clip-itm train RECIPE --data.source folder --data.root {folder}")
+        say(f"really wrong: {wrong[keep].mean():.1%} of the kept pairs, {wrong.mean():.1%} before")
+    say(f"train on it: clip-itm train RECIPE --data.source folder --data.root {folder}")

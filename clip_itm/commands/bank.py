@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFile
+from clip_itm.visible import say
 
 DEFAULT_RHO = 0.99
 
@@ -74,7 +75,7 @@ def _save(bank, args: argparse.Namespace) -> None:
         bank.save(args.out, exclusive=True)
     except FileExistsError:  # of another process, just now
         raise _taken(args) from None
-    print(f"saved in {args.out}")
+    say(f"saved in {args.out}")
 
 
 def _build(args: argparse.Namespace) -> int:

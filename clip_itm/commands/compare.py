@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from clip_itm.visible import say
+
 
 def add_parser(verbs) -> None:
     parser = verbs.add_parser(
@@ -49,13 +51,13 @@ def _run(runs: list, out: Path, montage: bool) -> None:
     for number, (method, recipe) in enumerate(runs, 1):
         if main:
             what = f"{method}, noise {recipe.noise.ratio:g}, seed {recipe.training.seed}"
-            print(f"\n[{number}/{len(runs)}] {what}", flush=True)
+            say(f"\n[{number}/{len(runs)}] {what}")
         cells.append(Cell(method, recipe.noise.ratio, recipe.training.seed, train(recipe), Path(recipe.output_dir)))
     if main:
         rows = summarise(cells)
         add_differences(rows, cells)
         save(rows, cells, out)
-        print(f"table: {out}/comparison.md and comparison.json")
+        say(f"table: {out}/comparison.md and comparison.json")
         again = "the same command shows it again, without training"
         with best_effort("the table", again):
             show(rows, cells)
@@ -67,7 +69,7 @@ def _run(runs: list, out: Path, montage: bool) -> None:
         folders = {f"{method}, noise {recipe.noise.ratio:g}": Path(recipe.output_dir) for method, recipe in runs}
         draw_montage(folders, out / "queries.png")  # all processes encode
         if main:
-            print(f"picture: {out}/queries.png")
+            say(f"picture: {out}/queries.png")
 
 
 def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
@@ -77,7 +79,7 @@ def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
     protocol = next((row["protocol"] for row in rows if "rsum" in row), None)
     best = [row for row in rows if row["stage"] == "best" and row["protocol"] == protocol]
     if plot_noise(best, file, f"{source}, recall on {split} ({protocol})"):
-        print(f"picture: {file}")
+        say(f"picture: {file}")
 
 
 def stopped(args) -> str:
@@ -93,9 +95,7 @@ def stopped(args) -> str:
 
 def show(rows: list[dict], cells: list) -> None:
     """The tables in the terminal."""
-    from rich.table import Table
-
-    from clip_itm.commands.terminal import print_table
+    from clip_itm.commands.terminal import print_lines
     from clip_itm.training.compare import STAGES, detection_lines, table_lines
 
     tables = {
@@ -107,10 +107,5 @@ def show(rows: list[dict], cells: list) -> None:
     }
     if len(lines := detection_lines(cells)) > 1:
         tables["wrong training pairs found (precision among as many suspects as pairs are wrong)"] = lines
-    for title, (header, *lines) in tables.items():
-        table = Table(title=title)
-        for column in header:
-            table.add_column(column, justify="right" if column != "method" else "left")
-        for line in lines:
-            table.add_row(*line)
-        print_table(table)
+    for title, lines in tables.items():
+        print_lines(title, lines, left=["method"])

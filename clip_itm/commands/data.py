@@ -3,6 +3,7 @@
 import argparse
 
 from clip_itm.commands.output import OutputFile, OutputFolder
+from clip_itm.visible import say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -72,7 +73,7 @@ def run_float16(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.overrides[0]}: data float16 reads a folder, no recipe; it has no such option")
     written = store_in_half_precision(args.root, args.out)
     size = sum(path.stat().st_size for path in written)
-    print(f"{args.out}: {len(written)} files written, {size / 1e9:.2f} GB")
+    say(f"{args.out}: {len(written)} files written, {size / 1e9:.2f} GB")
     return 0
 
 

@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from clip_itm.hub.export import export
+    from clip_itm.visible import say
 
     disable_progress_bar()
     difference = export(args.model, args.to, args.out)
-    print(f"saved in {args.out}; loaded again, its embeddings differ by at most {difference:.1g} (how: its README.md)")
+    say(f"saved in {args.out}; loaded again, its embeddings differ by at most {difference:.1g} (how: its README.md)")
     return 0

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFolder
+from clip_itm.visible import say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -66,9 +67,9 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
 
     architecture = backbone.config.model_config_dict["model_cfg"]
     name = openclip_name(architecture)
-    print(f"{file}: {f'recognised as {name}' if name else 'no architecture of OpenAI'}\n{describe(architecture)}")
+    say(f"{file}: {f'recognised as {name}' if name else 'no architecture of OpenAI'}\n{describe(architecture)}")
     if architecture["text_cfg"]["vocab_size"] != len(processor.tokenizer):
-        print(f"the processor's tokens ({len(processor.tokenizer)}) are not those of this model: give it your own")
+        say(f"the processor's tokens ({len(processor.tokenizer)}) are not those of this model: give it your own")
     source = {"epoch": checkpoint.epoch, "name": checkpoint.name, "recognised_as": name, "architecture": architecture}
     _save(model, processor, file, out, source)
 
@@ -113,7 +114,7 @@ def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) ->
     if similarity:
         _load(model.head.similarity, similarity_state(similarity[0]), file)
     name = head.similarity.kind.upper() if similarity else "VSE-infinity"
-    print(f"{file}: recognised as {name}, regions of {section.region_dim}, embeddings of {section.embed_dim}")
+    say(f"{file}: recognised as {name}, regions of {section.region_dim}, embeddings of {section.embed_dim}")
     _save(model, processor, file, out, {"recognised_as": name})
 
 
@@ -139,4 +140,4 @@ def _save(model, processor, file: Path, out: Path, source: dict) -> None:
     processor.save_pretrained(out)
     write_json(out / "imported_from.json", {"file": file.name, "sha256": digest, **source})
     write_checksums(out)
-    print(f"saved in {out}")
+    say(f"saved in {out}")

@@ -4,6 +4,8 @@ import argparse
 import warnings
 from pathlib import Path
 
+from clip_itm.visible import say
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -74,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
         thumbnails=args.thumbnails,
         prune=args.prune,
     )
-    print(f"{args.out}: {len(index):,} {'photos' if modality == 'image' else 'captions'}; {index.note}")
-    print(f"this run: {pipe.changes}")
-    print(f'search it: clip-itm search {args.model} {args.out} "a dog in the snow"')
+    say(f"{args.out}: {len(index):,} {'photos' if modality == 'image' else 'captions'}; {index.note}")
+    say(f"this run: {pipe.changes}")
+    say(f'search it: clip-itm search {args.model} {args.out} "a dog in the snow"')
     return 0
 
 

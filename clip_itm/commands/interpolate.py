@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFolder
+from clip_itm.visible import say
 
 NOTES = {
     "dev": "best rsum on dev",
@@ -200,4 +201,4 @@ def save(out: Path, line, tuned: Path, content: dict) -> None:
         plot = plot_line(content, folder / "interpolation.png")
         write_checksums(model)
         write_checksums(folder)
-    print(f"model: {out}/model\nfigures: {out}/interpolation.json" + (f" and {out}/interpolation.png" if plot else ""))
+    say(f"model: {out}/model\nfigures: {out}/interpolation.json" + (f" and {out}/interpolation.png" if plot else ""))

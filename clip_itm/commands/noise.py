@@ -3,6 +3,7 @@
 import argparse
 
 from clip_itm.commands.output import OutputFile
+from clip_itm.visible import say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -64,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     pairs = _training_pairs(recipe)
     noise = load_noise(section, pairs)
     noise.save(args.out)
-    print(_table(noise.statistics(pairs)))
-    print(f"saved in {args.out}")
+    say(_table(noise.statistics(pairs)))
+    say(f"saved in {args.out}")
     return 0
 
 
@@ -78,10 +79,10 @@ def _info(args: argparse.Namespace) -> int:
         if not args.file.endswith(".npz"):
             raise ValueError(f"{args.file}: a published file means nothing without its captions; give a recipe, too")
         noise = CaptionNoise.load(args.file)
-        print(_table({**noise.description(), "pairs": len(noise.source)}))
+        say(_table({**noise.description(), "pairs": len(noise.source)}))
         return 0
     pairs = _training_pairs(load_recipe(args.recipe, args.overrides))
-    print(_table(load_noise(NoiseSection(file=args.file), pairs).statistics(pairs)))
+    say(_table(load_noise(NoiseSection(file=args.file), pairs).statistics(pairs)))
     return 0
 
 

@@ -6,6 +6,7 @@ import re
 
 from clip_itm.keys import all_keys
 from clip_itm.recipe import Recipe
+from clip_itm.visible import visible
 
 MOST_SHOWN = 4
 WITHOUT_RECIPE = ("app", "export", "import", "push", "search", "verify")
@@ -19,6 +20,10 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1)
             message += f"; did you mean {near[0]}?" if near else ""
         super().error(message)
+
+    def exit(self, status: int = 0, message: str | None = None):
+        """What was typed is quoted visibly."""
+        super().exit(status, message and visible(message, kept="\n"))
 
 
 def without_unknown(parser: Parser, words: list[str]) -> argparse.Namespace:

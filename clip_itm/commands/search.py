@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from clip_itm.files import write_json, write_text
     from clip_itm.retrieval.pipeline import load_pipeline
     from clip_itm.retrieval.show import Answer, draw_montage, results_page
+    from clip_itm.visible import say
 
     pipe = load_pipeline(args.model, args.device)
     index = pipe.load_index(args.index)
@@ -69,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, [answer.as_dict() for answer in answers])
     if args.html:
         write_text(args.html, results_page(answers, f"{args.index}: {len(index):,} {index.modality}s"))
-        print(f"page: {args.html}")
+        say(f"page: {args.html}")
     if args.montage:
         draw_montage(answers, args.montage)
-        print(f"picture: {args.montage}")
+        say(f"picture: {args.montage}")
     return 0

@@ -1,10 +1,20 @@
-"""Tables on the terminal, and in files and pipes, where rich would otherwise squeeze them into 80 columns."""
+"""Tables on the terminal, and in files and pipes, where rich would otherwise squeeze them into 80 columns.
 
-from collections.abc import Iterable
+Whatever is printed goes through `visible.py`: captions and names of files are no markup, and send the terminal nothing.
+"""
+
+from collections.abc import Iterable, Sequence
 
 import rich.console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from clip_itm.visible import visible
+
+
+def cell(text: str) -> Text:
+    """For a table of rich: nothing in it is markup or an emoji."""
+    return Text(visible(text))
 
 
 class Console(rich.console.Console):
@@ -19,12 +29,23 @@ def print_table(table: Table) -> None:
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
-    """Names and values, taken as they are: nothing in them is markup."""
-    table = Table(title=escape(title), title_justify="left", show_header=False)
+    """Names and values."""
+    table = Table(title=cell(title), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in facts:
-        table.add_row(escape(name), escape(value))
+        table.add_row(cell(name), cell(value))
+    print_table(table)
+
+
+def print_lines(title: str, lines: Iterable[Sequence[str]], left: Sequence[str] = ()) -> None:
+    """Cells, those of the header first; columns are aligned to the right but for those in `left`."""
+    header, *rows = lines
+    table = Table(title=cell(title))
+    for name in header:
+        table.add_column(cell(name), justify="left" if name in left else "right")
+    for row in rows:
+        table.add_row(*map(cell, row))
     print_table(table)
 
 
@@ -33,7 +54,7 @@ def print_results(query: str, rows: Iterable[tuple[int, float, str]]) -> None:
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")
-    table.add_column(escape(query), overflow="fold")
+    table.add_column(cell(query), overflow="fold")
     for rank, score, label in rows:
-        table.add_row(str(rank), f"{score:.3f}", escape(label))
+        table.add_row(str(rank), f"{score:.3f}", cell(label))
     print_table(table)

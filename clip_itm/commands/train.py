@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from clip_itm.visible import say
+
 
 def add_parser(verbs) -> None:
     from clip_itm.recipe import describe_keys
@@ -39,8 +41,8 @@ def run(args) -> int:
             title = f"{recipe.output_dir}: recall on {results['split']}, percent"
             print_table(terminal_table(run_rows(results), title=title))
             if note := beaten_by_step_0(results):
-                print(note)
-        print(f"model, recipe, noise and table: {recipe.output_dir}/best")
+                say(note)
+        say(f"model, recipe, noise and table: {recipe.output_dir}/best")
     return 0
 
 

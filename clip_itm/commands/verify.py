@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from clip_itm.visible import say
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -30,24 +32,23 @@ def run(args: argparse.Namespace) -> int:
         parts = verify(place, bar.update)
     show(place, parts)
     damages = [damage for part in parts for damage in part.damages]
-    print("\n".join([f"DAMAGED  {damage}" for damage in damages] or ["no damage found"]))
+    say("\n".join([f"DAMAGED  {damage}" for damage in damages] or ["no damage found"]))
     if any(part.without for part in parts):
-        print("Files without a checksum are of an earlier clip_itm, of other programs, or made to be changed.")
+        say("Files without a checksum are of an earlier clip_itm, of other programs, or made to be changed.")
     return 1 if damages else 0
 
 
 def show(place: Path, parts: list) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    from clip_itm.commands.terminal import print_table
+    from clip_itm.commands.terminal import cell, print_table
 
-    table = Table(title=escape(f"{place}: compared with checksums"), title_justify="left")
+    table = Table(title=cell(f"{place}: compared with checksums"), title_justify="left")
     table.add_column("", overflow="fold")
     for column in ("files", "bytes", "damaged", "without checksum"):
         table.add_column(column, justify="right")
     for part in parts:
         name = part.place.relative_to(place).as_posix() if part.place.is_relative_to(place) else part.place.name
         counts = (part.files, part.bytes, len(part.damages), len(part.without))
-        table.add_row(escape(name), *(f"{count:,}" for count in counts), style="bold red" if part.damages else None)
+        table.add_row(cell(name), *(f"{count:,}" for count in counts), style="bold red" if part.damages else None)
     print_table(table)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from ftfy.badness import is_bad
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm.auto import tqdm
 
 from clip_itm.data.left_out import find_absent, notes, shown
@@ -19,6 +20,7 @@ from clip_itm.data.load import split_problems
 from clip_itm.data.photo_check import ReadPhotos, photo_identity, photo_name
 from clip_itm.data.photo_facts import EXTREME, EXTREME_RATIO, SMALLEST_SIDE, PhotoFacts, inspect_photo
 from clip_itm.data.rows import Split
+from clip_itm.visible import visible
 
 TOKEN_BATCH = 1000
 
@@ -75,7 +77,7 @@ class CheckReport:
             console.print(self._table())
         for title, lines in (("warning", self.warnings), ("LEAK", self.leaks), ("PROBLEM", self.problems)):
             for line in lines:
-                console.print(f"{title}: {line}", markup=False, soft_wrap=True)
+                console.print(Text(visible(f"{title}: {line}", kept="\n")), soft_wrap=True)
         console.print(self._verdict())
         return output.getvalue()
 
@@ -85,10 +87,12 @@ class CheckReport:
         return "Training would be judged by photos of another split." if self.leaks else "Training can start."
 
     def _table(self) -> Table:
-        table = Table("", *self.splits)
+        table = Table("")
+        for name in self.splits:
+            table.add_column(Text(visible(name)))
         columns = [_cells(report) for report in self.splits.values()]
         for label in dict.fromkeys(label for cells in columns for label in cells):
-            table.add_row(label, *(cells.get(label, "0") for cells in columns))
+            table.add_row(Text(visible(label)), *(cells.get(label, "0") for cells in columns))
         return table
 
 

@@ -10,6 +10,7 @@ from clip_itm.data.annotation_files import existing_root
 from clip_itm.data.arrays import new_array
 from clip_itm.data.regions import mapped
 from clip_itm.files import replacing
+from clip_itm.visible import visible
 
 ROWS_AT_ONCE = 512
 
@@ -41,7 +42,7 @@ def store_in_half_precision(root: str | Path, out: str | Path) -> list[Path]:
 def _write_half(file: Path, target: Path) -> None:
     array = mapped(file)
     copy = new_array(target, np.float16, array.shape, remedy="choose another folder with --out, or make room")
-    with copy as half, tqdm(total=len(array), desc=file.name, unit=" photos") as progress:
+    with copy as half, tqdm(total=len(array), desc=visible(file.name), unit=" photos") as progress:
         for start in range(0, len(array), ROWS_AT_ONCE):
             block = array[start : start + ROWS_AT_ONCE]
             with np.errstate(over="ignore"):

@@ -9,6 +9,7 @@ import numpy as np
 from clip_itm.evaluation.recall import CUTOFFS
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import replacing
+from clip_itm.visible import visible
 
 DIRECTIONS = (("i2t", "Image to text"), ("t2i", "Text to image"))
 COLORS = ("#3b6fb6", "#e07b39", "#4f9d69", "#a2559c", "#8a8a8a", "#c9a227", "#2aa1a8", "#b5484d")
@@ -30,6 +31,7 @@ def plot_retrieval(results: Mapping[str, RetrievalResult], path: str | Path, tit
 
     look = {
         "font.size": 9,
+        "text.parse_math": False,  # dollars in names are dollars
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": FAINT,
@@ -51,7 +53,7 @@ def plot_retrieval(results: Mapping[str, RetrievalResult], path: str | Path, tit
         axes[0, 0].set_ylabel("recall (%)")
         axes[1, 0].set_ylabel("queries (%)")
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            figure.suptitle(visible(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         if len(results) > 1:
             figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
@@ -66,7 +68,7 @@ def draw_recalls(axes, results: Mapping[str, RetrievalResult], direction: str) -
         names = [f"{direction}_r{k}" for k in CUTOFFS]
         heights = np.array([result.metrics[name] for name in names])
         places = np.arange(len(CUTOFFS)) + (number - (len(results) - 1) / 2) * width
-        bars = axes.bar(places, heights, 0.92 * width, color=color, label=label)
+        bars = axes.bar(places, heights, 0.92 * width, color=color, label=visible(label))
         tops = heights
         if result.intervals:
             low, high = np.array([result.intervals[name] for name in names]).T
@@ -126,11 +128,13 @@ def dress(axes) -> None:
 @contextmanager
 def drawing(path: str | Path, columns: int, size: tuple[float, float]) -> Iterator[list]:
     """The axes of a line plot of `columns` panels, which is written as a PNG at the end."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    panels = list(figure.subplots(1, columns, squeeze=False)[0])
-    yield panels
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=size, layout="constrained")
+        panels = list(figure.subplots(1, columns, squeeze=False)[0])
+        yield panels
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(FAINT)

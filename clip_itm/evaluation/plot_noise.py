@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_itm.evaluation.plot import COLORS, INK, drawing, has_matplotlib
+from clip_itm.visible import visible
 
 LABEL_HEIGHT = 12  # points
 
@@ -29,7 +30,7 @@ def plot_noise(rows: Sequence[dict], path: str | Path, title: str) -> bool:
         axes.set_ylabel("rsum (R@1 + R@5 + R@10, both ways)")
         axes.margins(x=0.12)
         label_ends(axes, ratios[-1], ends)
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.set_title(visible(title), loc="left", fontsize=10, color=INK)
     return True
 
 
@@ -51,7 +52,9 @@ def label_ends(axes, ratio: float, ends: dict[str, tuple[float, str]]) -> None:
     places = spread([rsum for _, (rsum, _) in ordered], (top - bottom) * LABEL_HEIGHT / points)
     for (method, (_, color)), place in zip(ordered, places, strict=True):
         where = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(method, (ratio, place), color=color, weight="bold", fontsize=9, annotation_clip=False, **where)
+        axes.annotate(
+            visible(method), (ratio, place), color=color, weight="bold", fontsize=9, annotation_clip=False, **where
+        )
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

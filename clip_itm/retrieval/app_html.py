@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from html import escape
 
 from torch import Tensor
 
 from clip_itm.data.images import small_jpeg
-from clip_itm.pages import image_element, probability
+from clip_itm.pages import escaped, image_element, probability
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.show import photo_of
 
@@ -77,11 +76,11 @@ def section(content: str) -> str:
 
 def message(text: str) -> str:
     """What to do, or what was wrong."""
-    return section(f'<p class="itm-message" role="status">{escape(text)}</p>')
+    return section(f'<p class="itm-message" role="status">{escaped(text)}</p>')
 
 
 def header(title: str, notes: Iterable[str]) -> str:
-    return section(f"<h1>{escape(title)}</h1>" + "".join(f'<p class="itm-note">{escape(note)}</p>' for note in notes))
+    return section(f"<h1>{escaped(title)}</h1>" + "".join(f'<p class="itm-note">{escaped(note)}</p>' for note in notes))
 
 
 def results(title: str, hits: Sequence[Hit]) -> str:
@@ -91,18 +90,18 @@ def results(title: str, hits: Sequence[Hit]) -> str:
     else:
         head = "<tr><th>rank</th><th>score</th><th>caption</th></tr>"
         content = f"<table><thead>{head}</thead><tbody>{''.join(map(_caption, hits))}</tbody></table>"
-    return section(f"<h2>{escape(title)}</h2>{content}")
+    return section(f"<h2>{escaped(title)}</h2>{content}")
 
 
 def _photo(hit: Hit) -> str:
-    name = escape(hit.item.id)
+    name = escaped(hit.item.id)
     figures = f'<p class="itm-quiet">{hit.rank} · {hit.score:.3f}</p>'
     return f"<li>{image_element(thumbnail(hit.item), name)}{figures}<p>{name}</p></li>"
 
 
 def _caption(hit: Hit) -> str:
     cells = f'<td class="itm-number">{hit.rank}</td><td class="itm-number">{hit.score:.3f}</td>'
-    return f'<tr>{cells}<td title="{escape(hit.item.id)}">{escape(hit.item.caption)}</td></tr>'
+    return f'<tr>{cells}<td title="{escaped(hit.item.id)}">{escaped(hit.item.caption)}</td></tr>'
 
 
 def heat_map(photos: Sequence[tuple[str, bytes]], captions: Sequence[str], similarity: Tensor) -> str:
@@ -115,7 +114,7 @@ def heat_map(photos: Sequence[tuple[str, bytes]], captions: Sequence[str], simil
     heat = (similarity - low) / (high - low if high > low else 1)
     best_photo = similarity == similarity.amax(0, keepdim=True)
     best_caption = similarity == similarity.amax(1, keepdim=True)
-    columns = "".join(f'<th scope="col">{image_element(jpeg, escape(name))}</th>' for name, jpeg in photos)
+    columns = "".join(f'<th scope="col">{image_element(jpeg, escaped(name))}</th>' for name, jpeg in photos)
     rows = []
     for number, caption in enumerate(captions):
         cells = []
@@ -126,7 +125,7 @@ def heat_map(photos: Sequence[tuple[str, bytes]], captions: Sequence[str], simil
             kind = "itm-number itm-best" if marks else "itm-number"
             shade = f"--heat: {heat[photo, number]:.3f}"
             cells.append(f'<td class="{kind}" style="{shade}">{similarity[photo, number]:.3f} {shown}</td>')
-        rows.append(f'<tr><th scope="row">{escape(caption)}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row">{escaped(caption)}</th>{"".join(cells)}</tr>')
     legend = ", ".join(f"{sign} {title}" for sign, title in MARKS)
     table = f"<thead><tr><td></td>{columns}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return section(
@@ -137,15 +136,15 @@ def heat_map(photos: Sequence[tuple[str, bytes]], captions: Sequence[str], simil
 
 def pairs(title: str, rows: Iterable[dict]) -> str:
     """Cards of rows of audit.parquet, photo beside caption."""
-    return section(f'<h2>{escape(title)}</h2><ol class="itm-pairs">{"".join(map(_pair, rows))}</ol>')
+    return section(f'<h2>{escaped(title)}</h2><ol class="itm-pairs">{"".join(map(_pair, rows))}</ol>')
 
 
 def _pair(row: dict) -> str:
-    name = escape(row["image_id"])
+    name = escaped(row["image_id"])
     truth = {None: "", True: ' · <span class="itm-wrong">✗ wrong</span>', False: " · ✓ right"}[row["known_wrong"]]
     return (
         f"<li>{image_element(thumbnail(Item(row['image_id'], path=row['photo'])), name)}<div>"
-        f'<p class="itm-caption">{escape(row["caption"])}</p>'
+        f'<p class="itm-caption">{escaped(row["caption"])}</p>'
         f'<p class="itm-quiet">probability {probability(row["clean_probability"])}{truth}</p>'
-        f'<p class="itm-quiet">{row["rank"]:,} · photo {name} · caption {escape(row["caption_id"])}</p></div></li>'
+        f'<p class="itm-quiet">{row["rank"]:,} · photo {name} · caption {escaped(row["caption_id"])}</p></div></li>'
     )

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from io import BytesIO
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from clip_itm.data.images import small_jpeg
 from clip_itm.files import replacing
-from clip_itm.pages import image_element
+from clip_itm.pages import escaped, image_element
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.photos import modality_of, read_photo
+from clip_itm.visible import visible
 
 SIDE = 224  # longer side of a photo, pixels
 LINE = 18  # height of a line of text in the picture
@@ -100,16 +100,16 @@ def photo_of(item: Item) -> Image.Image | None:
 
 def results_page(answers: Sequence[Answer], title: str) -> str:
     """One HTML file: photos inside, no script, no network. What comes from the data is escaped."""
-    return PAGE.format(title=escape(title), style=STYLE, answers="\n".join(map(_section, answers)))
+    return PAGE.format(title=escaped(title), style=STYLE, answers="\n".join(map(_section, answers)))
 
 
 def _section(answer: Answer) -> str:
     photo = answer.query_photo
-    heading = escape(answer.query) if photo is None else image_element(small_jpeg(photo, SIDE), escape(answer.query))
+    heading = escaped(answer.query) if photo is None else image_element(small_jpeg(photo, SIDE), escaped(answer.query))
     cards = []
     for hit in answer.hits:
         figures = f'<p class="figures">{hit.rank} · {hit.score:.3f}</p>'
-        label = escape(answer.label(hit))
+        label = escaped(answer.label(hit))
         if hit.item.caption is None:
             found = photo_of(hit.item)
             figures = image_element(None if found is None else small_jpeg(found, SIDE), label) + figures
@@ -135,8 +135,9 @@ def _row(answer: Answer) -> Image.Image:
     photo, gap = answer.query_photo, 8
     columns = len(answer.hits) if answer.has_photos else 3
     left = 0 if photo is None else SIDE + 3 * gap
-    title = [] if photo is not None else textwrap.wrap(answer.query, 24 * columns)
-    lines = [] if answer.has_photos else [f"{hit.rank}   {hit.score:.3f}   {answer.label(hit)}" for hit in answer.hits]
+    title = [] if photo is not None else textwrap.wrap(visible(answer.query), 24 * columns)
+    found = [] if answer.has_photos else answer.hits
+    lines = [f"{hit.rank}   {hit.score:.3f}   {visible(answer.label(hit))}" for hit in found]
     text = [line for entry in lines for line in textwrap.wrap(entry, 30 * columns, subsequent_indent=" " * 8)]
     body = SIDE + 2 * LINE if answer.has_photos else max(len(text) * LINE, 0 if photo is None else SIDE)
     head = LINE * len(title) + gap
@@ -154,6 +155,6 @@ def _row(answer: Answer) -> Image.Image:
         found = photo_of(hit.item)
         shown = Image.new("RGB", (SIDE, SIDE), "#dddddd") if found is None else ImageOps.contain(found, (SIDE, SIDE))
         row.paste(shown, (place + (SIDE - shown.width) // 2, head + gap + (SIDE - shown.height) // 2))
-        label = f"{hit.rank}   {hit.score:.3f}\n{textwrap.shorten(answer.label(hit), 30)}"
+        label = f"{hit.rank}   {hit.score:.3f}\n{textwrap.shorten(visible(answer.label(hit)), 30)}"
         draw.text((place, head + gap + SIDE + 2), label, "#444444", ImageFont.load_default(12))
     return row

@@ -8,13 +8,12 @@ import base64
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from html import escape
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from clip_itm.data.images import read_image, small_jpeg
-from clip_itm.pages import image_element, probability
+from clip_itm.pages import escaped, image_element, probability
 from clip_itm.training.audit import THRESHOLD, Audit
 
 SIDE = 176  # longer side of a photo on the page, pixels
@@ -173,11 +172,11 @@ def audit_page(audit: Audit, top: int) -> str:
         truth = "" if wrong is None else "wrong" if wrong[pair] else "right"
         start, end = np.searchsorted(pairs.image, [photo, photo + 1])
         others = [
-            f"<li>{escape(captions[k].as_py())} ({probability(audit.clean.values[k])})</li>"
+            f"<li>{escaped(captions[k].as_py())} ({probability(audit.clean.values[k])})</li>"
             for k in range(start, end)
             if k != pair
         ]
-        image_id = escape(pairs.image_ids[photo].as_py())
+        image_id = escaped(pairs.image_ids[photo].as_py())
         card = {
             "rank": rank,
             "probability": f"{audit.clean.values[pair]:.9g}",
@@ -186,9 +185,9 @@ def audit_page(audit: Audit, top: int) -> str:
             "truth": truth,
             "mark": MARKS[truth],
             "image": image_element(thumbnails[photo], f"photo {image_id}"),
-            "caption": escape(captions[pair].as_py()),
+            "caption": escaped(captions[pair].as_py()),
             "image_id": image_id,
-            "caption_id": escape(pairs.caption_ids[int(audit.noise.source[pair])].as_py()),
+            "caption_id": escaped(pairs.caption_ids[int(audit.noise.source[pair])].as_py()),
             "others": "",
         }
         if others:
@@ -196,10 +195,10 @@ def audit_page(audit: Audit, top: int) -> str:
             summary = f"<summary>{len(others)} other caption{plural} of this photo</summary>"
             card["others"] = f"<details>{summary}<ul>{''.join(others)}</ul></details>"
         cards.append(CARD.format(**card))
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in describe(audit))
+    facts = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in describe(audit))
     return PAGE.format(
-        title=escape(f"Suspicious captions: {audit.run}"),
-        summary=escape(
+        title=escaped(f"Suspicious captions: {audit.run}"),
+        summary=escaped(
             f"The {len(order):,} most suspicious of {len(pairs):,} training pairs. The probability says how likely it "
             f"is that the caption belongs to the photo, by this estimate: {audit.clean.method}."
         ),

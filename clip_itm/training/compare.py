@@ -11,6 +11,7 @@ from clip_itm.evaluation.report import HEADERS, columns_of
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
 from clip_itm.recipe import Recipe, RecipeError, load_recipe
+from clip_itm.visible import markdown as plain
 
 TABLE = "comparison.json"
 STAGES = {"best": "best checkpoint by dev", "last": "last epoch"}
@@ -163,14 +164,11 @@ def markdown(rows: list[dict], cells: list[Cell]) -> str:
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         own = [row for row in rows if row["protocol"] == protocol]
         for stage, label in {**STAGES, "zero_shot": "step 0 (zero-shot)"}.items():
-            lines = table_lines(own, stage)
-            lines.insert(1, ["---"] * len(lines[0]))
             parts.append(f"## {protocol}, {label}\n")
-            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+            parts.append(_markdown_lines(table_lines(own, stage)))
     if len(lines := detection_lines(cells)) > 1:
-        lines.insert(1, ["---"] * len(lines[0]))
         parts.append("## wrong training pairs found (precision among as many suspects as pairs are wrong)\n")
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        parts.append(_markdown_lines(lines))
     noise = {f"{cell.ratio:g}": cell.results["noise"]["sha256"][:12] for cell in cells}
     machine = first["provenance"]["machine"]
     parts.append(
@@ -179,6 +177,11 @@ def markdown(rows: list[dict], cells: list[Cell]) -> str:
         f"torch {first['provenance']['versions']['torch']}.\n"
     )
     return "\n".join(parts)
+
+
+def _markdown_lines(lines: list[list[str]]) -> str:
+    header, *rows = [[plain(cell) for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rows))
 
 
 def save(rows: list[dict], cells: list[Cell], out: Path) -> None:
