@@ -1,6 +1,7 @@
 """`clip-itm app`: a page in the browser that searches, compares and browses."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -40,19 +41,18 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.overrides[0]}: the app takes no keys of a recipe")
     if not 0 < args.port < 65536:
         raise ValueError(f"--port is {args.port}; expected 1 to 65535")
-    from clip_itm.files import demand_model
+    if find_spec("gradio") is None:
+        raise ValueError("the app needs gradio: pip install 'clip-itm[app]'")
 
+    from clip_itm.files import demand_model
+    from clip_itm.retrieval.app_guard import Names
+
+    Names.of(args.host, args.allow_host)
     demand_model(args.model)
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise ValueError("the app needs gradio: pip install 'clip-itm[app]'") from None
 
     from clip_itm.retrieval.app import build_app, serve
-    from clip_itm.retrieval.app_guard import Names
     from clip_itm.retrieval.pipeline import load_pipeline
 
-    Names.of(args.host, args.allow_host)  # a wrong name is told before the model is loaded
     pipe = load_pipeline(args.model, args.device)
     places: dict[str, str] = {}
     for place in args.index:
