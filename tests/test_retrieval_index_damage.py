@@ -5,13 +5,15 @@ import random
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from test_retrieval_index_files import QUERIES, VECTORS, file_of, items, make_index, snapshot
+from test_retrieval_index_files import QUERIES, VECTORS, file_of, items, make_index, snapshot, write_index_file
 
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Item
-from clip_itm.retrieval.storage import index_damages
+from clip_itm.retrieval.storage import describe_file, index_damages, named_files
 
 VERSION_1 = Path(__file__).parent / "index_v1"  # what clip_itm wrote before files had checksums of blocks
 KINDS = ["deleted", "embeddings", "hnsw", "index.json", "items", "thumbnails", "vectors"]
@@ -140,6 +142,40 @@ def test_an_index_json_that_is_none(tmp_path, text):
     assert len(index_damages(tmp_path)) == 1
     with pytest.raises(ValueError, match=r"no index\.json of a search index"):
         make_index(tmp_path)
+
+
+def other_vectors(path: Path) -> None:
+    import faiss
+
+    faiss.write_index(faiss.IndexFlatIP(8), str(path))
+
+
+MADE = {
+    "a graph of nothing": ("hnsw", lambda path: path.write_bytes(b"IHNs" + bytes(40)), "cannot be read by this faiss"),
+    "a graph of endless size": ("hnsw", lambda path: path.write_bytes(b"IHNs" + b"\x7f" * 80), "cannot be read by"),
+    "a graph of others": ("hnsw", other_vectors, "holds 0 vectors, not 40"),
+    "items that are no parquet": ("items", lambda path: path.write_bytes(b"PAR1PAR1"), "is no parquet file"),
+    "items of others": ("items", lambda path: pq.write_table(pa.table({"a": [1]}), path), "has 1 rows of a, not 40"),
+    "vectors of endless size": ("vectors", lambda path: path.write_bytes(b"\xff" * 64), "is no safetensors file"),
+    "deletions that are no array": ("deleted", lambda path: path.write_bytes(b"PK" + bytes(30)), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("what", MADE)
+def test_files_that_were_made_to_fit_are_named(two, tmp_path, what):
+    """With the size and the checksum that index.json says, so that only reading them tells."""
+    folder = shutil.copytree(two[0], tmp_path / "copy")
+    kind, make, message = MADE[what]
+    path = file_of(folder, kind)
+    make(path)
+    content = json.loads((folder / "index.json").read_text())
+    for entry in named_files(content):
+        if entry["name"] == path.name:
+            entry |= describe_file(path)
+    write_index_file(folder, content)
+    with pytest.raises(ValueError, match=message) as raised:
+        use(folder)
+    assert str(path) in str(raised.value)
 
 
 @pytest.fixture

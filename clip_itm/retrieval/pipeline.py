@@ -34,6 +34,7 @@ from clip_itm.retrieval.sources import make_source
 from clip_itm.retrieval.storage import check_place, committed
 from clip_itm.weights import model_sha256
 
+SHOWN = 20  # of what is left out; `changes` has all
 SMALLEST_SHORTLIST = 200  # candidates of a head that ranks by more than one vector
 
 
@@ -97,7 +98,8 @@ class ImageTextRetrievalPipeline(Pipeline):
             options = {"batch_size": batch_size, "num_workers": num_workers, "thumbnails": thumbnails}
             self.changes = Indexer(self, index, save, skip_broken=skip_broken, **options).update(source, prune)
         if left_out := self.changes.left_out:
-            shown = "\n  ".join(left_out[:10])
+            rest = [f"and {len(left_out) - SHOWN:,} more"] if len(left_out) > SHOWN else []
+            shown = "\n  ".join([*left_out[:SHOWN], *rest])
             noun = "photos cannot be read" if source.modality == "image" else "captions cannot be used"
             warnings.warn(f"{len(left_out)} {noun} and are left out:\n  {shown}", stacklevel=2)
         self.galleries[source.modality] = index
