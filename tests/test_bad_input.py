@@ -13,6 +13,7 @@ from pathlib import Path
 
 import bad_input_app  # noqa: F401 registers its cases
 import bad_input_data  # noqa: F401
+import bad_input_door  # noqa: F401
 import bad_input_export  # noqa: F401
 import bad_input_hub  # noqa: F401
 import bad_input_index  # noqa: F401

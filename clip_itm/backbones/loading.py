@@ -47,8 +47,9 @@ def damaged_file(folder: Path) -> tuple[Path, str] | None:
         try:
             if path.suffix in (".json", ".txt", ".jinja"):
                 text = path.read_text(encoding="utf-8")
-                if path.suffix == ".json" and not isinstance(json.loads(text), dict | list):
-                    return path, "it holds one value in place of a mapping"
+                content = json.loads(text) if path.suffix == ".json" else {}
+                if path.name.endswith(("config.json", "tokenizer.json")) and not isinstance(content, dict):
+                    return path, f"it holds a {type(content).__name__} in place of a mapping"
             if path.name == "tokenizer.json":
                 Tokenizer.from_file(str(path))
             if path.suffix == ".safetensors":
