@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 PATIENCE = 3.0  # seconds for a name to be resolved and a connection to be made
+KEPT = "or set HF_HOME to a cache that has it"
 OPEN_CLIP_WEIGHTS = "models--*/snapshots/*/open_clip_*"  # a tag such as openai does not tell the repository
 
 
@@ -42,7 +43,10 @@ def demand_source(name: str | Path) -> None:
     """ValueError at once for a model that is neither here nor can be had from the Hub."""
     demand_path(name)
     if not _exists(name) and not _is_available([_folder("model", str(name))]):
-        raise ValueError(f"{name}: there is no such folder here, and {_why_not()} for a model of this name; {_kept()}")
+        raise ValueError(
+            why = f"there is no such folder here, and {_why_not()} for a model of this name"
+            raise ValueError(f"{name}: {why}: download it before, {KEPT}")
+        )
 
 
 def demand_recipe(recipe, backbone: bool = True) -> None:
@@ -50,7 +54,7 @@ def demand_recipe(recipe, backbone: bool = True) -> None:
     for key, name, kept, instead in _remote_parts(recipe, backbone):
         if not _is_available(kept):
             why = f"it was not downloaded before, and {_why_not()} for it"
-            raise ValueError(f"{key}: {name}: {why}. Without network, {instead}; {_kept()}")
+            raise ValueError(f"{key}: {name}: {why}. Without network, {instead}, {KEPT}")
 
 
 def _remote_parts(recipe, backbone: bool) -> Iterator[tuple[str, str, list[str], str]]:
@@ -153,10 +157,6 @@ def _cache() -> Path:
 
 def _is_cached(pattern: str) -> bool:
     return any(glob.iglob(str(Path(glob.escape(str(_cache()))) / pattern)))
-
-
-def _kept() -> str:
-    return f"what was downloaded before is looked for in {_cache()} (HF_HOME)"
 
 
 def _exists(name: str | Path) -> bool:

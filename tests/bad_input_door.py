@@ -82,12 +82,12 @@ def no_number(place: Path) -> list[str]:
 
 @case("half a character in a recipe")
 def surrogate(place: Path) -> list[str]:
-    return _recipe_text(place, 'backbone: {kind: open_clip}\noutput_dir: "runs/\\ud800"\n')
+    return _recipe_text(place, 'data: {source: sample}\nbackbone: {kind: open_clip}\noutput_dir: "runs/\\ud800"\n')
 
 
 @case("a NUL in a path")
 def nul(place: Path) -> list[str]:
-    return _recipe_text(place, 'backbone: {kind: open_clip}\noutput_dir: "runs/\\0"\n')
+    return _recipe_text(place, 'data: {source: sample}\nbackbone: {kind: open_clip}\noutput_dir: "runs/\\0"\n')
 
 
 @case("a recipe that is not UTF-8")
@@ -98,7 +98,7 @@ def latin1(place: Path) -> list[str]:
 
 @case("a value in place of a section")
 def no_section(place: Path) -> list[str]:
-    return _recipe_text(place, "backbone: open_clip\n")
+    return _recipe_text(place, "data: {source: sample}\nbackbone: open_clip\n")
 
 
 @case("weights that are a pickle")

@@ -17,7 +17,7 @@ from clip_itm.recipe import Recipe, RecipeError, load_recipe, parse_recipe
 from clip_itm.section import LARGEST, Section
 from clip_itm.yaml_text import read_yaml
 
-MINIMAL = {"backbone": {"kind": "open_clip"}}
+MINIMAL = {"data": {"source": "sample"}, "backbone": {"kind": "open_clip"}}
 KINDS = {  # a recipe in which a text key may be set
     "data": {
         "folder": {"source": "folder", "root": "r"},
@@ -36,7 +36,7 @@ TEXT_KEYS = [  # of plain text, in the recipes above
     ("output_dir", MINIMAL),
     ("noise.file", MINIMAL),
     ("backbone.model", MINIMAL),
-    ("backbone.text_model", {"backbone": KINDS["backbone"]["bert-vit"]}),
+    ("backbone.text_model", {**MINIMAL, "backbone": KINDS["backbone"]["bert-vit"]}),
     ("data.root", {**MINIMAL, "data": KINDS["data"]["folder"]}),
     ("data.captions", {**MINIMAL, "data": KINDS["data"]["folder"]}),
     ("data.cache_dir", {**MINIMAL, "data": KINDS["data"]["coco"]}),
@@ -121,7 +121,7 @@ def test_numbers_lists_and_mappings_are_read_as_their_type():
     assert training.betas == (0.5, 0.9)
     assert training.rate_multipliers == {"head": 10, "backbone.image_tower": 0.1}
     assert recipe.backbone.lora.rank == 4
-    timm = parse_recipe({"backbone": {"kind": "timm-words"}}, "r")
+    timm = parse_recipe({**MINIMAL, "backbone": {"kind": "timm-words"}}, "r")
     assert timm.with_overrides("--backbone.image_kwargs.pad_type", "same").backbone.image_kwargs == {"pad_type": "same"}
 
 
