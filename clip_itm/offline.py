@@ -43,10 +43,8 @@ def demand_source(name: str | Path) -> None:
     """ValueError at once for a model that is neither here nor can be had from the Hub."""
     demand_path(name)
     if not _exists(name) and not _is_available([_folder("model", str(name))]):
-        raise ValueError(
-            why = f"there is no such folder here, and {_why_not()} for a model of this name"
-            raise ValueError(f"{name}: {why}: download it before, {KEPT}")
-        )
+        why = f"there is no such folder here, and {_why_not()} for a model of this name"
+        raise ValueError(f"{name}: {why}: download it before, {KEPT}")
 
 
 def demand_recipe(recipe, backbone: bool = True) -> None:
