@@ -22,6 +22,7 @@ import bad_input_outside  # noqa: F401
 import bad_input_photos  # noqa: F401
 import bad_input_regions  # noqa: F401
 import bad_input_retrieval  # noqa: F401
+import bad_input_tables  # noqa: F401
 import pytest
 from bad_input import CASES
 
