@@ -112,5 +112,5 @@ def existing_root(root: str) -> Path:
     """`data.root` as an absolute path."""
     path = Path(root).expanduser().absolute()
     if not path.is_dir():
-        raise ValueError(f"data.root: there is no folder {path}")
+        raise ValueError(f"data.root: there is no folder {path}; say where the data are, with --data.root FOLDER")
     return path
