@@ -3,12 +3,14 @@
 import html
 import string
 from pathlib import Path
+from typing import Literal
 
 import ftfy
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, CLIPImageProcessor, PreTrainedConfig, ProcessorMixin
 
 from clip_itm.backbones.loading import loading
 from clip_itm.checksums import check_files, recording
+from clip_itm.image_processing import OpenClipImageProcessor, pixel_values
 
 # whatever the tokenizer is called to read: its vocabulary, merges, templates
 OF_PROCESSOR = ("*processor*.json", "*token*.json", "vocab*", "words*", "merges.txt", "*.model", "*.jinja")
@@ -35,7 +37,9 @@ class ItmProcessor(ProcessorMixin):
 
     `text_cleaning`: see `clean_text`. `max_length`: context of the text tower in tokens; longer captions are cut and
     keep their end token. `pad_token_id`: default the tokenizer's. `pad_to_max_length`: for towers that were trained on
-    captions of one length (SigLIP); other batches are as wide as their longest caption.
+    captions of one length (SigLIP); other batches are as wide as their longest caption. `photos_as`: whose pixels a
+    CLIPImageProcessor gives, those of "open_clip" (which are torchvision's and OpenAI's) or its own ("transformers");
+    they are one pixel apart in a quarter of all photos. Other image processors always give their own.
     """
 
     def __init__(
@@ -46,12 +50,18 @@ class ItmProcessor(ProcessorMixin):
         max_length: int = 77,
         pad_token_id: int | None = None,
         pad_to_max_length: bool = False,
+        photos_as: Literal["open_clip", "transformers"] = "open_clip",
     ):
         if text_cleaning not in ("none", "whitespace", "lower", "canonicalize"):
             raise ValueError(
                 f"text_cleaning: expected none, whitespace, lower or canonicalize, found {text_cleaning!r}"
             )
+        if photos_as not in ("open_clip", "transformers"):
+            raise ValueError(f"photos_as: expected open_clip or transformers, found {photos_as!r}")
+        if photos_as == "open_clip" and type(image_processor) is CLIPImageProcessor:
+            image_processor = OpenClipImageProcessor.of(image_processor)
         super().__init__(image_processor, tokenizer)
+        self.photos_as = photos_as
         self.text_cleaning = text_cleaning
         self.max_length = max_length
         self.pad_token_id = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
@@ -65,7 +75,8 @@ class ItmProcessor(ProcessorMixin):
         """PIL images to `pixel_values` [P, 3, H, W]; captions to `input_ids` and `attention_mask`, int64 [B, T]."""
         data = {}
         if images is not None:
-            data.update(self.image_processor(images, return_tensors=return_tensors))
+            photos = list(images) if isinstance(images, list | tuple) else [images]
+            data["pixel_values"] = pixel_values(self.image_processor, photos)
         if text is not None:
             data.update(self.pad(self.tokenize([text] if isinstance(text, str) else text)))
         return BatchFeature(data, tensor_type=return_tensors)
@@ -103,6 +114,19 @@ class ItmProcessor(ProcessorMixin):
         """See `ProcessorMixin.save_pretrained`; `checksums.json` says what was written."""
         with recording(save_directory):
             return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """See `ProcessorMixin`. Where it was saved before there was `photos_as`, the model beside it tells."""
+        options, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "photos_as" not in options:
+            try:
+                model, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
+            except OSError:
+                model = {}
+            if (model.get("backbone") or {}).get("kind") in ("transformers", "bert-vit"):
+                options["photos_as"] = "transformers"
+        return options, rest
 
     def to_json_file(self, json_file_path) -> None:
         """See `ProcessorMixin`. Beside processor_config.json stands the code that loads it without this package."""

@@ -20,7 +20,7 @@ from clip_itm.configuration import ItmConfig
 from clip_itm.heads.clip import ClipHead
 from clip_itm.hub import export_open_clip, export_transformers
 from clip_itm.hub.clip_weights import model_cfg_of, to_huggingface, to_open_clip
-from clip_itm.hub.export import check
+from clip_itm.hub.export import check, probe_photos
 from clip_itm.hub.export_onnx import PaddedGru
 from clip_itm.model import ItmModel
 
@@ -80,13 +80,9 @@ def demand_equal_open_clip(folder, model, processor):
     close(native.encode_text(tokenizer([*CAPTIONS, LONG]), normalize=True), texts)
     assert native.logit_scale.exp().item() == pytest.approx(model.head.scale().item(), rel=1e-6)
     assert native.logit_bias is None or native.logit_bias.item() == pytest.approx(model.head.bias().item())
-    own = processor(images=PHOTOS)["pixel_values"]
-    theirs = torch.stack([preprocess(photo) for photo in PHOTOS])
-    assert theirs.shape == own.shape
-    assert (theirs - own).abs().mean() < 0.01  # Pillow and torchvision round a grey level apart
-    size = own.shape[-1]
-    photos = [photo.resize((size, size)) for photo in PHOTOS]
-    close(torch.stack([preprocess(photo) for photo in photos]), processor(images=photos)["pixel_values"])
+    if processor.photos_as == "open_clip":
+        photos = [*PHOTOS, *probe_photos(*pixels.shape[2:])]
+        close(torch.stack([preprocess(photo) for photo in photos]), processor(images=photos)["pixel_values"])
 
 
 @torch.no_grad()
@@ -119,10 +115,15 @@ def test_a_clip_of_transformers_is_native_open_clip(tmp_path):
 
 
 def demand_equal_transformers(folder, model, processor, padding: bool | str = True):
-    native, twin = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    native = AutoModel.from_pretrained(folder).eval()
+    twin = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     pixels, images, texts = embeddings(model, processor)
     photos = twin(images=PHOTOS, return_tensors="pt")
     assert torch.equal(photos["pixel_values"], pixels)
+    probes = probe_photos(*pixels.shape[2:])
+    assert torch.equal(
+        twin(images=probes, return_tensors="pt")["pixel_values"], processor(images=probes)["pixel_values"]
+    )
     captions = twin(text=[*CAPTIONS, LONG], padding=padding, truncation=True, return_tensors="pt")
     close(normalize(native.get_image_features(**photos).pooler_output, dim=-1), images)
     close(normalize(native.get_text_features(**captions).pooler_output, dim=-1), texts)
@@ -249,6 +250,38 @@ def test_wrong_weights_are_noticed_and_nothing_stays(tmp_path, capsys, monkeypat
     assert export(tmp_path, "transformers") == 2
     assert "the exported model gives other embeddings of photos" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"mean": [0.5, 0.4, 0.4]}, {"resize_mode": "squash"}, {"interpolation": "bilinear"}]
+)
+def test_other_pixels_are_noticed_and_nothing_stays(change, tmp_path, capsys, monkeypatch):
+    saved("open_clip", tmp_path)
+    right = export_open_clip.preprocess_cfg
+    monkeypatch.setattr(export_open_clip, "preprocess_cfg", lambda processor: {**right(processor), **change})
+    assert export(tmp_path, "open_clip") == 2
+    assert "the exported preprocessing gives other pixels than the model's" in capsys.readouterr().err
+    assert not (tmp_path / "open_clip").exists()
+
+
+def test_the_folder_says_which_pixels_its_loader_gives(tmp_path, caplog):
+    """open_clip has one crop, CLIPImageProcessor another: what cannot be the same is said, with the difference."""
+    saved("open_clip", tmp_path)
+    assert export(tmp_path, "open_clip") == 0
+    assert "had the pixels of the model's processor." in (tmp_path / "open_clip" / "README.md").read_text("utf-8")
+    assert export(tmp_path, "transformers") == 0
+    text = (tmp_path / "transformers" / "README.md").read_text("utf-8")
+    assert "had the pixels of the model's processor." in text
+    assert 'AutoProcessor.from_pretrained("PATH", trust_remote_code=True)' in text
+    assert re.search(r"cuts a quarter of them one pixel aside \(drawn ones: up to \d+ grey levels at [\d.]+ %", text)
+    (tmp_path / "own").mkdir()
+    saved("clip", tmp_path / "own")
+    assert export(tmp_path / "own", "open_clip") == 0
+    text = (tmp_path / "own" / "open_clip" / "README.md").read_text("utf-8")
+    for said in (text, caplog.text):
+        assert re.search(r"one pixel apart \(drawn ones: up to \d+ grey levels at [\d.]+ % of the values\)", said)
+    assert export(tmp_path / "own", "transformers") == 0
+    assert "trust_remote_code" not in (tmp_path / "own" / "transformers" / "README.md").read_text("utf-8")
 
 
 def test_bad_places(tmp_path, capsys):

@@ -27,13 +27,14 @@ def test_both_towers_in_onnxruntime(kind, tmp_path):
         name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
         for name in ("image", "text")
     }
+    images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     for count in (1, 3, 4):
         photos = PHOTOS[:count]
-        pixels = AutoImageProcessor.from_pretrained(folder)(photos, return_tensors="np")["pixel_values"]
+        pixels = images(photos, return_tensors="np")["pixel_values"]
         assert list(pixels.shape[1:]) == described["image"]["input"]["pixel_values"][1:]
-        images = towers["image"].run(None, {"pixel_values": pixels})[0]
+        found = towers["image"].run(None, {"pixel_values": pixels})[0]
         expected = model.encode_images(processor(images=photos)["pixel_values"])
-        np.testing.assert_allclose(images, expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for captions in (CAPTIONS, [CAPTIONS[3]], [LONG, CAPTIONS[1]]):
         padding = "max_length" if text["pad_to_max_length"] else True

@@ -97,7 +97,8 @@ def processor(config: BertVitBackbone, captions: list[str] | None = None) -> Itm
     with loading(config.vision_model):
         images = AutoImageProcessor.from_pretrained(config.vision_model)
     tokenizer = load_tokenizer(config.text_model)
-    return ItmProcessor(images, tokenizer, max_length=context_length(tokenizer, _load_config(config.text_model)))
+    length = context_length(tokenizer, _load_config(config.text_model))
+    return ItmProcessor(images, tokenizer, max_length=length, photos_as="transformers")
 
 
 def _load(name: str):

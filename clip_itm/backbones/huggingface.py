@@ -91,6 +91,7 @@ def processor(config: TransformersBackbone, captions: list[str] | None = None) -
         tokenizer,
         max_length=context_length(tokenizer, text),
         pad_to_max_length=model_config.model_type in FULL_LENGTH,
+        photos_as="transformers",
     )
 
 

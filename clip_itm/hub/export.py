@@ -1,23 +1,29 @@
 """A fine-tuned model taken elsewhere: a native open_clip or transformers folder, or ONNX, checked before it counts.
 
-Every target is a module with `write(model, processor, folder)`, `embed(folder, pixel_values, captions)` by the means of
-the target alone, and `usage(model, processor)`, what its reader has to know. What is written is loaded again and has to
-give the embeddings of the model: no table of names is trusted.
+Every target is a module with `write(model, processor, folder)`; `pixels(folder, photos)` and `embed(folder,
+pixel_values, captions)` by the means of the target alone; and `usage(model, processor)`, what its reader has to know.
+What is written is loaded again and has to give the model's pixels and embeddings: no table of names is trusted.
 """
 
+import logging
 import shutil
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from clip_itm.checksums import check_files, write_checksums
 from clip_itm.files import filling, model_folder, write_text
+from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.training.stored import read_provenance
+
+log = logging.getLogger(__name__)
 
 TARGETS = ("open_clip", "transformers", "onnx")
 TOLERANCE = 1e-5  # largest difference between numbers of unit vectors
@@ -44,12 +50,13 @@ def export(place: str | Path, target: str, out: str | Path) -> float:
         module = import_module(f"clip_itm.hub.export_{target}")
         module.write(model, processor, folder)
         difference = check(model, processor, folder, module.embed)
+        photos = describe_pixels(processor, folder, target, module.pixels)
         check_files(source, ("provenance.json", "recipe.yaml"))
         for name in ("provenance.json", "recipe.yaml"):
             if (source / name).is_file():
                 shutil.copy(source / name, folder / name)
         usage = module.usage(model, processor)
-        write_text(folder / "README.md", readme(target, model, source, difference, usage))
+        write_text(folder / "README.md", readme(target, model, source, difference, f"{usage.strip()}\n\n{photos}"))
         write_checksums(folder)
     return difference
 
@@ -89,6 +96,78 @@ def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> floa
                 "so nothing was written: these towers have something that the target does not know"
             )
     return max(gaps.values())
+
+
+@dataclass(frozen=True)
+class PixelGap:
+    """Between what two processors make of the same photos: the most in grey levels, and the share of other values."""
+
+    levels: float
+    share: float
+
+    @property
+    def is_small(self) -> bool:
+        """At most the rounding of another library (Pillow, torchvision): a level or two at one value in a hundred."""
+        return self.levels < 2.5 and self.share <= 0.01
+
+    def __str__(self) -> str:
+        return f"up to {self.levels:.0f} grey levels at {100 * self.share:.1f} % of the values"
+
+
+def pixel_gap(processor, ours: Tensor, theirs: Tensor) -> PixelGap:
+    """Of tensors [P, 3, H, W], scaled by the image processor `processor`. Raises ValueError for other shapes."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"the exported preprocessing makes {list(theirs.shape)} of photos, and not {list(ours.shape)}")
+    std = torch.tensor(processor.image_std if processor.do_normalize else [1.0] * 3)[:, None, None]
+    levels = (ours - theirs).abs() * std / (processor.rescale_factor if processor.do_rescale else 1)
+    return PixelGap(levels.max().item(), (levels > 0.5).float().mean().item())
+
+
+def probe_photos(height: int, width: int) -> list[Image.Image]:
+    """Drawn photos for an input of that size: odd, thin and tiny ones, and centres that begin between two pixels."""
+    sizes = [(width + more, height) for more in (0, 1, 2, 3, 7)] + [(width, height + more) for more in (1, 3, 5)]
+    sizes += [(640, 427), (427, 640), (500, 334), (97, 31), (3, 50), (90, 7), (1, 1)]
+    draw = np.random.default_rng(0)
+    coarse = [Image.fromarray(draw.integers(0, 256, (9, 9, 3), dtype=np.uint8)) for _ in sizes]
+    return [photo.resize(size, Image.Resampling.BICUBIC) for photo, size in zip(coarse, sizes, strict=True)]
+
+
+def describe_pixels(processor: ItmProcessor, folder: Path, target: str, pixels) -> str:
+    """A sentence for README.md on `pixels(folder, photos)`, which has to be what `processor` makes of them.
+
+    Raises ValueError where it is not. open_clip knows no other crop than its own: a CLIP of transformers, whose own
+    processor cuts photos at another pixel, gets open_clip's, and the sentence says what that changes.
+    """
+    images = processor.image_processor
+    photos = probe_photos(*processor(images=[Image.new("RGB", (8, 8))])["pixel_values"].shape[2:])
+    ours, theirs = processor(images=photos)["pixel_values"], pixels(folder, photos)
+    gap = pixel_gap(images, ours, theirs)
+    reachable = gap
+    if target == "open_clip" and not isinstance(images, OpenClipImageProcessor):
+        twin = OpenClipImageProcessor.of(images)
+        reachable = pixel_gap(images, twin(photos, return_tensors="pt")["pixel_values"], theirs)
+    if not reachable.is_small:
+        raise ValueError(
+            f"the exported preprocessing gives other pixels than the model's ({reachable}), so nothing was written: "
+            "it has something that the target does not know"
+        )
+    if not gap.is_small:
+        note = (
+            "open_clip cuts the centre of photos at half a pixel rounded to even, the processor that this model was "
+            f"trained with rounds down: a quarter of all photos are one pixel apart (drawn ones: {gap})."
+        )
+        log.warning("%s: %s", target, note)
+        return note
+    sentence = f"{len(photos)} drawn photos of many sizes, read by these means, had the pixels of the model's processor"
+    sentence += "." if gap.levels < 0.5 else f" but for rounding ({gap})."
+    if target != "open_clip" and isinstance(images, OpenClipImageProcessor):
+        plain = pixel_gap(images, ours, pixels(folder, photos, trust_remote_code=False))
+        aside = "" if plain.is_small else " and cuts a quarter of them one pixel aside"
+        sentence += (
+            " `trust_remote_code=True` runs `clip_itm_image_processing.py` of this folder. Without it "
+            f"`CLIPImageProcessor` of transformers reads photos{aside} (drawn ones: {plain})."
+        )
+    return sentence
 
 
 def readme(target: str, model: ItmModel, source: Path, difference: float, usage: str) -> str:

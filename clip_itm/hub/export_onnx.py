@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from clip_itm.backbones.base import Backbone
 from clip_itm.backbones.pooling import masked_mean
 from clip_itm.backbones.words import GruTower
 from clip_itm.files import write_json
+from clip_itm.hub.remote_code import with_code
+from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor, clean_text
 from clip_itm.reading import read_json
@@ -88,7 +91,10 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
     texts = {name: (batch[name], words) for name in ("input_ids", "attention_mask")}
     with _traceable(model.backbone):
         _trace(TextTower(model), texts, "text_embeds", folder / "text.onnx")
-    processor.image_processor.save_pretrained(folder)
+    images = processor.image_processor
+    if isinstance(images, OpenClipImageProcessor):
+        images = with_code(images, folder)
+    images.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     write_json(folder / DESCRIPTION, describe(model, processor))
 
@@ -145,6 +151,7 @@ def _input_size(processor: ItmProcessor) -> tuple[int, int]:
 def describe(model: ItmModel, processor: ItmProcessor) -> dict:
     """What a program needs to know that has neither this package nor transformers."""
     images = processor.image_processor
+    mode = "shortest" if images.size.shortest_edge else "squash"
     return {
         "image": {
             "file": "image.onnx",
@@ -152,7 +159,10 @@ def describe(model: ItmModel, processor: ItmProcessor) -> dict:
             "output": {"image_embeds": ["batch", model.backbone.embed_dim]},
             "resize": {name: value for name, value in dict(images.size).items() if value is not None},
             "resample": {2: "bilinear", 3: "bicubic"}.get(int(images.resample), int(images.resample)),
+            "resize_mode": getattr(images, "resize_mode", None) or mode,
             "center_crop": bool(images.do_center_crop),
+            "crop_offset": "half to even" if isinstance(images, OpenClipImageProcessor) else "down",
+            "fill_color": getattr(images, "fill_color", None) or 0,
             "rescale": images.rescale_factor,
             "mean": list(images.image_mean),
             "std": list(images.image_std),
@@ -170,6 +180,12 @@ def describe(model: ItmModel, processor: ItmProcessor) -> dict:
         "similarity": "image_embeds @ text_embeds.T",
         "logit_scale": model.head.scale().log().item(),
     }
+
+
+def pixels(folder: Path, photos: list[Image.Image], trust_remote_code: bool = True) -> Tensor:
+    """See `clip_itm.hub.export`."""
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return processor(photos, return_tensors="pt")["pixel_values"]
 
 
 def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -197,6 +213,7 @@ def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tens
 
 def usage(model: ItmModel, processor: ItmProcessor) -> str:
     """See `clip_itm.hub.export`."""
+    trust = ", trust_remote_code=True" if isinstance(processor.image_processor, OpenClipImageProcessor) else ""
     padding = "padding='max_length'" if processor.pad_to_max_length else "padding=True"
     notes = ""
     if processor.text_cleaning != "none":
@@ -209,7 +226,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 image_tower = onnxruntime.InferenceSession("PATH/image.onnx")
 text_tower = onnxruntime.InferenceSession("PATH/text.onnx")
-photos = AutoImageProcessor.from_pretrained("PATH")([photo], return_tensors="np")
+photos = AutoImageProcessor.from_pretrained("PATH"{trust})([photo], return_tensors="np")
 captions = AutoTokenizer.from_pretrained("PATH")(
     ["a dog in the snow"], {padding}, truncation=True, max_length={processor.max_length}, return_tensors="np"
 )

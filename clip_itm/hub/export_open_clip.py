@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,7 +60,8 @@ def preprocess_cfg(image_processor) -> dict[str, Any]:
     size = image_processor.crop_size if crop else image_processor.size
     height, width = size.height, size.width
     known = height is not None and resample in INTERPOLATIONS
-    if crop:
+    mode = getattr(image_processor, "resize_mode", None)
+    if crop and mode is None:
         known = known and height == width == image_processor.size.shortest_edge
     if not known:
         raise ValueError(
@@ -71,8 +74,15 @@ def preprocess_cfg(image_processor) -> dict[str, Any]:
         "mean": list(image_processor.image_mean),
         "std": list(image_processor.image_std),
         "interpolation": INTERPOLATIONS[resample],
-        "resize_mode": "shortest" if crop else "squash",
+        "resize_mode": mode or ("shortest" if crop else "squash"),
+        "fill_color": getattr(image_processor, "fill_color", None) or 0,
     }
+
+
+def pixels(folder: Path, photos: list[Image.Image]) -> Tensor:
+    """See `clip_itm.hub.export`."""
+    *_, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    return torch.stack([preprocess(photo) for photo in photos])
 
 
 def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:

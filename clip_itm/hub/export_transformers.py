@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import transformers
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import (
@@ -19,6 +20,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from clip_itm.backbones.huggingface import FULL_LENGTH
 from clip_itm.hub.clip_weights import clip_config, to_huggingface
+from clip_itm.hub.remote_code import with_code
+from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 
@@ -38,7 +41,10 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
         # as SigLIP's own tokenizer: a mask would change what the tower computes (saved only if it was an argument)
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
     name = PROCESSOR_MAPPING_NAMES.get(native.config.model_type, "VisionTextDualEncoderProcessor")
-    getattr(transformers, name)(processor.image_processor, tokenizer).save_pretrained(folder)
+    images = processor.image_processor
+    if isinstance(images, OpenClipImageProcessor):
+        images = with_code(images, folder)
+    getattr(transformers, name)(images, tokenizer).save_pretrained(folder)
 
 
 def _native(model: ItmModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
@@ -56,6 +62,12 @@ def _native(model: ItmModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
         case kind:
             raise ValueError(f"transformers has no class for the towers of {kind}; --to onnx can hold them")
     return native, model.backbone.model.state_dict()
+
+
+def pixels(folder: Path, photos: list[Image.Image], trust_remote_code: bool = True) -> Tensor:
+    """See `clip_itm.hub.export`."""
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return processor(images=photos, return_tensors="pt")["pixel_values"]
 
 
 def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -77,6 +89,7 @@ def usage(model: ItmModel, processor: ItmProcessor) -> str:
     """See `clip_itm.hub.export`."""
     model_type = (model.backbone.config.model_config_dict or {}).get("model_type", "")
     notes = ""
+    trust = ", trust_remote_code=True" if isinstance(processor.image_processor, OpenClipImageProcessor) else ""
     if processor.text_cleaning != "none":
         notes += (
             "\nThe model was trained on captions with repaired Unicode (curly quotes, say) and HTML entities, by "
@@ -89,7 +102,7 @@ def usage(model: ItmModel, processor: ItmProcessor) -> str:
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoProcessor
 
-model, processor = AutoModel.from_pretrained("PATH").eval(), AutoProcessor.from_pretrained("PATH")
+model, processor = AutoModel.from_pretrained("PATH").eval(), AutoProcessor.from_pretrained("PATH"{trust})
 captions = processor(text=["a dog in the snow"], padding={_padding(model_type)!r}, truncation=True, return_tensors="pt")
 photos = processor(images=[photo], return_tensors="pt")
 images = normalize(model.get_image_features(**photos).pooler_output, dim=-1)

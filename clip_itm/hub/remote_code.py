@@ -24,9 +24,11 @@ from transformers.dynamic_module_utils import get_imports
 
 from clip_itm.configuration import TASK
 from clip_itm.files import write_text
+from clip_itm.image_processing import OpenClipImageProcessor
 
 AUTO_MAP = {"AutoConfig": "clip_itm_configuration.ItmConfig", "AutoModel": "clip_itm_model.ItmModel"}
 PROCESSOR_AUTO_MAP = {"AutoProcessor": "clip_itm_processing.ItmProcessor"}
+IMAGE_PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "clip_itm_image_processing.OpenClipImageProcessor"}
 PIPELINES = {
     TASK: {
         "impl": "clip_itm_retrieval_pipeline.ImageTextRetrievalPipeline",
@@ -58,6 +60,15 @@ def write_processor_code(folder: Path) -> None:
     """The modules that load a processor."""
     for name, text in _closure(["clip_itm.processing"], {}).items():
         write_text(folder / name, text)
+
+
+def with_code(processor: OpenClipImageProcessor, folder: Path) -> OpenClipImageProcessor:
+    """A copy of `processor` for a folder of transformers' own classes, and the modules that load it there."""
+    for name, text in _closure(["clip_itm.image_processing"], {}).items():
+        write_text(folder / name, text)
+    copy = OpenClipImageProcessor.of(processor)
+    copy.auto_map = dict(IMAGE_PROCESSOR_AUTO_MAP)
+    return copy
 
 
 @cache

@@ -44,7 +44,7 @@ def photo_features(
     """Outputs of the image tower for the photos of `split`, memory-mapped: `image_features` float32 [Ni, C] and, where
     the head reads tokens, `image_tokens` float16 [Ni, T, C']."""
     resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
-    preprocessing = [processor.image_processor.to_json_string(), resized]
+    preprocessing = [processor.image_processor.to_json_string(), type(processor.image_processor).__name__, resized]
     key = _key(model, model.backbone.image_blocks(), preprocessing, _photo_identities(split))
     paths = {"image_features": folder / f"photos-{key}.npy"}
     if model.backbone.output_tokens:

@@ -1,0 +1,129 @@
+"""Photos to pixels: as open_clip, torchvision and OpenAI's program do it, and thin ones for any image processor."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, CLIPImageProcessor
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_transforms import to_pil_image
+from transformers.processing_utils import ImagesKwargs
+
+from clip_itm.resizing import (
+    KERNELS,
+    demand_moderate,
+    keep_ratio,
+    lowered,
+    resize_and_crop,
+    resized_part,
+    shortest_edge,
+)
+
+MODERATE = 2**24  # pixels (50 MB) that an image processor of transformers may make of a photo before it cuts the centre
+
+
+class OpenClipImagesKwargs(ImagesKwargs, total=False):
+    resize_mode: str | None
+    fill_color: int | None
+
+
+class OpenClipImageProcessor(CLIPImageProcessor):
+    """A CLIPImageProcessor that gives the pixels of `open_clip.image_transform(..., is_train=False)`.
+
+    Pillow resizes, as there, and the centre is cut at half a pixel rounded to even; CLIPImageProcessor rounds it down,
+    so that a quarter of all photos are one pixel apart. `resize_mode`: "shortest" or "longest" side to that of
+    `crop_size`, for what `size` cannot say (a target that is not square; the margin is filled with `fill_color`).
+
+    It is saved as a CLIPImageProcessor, which `ItmProcessor` turns into this one.
+    """
+
+    valid_kwargs = OpenClipImagesKwargs
+    resize_mode = None
+    fill_color = None
+
+    @classmethod
+    def of(cls, processor: CLIPImageProcessor) -> "OpenClipImageProcessor":
+        """The one with the options of `processor`."""
+        return cls.from_dict(processor.to_dict())
+
+    def process_image(self, image, **kwargs) -> Image.Image:
+        """See `TorchvisionBackend`; what is no photo of Pillow becomes one."""
+        if not isinstance(image, Image.Image):
+            image = to_pil_image(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+    def _preprocess(
+        self,
+        images: list[Image.Image],
+        do_resize: bool,
+        size,
+        resample: int,
+        do_center_crop: bool,
+        crop_size,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean,
+        image_std,
+        return_tensors=None,
+        resize_mode: str | None = None,
+        fill_color: int | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        photos = []
+        for photo in images:
+            crop = (crop_size.width, crop_size.height) if do_center_crop else None
+            resized = _resized_size(photo.size, size, resize_mode, crop) if do_resize else photo.size
+            photos.append(np.asarray(resize_and_crop(photo, resized, crop or resized, resample, fill_color or 0)))
+        pixels = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
+        pixels = self.rescale_and_normalize(pixels, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+    def to_dict(self) -> dict:
+        return {**super().to_dict(), "image_processor_type": "CLIPImageProcessor"}
+
+
+def _resized_size(photo: tuple[int, int], size, resize_mode: str | None, crop: tuple[int, int] | None):
+    if resize_mode is not None:
+        return keep_ratio(photo, crop, inside=resize_mode == "longest")
+    if size.shortest_edge:
+        return shortest_edge(photo, size.shortest_edge)
+    return size.width, size.height
+
+
+def pixel_values(processor, photos: list) -> Tensor:
+    """What `processor`, any image processor of transformers, makes of photos: float32 [P, 3, H, W].
+
+    Of thin photos only what it keeps is resized. Raises `ValueError` for a photo that is too thin for that.
+    """
+    if not isinstance(processor, OpenClipImageProcessor):
+        photos = [_within_bounds(processor, photo) if isinstance(photo, Image.Image) else photo for photo in photos]
+    return processor(photos, return_tensors="pt")["pixel_values"]
+
+
+def _within_bounds(processor, photo: Image.Image) -> Image.Image:
+    """`photo`, or of a thin one the part of which `processor` keeps the centre, already resized."""
+    size = getattr(processor, "size", None)
+    edge = getattr(size, "shortest_edge", None)
+    if not edge or getattr(size, "longest_edge", None):
+        target = getattr(size, "width", None) or 1, getattr(size, "height", None) or photo.height
+        return lowered(photo, target, processor.resample)
+    resized = shortest_edge(photo.size, edge)
+    kept = (processor.crop_size.width, processor.crop_size.height) if _crops(processor) else resized
+    if resized[0] * resized[1] <= MODERATE or kept == resized or processor.resample not in KERNELS:
+        demand_moderate(photo.size, resized)
+        return photo
+    box = []
+    for whole, part in zip(resized, kept, strict=True):
+        margin = max(0, -(-(edge - part) // 2))  # the part is not resized again, and its centre is that of the whole
+        start = int((whole - part) / 2) - margin
+        box.append((max(start, 0), min(start + part + 2 * margin, whole)))
+    (left, right), (top, bottom) = box
+    return resized_part(photo.convert("RGB"), resized, (left, top, right, bottom), processor.resample)
+
+
+def _crops(processor) -> bool:
+    """Whether it cuts the centre as `TorchvisionBackend` does."""
+    return bool(getattr(processor, "do_center_crop", False)) and all(
+        getattr(type(processor), name, None) is getattr(TorchvisionBackend, name) for name in ("resize", "center_crop")
+    )
