@@ -72,7 +72,7 @@ def _remote_parts(recipe, backbone: bool) -> Iterator[tuple[str, str, list[str],
         yield "backbone.image_model", name, [_folder("model", f"timm/{name}") + "*"], instead
     keys = {"transformers": ["model"], "bert-vit": ["vision_model", "text_model"]}.get(towers.kind)
     if keys is None:
-        keys = ["text_model"] if towers.text_encoder == "bert" else []
+        keys = ["text_model"] if getattr(towers, "text_encoder", None) == "bert" else []  # a kind of one's own: none
     for key in keys:
         if not _exists(name := getattr(towers, key)):
             yield f"backbone.{key}", name, [_folder("model", name)], "give a folder written by save_pretrained"
