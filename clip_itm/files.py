@@ -210,22 +210,27 @@ def demand_free(folder: Path) -> None:
 
 @contextmanager
 def filling(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` to write to; renamed to `folder` at the end, removed after an error.
+    """A temporary folder to write to, that becomes `folder` at the end and is removed after an error.
 
-    Raises ValueError where `folder` exists and is not empty.
+    A folder that exists stays the same one (it may be a link, a mount or where the user is): its content is moved in.
+    Raises ValueError where it is not empty.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
     demand_free(folder)
+    exists = folder.is_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    clear_temporary(folder.parent)
-    temporary = folder.with_name(temporary_name(folder.name))
+    clear_temporary(folder if exists else folder.parent)
+    name = temporary_name(folder.name)
+    temporary = folder / name if exists else folder.with_name(name)
     temporary.mkdir()
     try:
         yield temporary
-        if folder.exists():  # what a killed writer left in it would be in the way
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-            clear_temporary(folder)
-        os.replace(temporary, folder)
+        if exists:
+            (folder / LOCK_FILE).unlink(missing_ok=True)  # of a killed writer
+            for path in sorted(temporary.iterdir()):
+                os.replace(path, folder / path.name)
+        else:
+            os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -17,6 +17,7 @@ import bad_input_door  # noqa: F401
 import bad_input_export  # noqa: F401
 import bad_input_hub  # noqa: F401
 import bad_input_index  # noqa: F401
+import bad_input_integrity  # noqa: F401
 import bad_input_methods  # noqa: F401
 import bad_input_outside  # noqa: F401
 import bad_input_photos  # noqa: F401

@@ -163,3 +163,22 @@ def test_checksums_leave_out_what_people_change_and_folders_of_their_own(tmp_pat
     (tmp_path / CHECKSUMS).write_text('{"files": ')
     with pytest.raises(ValueError, match="is damaged"):
         check_files(tmp_path)
+
+
+def test_an_existing_empty_folder_is_filled_and_stays_the_same(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    before = os.stat(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for name in (".", str(tmp_path / "link")):
+        with filling(name) as temporary:
+            (temporary / "below").mkdir()
+            (temporary / "below" / "file").write_text("whole")
+            assert is_free(tmp_path / "empty")
+        assert os.path.samestat(before, os.stat(tmp_path / "empty"))
+        assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == ["below"]
+        (tmp_path / "empty" / "below" / "file").unlink()
+        (tmp_path / "empty" / "below").rmdir()
+    with pytest.raises(IsADirectoryError), filling(tmp_path / "empty") as temporary:
+        temporary.write_text("half")
+    assert not list((tmp_path / "empty").iterdir())

@@ -131,13 +131,14 @@ def _save(model, processor, file: Path, out: Path, source: dict) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from clip_itm.checksums import write_checksums
-    from clip_itm.files import write_json
+    from clip_itm.files import filling, write_json
 
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     disable_progress_bar()
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    write_json(out / "imported_from.json", {"file": file.name, "sha256": digest, **source})
-    write_checksums(out)
+    with filling(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_json(folder / "imported_from.json", {"file": file.name, "sha256": digest, **source})
+        write_checksums(folder)
     say(f"saved in {out}")

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from clip_itm.data.images import naming_photo, open_image
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
-from clip_itm.files import is_free, replacing, write_json
+from clip_itm.files import filling, is_free, write_json
 
 
 def check_free(folder: Path) -> None:
@@ -55,13 +55,12 @@ def write_cleaned(
         "kept_photos": kept_photos,
         "dropped_photos": len(splits["train"]) - kept_photos,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "cleaned.json", origin | counts)
-    with replacing(folder / "metadata.jsonl") as temporary, temporary.open("w", encoding="utf-8") as table:
+    with filling(folder) as new, (new / "metadata.jsonl").open("w", encoding="utf-8") as table:
+        write_json(new / "cleaned.json", origin | counts)
         for name, split in splits.items():
             rows = _train_rows(split, noise, keep, weight) if name == "train" else _rows(split)
             for number, texts in tqdm(rows, total=len(split), desc=f"writing {name}", leave=False):
-                photo = _place(split.rows[number]["image"], folder, f"photos/{name}/{number:06d}", copy_photos)
+                photo = _place(split.rows[number]["image"], new, f"photos/{name}/{number:06d}", copy_photos)
                 table.write(json.dumps({"file_name": photo, "split": name, **texts}, ensure_ascii=False) + "\n")
     return counts
 
