@@ -3,7 +3,8 @@
 python benchmarks/integrity.py [--json FILE] [--repeats 3] [--folder DIR]
 
 Needs about 2.5 GB in DIR. "warm": the files are in the page cache; "cold": they were dropped from it before (Linux;
-a virtual machine's host may still hold them). Of several tries the fastest counts, with and without by turns.
+a virtual machine's host may still hold them). Of several tries, by turns,
+the fastest counts.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from unittest.mock import patch
@@ -38,45 +40,34 @@ def drop_from_memory(folder: Path) -> None:
             os.close(descriptor)
 
 
-def fastest(work: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None) -> float:
-    times = []
-    for _ in range(repeats):
-        before()
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def fastest(work: Callable[[], object], repeats: int) -> float:
+    return min(seconds(work) for _ in range(repeats))
 
 
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def compare(folder: Path, load: Callable[[], object], repeats: int) -> dict:
-    """Seconds of the check, and of loading without it: the same files, warm and cold.
-
-    Cold, the check reads from the disk what loading then finds in memory, so the sum is what counts.
-    """
-
-    def check() -> None:
-        check_files(folder)
-
-    def both() -> None:
-        check()
-        load()
-
+def compare(folder: Path, plain: Callable[[], object], checked: Callable[[], object], repeats: int) -> dict:
+    """Seconds of loading what is in `folder` without and with its checksums, and of comparing these alone."""
     found = {"bytes": size_of(folder)}
+    plain()
     for state in ("warm", "cold"):
-        before = (lambda: None) if state == "warm" else lambda: drop_from_memory(folder)
-        if state == "warm":
-            load()
-        alone, checked = fastest(load, repeats, before), fastest(both, repeats, before)
-        found[state] = {
-            "check_s": fastest(check, repeats, before),
-            "load_s": alone,
-            "check_and_load_s": checked,
-            "share": checked / alone - 1,
-        }
+        times = {"load_s": plain, "checked_load_s": checked, "check_s": lambda: check_files(folder)}
+        kept = {name: [] for name in times}
+        for _ in range(repeats):
+            for name, work in times.items():
+                if state == "cold":
+                    drop_from_memory(folder)
+                kept[name].append(seconds(work))
+        found[state] = {name: min(values) for name, values in kept.items()}
+        found[state]["share"] = found[state]["checked_load_s"] / found[state]["load_s"] - 1
     return found
 
 
@@ -89,7 +80,8 @@ def make_model(folder: Path) -> ItmModel:
 
 
 def make_checkpoint(model: ItmModel, folder: Path) -> Callable[[], object]:
-    """The same with what AdamW remembers, two moments for each weight; returns how a trainer loads it."""
+    """The same with what AdamW remembers, two moments for each weight; returns what a run that goes on does with it:
+    a model is made, and weights and moments are loaded."""
     model.save_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0)
     for parameter in model.parameters():
@@ -100,7 +92,7 @@ def make_checkpoint(model: ItmModel, folder: Path) -> Callable[[], object]:
     write_checksums(folder)
 
     def load() -> None:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        ItmModel(model.config).load_state_dict(load_file(folder / "model.safetensors"))
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
 
     return load
@@ -137,19 +129,29 @@ def features_cost(folder: Path, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", metavar="DIR", help="on the disk to measure (default: that of temporary files)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as place:
         folder = Path(place)
         model = make_model(folder / "model")
         load_checkpoint = make_checkpoint(model, folder / "checkpoint")
-        with patch("clip_itm.model.check_files"):  # the comparison below does it, or does not
-            loaded = compare(folder / "model", lambda: ItmModel.from_pretrained(folder / "model"), args.repeats)
+
+        def load_model() -> None:
+            ItmModel.from_pretrained(folder / "model")
+
+        def load_unchecked() -> None:
+            with patch("clip_itm.model.checked_meanwhile", lambda *arguments: nullcontext()):
+                load_model()
+
+        def load_checked() -> None:
+            check_files(folder / "checkpoint")
+            load_checkpoint()
+
         report = {
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-            "model": loaded,
-            "checkpoint": compare(folder / "checkpoint", load_checkpoint, args.repeats),
+            "model": compare(folder / "model", load_unchecked, load_model, args.repeats),
+            "checkpoint": compare(folder / "checkpoint", load_checkpoint, load_checked, args.repeats),
             "resized photo": photo_cost(args.repeats),
             "features": features_cost(folder, args.repeats),
         }
@@ -157,8 +159,8 @@ def main() -> None:
         for state in ("warm", "cold"):
             each = report[name][state]
             print(
-                f"{name}, {report[name]['bytes'] / 1e6:,.0f} MB, {state}: check {each['check_s']:.3f} s, loading "
-                f"{each['load_s']:.2f} s without and {each['check_and_load_s']:.2f} s with it ({each['share']:+.1%})"
+                f"{name}, {report[name]['bytes'] / 1e6:,.0f} MB, {state}: loading {each['load_s']:.2f} s, with checksums "
+                f"{each['checked_load_s']:.2f} s ({each['share']:+.1%}); these alone {each['check_s']:.3f} s"
             )
     photo, features = report["resized photo"], report["features"]
     print(f"resized photo, {photo['bytes']:,} bytes: {photo['check_us']:.0f} us beside {photo['decode_us']:.0f} us")

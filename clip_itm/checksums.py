@@ -6,6 +6,7 @@ Files that stand alone carry their own (`seal.py`).
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -95,6 +96,23 @@ def check_files(folder: str | Path, names: Collection[str] | None = None) -> Non
             "; ".join(found) + f". Restore the folder from a copy or make it again; if you changed it on purpose, "
             f"delete {Path(folder) / CHECKSUMS}"
         )
+
+
+@contextmanager
+def checked_meanwhile(folder: str | Path | None, names: Collection[str]) -> Iterator[None]:
+    """`check_files` (where there is a folder) in a thread beside what the block does; damage that it finds is raised in
+    the place of what that causes in the block."""
+    if folder is None:
+        yield
+        return
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(check_files, folder, names)
+        try:
+            yield
+        except Exception:
+            found.result()
+            raise
+        found.result()
 
 
 def _entries(folder: Path, names: Iterable[str]) -> dict[str, dict]:

@@ -1,5 +1,6 @@
 """XXH3-128 of files: finds damage at the speed of memory, and is no defence against malice."""
 
+import os
 from pathlib import Path
 
 try:
@@ -7,14 +8,16 @@ try:
 except ImportError:  # in the code beside a checkpoint, which loads without this package: nothing is checked there
     xxhash = None
 
-BLOCK = 2**22  # bytes
+BLOCK = 2**20  # bytes
 
 
 def checksum_of(path: str | Path, end: int | None = None) -> str:
     """Of a file's content, in hexadecimal; of its first `end` bytes."""
-    digest, left = xxhash.xxh3_128(), end
-    with Path(path).open("rb") as file:
-        while block := file.read(BLOCK if left is None else min(BLOCK, left)):
-            digest.update(block)
-            left = None if left is None else left - len(block)
+    digest, left = xxhash.xxh3_128(), os.path.getsize(path) if end is None else end
+    buffer = memoryview(bytearray(BLOCK))
+    # read, not mapped: of a disk that cannot read its blocks, this is an error and not a signal
+    with Path(path).open("rb", buffering=0) as file:
+        while size := file.readinto(buffer[:left]):
+            digest.update(buffer[:size])
+            left -= size
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.backbones.features import Features
 from clip_itm.backbones.loading import loading
 from clip_itm.backbones.merge import merge_lora
-from clip_itm.checksums import check_files, recording
+from clip_itm.checksums import checked_meanwhile, recording
 from clip_itm.configuration import ItmConfig
 from clip_itm.heads.build import build_head
 from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
@@ -76,9 +76,7 @@ class ItmModel(PreTrainedModel):
         """
         place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         with_info = kwargs.pop("output_loading_info", False)
-        if place is not None:
-            check_files(place, ("config.json", "model*.safetensors*", "clip_itm_*.py"))
-        with loading(place):
+        with checked_meanwhile(place, ("config.json", "model*.safetensors*", "clip_itm_*.py")), loading(place):
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
             demand_whole(info)
         loaded = (model, info) if with_info else model

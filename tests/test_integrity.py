@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import DAMAGES, KILLS, damaged, flip, in_child, kill_at, seconds_of, status_of
-from test_resume import HEADS
+from test_resume import EPOCHS, HEADS
 from tiny import tiny_recipe
 
 from clip_itm.checksums import CHECKSUMS, check_files
@@ -41,7 +41,7 @@ def run_of(tmp_path_factory):
     def run(kind: str) -> Path:
         if kind not in runs:
             head = HEADS[kind] | ({"warmup_epochs": 0} if kind == "npc" else {})
-            training = {"max_steps": 4, "save_every": 2, "evaluate_every": 2}
+            training = {"epochs": EPOCHS[kind], "max_steps": 4, "save_every": 2, "evaluate_every": 2}
             recipe = tiny_recipe(tmp_path_factory.mktemp(kind), head=head, training=training)
             train(recipe)
             runs[kind] = Path(recipe.output_dir)
