@@ -159,7 +159,7 @@ def main() -> None:
         for state in ("warm", "cold"):
             each = report[name][state]
             print(
-                f"{name}, {report[name]['bytes'] / 1e6:,.0f} MB, {state}: loading {each['load_s']:.2f} s, with checksums "
+                f"{name}, {report[name]['bytes'] / 1e6:,.0f} MB, {state}: loading {each['load_s']:.2f} s, with them "
                 f"{each['checked_load_s']:.2f} s ({each['share']:+.1%}); these alone {each['check_s']:.3f} s"
             )
     photo, features = report["resized photo"], report["features"]
