@@ -78,8 +78,8 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
                 raise error.__cause__ from None
             raise
         if not (Path(self.cache_dir) / CHECKSUMS).exists():
-            names = [path.name for path in Path(self.cache_dir).iterdir() if path.suffix in (".arrow", ".json")]
-            add_checksums(self.cache_dir, names)
+            kept = Path(self.cache_dir)  # where another process may be writing the same checksums
+            add_checksums(kept, [path.name for path in (*kept.glob("[!.]*.arrow"), kept / "dataset_info.json")])
         return {name: found_on_disk(self._read(name)) for name in SPLIT_NAMES if name in self.info.splits}
 
     def _read(self, split: str) -> datasets.Dataset:
