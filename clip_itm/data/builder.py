@@ -79,7 +79,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
             raise
         if not (Path(self.cache_dir) / CHECKSUMS).exists():
             kept = Path(self.cache_dir)  # where another process may be writing the same checksums
-            add_checksums(kept, [path.name for path in (*kept.glob("[!.]*.arrow"), kept / "dataset_info.json")])
+            add_checksums(kept, [path.name for path in (*kept.glob("[!.]*.arrow"), *kept.glob("dataset_info.json"))])
         return {name: found_on_disk(self._read(name)) for name in SPLIT_NAMES if name in self.info.splits}
 
     def _read(self, split: str) -> datasets.Dataset:
