@@ -292,7 +292,7 @@ def test_bad_places(tmp_path, capsys):
     (tmp_path / "full" / "config.json").write_text("{}")
     out = ["--to", "onnx", "--out"]
     for words, answer in (
-        ([str(tmp_path / "nowhere"), *out, str(tmp_path / "new")], "no config.json in it, so it is no model"),
+        ([str(tmp_path / "nowhere"), *out, str(tmp_path / "new")], "there is no such folder"),
         ([str(tmp_path / "run"), *out, str(tmp_path / "new")], "this run is not finished"),
         ([str(tmp_path / "full"), *out, str(tmp_path / "full")], "exists and is not empty"),
         ([str(tmp_path / "full"), *out, str(tmp_path / "new"), "--data.root", "x"], "takes no keys of a recipe"),
@@ -315,7 +315,7 @@ def test_the_folder_says_where_it_comes_from(tmp_path, capsys):
     (tmp_path / "model").rename(tmp_path / "best")
     run.mkdir()
     (tmp_path / "best").rename(run / "best")
-    known = {"recipe_sha256": "abc123", "noise": {"sha256": "def456", "ratio": 0.4}}
+    known = {"recipe_sha256": "abc123", "noise": {"sha256": "def456", "ratio": 0.4}, "versions": {}, "splits": {}}
     (run / "best" / "provenance.json").write_text(json.dumps(known))
     (run / "best" / "recipe.yaml").write_text("head: {}\n")
     assert main(["export", str(run), "--to", "open_clip", "--out", str(tmp_path / "out")]) == 0
