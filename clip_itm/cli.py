@@ -94,6 +94,7 @@ def main(words: list[str] | None = None) -> int:
     warnings.formatwarning = _warning
     # read where torch is loaded: threads of OpenMP that wait leave the cores to others instead of spinning
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a file that is refused
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked; it would warn at every fork
     with suppress(AttributeError, ValueError):  # names of files may hold bytes, and the terminal may know ASCII only
         sys.stdout.reconfigure(errors="backslashreplace")
