@@ -101,6 +101,10 @@ FULL = {
         "transformers.modeling_utils.safe_save_file",
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ),
+    "tokenizer": (
+        "transformers.tokenization_utils_base.PreTrainedTokenizerBase.save_pretrained",
+        Exception("No space left on device (os error 28)"),
+    ),
     "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")),
     "files": ("pathlib.Path.write_text", OSError(errno.ENOSPC, "No space left on device")),
     "arrays": ("numpy.savez_compressed", OSError(errno.ENOSPC, "No space left on device")),
@@ -110,7 +114,11 @@ FULL = {
 
 
 @pytest.mark.parametrize(
-    "saver", [name if name in ("torch", "safetensors") else pytest.param(name, marks=pytest.mark.slow) for name in FULL]
+    "saver",
+    [
+        name if name in ("torch", "safetensors", "tokenizer") else pytest.param(name, marks=pytest.mark.slow)
+        for name in FULL
+    ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_whole(tmp_path, monkeypatch, capsys, saver):

@@ -25,7 +25,7 @@ def demand_negatives(recipe: Recipe, sampler: PairBatchSampler) -> None:
         raise ValueError(
             f"training.batch_size {training.batch_size} with training.captions_per_photo "
             f"{training.captions_per_photo}: a batch would hold the captions of one photo alone, which have no "
-            "negatives; set training.batch_size to a multiple of it"
+            "negatives; set training.batch_size to several times as many"
         )
     if alone.all():
         raise ValueError(

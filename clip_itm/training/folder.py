@@ -172,7 +172,7 @@ def _manifest(run: Path) -> set[str]:
 def _own(run: Path, found: list[str]) -> list[str]:
     if is_recorded(run):
         written = _manifest(run)
-        return [name for name in found if name in written or LOGS.fullmatch(name)]
+        return [name for name in found if name in written or name == MANIFEST or LOGS.fullmatch(name)]
     if "recipe.yaml" in found and "provenance.json" in found:  # of an earlier version
         return [name for name in found if EARLIER.fullmatch(name) or LOGS.fullmatch(name)]
     return []
@@ -222,7 +222,7 @@ def failed_write(error: BaseException) -> str | None:
     """Why a file could not be written, where that is what `error` says (each library has its own way)."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    if isinstance(error, SafetensorError):
+    if isinstance(error, SafetensorError) or "(os error " in str(error):  # of libraries in Rust
         return str(error)
     if isinstance(error, RuntimeError) and re.search("inline_container|StreamWriter|Parent directory", str(error)):
         return "a file could not be written to its end; is the disk full?"  # torch.save

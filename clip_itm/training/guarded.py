@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from transformers import Trainer
 
 from clip_itm.distributed import agree
@@ -113,7 +112,7 @@ class GuardedTrainer(Trainer):
     def _noting_failures(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except Exception as error:
             reason = failed_write(error)
             if reason is None:
                 raise

@@ -134,9 +134,10 @@ def _demand_name(folder: Path) -> None:
     what, copy = (RESULTS, folder / "best") if last is None else (last.name, last)
     for name in ("recipe.yaml", "provenance.json"):
         if not (folder / name).is_file():
+            remedy = f"put {copy / name} there if it is this one" if (copy / name).is_file() else f"move {what} away"
             raise ValueError(
-                f"{folder} holds {what}, but no {name} that says which run it is of: put {copy / name} there if it is "
-                "this one, or choose another output_dir"
+                f"{folder} holds {what}, but no {name} that says which run it is of: {remedy}, or choose another "
+                "output_dir"
             )
 
 

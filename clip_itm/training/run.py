@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from clip_itm.data.images import UnreadablePhotoError
@@ -171,7 +170,7 @@ def _finish(recipe: Recipe, folder: Path, trainer: ItmTrainer, data: TrainingDat
     results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # a figure may be missing, not the file
     try:
         _publish(folder, trainer, results)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         if (reason := failed_write(error)) is None:
             raise
         raise ValueError(
