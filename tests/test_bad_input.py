@@ -23,11 +23,8 @@ import bad_input_outside  # noqa: F401
 import bad_input_photos  # noqa: F401
 import bad_input_regions  # noqa: F401
 import bad_input_retrieval  # noqa: F401
-<<<<<<< HEAD
-import bad_input_tables  # noqa: F401
-=======
 import bad_input_runs  # noqa: F401
->>>>>>> 6e4afa9 (Docs and bad-input rows of runs; what is in the way is named with what to do)
+import bad_input_tables  # noqa: F401
 import pytest
 from bad_input import CASES
 
