@@ -51,7 +51,7 @@ def demand_recipe(recipe, backbone: bool = True) -> None:
     """ValueError at once where a recipe names data (or pretrained weights) of the Hub that cannot be had."""
     for key, name, kept, instead in _remote_parts(recipe, backbone):
         if looks_like_path(name):
-            raise ValueError(f"{key}: {name}: there is no such folder here, and no repository of the Hub has such a name")
+            raise ValueError(f"{key}: {name}: there is no such folder, and the Hub has no such name")
         if not _is_available(kept):
             why = f"it was not downloaded before, and {_why_not()} for it"
             raise ValueError(f"{key}: {name}: {why}. Without network, {instead}, {KEPT}")
