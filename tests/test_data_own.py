@@ -225,6 +225,24 @@ def test_hub_rows_of_a_photo_are_one_photo_wherever_they_stand(tmp_path, cache, 
         assert ids == {f"caption {2 * n}": expected(n) for n in range(4)}
 
 
+@pytest.mark.parametrize("by", ["content", "path"])
+def test_hub_column_image_id_that_numbers_rows_does_not_tear_photos_apart(tmp_path, cache, by):
+    files = [photo(tmp_path / f"{number}.bmp", number) for number in range(20)]  # of one size
+    owner = [row % 20 for row in range(60)]
+    image = [files[n].read_bytes() if by == "content" else str(files[n]) for n in owner]
+    columns = {"image": image, "caption": [f"caption {row}" for row in range(60)], "image_id": range(60)}
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
+    data = HubData(path=str(tmp_path / "set"), cache_dir=cache, val_fraction=0.3, test_fraction=0.3)
+    splits = load_splits(data)
+    found = {i: own for split in splits.values() for i, own in zip(*photo_columns(split), strict=True)}
+    assert found == {str(n): [f"caption {n + step}" for step in (0, 20, 40)] for n in range(20)}
+    assert {note for split in splits.values() for note in notes(split)} == {
+        "split train: 60 rows are 20 photos (the same 'image_id' or content is one photo)"
+    }
+    named = load_splits(data.model_copy(update={"image_id_column": "image_id"}))
+    assert sum(len(split) for split in named.values()) == 60, "a column that the recipe names is believed"
+
+
 def photo_columns(split):
     return split.rows["image_id"], split.rows["captions"]
 
@@ -287,7 +305,7 @@ def test_hub_single_split_is_divided(hub, cache):
         ),
         ({"image_column": "texts"}, "data.image_column 'texts' is no column of images"),
         ({"caption_column": "words"}, r"no column 'words' \(data.caption_column\)"),
-        ({"caption_column": "key"}, "row 0: expected a caption or a list of captions, got 0"),
+        ({"caption_column": "key"}, "row 0, column 'key': expected a caption or a list of captions, got 0"),
         ({"image_column": "key"}, "data.image_column 'key' is no column of images or paths: it holds int64"),
         ({"image_id_column": "id"}, r"no column 'id' \(data.image_id_column\)"),
         ({"image_id_column": "key"}, "rows 0 and 1 have the same id 0 in column 'key', but different photos"),

@@ -1,5 +1,6 @@
 """Tables as people write them: separators, quotes, suffixes, columns, names of photos in other spellings."""
 
+import csv
 import json
 import os
 import unicodedata
@@ -118,6 +119,7 @@ def test_a_tsv_that_is_quoted_as_a_whole(folder):
         ("c.csv", "image|caption", "separated by bars"),
         ("c.tsv", "image,caption", "separated by commas .* expected tabs in a .tsv"),
         ("c.csv", "sep=;", "separated by semicolons"),
+        ("c.csv", '"image";"caption"', "separated by semicolons"),  # write.csv2 of R
         ("c.csv", "image,caption,image", "'image' occurs 2 times"),
     ],
 )
@@ -190,7 +192,11 @@ def test_json_lines_that_cannot_be_read(folder):
 
 
 @pytest.mark.parametrize(
-    "header", ["Image,Caption", "FILE_NAME,Alt", "img_path,alt_text", "image_name,comment", "path,caption_text"]
+    "header",
+    [
+        *("Image,Caption", "FILE_NAME,Alt", "img_path,alt_text", "image_name,comment", "path,caption_text"),
+        *("Image Path,Alt Text", "file-name,alt-text", " image , caption "),
+    ],
 )
 def test_columns_are_known_by_usual_names_in_either_case(folder, header):
     write(folder / "captions.csv", [header, "0.jpg,a dog"])
@@ -257,6 +263,22 @@ def test_backslashes_in_names(folder):
 # rows without photo or caption, small folders -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["deque", "dict_values", "frozenset", "pd.Index", "np.array"])
+@pytest.mark.parametrize("inner", ["['a dog', 'two dogs']", "{'a dog'}", "( 'a dog',)"])
+def test_containers_of_python_in_a_cell_are_no_captions(folder, name, inner):
+    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["image", "caption"], ["0.jpg", f"{name}({inner})"]])
+    with pytest.raises(ValueError, match=r"captions.csv:2, column 'caption': .* looks like a list, but is none"):
+        train(folder)
+
+
+def test_a_photo_id_that_is_null(folder):
+    row = {"image": "0.jpg", "caption": "a", "image_id": None, "caption_ids": ["1"]}
+    write(folder / "captions.json", [json.dumps([row])])
+    with pytest.raises(ValueError, match=r"captions.json\[0\]: column 'image_id' is empty"):
+        train(folder, "captions.json")
+
+
 def test_rows_without_photo_or_caption(folder):
     lines = [{"image": "0.jpg", "caption": "a"}, {"image": None, "caption": "b"}, {"image": "1.jpg", "caption": None}]
     lines += [{"image": "2.jpg", "caption": "\ud800"}, {"caption": "c"}]
@@ -281,11 +303,25 @@ def test_a_folder_too_small_for_its_fractions(folder):
     assert set(load(folder, val_fraction=0, test_fraction=0.01)) == {"train"}
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([{"id": None, "file_name": "42.jpg"}], r"images\[0\]: not as in a COCO captions file \(id is None\)"),
+        ([{"id": 42}], r"images\[0\]: not as in a COCO captions file \(no 'file_name'\)"),
+        ([{"id": 42, "file_name": 42}], r"images\[0\]: not as in a COCO captions file \(file_name is 42\)"),
+    ],
+)
+def test_coco_photos_without_what_they_need(tmp_path, images, message):
+    (tmp_path / "captions_train2017.json").write_text(json.dumps({"images": images, "annotations": []}))
+    with pytest.raises(ValueError, match=message):
+        load_splits(CocoData(root=str(tmp_path), cache_dir=str(tmp_path / "cache")))
+
+
 def test_coco_ids_as_text(tmp_path):
     photo(tmp_path / "train2017" / "000000000042.jpg")
     content = {
         "images": [{"id": "42", "file_name": "000000000042.jpg"}],
-        "annotations": [{"id": "7", "image_id": 42, "caption": "a"}, {"id": 8, "image_id": "042", "caption": None}],
+        "annotations": [{"id": "7", "image_id": 42.0, "caption": "a"}, {"id": 8, "image_id": "042", "caption": None}],
     }
     (tmp_path / "captions_train2017.json").write_text(json.dumps(content))
     data = CocoData(root=str(tmp_path), cache_dir=str(tmp_path / "cache"))

@@ -69,7 +69,7 @@ def parse_json(text: str, path: Path, line: int = 1, **options) -> Any:
     except RecursionError:
         raise ValueError(f"{path}, line {line}: JSON that is nested too deeply to be read") from None
     except ValueError as error:  # a whole number of thousands of digits
-        raise ValueError(f"{path}, line {line}: JSON that cannot be read ({error})") from None
+        raise ValueError(f"{path}, line {line}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
 
 
 def read_json(path: Path) -> Any:

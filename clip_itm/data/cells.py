@@ -5,6 +5,7 @@ A text is a list where it begins, white space aside, with
 - `[` and a quote, maybe after more brackets or a call such as `array(`,
 - `(`, a quoted text and a comma (a tuple),
 - `{` and a quoted text before `,`, `:` or `}`,
+- a call of one of these with a quoted text, such as `dict_values(['` or `frozenset({'`,
 
 and where it is, as a whole, brackets around nothing or around numbers, None, nan, true and the like. JSON lists and
 Python's lists and tuples of strings and numbers are read; what else looks like a list (NumPy's `['a' 'b']`, nested
@@ -23,9 +24,10 @@ from clip_itm.data.annotation_files import check_text
 STRING = r"""[uU]?(?:'(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+")"""
 WORD = r"(?:None|null|NaN|nan|True|true|False|false|-?(?:inf|Infinity|\d[\d_.]*+(?:[eE][+-]?\d++)?+))"
 ITEM = rf"(?:{STRING}|{WORD})"
+CALL = r"[A-Za-z][\w.]*+\(\s*+[\[({]\s*+['\"]"  # of a Python container: deque(['a dog'])
 LOOKS_LIKE_A_LIST = re.compile(
     rf"""\[(?:[\[({{\s]|(?:[a-z]+\.)?[a-z]\w*\((?=['"\[]))*+[bBrRuU]{{0,2}}['"]
-      | \(\s*+{STRING}\s*+, | \{{\s*+{STRING}\s*+[,:}}] | (?:[a-z]+\.)?array\(\[
+      | \(\s*+{STRING}\s*+, | \{{\s*+{STRING}\s*+[,:}}] | (?:[a-z]+\.)?array\(\[ | {CALL}
       | \[\s*+{WORD}?+(?:[\s,]++{ITEM})*+[\s,]*+\]\Z | \((?:\s*+{WORD}\s*+,(?:\s*+{ITEM}\s*+,?)*+)?+\s*+\)\Z
       | \{{\s*+\}}\Z""",
     re.VERBOSE | re.DOTALL,
@@ -49,7 +51,7 @@ def list_of(cell: Any, where: str) -> Any:
     if not isinstance(cell, str):
         return cell
     text = cell.strip()
-    if not text.startswith(BRACKETS) or LOOKS_LIKE_A_LIST.match(text) is None:
+    if not (text.startswith(BRACKETS) or re.match(CALL, text)) or LOOKS_LIKE_A_LIST.match(text) is None:
         return cell
     try:
         values = json.loads(text)

@@ -52,6 +52,8 @@ def read_official(annotations: Path, photo_folder: Path) -> Iterator[dict]:
         for number, image in enumerate(data["images"]):
             place = f"images[{number}]"
             captions[whole_number(image["id"], "id")] = []
+            if not isinstance(image["file_name"], str):
+                raise TypeError(f"file_name is {image['file_name']!r}")
             check_text(image["file_name"], f"{annotations}, {place}")
         for number, annotation in enumerate(data["annotations"]):
             place = f"annotations[{number}]"
@@ -62,7 +64,8 @@ def read_official(annotations: Path, photo_folder: Path) -> Iterator[dict]:
             found = captions_of([annotation["caption"]], f"{annotations}, {place} (photo {image_id})")
             captions[image_id].append((found[0], str(annotation["id"])))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{annotations}, {place}: not as in a COCO captions file ({error!r})") from None
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{annotations}, {place}: not as in a COCO captions file ({what})") from None
     for image in data["images"]:
         image_id = whole_number(image["id"], "id")
         texts = [list(column) for column in zip(*captions[image_id], strict=True)] or [[], []]
@@ -70,7 +73,9 @@ def read_official(annotations: Path, photo_folder: Path) -> Iterator[dict]:
 
 
 def whole_number(value: object, key: str) -> str:
-    """An id, written as a number or as its text ("42", "000042"), as text without leading zeros."""
+    """An id, written as a number (42, pandas' 42.0) or as its text ("42", "000042"), as text without leading zeros."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int | str) and not isinstance(value, bool):
         text = str(value).strip()
         if text:

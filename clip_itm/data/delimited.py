@@ -23,6 +23,7 @@ NEXT_FIELD = {separator: re.compile(rf"({field})(?:{separator}|\Z)") for separat
 PHOTO_NAME = re.compile(rf"\w(?:{'|'.join(map(re.escape, PHOTO_SUFFIXES))})\b", re.IGNORECASE)
 QUOTING = "a field with quotes, separators or line breaks in it needs double quotes around it, and quotes in it doubled"
 SEPARATING_COMMA = re.compile(r",(?=\S|$)")  # behind those of prose there is a space
+SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 MANY_LINES = 5  # of one field, where the table has one column, so that every line looks like a row
 
 Row = tuple[int, list[str]]  # number of its first line, fields
@@ -43,14 +44,8 @@ def read_delimited(path: Path, separator: str) -> tuple[list[str], Iterator[Row]
 
 
 def _check_header(header: list[str], separator: str, path: Path, line: int) -> None:
-    if len(header) == 1:
-        for other, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas"), ("|", "bars")):
-            if other in header[0]:
-                wanted = "tabs in a .tsv" if separator == "\t" else f"commas in a {path.suffix}"
-                raise ValueError(
-                    f"{path}, line {line}: the columns are separated by {name} ({header[0][:80]!r}); expected {wanted} "
-                    f"(pandas: to_csv({path.name!r}, sep={separator!r}, index=False))"
-                )
+    if len(header) == 1 and (other := next((other for other in SEPARATORS if other in header[0]), None)):
+        raise ValueError(_separated_by(other, header[0], separator, path, line))
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise ValueError(
             f"{path}, line {line}: expected a header of different column names, got {header}: "
@@ -62,11 +57,23 @@ def _check_header(header: list[str], separator: str, path: Path, line: int) -> N
         _refuse_quoted(path, line, next(name for name in header if re.fullmatch(QUOTED, name)))
 
 
+def _separated_by(other: str, header: str, separator: str, path: Path, line: int) -> str:
+    wanted = "tabs in a .tsv" if separator == "\t" else f"commas in a {path.suffix}"
+    return (
+        f"{path}, line {line}: the columns are separated by {SEPARATORS[other]} ({header[:80]!r}); expected {wanted} "
+        f"(pandas: to_csv({path.name!r}, sep={separator!r}, index=False))"
+    )
+
+
 def _of_equal_length(rows: Iterator[Row], header: list[str], separator: str, path: Path) -> Iterator[Row]:
     count = len(header)
     for row in rows:
         if len(row[1]) != count:
-            advice = "captions with the separator in them need double quotes" if separator == "," else "no tabs in them"
+            advice = (
+                "captions with the separator in them need double quotes"
+                if separator == ","
+                else "captions must have no tabs in them"
+            )
             raise ValueError(
                 f"{path}, line {row[0]}: {len(row[1])} fields, but the header has {count} ({', '.join(header)}); "
                 f"{advice}"
@@ -88,6 +95,8 @@ def _csv_rows(lines: list[str], end: str, path: Path) -> Iterator[Row]:
                 yield number, fields
             continue
         record = _whole_record(line, numbered, end)
+        if columns is None and (quoted := re.match(rf"{QUOTED}([;\t|])", record)):
+            raise ValueError(_separated_by(quoted[1], record.split(end)[0], ",", path, number))
         if RECORD[","].fullmatch(record) is None:
             raise ValueError(_misquoted(record, number, end, path))
         fields = _fields(record, ",")

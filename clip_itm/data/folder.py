@@ -138,8 +138,8 @@ class FolderImages(CaptionedImages):
             return photo_row("", where, [], []) | {"image": None, "caption_weights": []}
         path, image_id = self._locate(name)
         own_id = all(column in values for column in columns.ids)
-        if own_id and not (image_id := str(values[columns.ids[0]])).strip():
-            raise ValueError(f"{where}: column 'image_id' is empty")
+        if own_id and (values[columns.ids[0]] is None or not (image_id := str(values[columns.ids[0]])).strip()):
+            raise ValueError(f"{where}: column {columns.ids[0]!r} is empty")
         row = photos.get(image_id)
         if row is None:
             return photo_row(path, image_id, [], []) | {"caption_weights": []}

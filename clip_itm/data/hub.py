@@ -101,7 +101,7 @@ def _to_rows(dataset: Dataset, data: HubData, name: str) -> tuple[Dataset, list[
     captions: list[list[str]] = [[] for _ in image_ids]
     caption_ids: list[list[str]] = [[] for _ in image_ids]
     for row, image_id in enumerate(image_ids):
-        found = _captions(cells[row], data, f"{data.path}, split {name}, row {row}")
+        found = _captions(cells[row], data, f"{data.path}, split {name}, row {row}, column {data.caption_column!r}")
         captions[firsts[image_id]] += [caption.strip() for caption in found]
         caption_ids[firsts[image_id]] += [f"{name}:{row}:{number}" for number in range(len(found))]
     columns = {"image_id": image_ids, "captions": captions, "caption_ids": caption_ids}

@@ -1,9 +1,12 @@
 """Which rows of a data set are one photo: many sets have a row a caption, and a split must never tear them apart.
 
 A photo is known by `data.image_id_column`, else by a column `image_id`, else by its bytes, or by its path where the
-data set only names it. That is its id, so a split by hash does not depend on where a row stands.
+data set only names it. That is its id, so a split by hash does not depend on where a row stands. A column `image_id`
+that the recipe does not name may number rows: a photo that has several ids there keeps the first.
 """
 
+import os
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -17,6 +20,7 @@ from clip_itm.data.name_spelling import canonical, check_name
 from clip_itm.data.tables import find_column
 
 BATCH = 100  # rows; their bytes are looked at where they lie
+TAIL = 1024  # bytes at the end of a photo, in which those of one size nearly always differ
 
 
 def column_of(dataset: Dataset, key: str, data: HubData) -> list:
@@ -64,15 +68,39 @@ def photos_of(dataset: Dataset, images: Dataset, data: HubData, name: str) -> tu
     if id_column is not None:
         ids = column_of(dataset, "image_id_column", data.model_copy(update={"image_id_column": id_column}))
         doubt = _doubt(ids, sizes, paths, id_column)
-        if doubt is None:
+        if doubt is None and data.image_id_column is not None:
             return [str(value) for value in ids], f"{id_column!r}"
+        if doubt is None:
+            return _one_id_a_photo([str(value) for value in ids], images, sizes, paths, name, id_column)
         if data.image_id_column is not None:
             raise ValueError(f"{place}{doubt}")
-    ids = [f"{name}/row {row}" if path is None else canonical(path) for row, path in enumerate(paths)]
+    ids = [f"{name}/row {row}" if path is None else os.path.normpath(canonical(path)) for row, path in enumerate(paths)]
     if any(size is not None for size in sizes):
         for row, content in enumerate(_contents(images, name)):
             ids[row] = ids[row] if content is None else xxhash.xxh3_128_hexdigest(content)
     return ids, "path" if all(size is None for size in sizes) else "content"
+
+
+def _one_id_a_photo(
+    ids: list[str], images: Dataset, sizes: list[int | None], paths: list[str | None], name: str, column: str
+) -> tuple[list[str], str]:
+    """The ids, where a photo of several gets the first of them; and what tells photos apart."""
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    if any(size is not None for size in sizes):
+        for row, content in enumerate(_contents(images, name)):
+            if content is not None:
+                alike[content.size, xxhash.xxh3_64_intdigest(memoryview(content)[-TAIL:])].append(row)
+    for row, (size, path) in enumerate(zip(sizes, paths, strict=True)):
+        if size is None and path is not None:
+            alike[(os.path.normpath(canonical(path)),)].append(row)
+    doubtful = sorted(row for rows in alike.values() if len({ids[row] for row in rows}) > 1 for row in rows)
+    first: dict[str, str] = {}  # content or path -> id
+    same: dict[str, str] = {}  # id -> id
+    for row, content in zip(doubtful, _contents(images.select(doubtful), name), strict=True):
+        photo = os.path.normpath(canonical(paths[row])) if content is None else xxhash.xxh3_128_hexdigest(content)
+        same[ids[row]] = first.setdefault(photo, same.get(ids[row], ids[row]))
+    several = any(own != other for own, other in same.items())
+    return [same.get(own, own) for own in ids], f"{column!r} or content" if several else f"{column!r}"
 
 
 def _sizes_and_paths(images: Dataset) -> tuple[list[int | None], list[str | None]]:

@@ -65,6 +65,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _rows_of_columns(content: dict, path: Path) -> list[dict]:
     """Rows from {column: list of values} or, as `to_json` of pandas writes by default, {column: {row: value}}."""
+    if not content:
+        return []
     columns = {name: list(c.values()) if isinstance(c, dict) else c for name, c in content.items()}
     same_rows = len({tuple(c) for c in content.values() if isinstance(c, dict)}) <= 1
     lengths = {len(values) if isinstance(values, list) else None for values in columns.values()}
@@ -85,9 +87,13 @@ def _object(values: Any, where: str) -> dict[str, Any]:
 
 
 def find_column(names: Sequence[str], *wanted: str) -> str | None:
-    """The first of the `wanted` columns that is among `names`, in upper or lower case."""
+    """The first of the `wanted` columns that is among `names`, in either case, with spaces or hyphens for `_`."""
     for name in wanted:
         if name in names:
             return name
-    folded = {name.strip().casefold(): name for name in reversed(list(names))}
-    return next((folded[name.casefold()] for name in wanted if name.casefold() in folded), None)
+    folded = {_folded(name): name for name in reversed(list(names))}
+    return next((folded[_folded(name)] for name in wanted if _folded(name) in folded), None)
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold().replace(" ", "_").replace("-", "_")
