@@ -37,9 +37,15 @@ def replacing(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / ("stdout" if str(path) == "-" else Path(path).name)
             yield temporary
-            _copy_into(temporary, path)
+            try:
+                _copy_into(temporary, path)
+            except OSError as error:  # writing names no file
+                name = "standard output" if str(path) == "-" else str(path)
+                raise OSError(error.errno, error.strerror or str(error), name) from None
         return
     path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link that leads to itself; choose another name")
     demand_place(path)
     temporary = path.with_name(temporary_name(path.stem, path.suffix))
     try:

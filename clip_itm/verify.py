@@ -11,9 +11,11 @@ from clip_itm.checksums import CHECKSUMS, damage_of, read_checksums
 from clip_itm.data.arrays import checked_array
 from clip_itm.files import is_temporary, read_arrays
 from clip_itm.lock import LOCK_FILE
-from clip_itm.seal import photo_in
+from clip_itm.seal import is_whole, photo_in
 
+BEGINS = {".npz": b"PK", ".npy": b"\x93NUMPY"}
 FEATURES = re.compile(r"(photos|captions)-[0-9a-f]{32}(-tokens)?\.npy")
+SEGMENT = re.compile(r"(?:vectors|items)-(\d{4,}|[0-9a-f]{16})\.(?:safetensors|parquet)")  # of an index
 RESIZED = re.compile(r"(.*/[1-9]\d*)/[0-9a-f]{2}/[0-9a-f]{30}", re.DOTALL)  # a resized photo, in the folder of its size
 
 
@@ -37,10 +39,14 @@ def verify(place: Path, progress: Callable[[int], object] = lambda size: None) -
         raise ValueError(f"{place}: there is no such file or folder")
     if place.is_file():
         place, parts = place.absolute(), {}
-        _compare(place, _named([place.parent], parts).get(place), parts.setdefault(place, Part(place)))
-        if parts[place].without:
+        part = parts[place] = Part(place)
+        if (damages := _damages_in_index(place)) is not None:
+            part.files, part.bytes, part.damages = 1, _size(place), damages
+        else:
+            _compare(place, _named([place.parent], parts).get(place), part)
+        if part.without:
             raise ValueError(f"{place} carries no checksum: it is of an earlier clip_itm, or of another program")
-        return [parts[place]]
+        return [part]
     folders, parts = _folders(place), {}
     named = _named(folders, parts)
     ours = bool(named or parts)
@@ -110,6 +116,8 @@ def _compare(path: Path, entry: dict | None, part: Part) -> None:
 def _own_damage(path: Path) -> str | bool | None:
     """Of a file that may carry its checksum itself: a sentence where it is damaged, None where not; False without."""
     try:
+        if path.suffix in BEGINS and _is_foreign(path):
+            return False
         if path.suffix == ".npz":
             return None if read_arrays(path)[1] else False
         if path.suffix == ".npy":
@@ -121,11 +129,42 @@ def _own_damage(path: Path) -> str | bool | None:
     return False
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether somebody else's file has the suffix of arrays: no seal, and it begins as none does."""
+    with path.open("rb") as file:
+        begin = file.read(len(BEGINS[path.suffix]))
+    return bool(begin) and not BEGINS[path.suffix].startswith(begin) and is_whole(path) is None
+
+
 def _is_index(folder: Path) -> bool:
+    """Whether index.json says so, or is damaged or lost and the files that it named are there."""
+    path = folder / "index.json"
     try:
-        return "clip_itm search index" in (folder / "index.json").read_text(encoding="utf-8", errors="replace")
+        if "clip_itm search index" in path.read_text(encoding="utf-8", errors="replace"):
+            return True
     except OSError:
+        pass
+    vectors, items = (
+        {match[1] for file in folder.glob(f"{name}-*") if (match := SEGMENT.fullmatch(file.name))}
+        for name in ("vectors", "items")
+    )
+    if not vectors & items:
         return False
+    return path.exists() or not (folder / ".clip_itm.pending").exists()  # else of a first save that was killed
+
+
+def _damages_in_index(path: Path) -> list[str] | None:
+    """What is wrong with one file of an index; None where it is none."""
+    if not _is_index(path.parent):
+        return None
+    from clip_itm.retrieval.storage import index_damages, index_files
+
+    try:
+        if path not in index_files(path.parent):
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError):  # index.json itself is damaged
+        return index_damages(path.parent)
+    return [damage for damage in index_damages(path.parent) if damage.startswith(str(path))]
 
 
 def _is_ours(path: Path) -> bool:

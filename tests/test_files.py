@@ -67,6 +67,18 @@ def test_a_fifo_and_a_device_are_written_into(tmp_path):
     assert os.stat("/dev/null").st_rdev == before.st_rdev
 
 
+def test_a_stream_that_takes_nothing_is_named():
+    with pytest.raises(OSError, match="/dev/full"):
+        write_text("/dev/full", "text")
+
+
+def test_a_link_that_leads_to_itself_stays(tmp_path):
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    with pytest.raises(ValueError, match=r"loop\.json is a link that leads to itself"):
+        write_text(tmp_path / "loop.json", "text")
+    assert os.readlink(tmp_path / "loop.json") == "loop.json"
+
+
 def test_a_dash_is_standard_output(tmp_path, monkeypatch, capfdbinary):
     monkeypatch.chdir(tmp_path)
     write_text("-", "text")

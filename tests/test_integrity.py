@@ -310,3 +310,14 @@ def test_two_audits_and_two_builders_of_a_bank_at_once(run_of, tmp_path):
     MemoryBank.load(tmp_path / "bank.npz")
     assert_whole(run)
     assert not [path for path in run.rglob("*") if is_temporary(path)]
+
+
+def test_files_of_others_that_are_called_like_arrays_are_no_damage(run_of, tmp_path):
+    folder = tmp_path / "runs"
+    shutil.copytree(run_of("clip"), folder / "run")
+    (folder / "notes.npz").write_text("of the user")
+    (folder / "notes.npy").write_text("of the user")
+    assert said_by_verify(folder) == ""
+    for name in ("empty.npz", "empty.npy"):
+        (folder / name).touch()
+        assert name in said_by_verify(folder)

@@ -13,7 +13,8 @@ from test_retrieval_index_files import QUERIES, VECTORS, file_of, items, make_in
 
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Item
-from clip_itm.retrieval.storage import describe_file, index_damages, named_files
+from clip_itm.retrieval.storage import PENDING, describe_file, index_damages, named_files
+from clip_itm.verify import verify
 
 VERSION_1 = Path(__file__).parent / "index_v1"  # what clip_itm wrote before files had checksums of blocks
 KINDS = ["deleted", "embeddings", "hnsw", "index.json", "items", "thumbnails", "vectors"]
@@ -132,6 +133,40 @@ def test_verify_tells_every_damaged_file(two, tmp_path):
     ]
     with pytest.raises(ValueError, match=r"vectors-.*items-|items-.*vectors-"):
         LocalIndex.load(folder, verify=True)
+
+
+def test_an_index_json_that_no_longer_says_what_it_is_is_damage_and_not_a_stranger(two, tmp_path):
+    folder = shutil.copytree(two[0], tmp_path / "copy")
+    path = folder / "index.json"
+    whole = path.read_bytes()
+    for content in (b"", b"{", whole[:20], bytes(len(whole)), whole.replace(b"search", b"sdarch")):
+        path.write_bytes(content)
+        assert str(path) in said(folder), content[:40]
+    path.unlink()
+    assert "there is no index.json" in said(folder)
+    (folder / PENDING).write_text("{}")  # a first save was killed: nothing was promised
+    assert said(folder) == ""
+
+
+def test_one_file_of_an_index_is_compared_with_its_index_json(two, tmp_path):
+    folder = shutil.copytree(two[0], tmp_path / "copy")
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    assert all(said(path) == "" for path in paths)
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        assert str(path) in said(path)
+        assert path.name == "index.json" or said(folder / "index.json") == ""
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    (folder / "notes.txt").write_text("of the user")
+    with pytest.raises(ValueError, match="carries no checksum"):
+        verify(folder / "notes.txt")
+
+
+def said(place: Path) -> str:
+    return "\n".join(sentence for part in verify(place) for sentence in part.damages)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{" * 5, '{"format": ' + "1" * 6000 + "}", "\ud800", "null", "NaN"])

@@ -169,10 +169,10 @@ def test_a_crash_leaves_the_old_index_or_the_new(tmp_path, monkeypatch, step, co
     expected = grown.search(QUERIES, 100)
     write = storage.replacing
 
-    def killing(path):
+    def killing(path, *options):
         if Path(path).name.startswith(step):
             raise Killed
-        return write(path)
+        return write(path, *options)
 
     def killing_afterwards(path, content):
         write_json(path, content)

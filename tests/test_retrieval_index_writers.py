@@ -40,6 +40,15 @@ FOREIGN = {
 }
 
 
+@pytest.mark.parametrize("place", ["-", "file", "file/below"])
+def test_a_place_where_no_folder_can_be_is_refused_before_anything_is_loaded(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="choose a"):
+        storage.check_place(Path(place))
+    assert names(tmp_path) == {"file"}
+
+
 @pytest.mark.parametrize("what", FOREIGN)
 def test_a_folder_of_somebody_else_is_refused_and_left_alone(tmp_path, what):
     for name, text in FOREIGN[what].items():

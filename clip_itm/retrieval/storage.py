@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import torch
 import xxhash
 
-from clip_itm.files import is_free, is_temporary, reading_arrays, replacing, save_arrays, write_json
+from clip_itm.files import demand_place, is_free, is_temporary, reading_arrays, replacing, save_arrays, write_json
 from clip_itm.lock import LOCK_FILE
 from clip_itm.retrieval.rows import REMEDY, Parts, Rows, read_tensors, write_tensors
 from clip_itm.retrieval.segments import ITEM_COLUMNS, Segment, Selection
@@ -56,8 +56,10 @@ def names_of_save(token: str) -> set[str]:
 
 def check_place(folder: Path) -> None:
     """Raise ValueError unless an index can be kept here: the folder is not there or empty, or holds one."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose a folder for the index")
+    if str(folder) == "-" or (folder.exists() and not folder.is_dir()):
+        what = "standard output" if str(folder) == "-" else "a file"
+        raise ValueError(f"{folder} is {what}; choose a folder for the index")
+    demand_place(folder, is_folder=True)
     if is_free(folder):
         return
     if (folder / INDEX_FILE).exists():
