@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,6 +27,7 @@ from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
 from clip_itm.training import clean_probability
 from clip_itm.training.clean_probability import FILE, CleanProbability
+from clip_itm.training.folder import other_files, own_files
 from clip_itm.training.run import train
 
 HOSTILE = '</script><script>alert("{title}")</script> & <b>it\'s</b>'
@@ -334,6 +336,27 @@ def test_the_cleaned_folder_trains(run, words):
 
 
 # mistakes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["audit.html", "audit.parquet"])
+@pytest.mark.parametrize("place", ["run/audit", "elsewhere"])
+def test_files_of_these_names_that_no_audit_wrote_stay(run, monkeypatch, capsys, name, place):
+    monkeypatch.chdir(run.parent)
+    Path(place).mkdir()
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"mine": [1]}), Path(place, name))
+    else:
+        Path(place, name).write_text("mine", encoding="utf-8")
+    before = Path(place, name).read_bytes()
+    assert main(["audit", "--run", "run", *([] if place == "run/audit" else ["--out", place])]) == 2
+    assert f"{place}/{name} was written by no audit" in capsys.readouterr().err
+    assert [path.read_bytes() for path in Path(place).iterdir()] == [before]
+
+
+def test_what_an_audit_adds_to_a_run_is_the_runs_own(run):
+    assert audit(run) == audit(run) == 0  # the second one replaces what the first one wrote
+    assert other_files(run) == []
+    assert {"audit/audit.parquet", "audit/audit.html", FILE} <= own_files(run)
 
 
 def test_mistakes_are_told_before_anything_is_computed(run, monkeypatch, capsys):

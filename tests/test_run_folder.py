@@ -17,12 +17,14 @@ from clip_itm.cli import main
 from clip_itm.lock import LOCK_FILE, locked
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.folder import (
+    ADDED,
     MANIFEST,
     checkpoints,
     clear_half_written,
     delete,
     other_files,
     own_files,
+    place,
     record,
     rotate,
 )
@@ -105,6 +107,39 @@ def test_overwrite_refuses_what_is_not_the_runs_and_names_it(run, name, earlier,
         train(recipe, overwrite=True)
     assert name in str(told.value)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_overwrite_keeps_what_other_runs_write_and_this_one_did_not(run, name):
+    recipe, folder = run
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"holds {name}, which no run of clip-itm wrote"):
+        train(recipe, overwrite=True)
+    assert (folder / name).read_bytes() == b"mine"
+    assert name not in own_files(folder)
+
+
+def test_a_run_whose_list_was_lost_is_still_a_run(run):
+    recipe, folder = run
+    (folder / MANIFEST).unlink()
+    assert other_files(folder) == []
+    assert train(recipe, overwrite=True)["steps"] == 2
+
+
+@pytest.mark.parametrize("target", ["nothing", "empty", "full"])
+def test_a_link_in_the_place_of_a_checkpoint_stays(tmp_path, target):
+    run, temporary = tmp_path / "run", tmp_path / "run" / "temporary"
+    temporary.mkdir(parents=True)
+    (temporary / "weights").write_text("new")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note").write_text("mine")
+    (run / "checkpoint-2").symlink_to(tmp_path / target)
+    with pytest.raises(ValueError, match="checkpoint-2 is in the way"):
+        place(run, temporary, "checkpoint-2")
+    assert (run / "checkpoint-2").is_symlink()
+    assert (tmp_path / "full" / "note").read_text() == "mine"
 
 
 def test_overwrite_follows_no_link(run, tmp_path):
@@ -317,9 +352,8 @@ def test_rotation_goes_by_step_and_never_takes_the_best_the_newest_or_a_foreign_
     kept = [int(path.name.split("-")[1]) for path in checkpoints(folder)]
     expected = {best, steps[-1]} | (set(steps[-2:]) if best == steps[-1] else set())
     assert kept == [*sorted(expected), 1000]
-    assert {name.split("/")[0] for name in json.loads((folder / MANIFEST).read_text())["files"]} == {
-        f"checkpoint-{step}" for step in expected
-    }
+    listed = {name.split("/")[0] for name in json.loads((folder / MANIFEST).read_text())["files"]}
+    assert listed - {MANIFEST} == {f"checkpoint-{step}" for step in expected}
 
 
 def test_a_note_in_an_old_checkpoint_stays_when_that_goes(tmp_path):
@@ -433,6 +467,16 @@ def test_a_comparison_takes_no_folder_with_files_of_that_name(tmp_path, capsys):
     assert contents(tmp_path / "grid") == {"comparison.md": b"mine"}
     assert main(["compare", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "recipe.yaml")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"mine": 1}', "[]", "{", ""])
+def test_a_comparison_replaces_no_table_of_somebody_else(tmp_path, capsys, text):
+    (tmp_path / "recipe.yaml").write_text(tiny_recipe(tmp_path).to_yaml())
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "comparison.json").write_text(text)
+    assert main(["compare", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "grid")]) == 2
+    assert "holds comparison.json but no comparison.json of clip-itm" in capsys.readouterr().err
+    assert contents(tmp_path / "grid") == {"comparison.json": text.encode()}
 
 
 def test_own_files_of_nothing(tmp_path):

@@ -57,6 +57,7 @@ def test_data_are_required():
         ("ACCELERATE_MIXED_PRECISION", "bf16", "training.precision fp32"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "training.precision fp32"),
         ("ACCELERATE_MIXED_PRECISION", "FP8", "training.precision fp32"),
+        ("ACCELERATE_FP8_BACKEND", "te", "training.precision fp32"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "training.gradient_accumulation_steps 2"),
         ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "training.max_grad_norm 0.5"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "no recipe compiles a model"),

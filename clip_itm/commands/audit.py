@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from clip_itm.recipe import load_recipe
 
     demand_recipe(load_recipe(args.run, args.overrides), backbone=False)
+    own = Path(args.run) / "audit"
+    out = Path(args.out or own)
 
     if args.clean_to is not None:
         check_free(Path(args.clean_to))
@@ -58,18 +60,21 @@ def run(args: argparse.Namespace) -> int:
     from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
     from clip_itm.files import write_text
-    from clip_itm.training.audit import Audit
+    from clip_itm.training.audit import PAGE, TABLE, Audit, demand_audit
     from clip_itm.training.audit_page import audit_page, describe
+    from clip_itm.training.folder import record_added
 
+    demand_audit(out)
     audit = Audit.of_run(Path(args.run), args.overrides)
     if not process_state().is_main_process:
         return 0
     print_facts(f"{audit.run}: training captions", describe(audit))
-    out = Path(args.out or Path(args.run) / "audit")
-    audit.save(out / "audit.parquet")
-    write_text(out / "audit.html", audit_page(audit, args.top))
+    if out.resolve() == own.resolve():
+        record_added(audit.run, f"audit/{TABLE}", f"audit/{PAGE}")
+    audit.save(out / TABLE)
+    write_text(out / PAGE, audit_page(audit, args.top))
     shown = min(args.top, len(audit.clean.values))
-    say(f"all pairs: {out / 'audit.parquet'}\nthe {shown} most suspicious: {out / 'audit.html'}")
+    say(f"all pairs: {out / TABLE}\nthe {shown} most suspicious: {out / PAGE}")
     if args.clean_to is not None:
         clean(audit, args)
     return 0

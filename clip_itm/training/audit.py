@@ -20,6 +20,7 @@ from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.clean_probability import CleanProbability, clean_probability_of_run, wrong_pairs_found
 from clip_itm.training.stored import read_provenance
 
+TABLE, PAGE = "audit.parquet", "audit.html"
 THRESHOLD = 0.5  # a caption below it is more likely wrong than right
 
 
@@ -101,3 +102,19 @@ class Audit:
     def save(self, path: Path) -> None:
         with replacing(path) as temporary:
             pq.write_table(self.table(), temporary)
+
+
+def demand_audit(out: Path) -> None:
+    """ValueError where an audit would replace files of its names that no audit wrote."""
+    taken = [path for path in (out / TABLE, out / PAGE) if path.is_file()]
+    if taken and not _is_audit(out / TABLE):
+        raise ValueError(
+            f"{taken[0]} was written by no audit of clip-itm: move it away, or name another folder (--out)"
+        )
+
+
+def _is_audit(table: Path) -> bool:
+    try:
+        return b"recipe_sha256" in pq.read_schema(table).metadata
+    except (pa.ArrowException, OSError, TypeError):
+        return False

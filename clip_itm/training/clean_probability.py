@@ -17,6 +17,7 @@ from clip_itm.distributed import process_state
 from clip_itm.evaluation.detection import auc, precision_at
 from clip_itm.files import reading_arrays, save_arrays
 from clip_itm.recipe import Recipe
+from clip_itm.training.folder import record_added
 
 FILE = "clean_probability.npz"
 
@@ -92,6 +93,7 @@ def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: 
         return kept
     estimate = estimate_from_losses(folder / "best", recipe, train, noise)
     if state.is_main_process:
+        record_added(folder, FILE)
         estimate.save(folder / FILE)
         add_checksums(folder, [FILE])
     state.wait_for_everyone()

@@ -10,6 +10,7 @@ from clip_itm.evaluation.recall import paired_difference_of_runs
 from clip_itm.evaluation.report import HEADERS, columns_of
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json, write_text
+from clip_itm.reading import read_json
 from clip_itm.recipe import Recipe, RecipeError, load_recipe
 from clip_itm.visible import markdown as plain
 
@@ -63,11 +64,18 @@ def _demand_comparable(name: str, recipe: Recipe, first_name: str, first: Recipe
 
 def demand_comparison(out: Path) -> None:
     """ValueError where tables and pictures would replace files of a folder that no comparison wrote."""
-    names = ("comparison.md", "comparison.png", "queries.png")
-    if not (out / TABLE).is_file() and (taken := [name for name in names if (out / name).exists()]):
+    names = (TABLE, "comparison.md", "comparison.png", "queries.png")
+    if (taken := [name for name in names if (out / name).exists()]) and not _is_comparison(out / TABLE):
         raise ValueError(
-            f"--out {out} holds {', '.join(taken)} but no {TABLE}: no comparison of clip-itm; name another"
+            f"--out {out} holds {', '.join(taken)} but no {TABLE} of clip-itm: move that away, or name another folder"
         )
+
+
+def _is_comparison(table: Path) -> bool:
+    try:
+        return read_json(table, "a comparison").keys() >= {"rows", "runs"}
+    except (OSError, ValueError):
+        return False
 
 
 def method_names(files: list[str]) -> list[str]:

@@ -21,20 +21,19 @@ from clip_itm.lock import LOCK_FILE, locked
 
 MANIFEST, STATE, RESULTS, LEFT_OUT = "written.json", "trainer_state.json", "results.json", "left_out.json"
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
-# what a run writes beside its folders
-OWN = (
-    *("recipe.yaml", "provenance.json", "noise.npz", "bank.npz", "clean_probability.npz"),
-    *(RESULTS, LEFT_OUT, MANIFEST, CHECKSUMS, "audit/audit.parquet", "audit/audit.html"),
-)
-# what runs wrote before they kept written.json
+# what every run writes beside its folders, and what some runs and `clip-itm audit` add to it
+FIRST = ("recipe.yaml", "provenance.json", "noise.npz", RESULTS, MANIFEST, CHECKSUMS)
+ADDED = ("bank.npz", "clean_probability.npz", LEFT_OUT, "audit/audit.parquet", "audit/audit.html")
+OWN = (*FIRST, *ADDED)
+# what is a run's own where there is no written.json: it is of an earlier version, or the list was lost
 EARLIER = re.compile(
     r"""(?x)
-    (recipe\.yaml | (noise|bank|clean_probability)\.npz | (provenance|results)\.json
+    (recipe\.yaml | (noise|bank|clean_probability)\.npz | (provenance|results|checksums|left_out)\.json
     | ranks_(best|last)/[a-z0-9-]+\.npz
     | audit/audit\.(parquet|html)
     | (best | checkpoint-[0-9]+)/
       ( (config|generation_config|processor_config|preprocessor_config|tokenizer|tokenizer_config|vocab
-        |special_tokens_map|added_tokens|provenance|trainer_state|model\.safetensors\.index)\.json
+        |special_tokens_map|added_tokens|provenance|trainer_state|checksums|model\.safetensors\.index)\.json
       | (model(-[0-9]+-of-[0-9]+)?|labels|npc_state|aahr_state)\.safetensors
       | clip_itm_[a-z_0-9]+\.py | (requirements|vocab|merges)\.txt | chat_template\.jinja
       | recipe\.yaml | (noise|bank)\.npz | README\.md | curves\.png
@@ -114,6 +113,12 @@ def record(run: Path, names: Iterable[str]) -> None:
     write_json(run / MANIFEST, {"files": sorted(own_files(run) | _manifest(run) | set(names))})
 
 
+def record_added(run: Path, *names: str) -> None:
+    """The same for files beside those that every run writes; what a run of an earlier version wrote is in no list."""
+    if is_recorded(run):
+        record(run, names)
+
+
 def is_recorded(run: Path) -> bool:
     return (run / MANIFEST).is_file()
 
@@ -173,7 +178,7 @@ def _own(run: Path, found: list[str]) -> list[str]:
     if is_recorded(run):
         written = _manifest(run)
         return [name for name in found if name in written or name == MANIFEST or LOGS.fullmatch(name)]
-    if "recipe.yaml" in found and "provenance.json" in found:  # of an earlier version
+    if "recipe.yaml" in found and "provenance.json" in found:
         return [name for name in found if EARLIER.fullmatch(name) or LOGS.fullmatch(name)]
     return []
 
@@ -213,7 +218,7 @@ def place(run: Path, temporary: Path, name: str) -> None:
     write_checksums(temporary)
     delete(run, [own for own in own_files(run) if own.startswith(f"{name}/")])
     record(run, [f"{name}/{file}" for file in _files(temporary)])
-    if os.path.lexists(run / name) and not is_free(run / name):
+    if os.path.islink(run / name) or (os.path.lexists(run / name) and not is_free(run / name)):
         raise ValueError(f"{run / name} is in the way: this run did not write it; move it away")
     os.replace(temporary, run / name)
 

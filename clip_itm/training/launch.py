@@ -31,6 +31,7 @@ def _decided(recipe: Recipe) -> dict[str, tuple[str, tuple[str, ...]]]:
     clipping, steps = training.max_grad_norm, training.gradient_accumulation_steps
     return {
         "ACCELERATE_MIXED_PRECISION": (f"training.precision {training.precision} of the recipe decides", precision),
+        "ACCELERATE_FP8_BACKEND": (f"training.precision {training.precision} of the recipe decides", NO),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
             f"training.gradient_accumulation_steps {steps} of the recipe decides",
             (*NO, "1", f"{steps}"),

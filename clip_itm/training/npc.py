@@ -18,6 +18,7 @@ from clip_itm.reading import reading
 from clip_itm.recipe import Recipe
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.encode import Embeddings
+from clip_itm.training.folder import record_added
 from clip_itm.training.setup import Encoder, TrainingData
 from clip_itm.training.trainer import ItmTrainer
 
@@ -51,7 +52,8 @@ class NpcTrainer(ItmTrainer):
             self.use_bank(self.build_bank())
             if self.watched is not None:
                 self.watched.demand()
-                self.bank.save(Path(self.args.output_dir) / BANK)
+                record_added(self.run, BANK)
+                self.bank.save(self.run / BANK)
             if described := self._describe_bank():
                 self.log(described)
 

@@ -12,8 +12,8 @@ from clip_itm.hub.card import CURVES
 from clip_itm.reading import read_json
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.training.folder import (
+    FIRST,
     LEFT_OUT,
-    OWN,
     RESULTS,
     STATE,
     checkpoints,
@@ -24,6 +24,7 @@ from clip_itm.training.folder import (
     last_complete_checkpoint,
     own_files,
     record,
+    record_added,
     seal_run,
 )
 from clip_itm.training.provenance import Provenance, describe_run
@@ -98,7 +99,7 @@ def begin(recipe: Recipe, folder: Path, provenance: Provenance, data: TrainingDa
     (folder / CHECKSUMS).unlink(missing_ok=True)  # none of what is about to be replaced
     clear_half_written(folder)
     ranks = [f"ranks_{stage}/{name}.npz" for stage in ("best", "last") for name in recipe.evaluation.protocols]
-    record(folder, [*OWN, *ranks, "best/README.md", f"best/{CURVES}"])
+    record(folder, [*FIRST, *ranks, "best/README.md", f"best/{CURVES}"])
     provenance.write(folder, recipe)
     data.noise.save(folder / "noise.npz")
     write_left_out(folder / LEFT_OUT, data.splits)
@@ -166,4 +167,5 @@ def _demand_unchanged(folder: Path, provenance: Provenance) -> None:
 def write_left_out(path: Path, splits: dict[str, Split]) -> None:
     """What the splits go without, photo by photo and caption by caption; no file where that is nothing."""
     if any(split.left_out for split in splits.values()):
+        record_added(path.parent, path.name)
         write_json(path, {name: [out._asdict() for out in split.left_out] for name, split in splits.items()})

@@ -25,7 +25,7 @@ from clip_itm.training.build import make_trainer
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
 from clip_itm.training.ensemble import encode_ensemble
-from clip_itm.training.folder import LEFT_OUT, RESULTS, demand_room, failed_write, held, seal_run, staged
+from clip_itm.training.folder import LEFT_OUT, RESULTS, demand_room, failed_write, held, record_added, seal_run, staged
 from clip_itm.training.launch import recipe_decides
 from clip_itm.training.resume import begin, finished, last_own_checkpoint
 from clip_itm.training.setup import Encoder, TrainingData, final_split, make_model, prepare
@@ -164,6 +164,7 @@ def _finish(recipe: Recipe, folder: Path, trainer: ItmTrainer, data: TrainingDat
     """Write what the run has found, and give back what results.json holds."""
     with best_effort("what this run believes of its pairs", f"clip-itm audit --run {folder} estimates it"):
         if (found := trainer.clean_probability()) is not None:
+            record_added(folder, CLEAN_PROBABILITY)
             found.save(folder / CLEAN_PROBABILITY)
             truth = data.noise.truth(data.train.pairs)
             results["wrong_pairs"] = wrong_pairs_found(found, None if truth is None else ~truth)
