@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clip_itm import cli, offline
-from clip_itm.commands import compare, train
+from clip_itm.commands import compare, search, train
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -155,3 +155,34 @@ def test_a_host_that_does_not_answer_is_given_up_in_seconds(monkeypatch):
     offline.hub_answers.cache_clear()
     assert not offline.hub_answers()
     offline.hub_answers.cache_clear()
+
+
+def test_paths_that_are_not_there_are_told_before_torch_is_imported(tmp_path):
+    tries = [
+        *("train nope.yaml", "evaluate runs/nope", "compare nope.yaml", "audit --run ./nope", "verify nope"),
+        *("import nope.pt --out out", "data check nope.yaml", "data float16 nope --out out", "push ./nope me/model"),
+        *("noise make nope.yaml --out out", "index ./nope photos --out out"),
+        *("search ./nope out dog", "app --model ./nope", "export ./nope --to onnx --out out"),
+        "interpolate --tuned nope --out out",
+    ]
+    code = (
+        "import sys; from clip_itm.cli import main\n"
+        f"for words in {tries}:\n"
+        "    status = main(words.split())\n"
+        "    print(words, status, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{words} 2 False" for words in tries], done.stderr
+    assert done.stderr.count("nope") >= len(tries)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_query_in_a_locale_that_cannot_read_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert search._as_typed("naïve 犬") == "naïve 犬"
+    assert search._as_typed("naïve 犬".encode().decode("ascii", "surrogateescape")) == "naïve 犬"
+    stored = os.fsdecode(b"caf\xe9.jpg")
+    with pytest.raises(ValueError, match="expected a query in UTF-8, or the path of a photo"):
+        search._as_typed(stored)
+    Path(stored).touch()
+    assert search._as_typed(stored) == stored

@@ -25,6 +25,11 @@ def add_parser(verbs) -> None:
 
 def run(args) -> int:
     from clip_itm.offline import demand_recipe
+    from clip_itm.recipe import load_recipe
+
+    for file in args.recipes:  # told before torch is imported
+        load_recipe(file, args.overrides)
+
     from clip_itm.training.compare import demand_comparison, plan
 
     out = Path(args.out)

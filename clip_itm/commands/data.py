@@ -1,6 +1,7 @@
 """`clip-itm data`: look at a data set before training on it, or store its regions in half the space."""
 
 import argparse
+from pathlib import Path
 
 from clip_itm.commands.output import OutputFile, OutputFolder
 from clip_itm.visible import say
@@ -40,8 +41,6 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     demand_recipe(recipe, backbone=False)
 
-    from pathlib import Path
-
     from clip_itm.data.check import CheckReport, check_splits
     from clip_itm.data.load import load_splits, photo_checker
     from clip_itm.files import write_json
@@ -67,10 +66,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_float16(args: argparse.Namespace) -> int:
-    from clip_itm.data.region_storage import store_in_half_precision
-
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: data float16 reads a folder, no recipe; it has no such option")
+    if not Path(args.root).is_dir():
+        raise ValueError(f"{args.root}: there is no such folder; expected one with *_ims.npy and captions")
+
+    from clip_itm.data.region_storage import store_in_half_precision
+
     written = store_in_half_precision(args.root, args.out)
     size = sum(path.stat().st_size for path in written)
     say(f"{args.out}: {len(written)} files written, {size / 1e9:.2f} GB")

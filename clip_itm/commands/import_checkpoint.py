@@ -34,6 +34,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: an import takes no keys of a recipe; clip-itm evaluate does")
+    if not Path(args.file).exists():  # told before torch is imported
+        raise ValueError(f"{args.file} does not exist; expected the file of a checkpoint, such as epoch4.pt")
     if args.vocabulary is None:
         import_checkpoint(args.file, args.out, args.text_heads)
     elif args.text_heads is not None:

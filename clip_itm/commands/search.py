@@ -1,6 +1,7 @@
 """`clip-itm search MODEL INDEX QUERY...`: the best photos or captions of an index, as a table, a page or a picture."""
 
 import argparse
+import os
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFile
@@ -26,6 +27,20 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
 
 
+def _as_typed(query: str) -> str:
+    """A query with the characters that an ASCII locale could not read; names of photos stay as the system has them."""
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        if os.path.exists(query):
+            return query
+        try:
+            return os.fsencode(query).decode()
+        except UnicodeError:
+            raise ValueError(f"{query!r}: expected a query in UTF-8, or the path of a photo") from None
+    return query
+
+
 def _demand_model_and_index(args: argparse.Namespace) -> None:
     """ValueError for what is not there, before anything heavy is imported."""
     from clip_itm.files import demand_model
@@ -40,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.overrides[0]}: a search takes no keys of a recipe")
     from clip_itm.files import is_stream
 
-    queries = list(args.queries)
+    queries = [_as_typed(query) for query in args.queries]
     if args.queries_from:
         from clip_itm.data.annotation_files import read_lines
 
