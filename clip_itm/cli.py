@@ -1,6 +1,7 @@
 """`clip-itm <verb>`. Heavy imports wait until a verb runs, so that `--help` answers at once."""
 
 import os
+import re
 import select
 import sys
 import warnings
@@ -150,6 +151,8 @@ def _told(error: Exception) -> tuple[int, str]:
         return MISTAKE, f"{error.object!r}: {NO_UTF8}"
     if isinstance(error, ValueError | OSError):
         return MISTAKE, text.rpartition("\nValueError: ")[2].strip() if "Original Traceback" in text else text
+    if found := re.search(r"\(os error (\d+)\)", text):  # of a library in Rust, such as safetensors on a full disk
+        return MISTAKE, f"{os.strerror(int(found[1])).lower()} ({text})"
     return FAULT, f"{type(error).__name__}: {text or 'no message'}\n{PLEASE_REPORT}"
 
 

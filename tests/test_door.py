@@ -186,3 +186,18 @@ def test_a_query_in_a_locale_that_cannot_read_it(tmp_path, monkeypatch):
         search._as_typed(stored)
     Path(stored).touch()
     assert search._as_typed(stored) == stored
+
+
+def test_a_full_disk_met_by_a_library_in_rust_is_no_fault(capsys, monkeypatch):
+    from safetensors import SafetensorError
+
+    from clip_itm import cli
+
+    def full(args):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(cli.COMMANDS["verify"], "run", full)
+    assert cli.main(["verify", "."]) == 2
+    told = capsys.readouterr().err
+    assert "clip-itm verify: no space left on device" in told
+    assert "report" not in told
