@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch_size", "num_workers"):
         if getattr(args, name) < (name == "batch_size"):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected a positive number")
+    _check_out(args.out)
     from clip_itm.files import demand_model
 
-    demand_model(args.model)  # told before torch is imported
-    _check_out(args.out)
+    demand_model(args.model)
     gallery = _given(Path(args.gallery), args.skip_broken) if args.gallery else None
 
     from clip_itm.retrieval.pipeline import load_pipeline

@@ -36,10 +36,6 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from clip_itm.files import model_folder
-
-    model_folder(args.model)  # told before transformers is imported
-
     from clip_itm.hub.push import log_in, model_files, upload
     from clip_itm.hub.space import space_files
 
