@@ -161,9 +161,8 @@ def test_paths_that_are_not_there_are_told_before_torch_is_imported(tmp_path):
     tries = [
         *("train nope.yaml", "evaluate runs/nope", "compare nope.yaml", "audit --run ./nope", "verify nope"),
         *("import nope.pt --out out", "data check nope.yaml", "data float16 nope --out out"),
-        *("noise make nope.yaml --out out"),
         *("search ./nope out dog", "app --model ./nope", "export ./nope --to onnx --out out"),
-        "interpolate --tuned nope --out out",
+        *("interpolate --tuned nope --out out", "noise make nope.yaml --out out"),
     ]
     code = (
         "import sys; from clip_itm.cli import main\n"
