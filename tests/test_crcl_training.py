@@ -292,6 +292,7 @@ def weigh(split: Split, weights: np.ndarray) -> Split:
     return Split(split.name, rows.cast_column("caption_weights", List(Value("float32"))))
 
 
+@pytest.mark.filterwarnings("ignore:split test has 12 photos")
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("initial_labels", ["one", "model"])
 def test_weights_of_the_data_are_in_the_first_labels(tmp_path, monkeypatch, initial_labels):

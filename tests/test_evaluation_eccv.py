@@ -281,7 +281,7 @@ def test_tables_have_the_columns_of_all_their_rows(results, tmp_path):
 
 
 def test_compare_and_card_show_what_a_protocol_has(results, tmp_path):
-    plain = {name: result.as_dict() for name, result in results.items()}
+    plain = {name: result.as_dict() | {"images": 1000} for name, result in results.items()}  # not too few for a card
     cells = []
     for method in ("clip", "dive"):
         for stage in ("best", "last"):

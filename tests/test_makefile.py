@@ -31,7 +31,7 @@ def test_the_demo_installs_only_what_it_uses(checkout):
 
 def test_tests_install_the_rest_on_top(checkout):
     found = commands(checkout, "test-quick")
-    assert found.index("'.[plot]'") < found.index("'.[dev]'") < found.index("pytest")
+    assert found.index("'.[plot]'") < found.index("'.[dev]'") < found.index("-m pytest")
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / ".runs").touch()  # after the demo
     found = commands(checkout, "test-quick")

@@ -214,7 +214,7 @@ def test_a_run_of_wrong_pairs_alone_ends_and_is_shown(all_wrong, capsys):
     place, words = all_wrong
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is lost on the way, either
-        warnings.filterwarnings("ignore", message=".*(mean cosine|random weights|could not be)")
+        warnings.filterwarnings("ignore", message=".*(mean cosine|random weights|could not be|too few to tell)")
         assert main(words) == 0
     results = json.loads((place / "run" / "results.json").read_text())
     assert (results["wrong_pairs"]["wrong"], results["wrong_pairs"]["auc"], results["wrong_pairs"]["precision"]) == (
