@@ -86,7 +86,7 @@ def test_the_advice_on_the_temperature_holds_for_a_high_threshold_and_two_candid
 
 def test_labels_that_are_not_finite_are_an_error(tmp_path):
     recipe = crcl_recipe(tmp_path, head={"frozen_epochs": 1}, training={"log_every": 1})
-    _, model, encoder, trainer = pieces(recipe)
+    _, _, encoder, trainer = pieces(recipe)
     embeddings = encoder.encode(load_data(recipe).dev)
     trainer.encode_val = lambda: embeddings
     end_epoch = trainer.end_epoch

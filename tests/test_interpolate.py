@@ -234,7 +234,7 @@ def test_bad_words_are_told_before_anything_is_evaluated(trained, tmp_path, caps
     new, classes = ["--out", tmp_path / "new"], ["--zeroshot", trained / "classes"]
     cases = [
         (["--out", tmp_path / "full"], "full exists and is not empty"),
-        ([*new, "--base", tmp_path / "nowhere"], "nowhere: there is no such folder; expected a run folder or a saved model"),
+        ([*new, "--base", tmp_path / "nowhere"], "nowhere: there is no such folder; expected a run folder"),
         ([*new, "--choose", "0.25"], "--choose 0.25 is none of the alphas (0, 0.1,"),
         ([*new, "--choose", "both"], "--choose both need a zero-shot set"),
         ([*new, "--templates", tmp_path / "templates.txt"], "name it with --zeroshot"),
