@@ -19,6 +19,15 @@ def _(place):
     return recipe(place)
 
 
+@case("photos that are missing, empty and broken, all of them told at once")
+def _(place):
+    folder = photos(place / "photos")
+    _destroy(folder, 1)
+    (folder / "03.jpg").unlink()
+    (folder / "06.jpg").write_bytes(b"")
+    return recipe(place)
+
+
 @case("photos that cannot be read, where photos are resized first")
 def _(place):
     _destroy(photos(place / "photos"), 1, 6)

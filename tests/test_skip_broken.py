@@ -197,6 +197,26 @@ def destroy(data: FolderData, *numbers: int, fault: str = "page") -> None:
         put(path, fault, number)
 
 
+def test_missing_and_broken_photos_are_told_together(data):
+    destroy(data, 0, 4)
+    (Path(data.root) / "1.jpg").write_bytes(b"")
+    (Path(data.root) / "5.jpg").unlink()
+    with pytest.raises(MissingPhotosError) as caught:
+        load_splits(data)
+    assert [Path(photo.split()[1]).name for photo in caught.value.photos] == ["1.jpg", "5.jpg"]
+    assert [sentence.partition(".jpg")[0].rpartition("/")[2] for sentence in caught.value.broken] == ["0", "4"]
+    assert "data.skip_missing" in str(caught.value)
+    assert "data.skip_broken" in str(caught.value)
+
+
+def test_a_folder_that_is_wrong_is_told_without_decoding_what_is_there(data, monkeypatch):
+    for number in range(1, 18):
+        (Path(data.root) / f"{number}.jpg").unlink()
+    monkeypatch.setattr("clip_itm.data.photo_check.read_image", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(MissingPhotosError, match="17 of 18 photos"):
+        load_splits(data)
+
+
 def test_the_hash_is_of_what_is_left(data):
     whole = load_splits(data)["train"]
     destroy(data, 2, 17)

@@ -28,13 +28,17 @@ logger = logging.getLogger(__name__)
 
 
 class MissingPhotosError(ValueError):
-    """Photos of the annotations that are not there, or are files of zero bytes: all of them at once, in `photos`."""
+    """Photos of the annotations that are not there, or are files of zero bytes: all of them at once, in `photos`.
 
-    def __init__(self, photos: list[str], total: int):
-        self.photos = photos
+    Others that cannot be read, a sentence each in `broken`, are told along with them.
+    """
+
+    def __init__(self, photos: list[str], total: int, broken: list[str]):
+        self.photos, self.broken = photos, broken
         super().__init__(
             f"{len(photos)} of {total} photos are missing or empty:\n  {shown(photos, separator=chr(10) + '  ')}\n"
             "Put them there, correct data.root, or set data.skip_missing: true to go on with the others."
+            + (f"\n{BrokenPhotosError(broken, total)}" if broken else "")
         )
 
 
@@ -71,14 +75,14 @@ def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
         splits = {name: leave_out_empty_captions(split) for name, split in splits.items()}
     if config.skip_broken and has_photos(config):
         if verify:  # what is told by names and captions comes before minutes of decoding
-            _demand_sound(_first_photos(splits, config))
+            _demand_sound(_first_photos(splits, config), None)
         checker = photo_checker(config)
         splits = {name: leave_out_broken(split, checker, config.max_photos) for name, split in splits.items()}
     splits = _first_photos(splits, config)
     if verify:
         for note in {note: None for split in splits.values() for note in notes(split)}:
             logger.warning(note)
-        _demand_sound(splits)
+        _demand_sound(splits, photo_checker(config) if has_photos(config) and not config.skip_broken else None)
     return splits
 
 
@@ -88,8 +92,8 @@ def _first_photos(splits: dict[str, Split], config: DataConfig) -> dict[str, Spl
     return {name: split.select(range(min(len(split), config.max_photos))) for name, split in splits.items()}
 
 
-def _demand_sound(splits: dict[str, Split]) -> None:
-    demand_photos(splits)
+def _demand_sound(splits: dict[str, Split], checker: PhotoChecker | None) -> None:
+    demand_photos(splits, checker)
     if problems := split_problems(splits):
         raise ValueError("\n".join(problems))
 
@@ -111,10 +115,14 @@ def demand_readable(splits: dict[str, Split], checker: PhotoChecker, workers: in
     broken = [
         f"{name}: {sentence}"
         for name, split in splits.items()
-        for sentence in find_unreadable(split.rows, checker, workers, progress=process_index() == 0).values()
+        for sentence in _unreadable(split.rows, checker, workers)
     ]
     if broken:
         raise BrokenPhotosError(broken, sum(len(split) for split in splits.values()))
+
+
+def _unreadable(rows: Dataset, checker: PhotoChecker, workers: int = 0) -> list[str]:
+    return list(find_unreadable(rows, checker, workers, progress=process_index() == 0).values())
 
 
 def read_rows(config: DataConfig) -> tuple[dict[str, Dataset], bool]:
@@ -144,15 +152,20 @@ def _open_source(config: DataConfig) -> CaptionedImages:
     return Source(config)
 
 
-def demand_photos(splits: dict[str, Split]) -> None:
-    absent = [
-        f"{name}: {photo}"
-        for name, split in splits.items()
-        if split.regions is None
-        for photo in find_absent(split.rows)
-    ]
-    if absent:
-        raise MissingPhotosError(absent, sum(len(split) for split in splits.values()))
+def demand_photos(splits: dict[str, Split], checker: PhotoChecker | None) -> None:
+    """`MissingPhotosError` where photos are not there; only then the others are decoded here, to tell all at once."""
+    absent = {name: find_absent(split.rows) for name, split in splits.items() if split.regions is None}
+    missing = [f"{name}: {photo}" for name, photos in absent.items() for photo in photos]
+    if not missing:
+        return
+    broken = []
+    total = sum(len(split) for split in splits.values())
+    if checker is not None and 2 * len(missing) < total:  # else it is the folder that is wrong
+        for name, photos in absent.items():
+            gone = {photo.row for photo in photos}
+            present = splits[name].rows.select([row for row in range(len(splits[name])) if row not in gone])
+            broken += [f"{name}: {sentence}" for sentence in _unreadable(present, checker)]
+    raise MissingPhotosError(missing, total, broken)
 
 
 def split_problems(splits: dict[str, Split]) -> list[str]:
