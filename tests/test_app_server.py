@@ -58,8 +58,8 @@ def start(place: Path, *words: str) -> subprocess.Popen:
             cwd=place,
             stdout=said,
             stderr=subprocess.STDOUT,
-            # what a shell starts in the background ignores Ctrl-C, and so does what that starts
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            # what a shell starts in the background ignores Ctrl-C (and with nohup SIGHUP), and so does what that starts
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
         )
 
 
