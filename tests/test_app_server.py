@@ -255,6 +255,7 @@ def test_it_ends_quietly_with_ctrl_c(address, server, place):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_it_takes_its_uploads_along_when_it_is_ended(place, number):
+    (place / "uploads").mkdir(exist_ok=True)
     (place / "uploads" / "of somebody").write_text("kept")
     process = start(place, "--model", "model", "--allow-host", "photos.example.org")
     try:
