@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ except ImportError:  # not on Windows: there, two writers are not noticed
 
 LOCK_FILE = ".clip_itm.lock"
 _held: set[str] = set()  # a process never conflicts with its own fcntl lock: two threads have to be told apart here
+_holding = threading.Lock()  # of `_held`
 
 
 @contextmanager
@@ -28,22 +30,35 @@ def locked(folder: str | Path, doing: str) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK_FILE
-    if str(path) in _held:
-        raise ValueError(f"{folder} is being written by this very process; one writer at a time")
-    descriptor = _lock(path, folder)
-    _held.add(str(path))
+    with _holding:
+        if str(path) in _held:
+            raise ValueError(f"{folder} is being written by this very process; one writer at a time")
+        _held.add(str(path))
     try:
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "doing": doing}
-        text = json.dumps(owner | {"since": datetime.now(UTC).isoformat(timespec="seconds")}).encode()
-        with suppress(OSError):  # a full disk: it is held without a name
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, text, 0)
-        yield
+        with _locked_file(path, folder) as descriptor:
+            _name_owner(descriptor, doing)
+            yield
     finally:
         _held.discard(str(path))
+
+
+@contextmanager
+def _locked_file(path: Path, folder: Path) -> Iterator[int]:
+    descriptor = _lock(path, folder)
+    try:
+        yield descriptor
+    finally:
         with suppress(OSError):  # the folder may be gone
             path.unlink()  # while it is still held: whoever waits for this file finds that it is no longer there
         os.close(descriptor)
+
+
+def _name_owner(descriptor: int, doing: str) -> None:
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "doing": doing}
+    text = json.dumps(owner | {"since": datetime.now(UTC).isoformat(timespec="seconds")}).encode()
+    with suppress(OSError):  # a full disk: it is held without a name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text, 0)
 
 
 def _lock(path: Path, folder: Path) -> int:

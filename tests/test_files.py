@@ -11,6 +11,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_itm import lock
 from clip_itm.checksums import CHECKSUMS, check_files, checksum_of, damages, write_checksums
 from clip_itm.files import filling, is_free, is_temporary, replacing, temporary_name, write_text
 from clip_itm.lock import LOCK_FILE, locked
@@ -130,6 +131,21 @@ def test_two_writers_of_a_folder(tmp_path):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
         with pytest.raises(ValueError, match="this very process"), locked(tmp_path, "index"):
             pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_thread_while_the_first_is_still_taking_the_lock(tmp_path, monkeypatch):
+    real = lock._lock
+
+    def late(path, folder):
+        monkeypatch.setattr(lock, "_lock", real)
+        with pytest.raises(ValueError, match="this very process"), locked(folder, "index"):
+            pass
+        return real(path, folder)
+
+    monkeypatch.setattr(lock, "_lock", late)
+    with locked(tmp_path, "index"):
+        assert (tmp_path / LOCK_FILE).exists()
     assert not list(tmp_path.iterdir())
 
 
