@@ -34,15 +34,15 @@ from torch import Tensor
 from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.files import write_json
-from clip_itm.heads.aahr.criterion import Gates
-from clip_itm.heads.base import Head
-from clip_itm.heads.build import build_head
-from clip_itm.heads.configuration import HeadConfig
-from clip_itm.heads.crcl.labels import LabelStore, Phase
-from clip_itm.heads.dive.configuration import SmoothChamferSection
-from clip_itm.heads.dive.set_similarity import SetSimilarity
-from clip_itm.heads.polyloss.loss import SATURATED, Weighting, polynomial, polynomial_losses
 from clip_itm.memory import keep_freed_memory
+from clip_itm.methods.aahr.criterion import Gates
+from clip_itm.methods.base import Head
+from clip_itm.methods.build import build_head
+from clip_itm.methods.configuration import HeadConfig
+from clip_itm.methods.crcl.labels import LabelStore, Phase
+from clip_itm.methods.dive.configuration import SmoothChamferSection
+from clip_itm.methods.dive.set_similarity import SetSimilarity
+from clip_itm.methods.polyloss.loss import SATURATED, Weighting, polynomial, polynomial_losses
 
 HEADS = {
     "clip": {"kind": "clip"},

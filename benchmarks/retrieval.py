@@ -27,8 +27,8 @@ from clip_itm.recipe import load_recipe
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Hit
 from clip_itm.retrieval.pipeline import load_pipeline
+from clip_itm.runs.setup import final_split
 from clip_itm.training.encode import encode_split
-from clip_itm.training.setup import final_split
 
 APPROXIMATE = (("exact", "float32"), ("hnsw", "float32"), ("ivf-pq", "float32"))
 TOP = max(CUTOFFS)

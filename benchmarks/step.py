@@ -30,13 +30,13 @@ from clip_itm.data.batches import PairDataset
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import ROW_FEATURES, Split
 from clip_itm.files import write_json
-from clip_itm.heads.build import build_head
-from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
-from clip_itm.heads.crcl.configuration import CrclHeadConfig
-from clip_itm.heads.crcl.labels import LabelStore, Phase
-from clip_itm.heads.npc.configuration import NpcHeadConfig
-from clip_itm.heads.npc.step import NpcStep
 from clip_itm.memory import keep_freed_memory
+from clip_itm.methods.build import build_head
+from clip_itm.methods.configuration import ClipHeadConfig, HeadConfig
+from clip_itm.methods.crcl.configuration import CrclHeadConfig
+from clip_itm.methods.crcl.labels import LabelStore, Phase
+from clip_itm.methods.npc.configuration import NpcHeadConfig
+from clip_itm.methods.npc.step import NpcStep
 from clip_itm.model import ItmModel
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.optimizer import make_optimizer

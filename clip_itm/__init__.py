@@ -9,7 +9,7 @@ EXPORTS = {
     "ItmProcessor": "clip_itm.processing",
     "Recipe": "clip_itm.recipe",
     "load_recipe": "clip_itm.recipe",
-    "train": "clip_itm.training.run",
+    "train": "clip_itm.runs.train",
 }
 
 

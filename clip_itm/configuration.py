@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
-TASK = "image-text-retrieval"
+from clip_itm.task import TASK
 
 
 class ItmConfig(PreTrainedConfig):
@@ -25,7 +25,7 @@ class ItmConfig(PreTrainedConfig):
     def to_json_file(self, json_file_path, use_diff: bool = True) -> None:
         """See `PreTrainedConfig`. Beside config.json stands the code that loads the model without this package."""
         if self.backbone is not None and self._auto_class is None:  # else transformers copies the code that it loaded
-            from clip_itm.hub.remote_code import AUTO_MAP, PIPELINES, write_code
+            from clip_itm.checkpoint_code import AUTO_MAP, PIPELINES, write_code
 
             write_code(self, Path(json_file_path).parent)
             self.auto_map, self.custom_pipelines = dict(AUTO_MAP), PIPELINES

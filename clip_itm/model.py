@@ -16,8 +16,8 @@ from clip_itm.backbones.loading import loading
 from clip_itm.backbones.merge import merge_lora
 from clip_itm.checksums import checked_meanwhile, recording
 from clip_itm.configuration import ItmConfig
-from clip_itm.heads.build import build_head
-from clip_itm.heads.configuration import ClipHeadConfig, HeadConfig
+from clip_itm.methods.build import build_head
+from clip_itm.methods.configuration import ClipHeadConfig, HeadConfig
 from clip_itm.processing import ItmProcessor
 
 

@@ -131,7 +131,7 @@ class ItmProcessor(ProcessorMixin):
     def to_json_file(self, json_file_path) -> None:
         """See `ProcessorMixin`. Beside processor_config.json stands the code that loads it without this package."""
         if self._auto_class is None:  # else transformers copies the code that it loaded
-            from clip_itm.hub.remote_code import PROCESSOR_AUTO_MAP, write_processor_code
+            from clip_itm.checkpoint_code import PROCESSOR_AUTO_MAP, write_processor_code
 
             write_processor_code(Path(json_file_path).parent)
             self.auto_map = dict(PROCESSOR_AUTO_MAP)

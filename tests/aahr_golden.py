@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_itm.heads.aahr.configuration import AahrHeadConfig
+from clip_itm.methods.aahr.configuration import AahrHeadConfig
 
 # of the golden arrays; no dropout, so that every number can be compared
 SMALL = {

@@ -6,7 +6,7 @@ from bad_input_retrieval import index, model, searched
 from damage import flip
 
 from clip_itm.data.noise import CaptionNoise
-from clip_itm.heads.npc.bank import MemoryBank
+from clip_itm.methods.npc.bank import MemoryBank
 
 
 def noise(place) -> CaptionNoise:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from bad_input import case, photos, recipe
 
-from clip_itm.heads.npc.bank import MemoryBank
+from clip_itm.methods.npc.bank import MemoryBank
 
 
 @case("an unknown method")

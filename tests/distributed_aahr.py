@@ -13,8 +13,8 @@ from torch import Tensor
 
 from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.distributed import average, gather_constant, num_processes, process_index
-from clip_itm.heads.aahr import triplet
-from clip_itm.heads.aahr.head import AahrHead
+from clip_itm.methods.aahr import triplet
+from clip_itm.methods.aahr.head import AahrHead
 
 IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 4, 5, 5, 1, 2])  # photos repeat within a process and across them
 LENGTHS = torch.tensor([7, 3, 2, 4, 1, 2, 5, 5, 3, 6, 2, 3])  # the longest caption differs between processes

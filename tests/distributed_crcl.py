@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from processes import save_from_first
 
 from clip_itm.distributed import gather_constant, num_processes, process_index
-from clip_itm.heads.crcl.labels import LabelStore, phase_of, refine
-from clip_itm.heads.crcl.loss import crcl_loss, match_both_ways, matching_probability
-from clip_itm.heads.scores import global_scores
-from clip_itm.heads.similarity.cosine import Cosine
+from clip_itm.methods.crcl.labels import LabelStore, phase_of, refine
+from clip_itm.methods.crcl.loss import crcl_loss, match_both_ways, matching_probability
+from clip_itm.methods.scores import global_scores
+from clip_itm.similarity.cosine import Cosine
 
 IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 4, 5, 5, 1, 2])  # photos repeat within a process and across them
 CASES = {  # temperature, image_ids, softmax_set; sets of 4 lie across the borders of 2 and 4 processes

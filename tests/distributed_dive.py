@@ -11,9 +11,9 @@ from processes import save_from_first
 
 from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.distributed import average, gather_constant, num_processes, process_index
-from clip_itm.heads.dive import set_similarity
-from clip_itm.heads.dive.configuration import DiveHeadConfig
-from clip_itm.heads.dive.head import DiveHead
+from clip_itm.methods.dive import set_similarity
+from clip_itm.methods.dive.configuration import DiveHeadConfig
+from clip_itm.methods.dive.head import DiveHead
 
 IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 4, 5, 5, 1, 2])  # photos repeat within a process and across them
 MODULE = {"heads": 2, "head_dim": 4, "dropout": 0}

@@ -13,9 +13,9 @@ from tiny import tiny_recipe
 
 from clip_itm.distributed import leave_process_group, process_state
 from clip_itm.lock import locked
+from clip_itm.runs.train import train
 from clip_itm.training import guarded
 from clip_itm.training.callbacks import FinishCallback
-from clip_itm.training.run import train
 
 
 def said(recipe) -> str:

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from tiny import tiny_recipe
 
 from clip_itm.distributed import gather_constant, leave_process_group, process_state
-from clip_itm.heads.aahr import triplet
+from clip_itm.methods.aahr import triplet
 from clip_itm.processing import ItmProcessor
-from clip_itm.training.build import make_trainer
-from clip_itm.training.setup import Encoder, make_model, prepare
+from clip_itm.runs.build import make_trainer
+from clip_itm.runs.setup import Encoder, make_model, prepare
 
 SECTIONS = {
     "clip": {"training": {"epochs": 2}},

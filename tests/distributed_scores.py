@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.distributed import average, gather_constant, num_processes, process_index
-from clip_itm.heads.build import build_head
-from clip_itm.heads.configuration import HeadConfig
+from clip_itm.methods.build import build_head
+from clip_itm.methods.configuration import HeadConfig
 
 IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 1])  # photos repeat within a process and across them
 WORDS = torch.tensor([3, 1, 5, 2, 2, 4, 1, 3])  # the longest caption is in the first process

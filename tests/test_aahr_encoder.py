@@ -7,8 +7,8 @@ from aahr_golden import encoder_state, pooling_state, small_config, tensors
 from torch import Tensor
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.heads.aahr.encoder import Encoder, GuidedPooling, max_k
-from clip_itm.heads.aahr.head import FusedDotProduct
+from clip_itm.methods.aahr.encoder import Encoder, GuidedPooling, max_k
+from clip_itm.methods.aahr.head import FusedDotProduct
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:

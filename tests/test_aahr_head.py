@@ -6,9 +6,9 @@ from aahr_golden import normal, small_config, unit
 from torch import Tensor
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.heads.aahr.configuration import AahrHeadConfig
-from clip_itm.heads.aahr.criterion import gates_of
-from clip_itm.heads.aahr.head import AahrHead
+from clip_itm.methods.aahr.configuration import AahrHeadConfig
+from clip_itm.methods.aahr.criterion import gates_of
+from clip_itm.methods.aahr.head import AahrHead
 from clip_itm.training.configuration import TrainingSection
 
 IDS = torch.tensor([0, 1, 0, 2, 3, 1])

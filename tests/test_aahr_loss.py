@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from aahr_golden import small_config, tensors, transformer_state
 from torch import Tensor
 
-from clip_itm.heads.aahr import criterion as criterion_module
-from clip_itm.heads.aahr.criterion import AahrCriterion
-from clip_itm.heads.aahr.encoder import Encoded
-from clip_itm.heads.aahr.graph import attention_bias
-from clip_itm.heads.aahr.prototypes import project_to_unit_length, prototype_losses, sinkhorn
-from clip_itm.heads.aahr.queue import info_nce
-from clip_itm.heads.aahr.relation import regulariser
-from clip_itm.heads.aahr.triplet import Triplets, negative_weights, triplet_losses
+from clip_itm.methods.aahr import criterion as criterion_module
+from clip_itm.methods.aahr.criterion import AahrCriterion
+from clip_itm.methods.aahr.encoder import Encoded
+from clip_itm.methods.aahr.graph import attention_bias
+from clip_itm.methods.aahr.prototypes import project_to_unit_length, prototype_losses, sinkhorn
+from clip_itm.methods.aahr.queue import info_nce
+from clip_itm.methods.aahr.relation import regulariser
+from clip_itm.methods.aahr.triplet import Triplets, negative_weights, triplet_losses
 
 CUTOFF = {"f30k": 1.7, "coco": 1.9}
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from aahr_golden import normal, small_config, unit
 from torch import Tensor
 
-from clip_itm.heads.aahr import relation as relation_module
-from clip_itm.heads.aahr.criterion import AahrCriterion
-from clip_itm.heads.aahr.encoder import Encoded
-from clip_itm.heads.aahr.prototypes import sinkhorn
-from clip_itm.heads.aahr.queue import KeyQueue, info_nce
-from clip_itm.heads.aahr.relation import connections, distances, fragment_scores, instance_relevance, mean_scores
-from clip_itm.heads.aahr.triplet import draw_triplets, negative_weights, sampled_triplet_losses, triplet_losses
+from clip_itm.methods.aahr import relation as relation_module
+from clip_itm.methods.aahr.criterion import AahrCriterion
+from clip_itm.methods.aahr.encoder import Encoded
+from clip_itm.methods.aahr.prototypes import sinkhorn
+from clip_itm.methods.aahr.queue import KeyQueue, info_nce
+from clip_itm.methods.aahr.relation import connections, distances, fragment_scores, instance_relevance, mean_scores
+from clip_itm.methods.aahr.triplet import draw_triplets, negative_weights, sampled_triplet_losses, triplet_losses
 
 IDS = torch.tensor([0, 1, 0, 2, 3, 1])
 

@@ -8,11 +8,11 @@ from processes import assert_same, run_script
 from safetensors.torch import load_file
 from tiny import tiny_recipe
 
-from clip_itm.heads.aahr import triplet
+from clip_itm.methods.aahr import triplet
+from clip_itm.methods.aahr.trainer import STATE, AahrTrainer, MomentumEncoders
 from clip_itm.model import ItmModel
-from clip_itm.training.aahr import STATE, AahrTrainer, MomentumEncoders
-from clip_itm.training.build import make_trainer
-from clip_itm.training.setup import Encoder, make_model, prepare
+from clip_itm.runs.build import make_trainer
+from clip_itm.runs.setup import Encoder, make_model, prepare
 
 HEAD = {
     "kind": "aahr",

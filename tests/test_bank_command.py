@@ -13,9 +13,9 @@ from clip_itm.backbones.configuration import OpenClipBackbone, TimmWordsBackbone
 from clip_itm.cli import main
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.evaluation.detection import auc
-from clip_itm.heads.npc.bank import MemoryBank, build_bank
+from clip_itm.methods.npc.bank import MemoryBank, build_bank
 from clip_itm.recipe import load_recipe
-from clip_itm.training.setup import Encoder, load_data, make_model
+from clip_itm.runs.setup import Encoder, load_data, make_model
 
 
 def cells(output: str) -> dict[str, str]:

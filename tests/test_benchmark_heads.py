@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_itm.heads.polyloss.loss import Weighting
+from clip_itm.methods.polyloss.loss import Weighting
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "heads.py"
 SMALL_AAHR = {"kind": "aahr", "embed_dim": 16, "num_heads": 2, "prototypes": 4, "queue_length": 8}

@@ -9,7 +9,7 @@ from tiny import tiny_recipe
 
 from clip_itm.cli import main
 from clip_itm.recipe import RecipeError
-from clip_itm.training.compare import method_names, summarise
+from clip_itm.runs.compare import method_names, summarise
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_mean_and_spread():
         metrics = {f"{way}_r{k}": rsum / 6 for way in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": rsum}
         return {stage: {"all": {"metrics": metrics}} for stage in ("zero_shot", "best", "last")}
 
-    from clip_itm.training.compare import Cell
+    from clip_itm.runs.compare import Cell
 
     rows = summarise([Cell("clip", 0.4, seed, run(rsum), Path()) for seed, rsum in enumerate((100.0, 104.0, 102.0))])
     row = next(row for row in rows if row["stage"] == "best")

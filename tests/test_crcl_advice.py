@@ -10,9 +10,9 @@ import torch
 from test_crcl_training import crcl_recipe
 from test_training import pieces
 
+from clip_itm.runs.setup import load_data
+from clip_itm.runs.train import train
 from clip_itm.training.encode import Embeddings
-from clip_itm.training.run import train
-from clip_itm.training.setup import load_data
 
 ALPHA, THRESHOLD = 0.6, 0.025  # 1 / 32 candidates is what an untrained model gives
 PIECES = {"schedules": [1, 2], "frozen_epochs": 1}  # of 2 and 3 epochs

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_crcl_loss import match_both
 
-from clip_itm.heads.crcl.labels import (
+from clip_itm.methods.crcl.labels import (
     LabelStore,
     Phase,
     expected_probability,
@@ -15,7 +15,7 @@ from clip_itm.heads.crcl.labels import (
     piece_lengths,
     refine,
 )
-from clip_itm.heads.crcl.loss import crcl_loss, matching_probability
+from clip_itm.methods.crcl.loss import crcl_loss, matching_probability
 from clip_itm.training.schedule import step_multiplier
 
 

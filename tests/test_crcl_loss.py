@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_itm.heads.crcl.labels import label_filter
-from clip_itm.heads.crcl.loss import (
+from clip_itm.methods.crcl.labels import label_filter
+from clip_itm.methods.crcl.loss import (
     Matching,
     active_losses,
     complementary_losses,
@@ -15,8 +15,8 @@ from clip_itm.heads.crcl.loss import (
     match_both_ways,
     matching_probability,
 )
-from clip_itm.heads.scores import global_scores
-from clip_itm.heads.similarity.cosine import Cosine
+from clip_itm.methods.scores import global_scores
+from clip_itm.similarity.cosine import Cosine
 
 TOLERANCE = {
     torch.float64: {"rtol": 1e-6, "atol": 1e-7},

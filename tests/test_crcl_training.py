@@ -14,17 +14,17 @@ from test_training import pieces
 from tiny import tiny_recipe
 from torch import Tensor
 
+from clip_itm.audit.clean_probability import CleanProbability
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
-from clip_itm.heads.crcl import head as crcl_head
-from clip_itm.heads.crcl.labels import LabelStore, label_filter
-from clip_itm.training.build import dev_metrics, make_trainer
-from clip_itm.training.clean_probability import CleanProbability
-from clip_itm.training.crcl import CrclTrainer, first_labels
-from clip_itm.training.run import train
+from clip_itm.methods.crcl import head as crcl_head
+from clip_itm.methods.crcl.labels import LabelStore, label_filter
+from clip_itm.methods.crcl.trainer import CrclTrainer, first_labels
+from clip_itm.runs.build import dev_metrics, make_trainer
+from clip_itm.runs.setup import Encoder, load_data, make_model, prepare
+from clip_itm.runs.train import train
 from clip_itm.training.schedule import cosine_multiplier, warmup_steps
-from clip_itm.training.setup import Encoder, load_data, make_model, prepare
 from clip_itm.training.trainer import ItmTrainer
 
 ALPHA, THRESHOLD = 0.6, 0.025  # 1 / 32 candidates is what an untrained model gives
@@ -213,7 +213,7 @@ def test_the_best_checkpoint_is_the_best_of_the_last_piece(tmp_path, monkeypatch
     def scripted(model, embeddings):
         return dev_metrics(model, embeddings) | {"rsum": next(rsums)}
 
-    monkeypatch.setattr("clip_itm.training.build.dev_metrics", scripted)
+    monkeypatch.setattr("clip_itm.runs.build.dev_metrics", scripted)
     results = train(recipe)
     assert (results["best_step"], results["best_dev_rsum"]) == (24, 130)
     folder = Path(recipe.output_dir)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from dive_golden import BLOCK, FINAL, LAYER, load
 
-from clip_itm.heads.dive.configuration import SlotsSection
-from clip_itm.heads.dive.positions import Positions, sine, sine_grid
-from clip_itm.heads.dive.set_attention import SlotBlock, slot_shares, token_weights
+from clip_itm.methods.dive.configuration import SlotsSection
+from clip_itm.methods.dive.positions import Positions, sine, sine_grid
+from clip_itm.methods.dive.set_attention import SlotBlock, slot_shares, token_weights
 
 EXACT = {"rtol": 1e-8, "atol": 1e-9}
 OF_TABLES = {"rtol": 1e-6, "atol": 1e-6}  # sines are float32, and those of another library

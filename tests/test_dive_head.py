@@ -9,8 +9,8 @@ from tiny import TINY_CLIP
 from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.configuration import ItmConfig
 from clip_itm.evaluation.ranking import compute_ranks
-from clip_itm.heads.dive.configuration import DiveHeadConfig
-from clip_itm.heads.dive.head import DiveHead
+from clip_itm.methods.dive.configuration import DiveHeadConfig
+from clip_itm.methods.dive.head import DiveHead
 from clip_itm.model import ItmModel
 from clip_itm.training.configuration import TrainingSection
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_itm.heads.dive.losses import (
+from clip_itm.methods.dive.losses import (
     circular_variance,
     discrepancy,
     diversity,
@@ -15,7 +15,7 @@ from clip_itm.heads.dive.losses import (
     orthogonality,
     triplet_losses,
 )
-from clip_itm.heads.dive.set_similarity import chamfer, largest, set_scores, smooth_chamfer
+from clip_itm.methods.dive.set_similarity import chamfer, largest, set_scores, smooth_chamfer
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 SIMILARITIES = {"sc": partial(smooth_chamfer, alpha=16), "chamfer": chamfer, "max": largest}

@@ -7,9 +7,9 @@ from dive_golden import SET, load
 from torch import Tensor, nn
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.heads.dive.configuration import DiveHeadConfig
-from clip_itm.heads.dive.head import DiveHead
-from clip_itm.heads.dive.set_prediction import SetPrediction
+from clip_itm.methods.dive.configuration import DiveHeadConfig
+from clip_itm.methods.dive.head import DiveHead
+from clip_itm.methods.dive.set_prediction import SetPrediction
 
 EXACT = {"rtol": 1e-8, "atol": 1e-9}
 OF_TABLES = {"rtol": 1e-6, "atol": 1e-6}  # sines are float32, and those of another library

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.evaluation.recall import recall_metrics
-from clip_itm.heads.dive import set_similarity
-from clip_itm.heads.dive.configuration import SetSimilaritySection, SmoothChamferSection
-from clip_itm.heads.dive.set_similarity import (
+from clip_itm.methods.dive import set_similarity
+from clip_itm.methods.dive.configuration import SetSimilaritySection, SmoothChamferSection
+from clip_itm.methods.dive.set_similarity import (
     SetSimilarity,
     chamfer,
     element_cosines,

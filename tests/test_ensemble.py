@@ -7,8 +7,8 @@ from tiny import tiny_recipe
 
 from clip_itm.cli import main
 from clip_itm.evaluation.ranking import compute_ranks
-from clip_itm.training.run import retrieve
-from clip_itm.training.setup import Encoder, load_data, make_model
+from clip_itm.runs.setup import Encoder, load_data, make_model
+from clip_itm.runs.train import retrieve
 
 SCAN = {"kind": "triplet", "similarity": {"kind": "scan", "max_words": 20, "token_dim": 16}}
 

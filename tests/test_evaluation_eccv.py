@@ -25,8 +25,8 @@ from clip_itm.evaluation.precision_result import (
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.recall import RECALLS
 from clip_itm.evaluation.report import markdown_table, terminal_table
-from clip_itm.hub.card_data import card_data
-from clip_itm.training.compare import Cell, add_differences, markdown, summarise, table_lines
+from clip_itm.runs.card_data import card_data
+from clip_itm.runs.compare import Cell, add_differences, markdown, summarise, table_lines
 
 PHOTOS = 12
 

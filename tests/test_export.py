@@ -17,11 +17,11 @@ from clip_itm.backbones.build import build_backbone, build_processor
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.cli import main
 from clip_itm.configuration import ItmConfig
-from clip_itm.heads.clip import ClipHead
 from clip_itm.hub import export_open_clip, export_transformers
 from clip_itm.hub.clip_weights import model_cfg_of, to_huggingface, to_open_clip
 from clip_itm.hub.export import check, probe_photos
 from clip_itm.hub.export_onnx import PaddedGru
+from clip_itm.methods.clip.head import ClipHead
 from clip_itm.model import ItmModel
 
 OPEN_CLIP = {  # and a head whose temperature has to arrive

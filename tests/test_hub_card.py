@@ -18,11 +18,11 @@ from tiny import tiny_recipe
 from clip_itm.backbones.configuration import BackboneSection
 from clip_itm.cli import main
 from clip_itm.data.load import load_splits
-from clip_itm.hub.card import NO_LICENCE, PLACE, bare_card, model_card, with_licence
-from clip_itm.hub.card_data import base_models, base_name, licence
-from clip_itm.hub.curves import draw_curves
 from clip_itm.recipe import load_recipe, parse_recipe
-from clip_itm.training.run import train
+from clip_itm.runs.card import NO_LICENCE, PLACE, bare_card, model_card, with_licence
+from clip_itm.runs.card_data import base_models, base_name, licence
+from clip_itm.runs.curves import draw_curves
+from clip_itm.runs.train import train
 
 
 @pytest.fixture(scope="module")

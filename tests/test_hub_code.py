@@ -17,18 +17,19 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.backbones.configuration import LoraSection
-from clip_itm.configuration import TASK, ItmConfig
-from clip_itm.heads.aahr.configuration import AahrHeadConfig
-from clip_itm.heads.configuration import ClipHeadConfig
-from clip_itm.heads.crcl.configuration import CrclHeadConfig
-from clip_itm.heads.dive.configuration import DiveHeadConfig
-from clip_itm.heads.npc.configuration import NpcHeadConfig
-from clip_itm.heads.similarity.configuration import ScanSection
-from clip_itm.heads.triplet.configuration import TripletHeadConfig
-from clip_itm.hub.remote_code import code_files
+from clip_itm.checkpoint_code import code_files
+from clip_itm.configuration import ItmConfig
+from clip_itm.methods.aahr.configuration import AahrHeadConfig
+from clip_itm.methods.configuration import ClipHeadConfig
+from clip_itm.methods.crcl.configuration import CrclHeadConfig
+from clip_itm.methods.dive.configuration import DiveHeadConfig
+from clip_itm.methods.npc.configuration import NpcHeadConfig
+from clip_itm.methods.triplet.configuration import TripletHeadConfig
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
+from clip_itm.similarity.configuration import ScanSection
+from clip_itm.task import TASK
 
 TESTS = Path(__file__).parent
 WORDS = sorted({word for caption in CAPTIONS for word in caption.split()})
@@ -111,10 +112,10 @@ def test_the_code_of_a_kind_is_flat_complete_and_demands_only_what_it_uses_at_on
         f"clip_itm_backbones_{KINDS[kind]}.py",
         "clip_itm_backbones_huggingface.py",  # open_clip and bert-vit make use of it
     }
-    sections = {f"clip_itm_heads_{other}_configuration.py" for other in HEADS}  # what a recipe may say is whole
+    sections = {f"clip_itm_methods_{other}_configuration.py" for other in HEADS}  # what a recipe may say is whole
     uses = {"dive": {"triplet"}}.get(head, set())  # its hinge
     for other in set(HEADS) - {"clip", head} - uses:
-        assert not any(name.startswith(f"clip_itm_heads_{other}") for name in files.keys() - sections)
+        assert not any(name.startswith(f"clip_itm_methods_{other}") for name in files.keys() - sections)
     for name, text in files.items():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom):
@@ -127,7 +128,7 @@ def test_only_the_similarity_of_the_checkpoint_goes_along(similarity):
     files = code_files("open_clip", "triplet", similarity)
     for other in {"scan", "saf", "sgr"}:
         uses = {"saf": {"scan"}, "sgr": {"scan"}}.get(similarity, set())  # its attention
-        assert (f"clip_itm_heads_similarity_{other}.py" in files) == (other in {similarity} | uses)
+        assert (f"clip_itm_similarity_{other}.py" in files) == (other in {similarity} | uses)
 
 
 @pytest.mark.parametrize("entry", ["clip_itm_model.py", "clip_itm_retrieval_pipeline.py", "clip_itm_processing.py"])

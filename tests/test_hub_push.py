@@ -23,16 +23,16 @@ from tiny import tiny_recipe
 from tiny_backbones import PHOTOS
 
 from clip_itm.cli import main
-from clip_itm.hub.card import PLACE
 from clip_itm.hub.push import model_files
 from clip_itm.hub.space import space_files
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
 from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
-from clip_itm.training.build import make_trainer
-from clip_itm.training.run import train
-from clip_itm.training.setup import Encoder, make_model, prepare
+from clip_itm.runs.build import make_trainer
+from clip_itm.runs.card import PLACE
+from clip_itm.runs.setup import Encoder, make_model, prepare
+from clip_itm.runs.train import train
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,15 @@ from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.files import is_temporary
-from clip_itm.heads.npc.bank import MemoryBank
+from clip_itm.methods.npc.bank import MemoryBank
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
+from clip_itm.runs.folder import checkpoints
+from clip_itm.runs.resume import last_own_checkpoint
+from clip_itm.runs.setup import prepare
+from clip_itm.runs.train import train
 from clip_itm.seal import LENGTH
-from clip_itm.training.folder import checkpoints
-from clip_itm.training.resume import last_own_checkpoint
-from clip_itm.training.run import train
-from clip_itm.training.setup import prepare
 from clip_itm.verify import verify
 
 # made to be changed, or drawn for people after everything else

@@ -20,8 +20,8 @@ from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.files import DamagedError, is_temporary
+from clip_itm.runs.setup import Encoder, load_data, make_model
 from clip_itm.seal import LENGTH
-from clip_itm.training.setup import Encoder, load_data, make_model
 from clip_itm.verify import verify
 
 KINDS = {  # of files in a cache folder, by pattern

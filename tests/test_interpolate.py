@@ -13,12 +13,12 @@ from clip_itm.cli import main
 from clip_itm.commands.interpolate import alphas
 from clip_itm.data.class_folder import read_class_folder
 from clip_itm.evaluation.zero_shot import class_vectors, top1_accuracy
-from clip_itm.heads.similarity.cosine import Cosine
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
-from clip_itm.training.interpolate import Line, Point, choose, float_state, set_weights
-from clip_itm.training.run import train
+from clip_itm.runs.interpolate import Line, Point, choose, float_state, set_weights
+from clip_itm.runs.train import train
+from clip_itm.similarity.cosine import Cosine
 
 CLASSES = ("blue_box", "green", "red_mug")
 

@@ -10,9 +10,9 @@ from test_noise import make_pairs
 
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs
-from clip_itm.heads.mixture import Mixture, fit_mixture
-from clip_itm.heads.npc.bank import MemoryBank, build_bank, nearest_pairs
-from clip_itm.heads.pair_losses import pair_losses
+from clip_itm.methods.mixture import Mixture, fit_mixture
+from clip_itm.methods.npc.bank import MemoryBank, build_bank, nearest_pairs
+from clip_itm.methods.pair_losses import pair_losses
 
 
 @pytest.fixture

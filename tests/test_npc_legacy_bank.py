@@ -11,7 +11,7 @@ from test_noise import make_pairs
 
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs
-from clip_itm.heads.npc.legacy_bank import find_legacy_bank, read_legacy_bank, read_legacy_file
+from clip_itm.methods.npc.legacy_bank import find_legacy_bank, read_legacy_bank, read_legacy_file
 
 
 def scan_pairs(image_ids, captions) -> Pairs:

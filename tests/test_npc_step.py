@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from clip_itm.backbones.features import Features
-from clip_itm.heads.clip import contrastive_losses
-from clip_itm.heads.npc.configuration import NpcHeadConfig
-from clip_itm.heads.npc.head import NpcHead
-from clip_itm.heads.npc.step import NpcStep
-from clip_itm.heads.npc.weights import confidence_weight, improvement_ratio
+from clip_itm.methods.clip.head import contrastive_losses
+from clip_itm.methods.npc.configuration import NpcHeadConfig
+from clip_itm.methods.npc.head import NpcHead
+from clip_itm.methods.npc.step import NpcStep
+from clip_itm.methods.npc.weights import confidence_weight, improvement_ratio
 from clip_itm.training.schedule import cosine_multiplier, plateau_multiplier
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -295,7 +295,7 @@ def test_it_finds_out_whether_a_forward_pass_can_be_shared():
 
 
 def _batch(arrays):
-    from clip_itm.heads.npc.step import Batch
+    from clip_itm.methods.npc.step import Batch
 
     return Batch(inputs(arrays))
 

@@ -9,9 +9,9 @@ from test_npc_training import npc_recipe
 from test_training import pieces
 from torch import Tensor
 
-from clip_itm.heads.npc.step import NpcStep
-from clip_itm.training.npc import make_bank
-from clip_itm.training.setup import load_data
+from clip_itm.methods.npc.step import NpcStep
+from clip_itm.methods.npc.trainer import make_bank
+from clip_itm.runs.setup import load_data
 
 
 class Checked(Exception):

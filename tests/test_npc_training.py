@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from test_training import pieces
 from tiny import tiny_recipe
 
+from clip_itm.audit.clean_probability import CleanProbability
 from clip_itm.cli import main
 from clip_itm.data.noise import CaptionNoise
-from clip_itm.heads.npc.bank import MemoryBank, build_bank
-from clip_itm.heads.npc.step import NpcStep
+from clip_itm.methods.npc.bank import MemoryBank, build_bank
+from clip_itm.methods.npc.step import NpcStep
+from clip_itm.methods.npc.trainer import NpcTrainer, make_bank
 from clip_itm.model import ItmModel
-from clip_itm.training.clean_probability import CleanProbability
-from clip_itm.training.npc import NpcTrainer, make_bank
-from clip_itm.training.run import train
-from clip_itm.training.setup import Encoder, load_data
+from clip_itm.runs.setup import Encoder, load_data
+from clip_itm.runs.train import train
 
 RHO = 0.5  # a tiny model that has seen 200 pairs is sure of few
 
@@ -195,7 +195,7 @@ def test_the_bank_of_other_pairs_is_refused_before_a_model_is_built(
     def no_model(*_):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("clip_itm.training.run.make_model", no_model)
+    monkeypatch.setattr("clip_itm.runs.train.make_model", no_model)
     assert main(["train", str(path), "--head.bank", str(file), *override]) == 2
     message = capsys.readouterr().err
     with pytest.raises(ValueError, match=expected):

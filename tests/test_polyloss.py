@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_itm.heads.polyloss.configuration import PolyLossHeadConfig
-from clip_itm.heads.polyloss.head import PolyLossHead
-from clip_itm.heads.polyloss.loss import Weighting, polynomial, polynomial_losses
-from clip_itm.heads.similarity.scan import scan_similarity
+from clip_itm.methods.polyloss.configuration import PolyLossHeadConfig
+from clip_itm.methods.polyloss.head import PolyLossHead
+from clip_itm.methods.polyloss.loss import Weighting, polynomial, polynomial_losses
+from clip_itm.similarity.scan import scan_similarity
 
 CASES = (
     "early",

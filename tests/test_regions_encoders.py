@@ -9,10 +9,10 @@ from clip_itm.backbones.configuration import RegionsBackbone
 from clip_itm.backbones.features import Features
 from clip_itm.backbones.published_regions import regions_section, regions_state
 from clip_itm.backbones.regions import Regions, build
-from clip_itm.heads.build import build_head
-from clip_itm.heads.crcl.configuration import CrclHeadConfig
-from clip_itm.heads.crcl.labels import LabelStore, phase_of
-from clip_itm.heads.similarity.tokens import unit_tokens
+from clip_itm.methods.build import build_head
+from clip_itm.methods.crcl.configuration import CrclHeadConfig
+from clip_itm.methods.crcl.labels import LabelStore, phase_of
+from clip_itm.similarity.tokens import unit_tokens
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 

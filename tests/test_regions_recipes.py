@@ -9,7 +9,7 @@ from region_data import write_bert, write_regions
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe, load_recipe
-from clip_itm.training.run import train
+from clip_itm.runs.train import train
 
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*/regions/*.yaml"))
 NAMES = [f"{path.parts[-3]}-{path.stem}" for path in RECIPES]

@@ -7,8 +7,8 @@ from test_hub_code import save
 from tiny_backbones import CAPTIONS, KINDS, PHOTOS
 from transformers import pipeline
 
-from clip_itm.configuration import TASK
-from clip_itm.heads.configuration import HeadConfig
+from clip_itm.methods.configuration import HeadConfig
+from clip_itm.task import TASK
 
 DTYPES = [torch.float16, torch.bfloat16]
 

@@ -16,7 +16,7 @@ from tiny import tiny_recipe
 from clip_itm.cli import main
 from clip_itm.lock import LOCK_FILE, locked
 from clip_itm.recipe import Recipe, load_recipe
-from clip_itm.training.folder import (
+from clip_itm.runs.folder import (
     ADDED,
     MANIFEST,
     checkpoints,
@@ -28,7 +28,7 @@ from clip_itm.training.folder import (
     record,
     rotate,
 )
-from clip_itm.training.run import train
+from clip_itm.runs.train import train
 from clip_itm.training.trainer import last_complete_checkpoint
 
 
@@ -174,7 +174,7 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_can_begin(run, monkeypatc
     recipe, folder = run
     before = contents(folder)
     with monkeypatch.context() as patch:
-        patch.setattr("clip_itm.training.run.make_model", fail)
+        patch.setattr("clip_itm.runs.train.make_model", fail)
         with pytest.raises(ValueError, match="no such weights"):
             train(recipe, overwrite=True)
     assert contents(folder) == before
@@ -222,7 +222,7 @@ def test_a_start_that_failed_does_not_block_the_corrected_recipe(tmp_path, monke
 
 
 def test_an_output_folder_that_is_a_file_is_told_before_data_are_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_itm.training.run.prepare", lambda recipe: pytest.fail("data were loaded"))
+    monkeypatch.setattr("clip_itm.runs.train.prepare", lambda recipe: pytest.fail("data were loaded"))
     (tmp_path / "file").write_text("precious")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     for name in ("file", "file/run", "nowhere"):
@@ -398,7 +398,7 @@ def start(*words: str) -> subprocess.Popen:
 def test_a_folder_that_is_being_trained_in_is_refused_before_anything_is_touched(run, tmp_path, monkeypatch, capsys):
     recipe, folder = run
     unfinished(folder)
-    monkeypatch.setattr("clip_itm.training.run.prepare", lambda recipe: pytest.fail("data were loaded"))
+    monkeypatch.setattr("clip_itm.runs.train.prepare", lambda recipe: pytest.fail("data were loaded"))
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)],

@@ -21,10 +21,10 @@ from clip_itm.cli import main
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import load_noise
 from clip_itm.recipe import load_recipe
+from clip_itm.runs.folder import checkpoints, last_complete_checkpoint, other_files
+from clip_itm.runs.train import train
 from clip_itm.training.callbacks import FinishCallback
-from clip_itm.training.folder import checkpoints, last_complete_checkpoint, other_files
 from clip_itm.training.guarded import GuardedTrainer
-from clip_itm.training.run import train
 
 
 def spoil_gradient(model) -> None:
@@ -108,8 +108,8 @@ FULL = {
     "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")),
     "files": ("pathlib.Path.write_text", OSError(errno.ENOSPC, "No space left on device")),
     "arrays": ("numpy.savez_compressed", OSError(errno.ENOSPC, "No space left on device")),
-    "checksums": ("clip_itm.training.folder.write_checksums", OSError(errno.ENOSPC, "No space left on device")),
-    "list": ("clip_itm.training.folder.record", OSError(errno.ENOSPC, "No space left on device")),
+    "checksums": ("clip_itm.runs.folder.write_checksums", OSError(errno.ENOSPC, "No space left on device")),
+    "list": ("clip_itm.runs.folder.record", OSError(errno.ENOSPC, "No space left on device")),
 }
 
 
@@ -160,7 +160,7 @@ def test_a_full_disk_at_the_end_costs_no_step(tmp_path, monkeypatch, place):
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "clip_itm.training.run." + {"save_pretrained": "shutil.copy", "write_json": "write_json"}[place], fail
+            "clip_itm.runs.train." + {"save_pretrained": "shutil.copy", "write_json": "write_json"}[place], fail
         )
         with pytest.raises(ValueError, match="the run is trained, but its results could not be written: No space left"):
             train(recipe)
@@ -241,7 +241,7 @@ def test_nothing_that_is_only_shown_loses_a_finished_run(tmp_path, monkeypatch, 
         raise TypeError("unsupported format string passed to NoneType.__format__")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"clip_itm.training.run.{what}", fail)
+        patch.setattr(f"clip_itm.runs.train.{what}", fail)
         with pytest.warns(UserWarning, match=r"failed \(TypeError: unsupported format .*; "):
             results = train(recipe)
     assert json.loads((folder / "results.json").read_text()) == results
@@ -255,7 +255,7 @@ def test_nothing_that_is_only_shown_loses_a_finished_run(tmp_path, monkeypatch, 
 
 def test_a_figure_that_is_no_number_loses_no_results(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path, head={"kind": "crcl", "frozen_epochs": 0}, training={"epochs": 1, "max_steps": 2})
-    monkeypatch.setattr("clip_itm.training.crcl.auc", lambda *args: np.nan)
+    monkeypatch.setattr("clip_itm.methods.crcl.trainer.auc", lambda *args: np.nan)
     entry = train(recipe)["method_history"][-1]
     assert entry["label_auc"] is None
 

@@ -18,8 +18,8 @@ from clip_itm.cli import main
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.distributed import OTHER_LAUNCHES, agree
 from clip_itm.recipe import Recipe, RecipeError, parse_recipe
-from clip_itm.training.batch_checks import demand_negatives, demand_rows_for_batch_norm
-from clip_itm.training.launch import recipe_decides
+from clip_itm.runs.batch_checks import demand_negatives, demand_rows_for_batch_norm
+from clip_itm.runs.launch import recipe_decides
 
 
 @pytest.mark.parametrize(

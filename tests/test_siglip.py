@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_itm.heads.siglip.configuration import SiglipHeadConfig
-from clip_itm.heads.siglip.head import SiglipHead
+from clip_itm.methods.siglip.configuration import SiglipHeadConfig
+from clip_itm.methods.siglip.head import SiglipHead
 
 IDS = torch.tensor([0, 1, 2, 0, 3, 1])
 PAIRS = torch.arange(6)

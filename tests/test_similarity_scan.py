@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.heads.similarity import tokens
-from clip_itm.heads.similarity.configuration import ScanSection
-from clip_itm.heads.similarity.scan import Scan, scan_similarity
-from clip_itm.heads.similarity.tokens import l2, safe_sqrt, token_mask
+from clip_itm.similarity import tokens
+from clip_itm.similarity.configuration import ScanSection
+from clip_itm.similarity.scan import Scan, scan_similarity
+from clip_itm.similarity.tokens import l2, safe_sqrt, token_mask
 
 WIDTHS = FeatureWidths(pooled=8, image_tokens=8, text_tokens=8)
 

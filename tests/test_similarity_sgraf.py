@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from clip_itm.backbones.features import FeatureWidths
-from clip_itm.heads.similarity import tokens
-from clip_itm.heads.similarity.configuration import SafSection, SgrSection
-from clip_itm.heads.similarity.saf import Saf, caption_statistics, running_value
-from clip_itm.heads.similarity.sgr import Sgr
-from clip_itm.heads.similarity.sgraf import attended_regions
-from clip_itm.heads.similarity.sgraf_checkpoint import load_sgraf, similarity_state
-from clip_itm.heads.similarity.tokens import token_mask
+from clip_itm.similarity import tokens
+from clip_itm.similarity.configuration import SafSection, SgrSection
+from clip_itm.similarity.saf import Saf, caption_statistics, running_value
+from clip_itm.similarity.sgr import Sgr
+from clip_itm.similarity.sgraf import attended_regions
+from clip_itm.similarity.sgraf_checkpoint import load_sgraf, similarity_state
+from clip_itm.similarity.tokens import token_mask
 
 WIDTHS = FeatureWidths(pooled=16, image_tokens=16, text_tokens=16)
 KINDS = {"SAF": (Saf, SafSection), "SGR": (Sgr, SgrSection)}

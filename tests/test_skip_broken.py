@@ -18,7 +18,7 @@ from clip_itm.data.images import read_image
 from clip_itm.data.load import BrokenPhotosError, MissingPhotosError, load_splits
 from clip_itm.data.rows import LeftOut
 from clip_itm.recipe import load_recipe, parse_recipe
-from clip_itm.training.setup import load_data
+from clip_itm.runs.setup import load_data
 
 COUNT = 12  # photos of train; the last one of each split is broken, too
 BROKEN = {2: "page", 3: "cut", 5: "empty", 7: "folder", 8: "pipe", 11: "cut"}
@@ -286,7 +286,7 @@ def test_class_folders(tmp_path, data):
 
 
 def test_without_skip_broken_all_are_named_before_a_run_begins(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("clip_itm.training.run.make_model", None)
+    monkeypatch.setattr("clip_itm.runs.train.make_model", None)
     words = recipe(tmp_path)
     for seed, fault in enumerate([fault for fault in FAULTS if fault in ("cut", "page", "zeros")]):
         file = tmp_path / "photos" / f"{3 * seed + 1:02d}.jpg"
@@ -416,6 +416,6 @@ def test_rows_without_a_photo_or_with_half_a_character_are_all_told_or_left_out(
 
 
 def test_processes_that_find_other_photos_are_told(data, monkeypatch):
-    monkeypatch.setattr("clip_itm.training.setup.is_same_everywhere", lambda *_: False)
+    monkeypatch.setattr("clip_itm.runs.setup.is_same_everywhere", lambda *_: False)
     with pytest.raises(ValueError, match=r"process 0: train [0-9a-f]{12}, val .*all need the same folders"):
         load_data(parse_recipe({"data": data.model_dump(), "backbone": {"kind": "open_clip"}, "output_dir": "x"}, "r"))

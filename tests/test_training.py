@@ -16,19 +16,19 @@ from clip_itm.data.noise import CaptionNoise
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
-from clip_itm.training.build import make_trainer
-from clip_itm.training.configuration import TrainingSection
-from clip_itm.training.optimizer import parameter_groups
-from clip_itm.training.run import beaten_by_step_0, train
-from clip_itm.training.schedule import step_multiplier
-from clip_itm.training.setup import (
+from clip_itm.runs.build import make_trainer
+from clip_itm.runs.setup import (
     Encoder,
     load_data,
     make_model,
     make_sampler,
     prepare,
 )
-from clip_itm.training.trackers import available_trackers
+from clip_itm.runs.trackers import available_trackers
+from clip_itm.runs.train import beaten_by_step_0, train
+from clip_itm.training.configuration import TrainingSection
+from clip_itm.training.optimizer import parameter_groups
+from clip_itm.training.schedule import step_multiplier
 from clip_itm.training.trainer import mean_cosine
 
 
@@ -293,7 +293,7 @@ def test_batches_are_divided_among_processes_or_refused(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_anything_else(monkeypatch):
-    monkeypatch.setattr("clip_itm.training.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("clip_itm.runs.trackers.find_spec", lambda name: None)
     assert available_trackers(["auto"]) == []
     with pytest.raises(ValueError, match=r"training.trackers: wandb is not installed"):
         available_trackers(["wandb"])

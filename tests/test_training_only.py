@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from tiny_backbones import CAPTIONS, tiny_config
 
 from clip_itm.backbones.build import build_processor
-from clip_itm.heads.aahr.configuration import AahrHeadConfig
+from clip_itm.methods.aahr.configuration import AahrHeadConfig
 from clip_itm.model import ItmModel
 from clip_itm.weights import model_sha256
 

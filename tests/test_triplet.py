@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_itm.heads.triplet.configuration import TripletHeadConfig
-from clip_itm.heads.triplet.head import TripletHead, hinge_losses
+from clip_itm.methods.triplet.configuration import TripletHeadConfig
+from clip_itm.methods.triplet.head import TripletHead, hinge_losses
 from clip_itm.training.configuration import TrainingSection
 
 IDS = torch.tensor([0, 1, 2, 0, 3, 1])

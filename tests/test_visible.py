@@ -24,7 +24,7 @@ from clip_itm.evaluation.report import markdown_table, terminal_table
 from clip_itm.pages import escaped
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.show import Answer, draw_montage, results_page
-from clip_itm.training.compare import _markdown_lines
+from clip_itm.runs.compare import _markdown_lines
 from clip_itm.visible import CONTROL, code, fence, markdown, visible
 
 MARKUP = "[bold]x[/bold] a[/b] [link=file:///etc/passwd]y[/link] :dog:"

@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
     if args.clean_to is not None:
         check_free(Path(args.clean_to))
 
+    from clip_itm.audit.page import audit_page, describe
+    from clip_itm.audit.table import PAGE, TABLE, Audit, demand_audit
     from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
     from clip_itm.files import write_text
-    from clip_itm.training.audit import PAGE, TABLE, Audit, demand_audit
-    from clip_itm.training.audit_page import audit_page, describe
-    from clip_itm.training.folder import record_added
+    from clip_itm.runs.folder import record_added
 
     demand_audit(out)
     audit = Audit.of_run(Path(args.run), args.overrides)
@@ -84,8 +84,8 @@ def clean(audit, args: argparse.Namespace) -> None:
     """Write the cleaned data set, and say what became of the pairs."""
     import numpy as np
 
+    from clip_itm.audit.table import THRESHOLD
     from clip_itm.data.cleaned import write_cleaned
-    from clip_itm.training.audit import THRESHOLD
 
     values, weight = audit.clean.values, audit.train.pairs.weight
     keep = np.ones(len(values), dtype=bool)

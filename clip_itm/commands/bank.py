@@ -50,7 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "info":
         from clip_itm.commands.terminal import print_facts
-        from clip_itm.heads.npc.bank import MemoryBank
+        from clip_itm.methods.npc.bank import MemoryBank
 
         bank = MemoryBank.load(args.file)
         print_facts(args.file, _facts(bank))
@@ -82,9 +82,9 @@ def _build(args: argparse.Namespace) -> int:
     from clip_itm.backbones.configuration import random_part
     from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
+    from clip_itm.methods.npc.trainer import bank_of_pairs
     from clip_itm.recipe import load_recipe
-    from clip_itm.training.npc import bank_of_pairs
-    from clip_itm.training.setup import Encoder, load_data, make_model
+    from clip_itm.runs.setup import Encoder, load_data, make_model
 
     state = process_state()
     if args.run:
@@ -123,7 +123,7 @@ def _import(args: argparse.Namespace) -> int:
     from clip_itm.commands.terminal import print_facts
     from clip_itm.data.load import load_splits
     from clip_itm.data.noise import load_noise
-    from clip_itm.heads.npc.legacy_bank import find_legacy_bank, read_legacy_bank
+    from clip_itm.methods.npc.legacy_bank import find_legacy_bank, read_legacy_bank
     from clip_itm.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
@@ -166,7 +166,7 @@ def _facts(bank) -> list[tuple[str, str]]:
 
 def _truth(bank, is_clean) -> list[tuple[str, str]]:
     """How well losses and clean set tell the injected noise; nothing where there is none."""
-    from clip_itm.training.npc import bank_against_truth
+    from clip_itm.methods.npc.trainer import bank_against_truth
 
     known = bank_against_truth(bank, is_clean)
     if known["auc"] is None:

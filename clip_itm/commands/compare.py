@@ -30,7 +30,7 @@ def run(args) -> int:
     for file in args.recipes:  # told before torch is imported
         load_recipe(file, args.overrides)
 
-    from clip_itm.training.compare import demand_comparison, plan
+    from clip_itm.runs.compare import demand_comparison, plan
 
     out = Path(args.out)
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
@@ -38,7 +38,7 @@ def run(args) -> int:
         if not (Path(recipe.output_dir) / "results.json").is_file():
             demand_recipe(recipe)
 
-    from clip_itm.training.folder import held
+    from clip_itm.runs.folder import held
 
     with held(out, "compare", key="--out"):
         demand_comparison(out)
@@ -48,8 +48,8 @@ def run(args) -> int:
 
 def _run(runs: list, out: Path, montage: bool) -> None:
     from clip_itm.distributed import process_state
-    from clip_itm.training.compare import Cell, add_differences, save, summarise
-    from clip_itm.training.run import best_effort, train
+    from clip_itm.runs.compare import Cell, add_differences, save, summarise
+    from clip_itm.runs.train import best_effort, train
 
     main = process_state().is_main_process
     cells = []
@@ -69,7 +69,7 @@ def _run(runs: list, out: Path, montage: bool) -> None:
         with best_effort("the picture", again):
             draw(rows, runs[0][1].data.source, cells[0].results["split"], out / "comparison.png")
     if montage:
-        from clip_itm.training.montage import draw_montage
+        from clip_itm.runs.montage import draw_montage
 
         folders = {f"{method}, noise {recipe.noise.ratio:g}": Path(recipe.output_dir) for method, recipe in runs}
         draw_montage(folders, out / "queries.png")  # all processes encode
@@ -101,7 +101,7 @@ def stopped(args) -> str:
 def show(rows: list[dict], cells: list) -> None:
     """The tables in the terminal."""
     from clip_itm.commands.terminal import print_lines
-    from clip_itm.training.compare import STAGES, detection_lines, table_lines
+    from clip_itm.runs.compare import STAGES, detection_lines, table_lines
 
     tables = {
         f"recall on {cells[0].results['split']} ({protocol}), {label}, percent": table_lines(

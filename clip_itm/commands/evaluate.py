@@ -45,8 +45,8 @@ def run(args) -> int:
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
     from clip_itm.reading import read_json
-    from clip_itm.training.run import retrieve
-    from clip_itm.training.setup import Encoder, final_split, make_model, prepare_photos
+    from clip_itm.runs.setup import Encoder, final_split, make_model, prepare_photos
+    from clip_itm.runs.train import retrieve
 
     state = process_state()
     with state.main_process_first():

@@ -55,7 +55,7 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
     from clip_itm.backbones.openai_checkpoint import describe, load_backbone, openclip_name, read_checkpoint
     from clip_itm.configuration import ItmConfig
     from clip_itm.files import demand_free
-    from clip_itm.heads.configuration import ClipHeadConfig
+    from clip_itm.methods.configuration import ClipHeadConfig
     from clip_itm.model import ItmModel
 
     file, out = Path(file), Path(out)
@@ -86,9 +86,9 @@ def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) ->
     from clip_itm.backbones.published_regions import load_parts, regions_section, regions_state
     from clip_itm.configuration import ItmConfig
     from clip_itm.files import demand_free
-    from clip_itm.heads.crcl.configuration import CrclHeadConfig
-    from clip_itm.heads.similarity.sgraf_checkpoint import similarity_section, similarity_state
+    from clip_itm.methods.crcl.configuration import CrclHeadConfig
     from clip_itm.model import ItmModel
+    from clip_itm.similarity.sgraf_checkpoint import similarity_section, similarity_state
 
     file, out = Path(file), Path(out)
     demand_free(out)

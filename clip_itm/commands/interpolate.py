@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
     from clip_itm.data.class_folder import read_class_folder
     from clip_itm.distributed import process_state
-    from clip_itm.training.interpolate import Line, choose, set_weights
+    from clip_itm.runs.interpolate import Line, choose, set_weights
 
     classes = None
     if args.zeroshot is not None:

@@ -33,7 +33,7 @@ def run(args) -> int:
     from clip_itm.commands.terminal import print_table
     from clip_itm.distributed import process_index
     from clip_itm.evaluation.report import terminal_table
-    from clip_itm.training.run import beaten_by_step_0, best_effort, train
+    from clip_itm.runs.train import beaten_by_step_0, best_effort, train
 
     results = train(recipe, overwrite=args.overwrite)
     if process_index() == 0:

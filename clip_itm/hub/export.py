@@ -21,7 +21,7 @@ from clip_itm.files import filling, model_folder, write_text
 from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
-from clip_itm.training.stored import read_provenance
+from clip_itm.runs.stored import read_provenance
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from clip_itm.checksums import CHECKSUMS, check_files, read_checksums
 from clip_itm.files import model_folder
-from clip_itm.hub.card import PLACE, bare_card, with_licence
 from clip_itm.reading import read_json
+from clip_itm.runs.card import PLACE, bare_card, with_licence
 
 Files = dict[str, Path | bytes]  # path in the repository -> a file here, or its content
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 import clip_itm
-from clip_itm.configuration import TASK
+from clip_itm.task import TASK
 
 
 def space_files(model: str, revision: str | None = None, with_index: bool = False) -> dict[str, bytes | Path]:

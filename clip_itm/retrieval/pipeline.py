@@ -18,7 +18,6 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.logging import disable_progress_bar
 
-from clip_itm.configuration import TASK
 from clip_itm.files import model_folder
 from clip_itm.lock import locked
 from clip_itm.model import ItmModel
@@ -32,6 +31,7 @@ from clip_itm.retrieval.photos import modality_of, read_photo
 from clip_itm.retrieval.qdrant import SCHEME, QdrantIndex
 from clip_itm.retrieval.sources import make_source
 from clip_itm.retrieval.storage import check_place, committed
+from clip_itm.task import TASK
 from clip_itm.weights import model_sha256
 
 SHOWN = 20  # of what is left out; `changes` has all

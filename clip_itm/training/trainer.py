@@ -13,14 +13,15 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from clip_itm.audit.clean_probability import CleanProbability
 from clip_itm.data.batches import PairBatchSampler, PairDataset
-from clip_itm.heads.similarity.cosine import unit
 from clip_itm.processing import ItmProcessor
+from clip_itm.runs.folder import last_complete_checkpoint as last_complete_checkpoint
+from clip_itm.runs.stored import demand_weights, reading_state
+from clip_itm.similarity.cosine import unit
 from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCallback
-from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
-from clip_itm.training.folder import last_complete_checkpoint as last_complete_checkpoint
 from clip_itm.training.guarded import GuardedTrainer
 from clip_itm.training.optimizer import make_optimizer
 from clip_itm.training.schedule import (
@@ -30,7 +31,6 @@ from clip_itm.training.schedule import (
     step_multiplier,
     warmup_steps,
 )
-from clip_itm.training.stored import demand_weights, reading_state
 
 COLLAPSE_COSINE = 0.99
 

@@ -1,0 +1,138 @@
+"""How likely it is that each training caption belongs to its photo, as a finished run sees it.
+
+Methods for wrong captions estimate this while they train, and the run keeps it in a file. For any other run it is
+estimated afterwards from the losses of the best model: wrong captions are learned last, so their losses are larger,
+and a mixture of two components on the losses tells the two groups apart (Li et al. 2020, DivideMix; npc.md 4.1).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clip_itm.checksums import add_checksums
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Split
+from clip_itm.distributed import process_state
+from clip_itm.evaluation.detection import auc, precision_at
+from clip_itm.files import reading_arrays, save_arrays
+from clip_itm.recipe import Recipe
+from clip_itm.runs.folder import record_added
+
+FILE = "clean_probability.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class CleanProbability:
+    """`values` float32 [N] in [0, 1]: probability that the caption which pair k got belongs to its photo.
+
+    `ranking` float32 [N] orders pairs of equal probability (higher is cleaner), such as minus the loss; `method` says
+    in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`).
+    """
+
+    values: np.ndarray
+    ranking: np.ndarray
+    method: str
+    noise_sha256: str
+
+    def __post_init__(self):
+        if self.values.shape != self.ranking.shape or self.values.ndim != 1:
+            raise ValueError(f"expected values [N] and ranking [N], got {self.values.shape} and {self.ranking.shape}")
+        if not ((self.values >= 0) & (self.values <= 1)).all() or np.isnan(self.ranking).any():
+            raise ValueError("probabilities must lie between 0 and 1, and no ranking may be NaN")
+
+    def order(self) -> np.ndarray:
+        """Pair numbers int64 [N], most suspicious first: by probability, then ranking, then number."""
+        return np.lexsort((self.ranking, self.values))
+
+    def suspicion(self) -> np.ndarray:
+        """int64 [N], higher is more suspicious; the order of `order()`, equal where probability and ranking are."""
+        order = self.order()
+        values, ranking = self.values[order], self.ranking[order]
+        is_new = (values[1:] != values[:-1]) | (ranking[1:] != ranking[:-1])
+        suspicion = np.empty(len(order), dtype=np.int64)
+        suspicion[order] = -np.cumsum([0, *is_new])
+        return suspicion
+
+    def save(self, path: str | Path) -> None:
+        """Write an npz without pickle."""
+        save_arrays(
+            path,
+            values=self.values.astype(np.float32),
+            ranking=self.ranking.astype(np.float32),
+            method=self.method,
+            noise_sha256=self.noise_sha256,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CleanProbability":
+        """Read what `save` wrote; ValueError when the file is something else or was damaged."""
+        with reading_arrays(
+            path,
+            missing=f"{path}: there is no such file",
+            wrong=f"{path} holds no clean probabilities ({{error}}); delete it",
+        ) as arrays:
+            return cls(
+                values=arrays["values"].astype(np.float32, casting="safe"),
+                ranking=arrays["ranking"].astype(np.float32, casting="safe"),
+                method=str(arrays["method"]),
+                noise_sha256=str(arrays["noise_sha256"]),
+            )
+
+
+def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
+    """What the run in `folder` left behind, else an estimate from its best model, which is then kept beside it.
+
+    `train` and `noise` are the pairs the run was trained on. Raises ValueError when the kept file names other pairs.
+    """
+    state = process_state()
+    if (folder / FILE).is_file():
+        kept = CleanProbability.load(folder / FILE)
+        if kept.noise_sha256 != noise.sha256 or len(kept.values) != len(noise.source):
+            raise ValueError(f"{folder / FILE} belongs to other training pairs than {folder / 'noise.npz'}: delete it")
+        return kept
+    estimate = estimate_from_losses(folder / "best", recipe, train, noise)
+    if state.is_main_process:
+        record_added(folder, FILE)
+        estimate.save(folder / FILE)
+        add_checksums(folder, [FILE])
+    state.wait_for_everyone()
+    return estimate
+
+
+def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
+    """Probability of the component with the lower losses, under a saved model. Encodes the training split once."""
+    from clip_itm.methods.mixture import fit_mixture
+    from clip_itm.methods.pair_losses import pair_losses
+    from clip_itm.runs.setup import Encoder, prepare_photos
+    from clip_itm.training.encode import scoring
+
+    encoder = Encoder.of_saved(model_folder, recipe, prepare_photos(recipe, {train.name: train}))
+    embeddings = encoder.encode(train)
+    losses = pair_losses(
+        embeddings.images,
+        embeddings.texts,
+        train.pairs.image,
+        noise.source,
+        float(encoder.model.head.scale().detach()),
+        similarity=scoring(encoder.model),
+    )
+    return CleanProbability(
+        values=fit_mixture(losses, seed=0).monotone_clean_posterior(losses).astype(np.float32),
+        ranking=-losses,
+        method="mixture of two components on the losses of the best model, pair by pair in random batches of 256",
+        noise_sha256=noise.sha256,
+    )
+
+
+def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -> dict[str, float | int] | None:
+    """`wrong`, the number of wrong pairs (bool [N] `known_wrong`); `auc` of finding them; `precision`, the share of
+    wrong ones among as many most suspicious pairs. None where the truth is not known, or all pairs are right."""
+    if known_wrong is None or not known_wrong.any():
+        return None
+    suspicion, wrong = clean.suspicion(), int(known_wrong.sum())
+    return {
+        "wrong": wrong,
+        "auc": auc(suspicion, known_wrong),
+        "precision": precision_at(suspicion, known_wrong, wrong),
+    }

@@ -1,0 +1,120 @@
+"""Which captions of a finished run are suspicious, and how well that agrees with the truth where it is known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_itm.audit.clean_probability import CleanProbability, clean_probability_of_run, wrong_pairs_found
+from clip_itm.checksums import check_files
+from clip_itm.data.images import photo_paths
+from clip_itm.data.load import load_splits
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Split
+from clip_itm.distributed import process_state
+from clip_itm.files import replacing
+from clip_itm.recipe import Recipe, load_recipe
+from clip_itm.runs.stored import read_provenance
+
+TABLE, PAGE = "audit.parquet", "audit.html"
+THRESHOLD = 0.5  # a caption below it is more likely wrong than right
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """A finished run, the pairs that it was trained on, and how likely each of them is right.
+
+    `recipe_sha256` is that of the run; `recipe` may differ from it in where the data are now.
+    """
+
+    run: Path
+    recipe: Recipe
+    recipe_sha256: str
+    splits: dict[str, Split]
+    noise: CaptionNoise
+    clean: CleanProbability
+
+    @classmethod
+    def of_run(cls, folder: Path, overrides: Sequence[str] = ()) -> "Audit":
+        """Raises ValueError for a folder without a finished run, and for data that are not those of the run."""
+        recipe = load_recipe(folder, overrides)
+        for name in ("results.json", "best/config.json", "noise.npz"):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder}: this run is not finished (it has no {name}); train it to its end")
+        with process_state().main_process_first():
+            splits = load_splits(recipe.data)
+        check_files(folder, ("provenance.json",))
+        began = read_provenance(folder / "provenance.json")
+        if "train" not in splits or splits["train"].sha256 != began["splits"]["train"]["sha256"]:
+            raise ValueError(
+                f"{folder}: the training split is another one than the run was trained on; restore the data, or say "
+                "where they are now (such as --data.root FOLDER)"
+            )
+        noise = CaptionNoise.load(folder / "noise.npz")
+        if noise.sha256 != began["noise"]["sha256"]:
+            raise ValueError(f"{folder / 'noise.npz'} is that of another run; restore it from {folder / 'best'}")
+        clean = clean_probability_of_run(folder, recipe, splits["train"], noise)
+        return cls(folder, recipe, began["recipe_sha256"], splits, noise, clean)
+
+    @property
+    def train(self) -> Split:
+        return self.splits["train"]
+
+    @cached_property
+    def known_wrong(self) -> np.ndarray | None:
+        """bool [N]: the caption was written for another photo; None where no noise was drawn, so that nobody knows."""
+        truth = self.noise.truth(self.train.pairs)
+        return None if truth is None else ~truth
+
+    @cached_property
+    def suspects(self) -> int:
+        """How many pairs have a probability below the threshold."""
+        return int((self.clean.values < THRESHOLD).sum())
+
+    @cached_property
+    def found(self) -> dict[str, float | int] | None:
+        """`wrong`, `auc` and `precision` as in `wrong_pairs_found`; None where the truth is not known."""
+        return wrong_pairs_found(self.clean, self.known_wrong)
+
+    def table(self) -> pa.Table:
+        """All pairs, most suspicious first; `rank` counts from 1. `photo` is null for photos stored in the data set."""
+        pairs, order = self.train.pairs, self.clean.order()
+        image, source = pairs.image[order], pa.array(self.noise.source[order])
+        wrong = self.known_wrong
+        columns = {
+            "pair": order,
+            "image_id": pairs.image_ids.take(pa.array(image)),
+            "photo": pa.array(photo_paths(self.train.rows), pa.string()).take(pa.array(image)),
+            "caption_id": pairs.caption_ids.take(source),
+            "caption": pairs.captions.take(source),
+            "clean_probability": self.clean.values[order],
+            "rank": np.arange(1, len(order) + 1),
+            "method": pa.repeat(self.clean.method, len(order)),
+            "known_wrong": pa.nulls(len(order), pa.bool_()) if wrong is None else wrong[order],
+        }
+        made_from = {"recipe_sha256": self.recipe_sha256, "noise_sha256": self.noise.sha256}
+        return pa.table(columns).replace_schema_metadata(made_from)
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as temporary:
+            pq.write_table(self.table(), temporary)
+
+
+def demand_audit(out: Path) -> None:
+    """ValueError where an audit would replace files of its names that no audit wrote."""
+    taken = [path for path in (out / TABLE, out / PAGE) if path.is_file()]
+    if taken and not _is_audit(out / TABLE):
+        raise ValueError(
+            f"{taken[0]} was written by no audit of clip-itm: move it away, or name another folder (--out)"
+        )
+
+
+def _is_audit(table: Path) -> bool:
+    try:
+        return b"recipe_sha256" in pq.read_schema(table).metadata
+    except (pa.ArrowException, OSError, TypeError):
+        return False

@@ -1,0 +1,77 @@
+"""AAHR: ambiguity-aware, high-order relation learning (Chen et al., KBS 2025; aahr.md)."""
+
+import torch
+from torch import Tensor
+
+from clip_itm.backbones.features import Features, FeatureWidths
+from clip_itm.methods.aahr.configuration import AahrHeadConfig
+from clip_itm.methods.aahr.criterion import AahrCriterion
+from clip_itm.methods.aahr.encoder import Encoded, Encoder
+from clip_itm.methods.base import Head
+from clip_itm.methods.scores import global_scores
+from clip_itm.similarity.base import Similarity
+
+
+class FusedDotProduct(Similarity):
+    """Dot product of embeddings in which a gate has mixed global and local features; they are of no unit length."""
+
+    needs_tokens = True
+    is_dot_product = True
+
+    def __init__(self, config: AahrHeadConfig, widths: FeatureWidths):
+        super().__init__()
+        self.image_encoder = Encoder(config, widths.image_tokens, widths.pooled, config.image_projection)
+        self.text_encoder = Encoder(config, widths.text_tokens, widths.pooled)
+        self.text_encoder.projection.linear.reset_parameters()  # photos have Xavier's, as published
+
+    def embed_images(self, features: Features) -> Tensor:
+        return self.image_encoder(features).fused
+
+    def embed_texts(self, features: Features) -> Tensor:
+        return self.text_encoder(features).fused
+
+    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        return images @ texts.T
+
+    def vectors(self, embeddings: Tensor) -> Tensor:
+        return embeddings
+
+
+class AahrHead(Head):
+    """Two-grain embeddings, trained by sampled triplets, shared prototypes, an instance graph and momentum queues.
+
+    `keys` are the embeddings [b, D] of photos and captions of this batch under the momentum encoders. Training sets
+    them before every batch; without them there is no queue.
+    """
+
+    citation = (
+        "@article{chen2025aahr, author={Chen, Junyu and Gao, Yihua and Ge, Mingyuan and Li, Mingyong}, "
+        "title={Ambiguity-Aware and High-Order Relation Learning for Multi-Grained Image-Text Matching}, "
+        "journal={Knowledge-Based Systems}, volume={316}, pages={113355}, year={2025}}"
+    )
+    training_only = ("criterion",)
+
+    def __init__(self, config: AahrHeadConfig, widths: FeatureWidths):
+        super().__init__(FusedDotProduct(config, widths))
+        self.config = config
+        self.criterion = AahrCriterion(config)
+        self.keys: tuple[Tensor, Tensor] | None = None
+
+    def image_outputs(self, features: Features) -> Encoded:
+        return self.similarity.image_encoder(features, self.config.token_dropout)
+
+    def text_outputs(self, features: Features) -> Encoded:
+        return self.similarity.text_encoder(features)
+
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+        """See `Head.loss`. In evaluation mode it is that of the triplets alone."""
+        scores = global_scores(self.similarity, images.fused, texts.fused)
+        losses = self.criterion(images, texts, scores, image_ids, self.keys)
+        if self.training and torch.is_grad_enabled():
+            self.criterion.end_step(self.keys, image_ids)
+        # with edge: mean the regulariser has no gradient; it says something of the relevance, and is logged
+        trained = [values for name, values in losses.items() if name != "regulariser" or self.config.edge == "mlp"]
+        total = sum(trained)
+        if pair_weight is not None:
+            total = pair_weight * total
+        return total.mean(), {name: values.detach().mean() for name, values in losses.items()}

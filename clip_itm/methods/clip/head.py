@@ -1,0 +1,114 @@
+"""The plain contrastive head: CLIP's loss (Radford et al. 2021, section 2.3).
+
+    S = exp(logit_scale) * A B^T                         A [B, D] photos, B [B, D] captions, rows of unit length
+    l[k] = (CE(S[k, :], k) + CE(S[:, k], k)) / 2         one value per pair
+    loss = mean_k l[k]
+
+Two pairs of the same photo in one batch make a caption of a photo its own "negative". `same_photo` says what becomes
+of it:
+
+    negative   as published: one target per row. Summed over the k captions of a photo this is the cross-entropy
+               against a target shared equally among them; a mode for shared targets would change nothing.
+    mask       the other captions of the photo are neither right nor wrong; they leave the denominator.
+    positive   -log of the probability of all captions of the photo together (multiple-instance NCE, Miech et al.
+               2020, eq. 1): one of them has to be right, not every one; a photo counts once among the candidates.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_itm.methods.base import Head
+from clip_itm.methods.scores import global_scores, local_targets, same_photo
+from clip_itm.methods.section import ContrastiveSection
+from clip_itm.similarity.base import Similarity
+from clip_itm.similarity.cosine import Cosine
+
+
+def contrastive_cross_entropy(
+    logits: Tensor, targets: Tensor, same_photo: Tensor | None = None, mode: str = "negative"
+) -> Tensor:
+    """Cross-entropy of every row, in one direction.
+
+    `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B] (True where the column
+    is a pair of the row's photo, the own one included; not needed for "negative"). Returns [b].
+    """
+    if mode == "negative" or same_photo is None:
+        return F.cross_entropy(logits, targets, reduction="none")
+    if mode == "positive":
+        return logits.logsumexp(dim=1) - logits.masked_fill(~same_photo, -torch.inf).logsumexp(dim=1)
+    siblings = same_photo.scatter(1, targets[:, None], False)
+    return F.cross_entropy(logits.masked_fill(siblings, -torch.inf), targets, reduction="none")
+
+
+def contrastive_losses(
+    images: Tensor,
+    captions: Tensor,
+    scale: Tensor | float,
+    image_ids: Tensor | None = None,
+    mode: str = "negative",
+    similarity: Similarity | None = None,
+) -> Tensor:
+    """Per-pair loss l of the local pairs against the global batch (npc.md 2.2).
+
+    `images`, `captions` [b, ...] embeddings, row k is pair k, by default unit vectors [b, D] compared by cosine;
+    `scale` multiplies similarities; `image_ids` int64 [b] names the photo of each pair (needed unless `mode` is
+    "negative"). Returns [b]; its mean is the loss.
+    """
+    rows, columns = global_scores(similarity or Cosine(), images, captions)
+    targets, siblings = local_targets(rows), None
+    if image_ids is not None and mode != "negative":
+        siblings = same_photo(rows, image_ids)
+    image_to_text = contrastive_cross_entropy(scale * rows, targets, siblings, mode)
+    text_to_image = contrastive_cross_entropy(scale * columns, targets, siblings, mode)
+    return (image_to_text + text_to_image) / 2
+
+
+def first_logit_scale(temperature: float | None, pretrained: float | None, from_scratch: float) -> nn.Parameter:
+    """The learned log of 1 / temperature at the start: of the recipe's `temperature`, else the `pretrained` log itself,
+    else of the temperature `from_scratch`."""
+    if temperature is not None:
+        pretrained = -math.log(temperature)
+    elif pretrained is None:
+        pretrained = -math.log(from_scratch)
+    return nn.Parameter(torch.tensor(float(pretrained)))
+
+
+class ClipHead(Head):
+    """A similarity (by default cosine) with a learned temperature, trained by the symmetric contrastive loss.
+
+    `logit_scale` is the natural log of the multiplier of cosines, as in every CLIP checkpoint. It starts at
+    `config.temperature`, else at the pretrained value, else at ln(1 / 0.07).
+    """
+
+    citation = (
+        "@inproceedings{radford2021clip, author={Radford, Alec and Kim, Jong Wook and Hallacy, Chris and others}, "
+        "title={Learning Transferable Visual Models From Natural Language Supervision}, booktitle={ICML}, year={2021}}"
+    )
+
+    def __init__(
+        self,
+        config: ContrastiveSection,
+        initial_logit_scale: float | None = None,
+        similarity: Similarity | None = None,
+    ):
+        super().__init__(similarity)
+        self.config = config
+        self.logit_scale = first_logit_scale(config.temperature, initial_logit_scale, 0.07)
+
+    def scale(self) -> Tensor:
+        """The multiplier of cosines, capped where the recipe caps it."""
+        scale = self.logit_scale.exp()
+        return scale if self.config.max_logit_scale is None else scale.clamp(max=self.config.max_logit_scale)
+
+    def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
+        """Per-pair loss [b] of the local pairs against the global batch."""
+        return contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_photo, self.similarity)
+
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+        losses = self.losses(images, texts, image_ids)
+        if pair_weight is not None:
+            losses = pair_weight * losses
+        return losses.mean(), {"logit_scale": self.logit_scale.detach().exp()}

@@ -1,0 +1,59 @@
+"""`head:` section of CRCL."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from clip_itm.methods.section import HeadSection
+from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
+
+
+class CrclHeadConfig(HeadSection):
+    """Active complementary loss with a self-refined label per pair."""
+
+    kind: Literal["crcl"] = "crcl"
+    similarity: SimilarityConfig = CosineSection()
+    temperature: PositiveFloat = Field(
+        0.05, description="fixed; zero-shot CLIP needs 0.01 to 0.02, towers from scratch 0.05"
+    )
+    complementary_weight: NonNegativeFloat = Field(5.0, description="lambda, weight of the complementary term")
+    label_momentum: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.8, description="share of the old label in a refined one"
+    )
+    label_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="labels below it are cut to 0")
+    store_filtered: bool = Field(True, description="keep the cut label (published: 0 is sticky), or the uncut one")
+    frozen_epochs: NonNegativeInt = Field(2, description="epochs at the start of every piece that leave labels alone")
+    schedules: tuple[PositiveInt, ...] | None = Field(
+        None,
+        description="epochs of each piece beside the frozen ones; every piece begins with the initial weights "
+        "and keeps the labels. training.epochs is the sum of all. Default: one piece",
+    )
+    initial_labels: Literal["one", "model"] = Field(
+        "one", description="labels at the start: 1, or the matching probability under the pretrained model"
+    )
+    softmax_set: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="candidates of a pair, so that probabilities mean the same in larger batches; default: all"
+    )
+    same_photo: Literal["negative", "mask"] = Field(
+        "mask", description="another caption of the photo in a batch: a negative (as published), or left out"
+    )
+
+    def conflict(self, training) -> str | None:
+        if self.softmax_set is not None and training.batch_size % self.softmax_set:
+            return (
+                f"head.softmax_set: {self.softmax_set} does not divide the batch of {training.batch_size} pairs "
+                "(training.batch_size)"
+            )
+        expected = None if self.schedules is None else sum(self.schedules) + self.frozen_epochs * len(self.schedules)
+        if expected not in (None, training.epochs):
+            return (
+                f"training.epochs: {training.epochs}, but the pieces {list(self.schedules)} with {self.frozen_epochs} "
+                f"frozen epochs each (head.schedules, head.frozen_epochs) make {expected}; write training.epochs: "
+                f"{expected}"
+            )
+        if expected is None and self.frozen_epochs >= training.epochs:
+            return (
+                f"head.frozen_epochs: {self.frozen_epochs} frozen epochs leave none of the {training.epochs} "
+                "(training.epochs) to refine labels in; lower it"
+            )
+        return None

@@ -1,0 +1,214 @@
+"""CRCL in training: labels that outlive the model, and pieces that each begin with the initial weights."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clip_itm.audit.clean_probability import CleanProbability
+from clip_itm.distributed import is_same_everywhere
+from clip_itm.evaluation.detection import auc
+from clip_itm.methods.crcl.labels import (
+    LabelStore,
+    expected_probability,
+    fitting_temperature,
+    label_filter,
+    phase_of,
+    piece_lengths,
+)
+from clip_itm.methods.crcl.loss import match, matching_probability
+from clip_itm.methods.mixture import fit_mixture
+from clip_itm.methods.pair_losses import seeded_batches
+from clip_itm.reading import reading
+from clip_itm.recipe import Recipe
+from clip_itm.runs.setup import Encoder, TrainingData
+from clip_itm.similarity.cosine import Cosine
+from clip_itm.training.encode import scoring
+from clip_itm.training.schedule import warmup_steps
+from clip_itm.training.trainer import ItmTrainer
+
+STATE = "labels.safetensors"
+DEAD = 0.9  # share of labels at 0 from which the active term has practically left training
+
+
+class CrclTrainer(ItmTrainer):
+    """`first_labels` gives the labels [N] at the start, or None for ones; `is_clean` bool [N] is the truth about the
+    training pairs where it is known, for the log alone; `noise_sha256` names the pairs.
+    """
+
+    def __init__(
+        self,
+        *args,
+        first_labels: Callable[[], Tensor | None],
+        is_clean: np.ndarray | None,
+        noise_sha256: str,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.first_labels, self.is_clean, self.noise_sha256 = first_labels, is_clean, noise_sha256
+        self.head = self.model.head
+        self.config = self.head.config
+        if self.config.schedules and self._epochs() > self.section.epochs:
+            raise ValueError(
+                f"training.max_steps: {self.args.max_steps} steps are more than the pieces of head.schedules have "
+                f"({self.section.epochs} epochs of {self._steps_per_epoch} steps); lower it"
+            )
+        self.schedules = self.config.schedules or (self._epochs() - self.config.frozen_epochs,)
+        several = len(self.schedules) > 1
+        self.initial_weights = (
+            {name: value.cpu().clone() for name, value in self.model.state_dict().items()} if several else None
+        )
+
+    def _epochs(self) -> int:
+        """Epochs of the run; `training.max_steps` may cut it short or draw it out."""
+        epochs = math.ceil(max(self.args.max_steps, 0) / self._steps_per_epoch) or self.section.epochs
+        return max(epochs, self.config.frozen_epochs + 1)
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        if self.head.labels is None:
+            self.head.labels = LabelStore(len(self.train_dataset), self.first_labels())
+        self.head.phase = phase_of(epoch, self.schedules, self.config.frozen_epochs)
+        within = self.state.global_step > epoch * self._steps_per_epoch  # a resumed run goes on in mid-epoch
+        if self.head.phase.piece > 0 and self.head.phase.epoch_in_piece == 0 and not within:
+            self._begin_piece()
+
+    def _begin_piece(self) -> None:
+        """Initial weights, an optimiser without memory, a best score to be set; the labels stay."""
+        self.model.load_state_dict(self.initial_weights)
+        self.optimizer.optimizer.state.clear()
+        self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+
+    def rate_rule(self, total_steps: int, warmup: int) -> Callable[[int], float]:
+        """Every piece runs through the schedule from its beginning."""
+        if len(self.schedules) == 1:
+            return super().rate_rule(total_steps, warmup)
+        lengths = [
+            epochs * self._steps_per_epoch for epochs in piece_lengths(self.schedules, self.config.frozen_epochs)
+        ]
+        starts = np.cumsum([0, *lengths[:-1]])
+        rules = [
+            super(CrclTrainer, self).rate_rule(length, warmup_steps(self.section.warmup, length)) for length in lengths
+        ]
+
+        def multiplier(step: int) -> float:
+            piece = int(np.searchsorted(starts, step, side="right")) - 1
+            return rules[piece](step - int(starts[piece]))
+
+        return multiplier
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        pretrained = self.model.backbone.initial_logit_scale is not None
+        if self.state.global_step == 0 and pretrained and type(self.head.similarity) is Cosine:
+            self._warn_of_temperature(metrics[f"{metric_key_prefix}_gap"])
+        return metrics
+
+    def _warn_of_temperature(self, gap: float) -> None:
+        """A pretrained model shows before training whether its matched pairs can pass the threshold (crcl.md 9)."""
+        config, candidates = self.config, self.config.softmax_set or self.section.batch_size
+        p = expected_probability(gap, config.temperature, candidates)
+        if gap > 0 and p < max(config.label_threshold, 0.05):
+            fitting = fitting_temperature(gap, candidates, max(0.5, config.label_threshold))
+            warnings.warn(
+                f"head.temperature {config.temperature:g} is too high for this model: its own captions lead by a "
+                f"cosine of {gap:.3f}, which among {candidates} candidates gives a matching probability near {p:.3f}, "
+                f"below head.label_threshold {config.label_threshold:g}; most labels would be cut to 0. Use "
+                f"{fitting:.3f}, or fewer candidates (head.softmax_set)",
+                stacklevel=2,
+            )
+
+    def end_epoch(self, epoch: int) -> None:
+        store, phase = self.head.labels, self.head.phase
+        labels = store.labels.cpu().numpy()
+        if not is_same_everywhere(hashlib.sha256(labels.tobytes()).hexdigest(), self.args.device):
+            raise ValueError(
+                f"the processes have different labels after epoch {epoch + 1}; start again from a checkpoint"
+            )
+        if not np.isfinite(labels).all():
+            raise ValueError(
+                f"{int((~np.isfinite(labels)).sum())} labels are not finite after epoch {epoch + 1}: the model "
+                f"diverged; lower training.learning_rate. Earlier checkpoints are in {self.args.output_dir}"
+            )
+        summary = {"method_epoch": epoch + 1, "piece": phase.piece, "label_mean": float(labels.mean())}
+        summary |= {"label_zero": store.share_zero}
+        summary |= {f"label_share_{number}": share for number, share in enumerate(store.histogram())}
+        if self.is_clean is not None:
+            for name, scores in (("label", labels), ("probability", store.probabilities.cpu().numpy())):
+                known = ~np.isnan(scores)
+                if (value := auc(scores[known], self.is_clean[known])) is not None:
+                    summary[f"{name}_auc"] = value
+        self.log(summary)
+        dead = float((labels < self.config.label_threshold).mean())
+        if (phase.replaces or not phase.frozen) and dead > DEAD:
+            warnings.warn(
+                f"{100 * dead:.0f} % of the labels are below head.label_threshold {self.config.label_threshold:g} "
+                f"after epoch {epoch + 1}: the loss of matched pairs is practically off, and a label at 0 returns only "
+                "with a large matching probability (docs/heads.md). Lower head.temperature, set a smaller "
+                "head.softmax_set or training.batch_size, or lengthen head.frozen_epochs",
+                stacklevel=2,
+            )
+
+    # Checkpoints
+
+    def save_method_state(self, folder: Path) -> None:
+        save_file(self.head.labels.state_dict(), folder / STATE)
+
+    def load_method_state(self, folder: Path) -> None:
+        self.head.labels = LabelStore(len(self.train_dataset))
+        with reading(folder / STATE, "the labels of these training pairs"):
+            self.head.labels.load_state_dict(load_file(folder / STATE))
+
+    def clean_probability(self) -> CleanProbability | None:
+        """From the latest matching probabilities p, not from the labels: these rank worse and most of them are small.
+
+        A mixture of two components on -log p says where right pairs end and wrong ones begin.
+        """
+        if self.head.labels is None:
+            return None
+        labels, p = (values.cpu().numpy() for values in (self.head.labels.labels, self.head.labels.probabilities))
+        seen = ~np.isnan(p)
+        losses = -np.log(np.maximum(p[seen], np.finfo(np.float32).tiny))
+        values, ranking = labels.copy(), np.where(seen, p, labels)
+        if len(np.unique(losses)) < 2:
+            warnings.warn("all matching probabilities are the same: this run tells nothing of its pairs", stacklevel=2)
+            return None
+        values[seen] = fit_mixture(losses, self.section.seed).monotone_clean_posterior(losses)
+        return CleanProbability(
+            values=values.clip(0, 1),
+            ranking=ranking,
+            method="mixture of two components on CRCL's matching probabilities of the last epoch (-log p)",
+            noise_sha256=self.noise_sha256,
+        )
+
+
+def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor | None:
+    """Labels [N] at the start, or None for ones.
+
+    `head.initial_labels` "one": the weights of the data set, where it has any. "model": the matching probabilities of
+    the untrained model times these weights; they come from seeded batches of as many candidates as in training.
+    """
+    head, pairs = recipe.head, data.train.pairs
+    if head.initial_labels == "one":
+        return None if pairs.weight is None else torch.tensor(pairs.weight)  # Arrow's own is read-only
+    embeddings = encoder.encode(data.train)
+    source, photo = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
+    labels = torch.empty(len(pairs))
+    siblings = photo if head.same_photo == "mask" else None
+    candidates, score = head.softmax_set or recipe.training.batch_size, scoring(encoder.model)
+    for batch, _ in seeded_batches(len(pairs), candidates, recipe.training.seed):
+        logits = score(embeddings.images[photo[batch]], embeddings.texts[source[batch]]) / head.temperature
+        targets = torch.arange(len(batch))
+        left_out = None
+        if siblings is not None:
+            left_out = (siblings[batch, None] == siblings[None, batch]).fill_diagonal_(False)
+        labels[batch] = matching_probability(match(logits, targets, left_out), match(logits.T, targets, left_out))
+    if pairs.weight is not None:
+        labels *= torch.tensor(pairs.weight)
+    return label_filter(labels, head.label_threshold)

@@ -1,0 +1,217 @@
+"""NPC's frozen memory: for every photo and every caption, the nearest pair that is surely clean (npc.md 4).
+
+    l[k]    loss of pair k under one model, in seeded batches
+    p[k]    posterior of the low-loss component of a mixture fitted to all l
+    C       = {k : p[k] > rho}
+    entry of a photo    the pair of C whose photo is nearest to it
+    entry of a caption  the pair of C whose caption is nearest to it
+
+An entry is a whole pair, nearest is by cosine, and a clean pair may be its own entry. The released builder does not
+normalise the bank side, which lets entries with long vectors win; that defect is not repeated.
+"""
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_itm.files import is_stream, reading_arrays, save_arrays
+from clip_itm.methods.mixture import Mixture, fit_mixture
+from clip_itm.methods.pair_losses import pair_losses
+from clip_itm.precision import exact_float32
+
+if TYPE_CHECKING:
+    from clip_itm.data.noise import CaptionNoise
+    from clip_itm.data.rows import Pairs
+
+BLOCK = 4096  # queries and keys scored at once: 64 MiB of float32
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryBank:
+    """Entries are numbers of pairs of the training split.
+
+    `image_entry` int64 [photos], `caption_entry` int64 [N]: the entry of each photo, and of the caption that each
+    pair got. `noise_sha256` names these captions (`CaptionNoise.sha256`), `model` the weights behind the embeddings.
+    The rest is None in banks that were not built here: threshold `rho`; `seed` of permutation and mixture;
+    `batch_size` of the losses; `losses` and `posterior` float32 [N]; `mixture`.
+    """
+
+    image_entry: np.ndarray
+    caption_entry: np.ndarray
+    rho: float | None
+    model: str
+    noise_sha256: str
+    seed: int | None = None
+    batch_size: int | None = None
+    losses: np.ndarray | None = None
+    posterior: np.ndarray | None = None
+    mixture: Mixture | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the entries and of the captions that they belong to."""
+        digest = hashlib.sha256(self.noise_sha256.encode())
+        for entries in (self.image_entry, self.caption_entry):
+            digest.update(f" {len(entries)} ".encode() + entries.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def clean(self) -> np.ndarray | None:
+        """The clean set C, pair numbers in ascending order."""
+        return None if self.posterior is None else np.flatnonzero(self.posterior > self.rho)
+
+    @property
+    def below_clean_mean_rejected(self) -> int | None:
+        """Pairs below the mean of the clean component that are not in C, because the posterior is not monotone."""
+        if self.posterior is None:
+            return None
+        return int(np.sum((self.losses < self.mixture.means[0]) & (self.posterior <= self.rho)))
+
+    def check(self, noise: "CaptionNoise", pairs: "Pairs") -> None:
+        """Raise ValueError unless this bank belongs to these training pairs with the captions they got."""
+        advice = "build it anew with `clip-itm bank build`, or use the data and noise that it belongs to"
+        if self.noise_sha256 != noise.sha256:
+            raise ValueError(
+                f"this memory bank was built for other noise: it names {self.noise_sha256}, the training pairs have "
+                f"{noise.sha256}; {advice}"
+            )
+        for what, entries, expected in (
+            ("photos", self.image_entry, len(pairs.image_ids)),
+            ("captions", self.caption_entry, len(pairs)),
+        ):
+            if len(entries) != expected:
+                raise ValueError(
+                    f"this memory bank has entries for {len(entries)} {what}, the training split has {expected} of "
+                    f"them; {advice}"
+                )
+            outside = np.flatnonzero((entries < 0) | (entries >= len(pairs)))
+            if len(outside):
+                raise ValueError(
+                    f"this memory bank is wrong: entry {outside[0]} of its {what} is pair {entries[outside[0]]}, but "
+                    f"training pairs are numbered 0 to {len(pairs) - 1} ({len(outside)} such entries); {advice}"
+                )
+
+    def save(self, path: str | Path, exclusive: bool = False) -> None:
+        """Write an npz without pickle; a file that is there is replaced, or (`exclusive`) a FileExistsError."""
+        path = Path(path)
+        if path.suffix != ".npz" and not is_stream(path):
+            raise ValueError(f"{path}: a memory bank is saved as .npz")
+        header = ("image_entry", "caption_entry", "model", "noise_sha256", "sha256")
+        optional = ("rho", "seed", "batch_size", "losses", "posterior")
+        content = {name: getattr(self, name) for name in header + optional if getattr(self, name) is not None}
+        content |= {f"mixture_{name}": value for name, value in (vars(self.mixture) if self.mixture else {}).items()}
+        save_arrays(path, exclusive, **content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MemoryBank":
+        """Read what `save` wrote; ValueError when the file is no memory bank or was changed."""
+        wrong = (
+            f"{path} is no memory bank of clip-itm ({{error}}); published pairs of .npy files are read by "
+            "`clip-itm bank import`"
+        )
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise ValueError(wrong.replace("{error}", "it is no npz archive"))
+        with reading_arrays(path, missing=f"memory bank {path} does not exist", wrong=wrong) as stored:
+            names = [name for name in stored if name.startswith("mixture_")]
+            mixture = {name.removeprefix("mixture_"): stored.pop(name) for name in names}
+            sha256 = str(stored.pop("sha256"))
+            entries = [stored.pop(name).astype(np.int64, casting="safe") for name in ("image_entry", "caption_entry")]
+            rest = {name: value.item() if value.ndim == 0 else value for name, value in stored.items()}
+            bank = cls(*entries, **{"rho": None, **rest}, mixture=Mixture(**mixture) if mixture else None)
+            matches = bank.sha256 == sha256
+        if not matches:
+            raise ValueError(f"{path} was changed or damaged: it names sha256 {sha256}, holds {bank.sha256}")
+        return bank
+
+
+def build_bank(
+    images: Tensor,
+    texts: Tensor,
+    pair_image: np.ndarray,
+    source: np.ndarray,
+    scale: float,
+    rho: float,
+    model: str,
+    noise_sha256: str,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> MemoryBank:
+    """The bank of training pairs whose photos and captions have the embeddings `images` [Ni, D] and `texts` [Nt, D].
+
+    Pair k is photo `pair_image[k]` with caption `source[k]` (int64 [N]); rows have unit length and may be on a GPU,
+    where the search then runs. `scale` multiplies cosines in the losses. Raises ValueError when no posterior exceeds
+    `rho`.
+    """
+    if not 0 < rho < 1:
+        raise ValueError(f"head.rho must lie between 0 and 1, got {rho}")
+    losses = pair_losses(images, texts, pair_image, source, scale, batch_size, seed)
+    mixture = fit_mixture(losses, seed)
+    posterior = mixture.clean_posterior(losses).astype(np.float32)
+    clean = np.flatnonzero(posterior > rho)
+    if not len(clean):
+        raise ValueError(
+            f"no pair is sure enough to be clean: the largest posterior of {len(posterior)} training pairs is "
+            f"{posterior.max():.4f}, and head.rho is {rho}; lower head.rho (`clip-itm bank build --rho`) below that. "
+            "Data without wrong captions, and a model that was not trained, give such a mixture"
+        )
+    # every caption is searched for once, also those that several pairs or none got
+    return MemoryBank(
+        image_entry=nearest_pairs(images, images[torch.from_numpy(pair_image[clean])], clean),
+        caption_entry=nearest_pairs(texts, texts[torch.from_numpy(source[clean])], clean)[source],
+        rho=float(rho),
+        model=model,
+        noise_sha256=noise_sha256,
+        seed=seed,
+        batch_size=batch_size,
+        losses=losses,
+        posterior=posterior,
+        mixture=mixture,
+    )
+
+
+def nearest_pairs(queries: Tensor, keys: Tensor, key_pairs: np.ndarray, block: int = BLOCK) -> np.ndarray:
+    """The pair of the key with the largest cosine, for each query: int64 [Q]; among equals the lowest pair.
+
+    `queries` [Q, D], `keys` [K, D] on the same device, `key_pairs` int64 [K] ascending. Equal keys are scored once and
+    a query that equals a key takes that key: the same dot product in another block may be rounded differently, which
+    must not decide between them.
+    """
+    numbers: dict[bytes, int] = {}
+    group = np.array([numbers.setdefault(row, len(numbers)) for rows in (keys, queries) for row in _row_hashes(rows)])
+    of_keys, of_queries = np.split(group, [len(keys)])
+    first = np.unique(group, return_index=True)[1]  # row of each group's first member; the groups of keys come first
+    num_keys = of_keys.max() + 1
+    first_keys, first_queries = np.split(first, [num_keys])
+    found = _largest_cosine(
+        queries[torch.from_numpy(first_queries - len(keys))], keys[torch.from_numpy(first_keys)], block
+    )
+    return key_pairs[first_keys][np.concatenate([np.arange(num_keys), found])[of_queries]]
+
+
+def _row_hashes(rows: Tensor):
+    """16 bytes a row: equal for equal rows."""
+    for row in np.ascontiguousarray(rows.float().cpu().numpy() + np.float32(0)):  # -0.0 becomes 0.0
+        yield hashlib.blake2b(row, digest_size=16).digest()
+
+
+def _largest_cosine(queries: Tensor, keys: Tensor, block: int) -> np.ndarray:
+    """Number of the nearest key for each query, int64 [Q]; `block` x `block` scores exist at once."""
+    queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
+    nearest = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    largest = torch.full((len(queries),), -torch.inf, device=queries.device)
+    with torch.inference_mode(), exact_float32(queries.device):
+        for rows in (slice(start, start + block) for start in range(0, len(queries), block)):
+            for start in range(0, len(keys), block):
+                score, key = (queries[rows] @ keys[start : start + block].T).max(dim=1)
+                better = score > largest[rows]
+                largest[rows] = torch.where(better, score, largest[rows])
+                nearest[rows] = torch.where(better, start + key, nearest[rows])
+    return nearest.cpu().numpy()

@@ -1,0 +1,66 @@
+"""`head:` section of NPC."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+
+from clip_itm.methods.section import ContrastiveSection
+
+
+class NpcHeadConfig(ContrastiveSection):
+    """Negative pre-aware matching: a trial step on every batch, judged by a memory of presumably clean pairs."""
+
+    kind: Literal["npc"] = "npc"
+    mode: Literal["intended", "released"] = Field(
+        "intended",
+        description="the method as described, or what the released program computes (one weight a batch, memory loss "
+        "without gradient, trial gradient times 4)",
+    )
+    warmup_epochs: NonNegativeInt = Field(
+        0, description="epochs of the plain loss before the bank is built; needed where a tower starts from scratch"
+    )
+    bank: str | None = Field(
+        None, description="file of `clip-itm bank build`; default: built by the run with its own model"
+    )
+    rho: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.99, description="posterior above which a pair counts as clean (the released builder has 0.9)"
+    )
+    memory_coef: NonNegativeFloat = Field(1.0, description="weight of the memory loss")
+    memory_grad: bool | None = Field(
+        None, description="whether the memory loss trains the model; default: yes, in released mode no"
+    )
+    trial_grad_scale: PositiveFloat | None = Field(
+        None, description="factor on the trial gradient; default: 1, in released mode 4"
+    )
+    trial_moments: Literal["own", "base", "none"] = Field(
+        "own",
+        description="the trial step's Adam moments: of its own, those of the real optimiser (read only), or none: "
+        "a plain gradient step without decay",
+    )
+    weight_fn: Literal["tanh_step", "tanh", "ratio", "one"] = Field(
+        "tanh_step",
+        description="weight from the ratio r: tanh(r) below 1, else 1 (published); without its jump, "
+        "tanh(r) / tanh(1); min(r, 1); or always 1, without a trial step",
+    )
+
+    def conflict(self, training) -> str | None:
+        if self.warmup_epochs >= training.epochs:
+            return (
+                f"head.warmup_epochs: {self.warmup_epochs} epochs of warm-up leave none of the {training.epochs} "
+                "(training.epochs) for NPC; lower it"
+            )
+        if self.bank is not None and self.warmup_epochs:
+            return (
+                "head.bank and head.warmup_epochs exclude each other: a given bank is used from the first step; "
+                "leave one of them out"
+            )
+        return None
+
+    @property
+    def trains_memory(self) -> bool:
+        grad = self.mode == "intended" if self.memory_grad is None else self.memory_grad
+        return grad and self.memory_coef > 0
+
+    @property
+    def trial_scale(self) -> float:
+        return self.trial_grad_scale or (1.0 if self.mode == "intended" else 4.0)

@@ -1,0 +1,15 @@
+"""NPC: negative pre-aware cross-modal matching (Zhang et al., AAAI 2024; npc.md)."""
+
+from clip_itm.methods.clip.head import ClipHead
+
+
+class NpcHead(ClipHead):
+    """The plain contrastive head; what NPC adds happens around it, in `NpcStep` and in the memory bank.
+
+    Its `loss` is the plain one, by which the warm-up trains.
+    """
+
+    citation = (
+        "@inproceedings{zhang2024npc, author={Zhang, Xu and Li, Hao and Ye, Mang}, "
+        "title={Negative Pre-aware for Noisy Cross-Modal Matching}, booktitle={AAAI}, year={2024}}"
+    )

@@ -1,0 +1,255 @@
+"""One optimiser step of NPC: a trial step on the batch, its effect on the memory, the weighted gradient (npc.md 3).
+
+    trial   theta+ = optimiser'(theta, gradient of mean l(batch))          a copy; theta itself does not move
+    weigh   w = weight(memory losses under theta, memory losses under theta+), constants
+    train   gradient of mean(w * l(batch)) + coef * mean(l(image-keyed memory) + l(caption-keyed memory)) at theta
+
+The released program computes something else (npc.md 2.6); mode "released" repeats it: mean(w) * mean(l), a memory loss
+without gradient, a trial gradient that is four times too large.
+
+Photos and captions that occur more than once in a batch and its memory entries are encoded once. Where training and
+inference mode compute the same (no dropout, no batch norm), the forward pass under theta serves for the trial, for the
+losses before it and for training: with 3 B distinct rows 13 forward units instead of 16, and 9 instead of 12 when
+the memory does not train (npc.md 10). Otherwise trial and memory are computed in inference mode, as published.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clip_itm.distributed import average, broadcast_buffers, gather_constant
+from clip_itm.methods.clip.head import contrastive_losses
+from clip_itm.methods.npc.configuration import NpcHeadConfig
+from clip_itm.methods.npc.weights import confidence_weight, improvement_ratio
+
+IMAGE_KEYS = ("pixel_values", "image_features", "image_tokens", "image_mask")
+TEXT_KEYS = ("input_ids", "attention_mask", "text_features")
+
+
+class NpcOutcome(NamedTuple):
+    """`loss` scalar (total of this process), per-pair `losses`, `ratio` and `weight` [b], constants all."""
+
+    loss: Tensor
+    losses: Tensor
+    ratio: Tensor
+    weight: Tensor
+
+
+class Batch:
+    """A batch of b pairs with its memory entries, as `PairDataset` makes it when it knows a bank.
+
+    Photos and captions of the pairs, then (keys `memory_...`) those of the 2 b entries that are not among them:
+    `memory_photo` and `memory_caption` int64 [2 b] are rows of the two together, first the image-keyed entries.
+    """
+
+    def __init__(self, inputs: dict[str, Tensor]):
+        self.images, self.texts = _pick(inputs, IMAGE_KEYS), _pick(inputs, TEXT_KEYS)
+        self.memory_images = _pick(inputs, IMAGE_KEYS, "memory_")
+        self.memory_texts = _pick(inputs, TEXT_KEYS, "memory_")
+        self.photo, self.image_ids = inputs["photo"], inputs["image_ids"]
+        self.pair_weight = inputs.get("pair_weight")
+        self.memory_photo, self.memory_caption = inputs["memory_photo"], inputs["memory_caption"]
+        self.memory_image_ids = inputs["memory_image_ids"]
+
+    def distinct_memory(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor]:
+        """Photos and captions of the entries, each once, and the rows [2 b] that the entries have among them."""
+        photos, photo = torch.unique(self.memory_photo, return_inverse=True)
+        captions, caption = torch.unique(self.memory_caption, return_inverse=True)
+        images = {name: torch.cat([self.images[name], self.memory_images[name]])[photos] for name in self.images}
+        texts = {name: torch.cat([self.texts[name], self.memory_texts[name]])[captions] for name in self.texts}
+        return images, photo, texts, caption
+
+
+class NpcStep:
+    """Computes the gradient of one NPC step; the real optimiser, its clipping and its schedule stay outside.
+
+    `model`: an `ItmModel` (anything with `encode_images`, `encode_texts` and an `NpcHead` as `head`); `optimizer`: the
+    real one, whose groups, rates and (for `trial_moments: base`) moments the trial step follows. Under several
+    processes the model must not be called through DistributedDataParallel: both gradients are averaged here.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: NpcHeadConfig):
+        self.model, self.optimizer, self.config = model, optimizer, config
+        self.encode = _Encode(model)
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.parameters = list(trained.values())
+        self.trial = {name: value.detach().clone() for name, value in trained.items()}
+        self.trial_optimizer = _trial_optimizer(
+            optimizer, dict(zip(self.parameters, self.trial.values(), strict=True)), config.trial_moments
+        )
+        self.shares_forward: bool | None = None
+
+    def __call__(self, inputs: dict[str, Tensor], share: float = 1.0) -> NpcOutcome:
+        """Adds `share` times the gradient to `.grad` of the parameters."""
+        config, batch = self.config, Batch(inputs)
+        if not self.shares_forward:  # there may be running statistics
+            broadcast_buffers(self.model)
+        if config.weight_fn == "one":
+            losses, memory = self._forward(batch, memory_trains=config.trains_memory, memory=config.trains_memory)
+            ratio = weight = torch.ones_like(losses.detach())
+        else:
+            if self.shares_forward is None:
+                self.shares_forward = self._modes_agree(batch)
+            if not self.shares_forward:
+                self.model.eval()
+            losses, memory = self._forward(batch, memory_trains=self.shares_forward and config.trains_memory)
+            self._trial_step(losses)
+            before = tuple(loss.detach() for loss in memory)
+            ratio = improvement_ratio(before, self._memory_after(batch))
+            weight = confidence_weight(ratio, config.weight_fn)
+            if not self.shares_forward:
+                self.model.train()
+                losses, memory = self._forward(batch, config.trains_memory, memory=config.trains_memory, known=before)
+        total = self._total(losses, weight, memory)
+        gradients = average(torch.autograd.grad(total, self.parameters, allow_unused=True, materialize_grads=True))
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            gradient = gradient * share if share != 1 else gradient
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return NpcOutcome(total.detach(), losses.detach(), ratio, weight)
+
+    def _total(self, losses: Tensor, weight: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
+        assert losses.shape == weight.shape, "one weight a pair: a broadcast would hide the difference"
+        if self.config.mode == "intended":
+            total = (weight * losses).mean()
+        else:
+            total = gather_constant(weight).mean() * losses.mean()
+        return total + self.config.memory_coef * sum(memory).mean() if memory else total
+
+    def _forward(
+        self, batch: Batch, memory_trains: bool, memory: bool = True, known: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Losses [b] of the pairs, and of their image-keyed and caption-keyed entries, under theta.
+
+        Without `memory` the entries are not encoded again: `known` (constants, for the logged total) stands for them.
+        """
+        images, texts, scale = self.encode(batch.images, batch.texts)
+        losses = self._losses(images[batch.photo], texts, batch.image_ids, scale)
+        if batch.pair_weight is not None:  # a part of the plain loss, so of the trial step, too
+            losses = batch.pair_weight * losses
+        if not memory:
+            return losses, known
+        with torch.set_grad_enabled(memory_trains):
+            more_images, more_texts, _ = self.encode(batch.memory_images, batch.memory_texts)
+            if not memory_trains:
+                images, texts, scale = images.detach(), texts.detach(), scale.detach()
+            images = images if more_images is None else torch.cat([images, more_images])
+            texts = texts if more_texts is None else torch.cat([texts, more_texts])
+            return losses, self._memory_losses(
+                images[batch.memory_photo], texts[batch.memory_caption], batch.memory_image_ids, scale
+            )
+
+    def _trial_step(self, losses: Tensor) -> None:
+        """theta+ into `self.trial`: decay yes, clipping no; the moments are those of earlier trial gradients."""
+        loss = self.config.trial_scale * losses.mean()
+        retain = self.shares_forward
+        gradients = average(
+            torch.autograd.grad(loss, self.parameters, retain_graph=retain, allow_unused=True, materialize_grads=True)
+        )
+        trial = list(self.trial.values())
+        with torch.no_grad():
+            torch._foreach_copy_(trial, self.parameters)
+        if self.config.trial_moments == "base":
+            self._copy_base_moments()
+        for group, base in zip(self.trial_optimizer.param_groups, self.optimizer.param_groups, strict=True):
+            group["lr"] = base["lr"]
+        for value, gradient in zip(trial, gradients, strict=True):
+            value.grad = gradient
+        self.trial_optimizer.step()
+        self.trial_optimizer.zero_grad()
+
+    @torch.no_grad()
+    def _memory_after(self, batch: Batch) -> tuple[Tensor, ...]:
+        images, photo, texts, caption = batch.distinct_memory()
+        trial = {f"model.{name}": value for name, value in self.trial.items()}
+        images, texts, scale = functional_call(self.encode, trial, (images, texts))
+        return self._memory_losses(images[photo], texts[caption], batch.memory_image_ids, scale)
+
+    def _memory_losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        """Two batches of their own: image-keyed entries are no negatives of caption-keyed ones."""
+        halves = (rows.chunk(2) for rows in (images, texts, image_ids))
+        return tuple(self._losses(*half, scale) for half in zip(*halves, strict=True))
+
+    def _losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return contrastive_losses(images, texts, scale, image_ids, self.config.same_photo)
+
+    def _copy_base_moments(self) -> None:
+        for parameter, value in zip(self.parameters, self.trial.values(), strict=True):
+            moments = self.optimizer.state.get(parameter, {})
+            self.trial_optimizer.state[value] = {name: tensor.clone() for name, tensor in moments.items()}
+
+    def _modes_agree(self, batch: Batch) -> bool:
+        """Whether a forward pass in training mode equals one in inference mode to the bit, on every process."""
+        device = batch.photo.device
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            training = self.encode(batch.images, batch.texts)
+        self.model.eval()
+        inference = self.encode(batch.images, batch.texts)
+        self.model.train()
+        with torch.no_grad():
+            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+        agree = all(torch.equal(one, other) for one, other in zip(training, inference, strict=True))
+        return bool(gather_constant(torch.tensor([agree], device=device)).all())
+
+    # State
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments of the trial optimiser, `trial.<parameter>.<moment>`, and which forward passes are shared."""
+        own = self.trial if self.config.trial_moments == "own" else {}
+        state = {
+            f"trial.{name}.{moment}": tensor
+            for name, value in own.items()
+            for moment, tensor in self.trial_optimizer.state.get(value, {}).items()
+        }
+        if self.shares_forward is not None:
+            state["shares_forward"] = torch.tensor(self.shares_forward)
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if "shares_forward" in state:
+            self.shares_forward = bool(state["shares_forward"])
+        for name, value in self.trial.items():
+            prefix = f"trial.{name}."
+            moments = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            if moments:  # "step" stays where torch keeps it: on the CPU unless the optimiser is fused
+                fused = value.is_cuda and bool(self.trial_optimizer.defaults.get("fused"))
+                self.trial_optimizer.state[value] = {
+                    key: tensor.clone() if key == "step" and not fused else tensor.to(value.device, copy=True)
+                    for key, tensor in moments.items()
+                }
+
+
+class _Encode(nn.Module):
+    """What `functional_call` runs under other weights: photos and captions to embeddings and the scale."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, images: dict[str, Tensor], texts: dict[str, Tensor]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        return (
+            self.model.encode_images(**images) if len(next(iter(images.values()))) else None,
+            self.model.encode_texts(**texts) if len(next(iter(texts.values()))) else None,
+            self.model.head.scale(),
+        )
+
+
+def _pick(inputs: dict[str, Tensor], keys: Iterable[str], prefix: str = "") -> dict[str, Tensor]:
+    return {key: inputs[prefix + key] for key in keys if prefix + key in inputs}
+
+
+def _trial_optimizer(
+    optimizer: torch.optim.Optimizer, trial_of: dict[Tensor, Tensor], moments: str
+) -> torch.optim.Optimizer:
+    """An optimiser like the real one over the trial parameters, group by group."""
+    groups = [{**group, "params": [trial_of[value] for value in group["params"]]} for group in optimizer.param_groups]
+    if moments == "none":
+        return torch.optim.SGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
+    return type(optimizer)(groups, lr=optimizer.defaults["lr"], fused=optimizer.defaults.get("fused"))

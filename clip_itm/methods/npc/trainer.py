@@ -1,0 +1,178 @@
+"""NPC in training: plain warm-up, memory bank, then `NpcStep` in place of forward, loss and backward."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clip_itm.audit.clean_probability import CleanProbability
+from clip_itm.distributed import gather_constant, is_same_everywhere
+from clip_itm.evaluation.detection import auc
+from clip_itm.methods.npc.bank import MemoryBank, build_bank
+from clip_itm.methods.npc.step import NpcStep
+from clip_itm.model import ItmModel
+from clip_itm.reading import reading
+from clip_itm.recipe import Recipe
+from clip_itm.runs.folder import record_added
+from clip_itm.runs.setup import Encoder, TrainingData
+from clip_itm.training.encode import Embeddings
+from clip_itm.training.trainer import ItmTrainer
+
+BANK, STATE = "bank.npz", "npc_state.safetensors"
+
+
+class NpcTrainer(ItmTrainer):
+    """`build_bank` makes the memory bank from the current weights, when the warm-up is over; `is_clean` bool [N] is the
+    truth about the training pairs where it is known, for the log alone.
+    """
+
+    def __init__(self, *args, build_bank: Callable[[], MemoryBank], is_clean: np.ndarray | None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.build_bank, self.is_clean = build_bank, is_clean
+        self.config = self.model.head.config
+        self.bank: MemoryBank | None = None
+        self.step: NpcStep | None = None
+        self._step_state: dict[str, Tensor] = {}
+        # of this epoch, per pair: ratio and weight; NaN where a pair was not seen
+        self.seen = torch.full((2, len(self.train_dataset)), torch.nan, device=self.args.device)
+        if 0 < self.args.max_steps <= self.config.warmup_epochs * self._steps_per_epoch:
+            warnings.warn(
+                f"training.max_steps {self.args.max_steps} ends within head.warmup_epochs "
+                f"({self.config.warmup_epochs} of {self._steps_per_epoch} steps): this is a run of the plain loss",
+                stacklevel=2,
+            )
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        if epoch >= self.config.warmup_epochs and self.bank is None:
+            self.use_bank(self.build_bank())
+            if self.watched is not None:
+                self.watched.demand()
+                record_added(self.run, BANK)
+                self.bank.save(self.run / BANK)
+            if described := self._describe_bank():
+                self.log(described)
+
+    def use_bank(self, bank: MemoryBank) -> None:
+        self.bank = bank
+        self.train_dataset.memory = (bank.image_entry, bank.caption_entry)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        if self.bank is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        if self.step is None:
+            self.step = NpcStep(self.model, self.optimizer.optimizer, self.config)
+            self.step.load_state_dict(self._step_state)
+        share = 1 / self.current_gradient_accumulation_steps
+        with self.accelerator.autocast():  # the step calls the towers itself, past the wrapped forward
+            outcome = self.step(inputs, share)
+        self._head_logs["logit_scale"].append(self.model.head.logit_scale.detach().exp())
+        self._head_logs["batch_loss"].append(outcome.losses.mean())
+        found = gather_constant(torch.stack([outcome.ratio, outcome.weight], dim=1).float())
+        self.seen[:, gather_constant(inputs["pair_ids"])] = found.T
+        return outcome.loss * share
+
+    def end_epoch(self, epoch: int) -> None:
+        ratio, weight = self.seen.cpu().numpy()
+        seen = ~np.isnan(ratio)
+        if not seen.any():
+            return
+        ratio, weight = ratio[seen], weight[seen]
+        summary = {
+            "method_epoch": epoch + 1,
+            "mean_weight": float(weight.mean()),
+            "weight_below_1": float((weight < 1).mean()),
+            # to be read beside the rounding of float32: a weight jumps where the ratio crosses 1
+            "ratio_distance": float(np.median(np.abs(np.minimum(ratio, 2) - 1))),
+        }
+        if self.is_clean is not None and (value := auc(ratio, self.is_clean[seen])) is not None:
+            summary["ratio_auc"] = value
+            for name, own in (("clean", self.is_clean[seen]), ("wrong", ~self.is_clean[seen])):
+                summary[f"mean_weight_{name}"] = float(weight[own].mean())
+        self.log(summary)
+        self.seen.fill_(torch.nan)
+
+    def _describe_bank(self) -> dict[str, float]:
+        clean = self.bank.clean
+        if clean is None:
+            return {}
+        logs = {"bank_clean": len(clean), "bank_below_clean_mean_rejected": self.bank.below_clean_mean_rejected}
+        if self.is_clean is not None:
+            known = bank_against_truth(self.bank, self.is_clean)
+            logs |= {f"bank_{name}": value for name, value in known.items() if value is not None}
+        return logs
+
+    # Checkpoints
+
+    def save_method_state(self, folder: Path) -> None:
+        if self.bank is None:
+            return
+        self.bank.save(folder / BANK)
+        state = {} if self.step is None else self.step.state_dict()
+        save_file({"seen": self.seen.cpu(), **{name: value.cpu() for name, value in state.items()}}, folder / STATE)
+
+    def load_method_state(self, folder: Path) -> None:
+        if not (folder / BANK).is_file():
+            return  # still in the warm-up
+        self.use_bank(MemoryBank.load(folder / BANK))
+        with reading(folder / STATE, "the state of NPC for these training pairs"):
+            self._step_state = load_file(folder / STATE)
+            self.seen.copy_(self._step_state.pop("seen"))
+
+    def clean_probability(self) -> CleanProbability | None:
+        bank = self.bank
+        if bank is None or bank.losses is None:
+            return None
+        return CleanProbability(
+            values=bank.mixture.monotone_clean_posterior(bank.losses).astype(np.float32),
+            ranking=-bank.losses,
+            method="posterior of the mixture behind NPC's memory bank (losses of the model that built it)",
+            noise_sha256=bank.noise_sha256,
+        )
+
+
+def bank_of_pairs(
+    embeddings: Embeddings, data: TrainingData, model: ItmModel, rho: float, name: str, seed: int
+) -> MemoryBank:
+    """The bank of the training pairs with these embeddings of `data.train` under `model`, searched on its device."""
+    return build_bank(
+        embeddings.images.to(model.device),
+        embeddings.texts.to(model.device),
+        data.train.pairs.image,
+        data.noise.source,
+        scale=float(model.head.scale().detach()),
+        rho=rho,
+        model=name,
+        noise_sha256=data.noise.sha256,
+        seed=seed,
+    )
+
+
+def bank_against_truth(bank: MemoryBank, is_clean: np.ndarray) -> dict[str, float | None]:
+    """`purity`, the share of the clean set that is right (bool [N] `is_clean`); `auc` of the losses, None where all
+    pairs are right or all wrong."""
+    return {"purity": float(is_clean[bank.clean].mean()), "auc": auc(-bank.losses, is_clean)}
+
+
+def make_bank(recipe: Recipe, data: TrainingData, encoder: Encoder) -> MemoryBank:
+    """The bank that `head.bank` names, else one of the training pairs under the encoder's current weights.
+
+    Raises ValueError where processes built different banks.
+    """
+    if data.bank is not None:
+        return data.bank
+    epochs, seed = recipe.head.warmup_epochs, recipe.training.seed
+    name = f"seed {seed} after {epochs} epochs" if epochs else "step 0"
+    bank = bank_of_pairs(encoder.encode(data.train), data, encoder.model, recipe.head.rho, name, seed)
+    if not is_same_everywhere(bank.sha256, encoder.model.device):
+        raise ValueError(
+            "the processes built different memory banks from the same numbers; build it once with "
+            "`clip-itm bank build` and name it in head.bank"
+        )
+    return bank

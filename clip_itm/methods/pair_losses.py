@@ -1,0 +1,56 @@
+"""The contrastive loss of every training pair under one model: what mixtures and memory banks are made of."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_itm.methods.clip.head import contrastive_cross_entropy
+from clip_itm.precision import exact_float32
+from clip_itm.similarity.cosine import Cosine
+
+
+def seeded_batches(count: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
+    """A permutation of 0..count-1 in whole batches int64 [min(count, batch_size)]; the last one is filled up with
+    numbers that came before. With each batch, how many of its first ones are such."""
+    order = np.random.default_rng(seed).permutation(count)
+    for start in range(0, count, batch_size):
+        first = max(0, min(start, count - batch_size))
+        yield order[first : start + batch_size], start - first
+
+
+def pair_losses(
+    images: Tensor,
+    texts: Tensor,
+    pair_image: np.ndarray,
+    source: np.ndarray,
+    scale: float,
+    batch_size: int = 256,
+    seed: int | None = 0,
+    similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> np.ndarray:
+    """Symmetric loss l of each pair against the others of its batch (npc.md 2.2): float32 [N], in pair order.
+
+    `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, by default unit vectors compared by cosine; pair k is photo
+    `pair_image[k]` with caption `source[k]`, both int64 [N]; `scale` multiplies similarities. Batches are parts of a
+    permutation drawn with `seed`, so that the captions of a photo rarely meet: in dataset order (seed None) five
+    siblings share one photo, and the text-to-image half of each of their losses is at least ln 5. A loss depends on the
+    size of its batch, and a small one makes wrong pairs look clean: the last batch is a whole one, too. In dataset
+    order it is smaller, as published.
+    """
+    count, similarity = len(source), similarity or Cosine()
+    if seed is None:
+        batches = ((np.arange(start, min(start + batch_size, count)), 0) for start in range(0, count, batch_size))
+    else:
+        batches = seeded_batches(count, batch_size, seed)
+    losses = np.empty(count, dtype=np.float32)
+    with torch.inference_mode(), exact_float32(images.device):
+        for batch, known in batches:
+            photos = images[torch.from_numpy(pair_image[batch])].float()
+            captions = texts[torch.from_numpy(source[batch])].float()
+            logits = scale * similarity(photos, captions)
+            targets = torch.arange(len(batch), device=logits.device)
+            both = contrastive_cross_entropy(logits, targets) + contrastive_cross_entropy(logits.T, targets)
+            losses[batch[known:]] = (both / 2)[known:].cpu().numpy()
+    return losses

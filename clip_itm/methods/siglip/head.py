@@ -1,0 +1,73 @@
+"""The sigmoid loss (Zhai et al., ICCV 2023, section 3.2).
+
+z[i, j] = 1 for the pairs, -1 for all others
+loss    = -(1 / N) sum_ij log sigmoid(z[i, j] (exp(logit_scale) S[i, j] + logit_bias))
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_itm.methods.base import Head
+from clip_itm.methods.clip.head import first_logit_scale
+from clip_itm.methods.scores import global_scores, local_targets, same_photo
+from clip_itm.methods.siglip.configuration import SiglipHeadConfig
+from clip_itm.similarity.base import Similarity
+
+
+def sigmoid_losses(logits: Tensor, targets: Tensor, same_photo: Tensor, mode: str) -> Tensor:
+    """[b], one direction: `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B]
+    (the own pair among them), whose other columns are negatives, left out ("mask"), or positives, by `mode`."""
+    own = torch.zeros_like(same_photo).scatter(1, targets[:, None], True)
+    right = same_photo if mode == "positive" else own
+    losses = -F.logsigmoid(torch.where(right, logits, -logits))
+    return (losses.masked_fill(same_photo & ~own, 0) if mode == "mask" else losses).sum(dim=1)
+
+
+class SiglipHead(Head):
+    """A similarity with a learned scale and bias, trained by the sigmoid loss.
+
+    Both start at `config`, else at the pretrained values, else at exp(logit_scale) = 10 and -10 as published.
+    """
+
+    citation = (
+        "@inproceedings{zhai2023siglip, author={Zhai, Xiaohua and Mustafa, Basil and Kolesnikov, Alexander and "
+        "Beyer, Lucas}, title={Sigmoid Loss for Language Image Pre-Training}, booktitle={ICCV}, year={2023}}"
+    )
+
+    def __init__(
+        self,
+        config: SiglipHeadConfig,
+        initial_logit_scale: float | None = None,
+        initial_logit_bias: float | None = None,
+        similarity: Similarity | None = None,
+    ):
+        super().__init__(similarity)
+        self.config = config
+        if config.bias is not None:
+            initial_logit_bias = config.bias
+        elif initial_logit_bias is None:
+            initial_logit_bias = -10.0
+        self.logit_scale = first_logit_scale(config.temperature, initial_logit_scale, 0.1)
+        self.logit_bias = nn.Parameter(torch.tensor(float(initial_logit_bias)))
+
+    def scale(self) -> Tensor:
+        return self.logit_scale.exp()
+
+    def bias(self) -> Tensor:
+        return self.logit_bias
+
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+        """See `Head.loss`. Each entry of S counts half in its row and half in its column: weights act on both."""
+        mode = self.config.same_photo
+        rows, columns = global_scores(self.similarity, images, texts)
+        targets, siblings = local_targets(rows), same_photo(rows, None if mode == "negative" else image_ids)
+        both = [
+            sigmoid_losses(self.scale() * scores + self.logit_bias, targets, siblings, mode)
+            for scores in (rows, columns)
+        ]
+        losses = (both[0] + both[1]) / 2
+        if pair_weight is not None:
+            losses = pair_weight * losses
+        logs = {"logit_scale": self.scale().detach(), "logit_bias": self.logit_bias.detach().clone()}
+        return losses.mean(), logs

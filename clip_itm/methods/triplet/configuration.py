@@ -1,0 +1,29 @@
+"""`head:` section of the triplet loss."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+
+from clip_itm.methods.section import HeadSection
+from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
+
+
+class TripletHeadConfig(HeadSection):
+    """Bidirectional hinge, with the hardest negative (VSE++) or all."""
+
+    kind: Literal["triplet"] = "triplet"
+    similarity: SimilarityConfig = CosineSection()
+    margin: NonNegativeFloat = 0.2
+    negatives: Literal["hardest", "all"] = "hardest"
+    reduction: Literal["sum", "mean"] = Field("sum", description="over pairs; the published sum grows with the batch")
+    warmup_epochs: NonNegativeInt = Field(
+        0, description="epochs with all negatives at the start; hardest ones can make towers from scratch collapse"
+    )
+    same_photo: Literal["negative", "mask"] = Field(
+        "mask", description="another caption of the photo in a batch: a negative (as published), or left out"
+    )
+
+    def conflict(self, training) -> str | None:
+        if self.warmup_epochs and self.negatives == "all":
+            return "head.warmup_epochs does nothing with head.negatives: all; leave it out"
+        return None

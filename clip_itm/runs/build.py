@@ -1,0 +1,123 @@
+"""From the parts of a run to the trainer of its method."""
+
+from transformers import TrainingArguments
+
+from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.data.tokens import CaptionTokens
+from clip_itm.distributed import process_state
+from clip_itm.evaluation.ranking import compute_ranks
+from clip_itm.evaluation.recall import recall_metrics
+from clip_itm.model import ItmModel
+from clip_itm.recipe import Recipe
+from clip_itm.runs.provenance import Provenance
+from clip_itm.runs.setup import Encoder, TrainingData, autocast_dtype
+from clip_itm.runs.trackers import available_trackers
+from clip_itm.training.encode import Embeddings, scoring
+from clip_itm.training.trainer import ItmTrainer
+
+
+def make_trainer(
+    recipe: Recipe,
+    data: TrainingData,
+    sampler: PairBatchSampler,
+    encoder: Encoder,
+    provenance: Provenance,
+    resuming: bool,
+) -> ItmTrainer:
+    """The trainer of the recipe's method."""
+    train, noise, model = data.train, data.noise, encoder.model
+    text_features = encoder.text_features(train)
+    tokens = None
+    if text_features is None:
+        tokens = CaptionTokens(train.pairs.captions, encoder.processor, progress=process_state().is_main_process)
+    dataset = PairDataset(
+        train,
+        noise,
+        encoder.processor,
+        photo_features=encoder.photo_features(train),
+        text_features=text_features,
+        tokens=tokens,
+        image_cache=data.image_cache,
+        random_crop=recipe.data.random_crop,
+        seed=recipe.training.seed,
+    )
+    common = {
+        "model": model,
+        "args": training_arguments(recipe, resuming),
+        "section": recipe.training,
+        "train_dataset": dataset,
+        "eval_dataset": data.dev.rows,
+        "sampler": sampler,
+        "encode_val": lambda: encoder.encode(data.dev),
+        "score": lambda embeddings: dev_metrics(model, embeddings),
+        "write_provenance": lambda folder: provenance.write(folder, recipe),
+        "processor": encoder.processor,
+    }
+    match recipe.head.kind:
+        case "npc":
+            from clip_itm.methods.npc.trainer import NpcTrainer, make_bank
+
+            return NpcTrainer(
+                **common,
+                build_bank=lambda: make_bank(recipe, data, encoder),
+                is_clean=noise.truth(train.pairs),
+            )
+        case "crcl":
+            from clip_itm.methods.crcl.trainer import CrclTrainer, first_labels
+
+            return CrclTrainer(
+                **common,
+                first_labels=lambda: first_labels(recipe, data, encoder),
+                is_clean=noise.truth(train.pairs),
+                noise_sha256=noise.sha256,
+            )
+        case "aahr":
+            from clip_itm.methods.aahr.trainer import AahrTrainer
+
+            return AahrTrainer(**common)
+        case _:
+            return ItmTrainer(**common)
+
+
+def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
+    ranks = compute_ranks(embeddings.images, embeddings.texts, embeddings.caption_image, similarity=scoring(model))
+    return recall_metrics(ranks)
+
+
+def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
+    training, state = recipe.training, process_state()
+    arguments = TrainingArguments(
+        output_dir=recipe.output_dir,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.batch_size // state.num_processes,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        max_grad_norm=training.max_grad_norm,
+        bf16=autocast_dtype(recipe) is not None,
+        activation_checkpointing=training.activation_checkpointing,
+        eval_strategy="steps" if training.evaluate_every else "epoch",
+        eval_steps=training.evaluate_every,
+        eval_on_start=not resuming,
+        save_strategy="steps" if training.save_every or training.evaluate_every else "epoch",
+        save_steps=training.save_every or training.evaluate_every or 500,
+        metric_for_best_model="rsum",
+        greater_is_better=True,
+        logging_steps=training.log_every,
+        logging_nan_inf_filter=False,
+        report_to=available_trackers(training.trackers),
+        project="clip-itm",
+        run_name=recipe.output_dir,
+        # behind a gate of AAHR that is still closed nothing has a gradient
+        ddp_find_unused_parameters=True if recipe.head.kind == "aahr" else None,
+        seed=(training.seed + state.process_index) % 2**32,  # processes must not share their dropout masks
+        dataloader_num_workers=recipe.data.num_workers,
+        remove_unused_columns=False,
+        use_cpu=state.device.type == "cpu",
+        disable_tqdm=False,  # its default depends on the log level that an earlier run in this process has set
+        log_level="error",  # what a user has to know comes through warnings
+    )
+    # several GPUs in one process would be DataParallel, which tears a batch apart; `accelerate launch` is the way
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

@@ -1,0 +1,32 @@
+"""Several models as one: the mean of their scores, as SGRAF averages SAF and SGR (crcl.md 8.4)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from clip_itm.data.rows import Split
+from clip_itm.runs.setup import Encoder
+from clip_itm.training.encode import Embeddings, scoring
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def encode_ensemble(split: Split, encoders: Sequence[Encoder]) -> tuple[Embeddings, Score]:
+    """Embeddings of a split and the similarity that goes with them.
+
+    Of several models the embeddings are the numbers [N, 1] of photos and captions, by which the similarity finds those
+    of every model: scores are still made a block at a time.
+    """
+    members = [(encoder.encode(split), scoring(encoder.model)) for encoder in encoders]
+    if len(members) == 1:
+        return members[0]
+
+    def score(images: Tensor, texts: Tensor) -> Tensor:
+        photos, captions = images[:, 0].long(), texts[:, 0].long()
+        total = sum(own(member.images[photos], member.texts[captions]) for member, own in members)
+        return total / len(members)
+
+    first = members[0][0]
+    numbers = [torch.arange(len(side), dtype=torch.float64)[:, None] for side in (first.images, first.texts)]
+    return Embeddings(*numbers, first.caption_image), score

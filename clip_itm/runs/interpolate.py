@@ -1,0 +1,147 @@
+"""The line between two models in the space of weights: WiSE-FT (Wortsman et al. 2022, section 3).
+
+    theta(alpha) = (1 - alpha) * theta_base + alpha * theta_tuned          all weights, the temperature included
+
+Fine-tuning gains where the training data are and may lose elsewhere; points on the line often keep most of both. A
+point is chosen on the dev split (and on a zero-shot set, if asked), never on the final split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from clip_itm.data.class_folder import ClassFolder, without_broken
+from clip_itm.data.load import load_splits
+from clip_itm.distributed import process_state
+from clip_itm.evaluation.zero_shot import class_vectors, top1_accuracy
+from clip_itm.model import ItmModel
+from clip_itm.processing import ItmProcessor
+from clip_itm.recipe import Recipe
+from clip_itm.runs.build import dev_metrics
+from clip_itm.runs.setup import Encoder, autocast_dtype, check_protocols, final_split, make_model, prepare_photos
+from clip_itm.runs.train import evaluate_split
+from clip_itm.training.encode import encode_captions, encode_photos
+
+State = dict[str, Tensor]
+
+
+def demand_same_names(base: State, tuned: State, named: str) -> None:
+    """ValueError where two state dicts are not of one architecture; `named` is what the first one is called."""
+    if strange := base.keys() ^ tuned.keys():
+        raise ValueError(
+            f"{named} is no model to interpolate from: {len(strange)} weights are in one of the two models only, such "
+            f"as {min(strange)}; expected the model that the tuned one began as (the same backbone and head)"
+        )
+    for name, weight in tuned.items():
+        if base[name].shape != weight.shape:
+            raise ValueError(
+                f"{named} is no model to interpolate from: {name} is {list(base[name].shape)} there and "
+                f"{list(weight.shape)} in the tuned model"
+            )
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, base: State, tuned: State, alpha: float) -> None:
+    """Give `model` the point `alpha`: 0 is `base` and 1 is `tuned`, to the bit; integers (counters) are `tuned`'s."""
+    for name, weight in model.state_dict().items():
+        # lerp, unlike the formula, leaves equal weights as they are
+        point = torch.lerp(base[name], tuned[name], alpha) if weight.is_floating_point() else tuned[name]
+        weight.copy_(point)
+
+
+def float_state(model: nn.Module) -> State:
+    """The weights on the CPU, in float32 whatever they were saved in."""
+    return {
+        name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        for name, value in model.state_dict().items()
+    }
+
+
+@dataclass
+class Point:
+    """Figures at one alpha, in percent: rsum and all recalls on dev, results by protocol, top-1 accuracy."""
+
+    alpha: float
+    dev: dict[str, float] | None
+    results: dict[str, dict]
+    zero_shot: float | None
+
+    @property
+    def both(self) -> float:
+        """The mean of the mean recall on dev and the zero-shot accuracy."""
+        return (self.dev["rsum"] / 6 + self.zero_shot) / 2
+
+
+class Line:
+    """All that is needed to make and to judge the points between two models.
+
+    `base`: the folder of a model, None for what the recipe of the tuned model started from.
+    """
+
+    def __init__(self, recipe: Recipe, base: Path | None, tuned: Path, classes: ClassFolder | None = None):
+        self.recipe = recipe
+        with process_state().main_process_first():
+            splits = load_splits(recipe.data)
+            self.classes = None if classes is None else without_broken(classes, recipe.data)
+        self.final, self.dev = final_split(recipe, splits), splits.get("val")
+        check_protocols(recipe, self.final)
+        self.image_cache = prepare_photos(
+            recipe, {split.name: split for split in (self.final, self.dev) if split is not None}
+        )
+        self.processor = ItmProcessor.from_pretrained(tuned)
+        start = make_model(recipe, splits)[0] if base is None else ItmModel.from_pretrained(base)
+        self.base = float_state(start.without_lora())
+        self.model = ItmModel.from_pretrained(tuned).without_lora().float().to(process_state().device)
+        self.tuned = float_state(self.model)
+        demand_same_names(self.base, self.tuned, "step 0 of the recipe" if base is None else str(base))
+        if classes is not None and not self.model.head.similarity.is_dot_product:
+            raise ValueError(
+                f"--zeroshot: the head {self.model.head.config.kind} compares by more than the cosine of two vectors, "
+                "and the mean of prompts is a vector; leave --zeroshot out"
+            )
+
+    def points(self, alphas: Sequence[float]) -> list[Point]:
+        disable = not process_state().is_main_process
+        return [self.point(alpha) for alpha in tqdm(alphas, desc="points of the line", disable=disable)]
+
+    def point(self, alpha: float) -> Point:
+        set_weights(self.model, self.base, self.tuned, alpha)
+        # a new one for every point: it remembers what the towers made
+        encoder = Encoder(self.recipe, self.model, self.processor, self.image_cache)
+        dev = None if self.dev is None else dev_metrics(self.model, encoder.encode(self.dev))
+        return Point(alpha, dev, evaluate_split(self.recipe, self.final, encoder), self._zero_shot())
+
+    @torch.inference_mode()
+    def _zero_shot(self) -> float | None:
+        if self.classes is None:
+            return None
+        model, section, classes = self.model.eval(), self.recipe.evaluation, self.classes
+        precision = autocast_dtype(self.recipe)
+        with torch.autocast(model.device.type, dtype=precision, enabled=precision is not None):
+            images = encode_photos(
+                model.encode_images,
+                classes.rows,
+                self.processor,
+                model.device,
+                section.batch_size,
+                self.recipe.data.num_workers,
+                description="photos of the classes",
+            )
+            prompts = encode_captions(
+                model.encode_texts, classes.prompts, self.processor, model.device, section.batch_size, "prompts"
+            )
+        vectors = class_vectors(prompts.view(len(classes.names), len(classes.templates), -1))
+        return top1_accuracy(images, vectors, torch.tensor(classes.labels))
+
+
+def choose(points: Sequence[Point], rule: str | float) -> Point:
+    """The point with the best rsum on dev ("dev"), the best `Point.both` ("both"), or at an alpha; ties: the lowest."""
+    if rule == "dev":
+        return max(points, key=lambda point: point.dev["rsum"])
+    if rule == "both":
+        return max(points, key=lambda point: point.both)
+    return next(point for point in points if point.alpha == rule)

@@ -1,0 +1,171 @@
+"""What a folder holds when a run is to begin in it: the same run, finished or not, another one, or leftovers."""
+
+from pathlib import Path
+
+from clip_itm.checksums import CHECKSUMS, check_files
+from clip_itm.data.load import load_splits
+from clip_itm.data.noise import load_noise
+from clip_itm.data.rows import Split
+from clip_itm.distributed import by_first, say
+from clip_itm.files import write_json
+from clip_itm.reading import read_json
+from clip_itm.recipe import Recipe, load_recipe
+from clip_itm.runs.card import CURVES
+from clip_itm.runs.folder import (
+    FIRST,
+    LEFT_OUT,
+    RESULTS,
+    STATE,
+    checkpoints,
+    clear_half_written,
+    delete,
+    holds_work,
+    is_complete,
+    last_complete_checkpoint,
+    own_files,
+    record,
+    record_added,
+    seal_run,
+)
+from clip_itm.runs.provenance import Provenance, describe_run
+from clip_itm.runs.setup import TrainingData, demand_splits, given_bank
+from clip_itm.runs.stored import demand_trainer_state, read_provenance, read_results
+
+
+def finished(recipe: Recipe, folder: Path) -> dict | None:
+    """The results of a finished run of this recipe, or None when there is work to do.
+
+    ValueError for a run of another recipe, unless it left nothing that would be lost: a start that failed is no run.
+    """
+    if holds_work(folder):
+        _demand_name(folder)
+    if not (folder / "recipe.yaml").is_file():
+        return None
+    check_files(folder, ("recipe.yaml", "provenance.json"))
+    found = load_recipe(folder)
+    if found.sha256 != recipe.sha256 and (holds_work(folder) or "recipe.yaml" not in own_files(folder)):
+        raise ValueError(
+            f"{folder} holds a run of another recipe (different: {', '.join(_differences(found, recipe))}); "
+            "choose another folder, or delete that run (`clip-itm train --overwrite`)"
+        )
+    if found.sha256 != recipe.sha256 or not (folder / RESULTS).is_file():
+        return None
+    check_files(folder, (RESULTS,))
+    try:
+        splits = load_splits(recipe.data, verify=False)
+    except (OSError, ValueError) as error:  # results stand where their data are gone
+        say(f"{folder}: whether its data are still the same cannot be checked: {error}")
+        return read_results(folder / RESULTS)
+    demand_splits(recipe, splits)
+    noise = load_noise(recipe.noise, splits["train"].pairs)
+    bank = given_bank(recipe, noise, splits["train"].pairs)
+    _demand_unchanged(folder, describe_run(recipe, splits, noise, bank))
+    return read_results(folder / RESULTS)
+
+
+def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) -> Path | None:
+    """The one to go on from. ValueError naming a checkpoint that is not of this very run, or that has vanished."""
+    complete = [path for path in checkpoints(folder) if is_complete(path)]
+    if not complete:
+        return None
+    last, there = complete[-1], {path.name for path in complete}
+    _demand_whole(folder, complete)
+    demand_trainer_state(complete[-1])
+    _demand_unchanged(folder, provenance)
+    for path in complete:
+        try:
+            found, began = load_recipe(path), read_provenance(path / "provenance.json")
+            different = [] if found.sha256 == recipe.sha256 else _differences(found, recipe)
+            different += provenance.changes_since(began)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            different = [f"it does not say of which: {error}"]
+        if different:
+            raise ValueError(
+                f"{path} is a checkpoint of another run ({', '.join(different)}), and this one cannot go on from it: "
+                "move it away, or choose another output_dir"
+            )
+    best = _best_step(last)
+    if best is not None and f"checkpoint-{best}" not in there:
+        raise ValueError(
+            f"{folder / f'checkpoint-{best}'}, the best one so far, is gone: put it back, or start anew (--overwrite)"
+        )
+    return last
+
+
+def begin(recipe: Recipe, folder: Path, provenance: Provenance, data: TrainingData, checkpoint: Path | None) -> None:
+    """Make the folder that of this run; only now goes what an earlier one left, and a start that failed is harmless."""
+    if checkpoint is None:
+        delete(folder)
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # none of what is about to be replaced
+    clear_half_written(folder)
+    ranks = [f"ranks_{stage}/{name}.npz" for stage in ("best", "last") for name in recipe.evaluation.protocols]
+    record(folder, [*FIRST, *ranks, "best/README.md", f"best/{CURVES}"])
+    provenance.write(folder, recipe)
+    data.noise.save(folder / "noise.npz")
+    write_left_out(folder / LEFT_OUT, data.splits)
+    seal_run(folder)
+
+
+def _demand_whole(run: Path, complete: list[Path]) -> None:
+    """ValueError where what the run goes on from is not what was written; all of it is read, by the first process."""
+    last, anew = complete[-1], "start anew with --overwrite"
+    earlier = f"delete {last} to go on from {complete[-2].name}" if complete[1:] else anew
+
+    def check(folder: Path, names: tuple[str, ...] | None, remedy: str) -> None:
+        try:
+            check_files(folder, names)
+        except ValueError as error:
+            raise ValueError(f"{error}. Or {remedy}") from None
+
+    def check_all() -> None:
+        check(run, ("recipe.yaml", "provenance.json", "noise.npz"), anew)
+        check(last, None, earlier)
+        check(run / f"checkpoint-{_best_step(last)}", None, anew)
+
+    by_first(check_all)
+
+
+def _best_step(checkpoint: Path) -> int | None:
+    return read_json(checkpoint / STATE, "the state of a trainer").get("best_global_step")
+
+
+def _demand_name(folder: Path) -> None:
+    """ValueError where it is not said which run is in a folder."""
+    last = last_complete_checkpoint(folder)
+    what, copy = (RESULTS, folder / "best") if last is None else (last.name, last)
+    for name in ("recipe.yaml", "provenance.json"):
+        if not (folder / name).is_file():
+            remedy = f"put {copy / name} there if it is this one" if (copy / name).is_file() else f"move {what} away"
+            raise ValueError(
+                f"{folder} holds {what}, but no {name} that says which run it is of: {remedy}, or choose another "
+                "output_dir"
+            )
+
+
+def _differences(first: Recipe, second: Recipe) -> list[str]:
+    one, other = first.model_dump(mode="json"), second.model_dump(mode="json")
+    keys = []
+    for section in one:
+        if isinstance(one[section], dict):
+            names = {**one[section], **other[section]}
+            keys += [f"{section}.{key}" for key in names if one[section].get(key) != other[section].get(key)]
+    return keys
+
+
+def _demand_unchanged(folder: Path, provenance: Provenance) -> None:
+    """A run goes on, and its results stand, only with the photos, captions and bank that it began with."""
+    if not (folder / "provenance.json").is_file():
+        return
+    began = read_provenance(folder / "provenance.json")
+    if changed := provenance.changes_since(began):
+        raise ValueError(
+            f"{folder}: the data have changed since this run began ({', '.join(changed)}); restore them, choose "
+            "another output_dir, or start anew with --overwrite"
+        )
+
+
+def write_left_out(path: Path, splits: dict[str, Split]) -> None:
+    """What the splits go without, photo by photo and caption by caption; no file where that is nothing."""
+    if any(split.left_out for split in splits.values()):
+        record_added(path.parent, path.name)
+        write_json(path, {name: [out._asdict() for out in split.left_out] for name, split in splits.items()})

@@ -1,0 +1,213 @@
+"""One run from recipe to table: start, resume or recognise it as finished, train, evaluate, write everything down."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from clip_itm.audit.clean_probability import FILE as CLEAN_PROBABILITY
+from clip_itm.audit.clean_probability import wrong_pairs_found
+from clip_itm.data.images import UnreadablePhotoError
+from clip_itm.data.rows import Split
+from clip_itm.distributed import by_first, process_state, say
+from clip_itm.evaluation.precision_result import PrecisionResult
+from clip_itm.evaluation.protocols import evaluate_retrieval
+from clip_itm.evaluation.result import RetrievalResult
+from clip_itm.files import write_json, write_text
+from clip_itm.model import ItmModel
+from clip_itm.recipe import Recipe
+from clip_itm.runs.batch_checks import demand_rows_for_batch_norm
+from clip_itm.runs.build import make_trainer
+from clip_itm.runs.card import CURVES, model_card
+from clip_itm.runs.curves import draw_curves
+from clip_itm.runs.ensemble import encode_ensemble
+from clip_itm.runs.folder import LEFT_OUT, RESULTS, demand_room, failed_write, held, record_added, seal_run, staged
+from clip_itm.runs.launch import recipe_decides
+from clip_itm.runs.resume import begin, finished, last_own_checkpoint
+from clip_itm.runs.setup import Encoder, TrainingData, final_split, make_model, prepare
+from clip_itm.runs.stored import read_provenance
+from clip_itm.training.trainer import ItmTrainer
+
+METHOD_KEYS = ("method_epoch", "bank_clean")  # log entries of what a method knows about the pairs
+
+
+def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
+    """Run `recipe` in `recipe.output_dir` and give back what `results.json` holds.
+
+    A finished run of the same recipe is not repeated; an unfinished one is resumed from its last complete checkpoint.
+    `overwrite` deletes what a run wrote there, once the new one can begin. Raises ValueError for a folder that holds
+    another run or is being written, and for whatever is wrong with recipe or data; TypeError for other arguments. In
+    the results, "zero_shot", "best" and "last" map each protocol to its figures on the split named by "split".
+    """
+    if others or not isinstance(recipe, Recipe) or not isinstance(overwrite, bool):
+        raise TypeError(
+            "expected train(recipe) or train(recipe, overwrite=True) with a Recipe, such as "
+            "clip_itm.load_recipe('recipe.yaml'); data are named in the recipe's data section"
+        )
+    disable_progress_bar()  # of loading and saving weights; training and encoding have their own
+    folder = Path(recipe.output_dir)
+    with recipe_decides(recipe):
+        results = None if overwrite else finished(recipe, folder)
+        if results is None:
+            with held(folder, "train"):
+                results = None if overwrite else finished(recipe, folder)  # by another process, just now
+                if results is None:
+                    return _run(recipe, folder, overwrite)
+    say(f"{folder}: this run is finished; here are its results (--overwrite repeats it)")
+    if process_state().is_main_process and not (folder / "best" / "README.md").is_file():
+        _show(recipe, folder, results)
+    return results
+
+
+def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
+    demand_room(folder, anew=overwrite)
+    data, sampler, provenance = prepare(recipe)
+    checkpoint = None if overwrite else last_own_checkpoint(recipe, folder, provenance)
+    say(_summary(recipe, data, len(sampler)))
+    model, processor = make_model(recipe, data.splits)
+    encoder = Encoder(recipe, model, processor, data.image_cache)
+    final = final_split(recipe, data.splits)
+    demand_rows_for_batch_norm(recipe, model, sampler)
+    trainer = make_trainer(recipe, data, sampler, encoder, provenance, resuming=checkpoint is not None)
+    by_first(lambda: begin(recipe, folder, provenance, data, checkpoint))
+
+    results = {
+        "recipe_sha256": recipe.sha256,
+        "split": final.name,
+        "noise": provenance.noise,
+        "seed": recipe.training.seed,
+        "zero_shot": evaluate_split(recipe, final, encoder),
+    }
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint}")
+        trainer.load_method_state(checkpoint)
+    try:
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnreadablePhotoError as error:
+        raise ValueError(
+            f"{error}. It could be read when this run began: put it back and give the same command again, which goes "
+            "on from the last checkpoint"
+        ) from error
+    results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last")
+    best = folder / f"checkpoint-{trainer.state.best_global_step}"  # not the path in the state: a run may be moved
+    model.load_state_dict(ItmModel.from_pretrained(best).state_dict())
+    results["best"] = evaluate_split(recipe, final, encoder, folder / "ranks_best")
+    results |= {
+        "best_step": trainer.state.best_global_step,
+        "best_dev_rsum": trainer.state.best_metric,
+        "steps": trainer.state.global_step,
+        "seconds": None if checkpoint else outcome.metrics["train_runtime"],  # of a run that was not interrupted
+        "dev_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
+        "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in METHOD_KEYS)],
+        "provenance": read_provenance(folder / "provenance.json"),
+    }
+    return by_first(lambda: _finish(recipe, folder, trainer, data, results)) or results
+
+
+def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, RetrievalResult | PrecisionResult]:
+    """Results of every protocol of the recipe on `split` under the encoders' current weights; several are an
+    ensemble."""
+    embeddings, similarity = encode_ensemble(split, encoders)
+    return evaluate_retrieval(
+        embeddings.images,
+        embeddings.texts,
+        embeddings.caption_image,
+        protocols=recipe.evaluation.protocols,
+        similarity=similarity,
+        bootstrap=recipe.evaluation.bootstrap,
+        image_ids=split.pairs.image_ids.to_pylist(),
+        caption_ids=split.pairs.caption_ids.to_pylist(),
+    )
+
+
+def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks: Path | None = None) -> dict:
+    """The same as plain mappings; the ranks of every query go into the folder `ranks`, a file a protocol."""
+    results = retrieve(recipe, split, encoder)
+    if ranks is not None and process_state().is_main_process:
+        for name, result in results.items():
+            result.save(ranks / f"{name}.npz")
+    return {name: result.as_dict() for name, result in results.items()}
+
+
+def beaten_by_step_0(results: dict) -> str | None:
+    """A sentence where no checkpoint is better on dev than the model was before training."""
+    before = results["dev_history"][0]
+    if before["step"] > 0 or before["eval_rsum"] <= results["best_dev_rsum"]:
+        return None
+    return (
+        f"No checkpoint beats the model before training on dev (rsum {results['best_dev_rsum']:.1f} against "
+        f"{before['eval_rsum']:.1f})."
+    )
+
+
+def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
+    lines = [f"{name:5s} {len(split):7d} photos  {len(split.pairs):7d} captions" for name, split in data.splits.items()]
+    if left_out := [out for split in data.splits.values() for out in split.left_out]:
+        item, _, reason = left_out[0]
+        lines.append(f"left out: {len(left_out)} photos and captions, such as {item} ({reason}); all in {LEFT_OUT}")
+    noise = data.noise
+    drawn = f"from {recipe.noise.file}" if recipe.noise.file else f"seed {noise.seed}"
+    lines.append(f"noise {noise.ratio:g} ({noise.level} level, {drawn}), hash {noise.sha256[:12]}")
+    lines.append(
+        (f"{recipe.training.max_steps} steps" if recipe.training.max_steps else f"{recipe.training.epochs} epochs")
+        + f", {batches} {recipe.training.batches} batches of {recipe.training.batch_size} pairs an epoch "
+        f"-> {recipe.output_dir}"
+    )
+    return "\n".join(lines)
+
+
+def _finish(recipe: Recipe, folder: Path, trainer: ItmTrainer, data: TrainingData, results: dict) -> dict:
+    """Write what the run has found, and give back what results.json holds."""
+    with best_effort("what this run believes of its pairs", f"clip-itm audit --run {folder} estimates it"):
+        if (found := trainer.clean_probability()) is not None:
+            record_added(folder, CLEAN_PROBABILITY)
+            found.save(folder / CLEAN_PROBABILITY)
+            truth = data.noise.truth(data.train.pairs)
+            results["wrong_pairs"] = wrong_pairs_found(found, None if truth is None else ~truth)
+    results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # a figure may be missing, not the file
+    try:
+        _publish(folder, trainer, results)
+    except Exception as error:
+        if (reason := failed_write(error)) is None:
+            raise
+        raise ValueError(
+            f"{folder}: the run is trained, but its results could not be written: {reason}. Make room and run the same "
+            "command again: it takes no more steps"
+        ) from None
+    _show(recipe, folder, results, trainer.model)
+    return results
+
+
+def _publish(folder: Path, trainer: ItmTrainer, results: dict) -> None:
+    """The best model as a folder that loads anywhere; results last, because they mark the run as finished."""
+    with staged(folder, "best") as best:
+        trainer.model.save_pretrained(best)
+        trainer.processor.save_pretrained(best)
+        for name in ("noise.npz", "recipe.yaml", "provenance.json"):
+            shutil.copy(folder / name, best / name)
+    write_json(folder / RESULTS, results)
+    seal_run(folder)
+
+
+def _show(recipe: Recipe, folder: Path, results: dict, model: ItmModel | None = None) -> None:
+    """Curves and model card: for people, and no reason to lose a run."""
+    best, again = folder / "best", f"the same command makes it again (clip-itm train, output_dir {folder})"
+    with best_effort("the model card", again):
+        curves = False
+        with best_effort("the picture of the card", again):
+            curves = draw_curves(results["dev_history"], results["best_step"], best / CURVES)
+        citation = (model or ItmModel.from_pretrained(best)).head.citation
+        write_text(best / "README.md", model_card(recipe, results, citation, beaten_by_step_0(results), curves))
+
+
+@contextmanager
+def best_effort(what: str, again: str) -> Iterator[None]:
+    """A warning in the place of an error, where a finished run is only shown."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what} failed ({type(error).__name__}: {error}); {again}", stacklevel=3)

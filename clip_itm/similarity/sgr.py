@@ -1,0 +1,43 @@
+"""Similarity graph reasoning (Diao et al., AAAI 2021; crcl.md 6.7).
+
+E = softmax(Q(z) K(z)^T)        z <- ReLU(W(E z))        some rounds over the nodes of a photo and a caption
+S = sigmoid(w z_0 + b)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from clip_itm.backbones.features import FeatureWidths
+from clip_itm.similarity.configuration import SgrSection
+from clip_itm.similarity.sgraf import GraphSimilarity
+from clip_itm.similarity.tokens import linear
+
+
+class GraphStep(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.query, self.key, self.output = linear(width, width), linear(width, width), linear(width, width)
+
+    def forward(self, receivers: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:
+        """New vectors [..., M, K] of `receivers`, from all `nodes` [..., N, K] that `mask` [..., N] counts."""
+        edges = self.query(receivers) @ self.key(nodes).transpose(-1, -2)
+        edges = edges.masked_fill(~mask[..., None, :], -torch.inf).softmax(dim=-1)
+        return self.output(edges @ nodes).relu()
+
+
+class Sgr(GraphSimilarity):
+    config: SgrSection
+
+    def __init__(self, config: SgrSection, widths: FeatureWidths):
+        super().__init__(config, widths)
+        self.steps = nn.ModuleList(GraphStep(config.similarity_dim) for _ in range(config.graph_steps))
+
+    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        return torch.cat([scores for (scores,) in self.blocks(images, texts)], dim=1)
+
+    def reason(self, nodes: Tensor, mask: Tensor) -> tuple[Tensor]:
+        for step in self.steps[:-1]:
+            nodes = step(nodes, nodes, mask)
+        # only node 0 is read in the end
+        node = self.steps[-1](nodes[:, :, :1], nodes, mask)[:, :, 0]
+        return (self.score(node)[..., 0].sigmoid(),)

@@ -1,0 +1,3 @@
+"""The name under which transformers knows the search pipeline."""
+
+TASK = "image-text-retrieval"
