@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from xxhash import xxh3_128_hexdigest
 
 from clip_itm.data.configuration import CocoData, FolderData, HubData
+from clip_itm.data.formats.splits import hash_split
 from clip_itm.data.left_out import notes
 from clip_itm.data.load import load_splits
-from clip_itm.data.splits import hash_split
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from data_folders import captions_by_photo, photo, photos_of, write
 
 from clip_itm.data.configuration import Cc120kData, CocoData, FlickrData, FolderData
+from clip_itm.data.formats.splits import hash_split
 from clip_itm.data.load import load_splits
-from clip_itm.data.splits import hash_split
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_itm.data import sample
 from clip_itm.data.configuration import SampleData
 from clip_itm.data.load import load_splits
+from clip_itm.data.sources import sample
 
 COUNT = 150
 

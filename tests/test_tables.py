@@ -11,9 +11,9 @@ from data_folders import captions_by_photo, photo, photos_of, write
 
 from clip_itm.data.caption_file import caption_id, read_caption_file
 from clip_itm.data.configuration import CocoData, FlickrData, FolderData
+from clip_itm.data.formats.tables import read_table
 from clip_itm.data.left_out import notes
 from clip_itm.data.load import load_splits
-from clip_itm.data.tables import read_table
 
 
 @pytest.fixture

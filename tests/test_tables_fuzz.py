@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from test_noise import make_pairs
 
 from clip_itm.data.caption_file import read_caption_file
-from clip_itm.data.cc120k import read_tsv
-from clip_itm.data.cells import CALL, captions_of, list_of
-from clip_itm.data.coco import read_official
 from clip_itm.data.configuration import FolderData, HubData
-from clip_itm.data.flickr import read_token_file
-from clip_itm.data.folder import FolderImages
-from clip_itm.data.karpathy import read_karpathy
+from clip_itm.data.formats.cells import CALL, captions_of, list_of
+from clip_itm.data.formats.karpathy import read_karpathy
+from clip_itm.data.formats.scan_split import read_scan_split
+from clip_itm.data.formats.splits import read_split_files
+from clip_itm.data.formats.tables import read_table
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise_import import import_noise
 from clip_itm.data.rows import Pairs
-from clip_itm.data.scan_split import read_scan_split
-from clip_itm.data.splits import read_split_files
-from clip_itm.data.tables import read_table
+from clip_itm.data.sources.cc120k import read_tsv
+from clip_itm.data.sources.coco import read_official
+from clip_itm.data.sources.flickr import read_token_file
+from clip_itm.data.sources.folder import FolderImages
 
 SPECIAL = list(" \t,;|\"'[](){}\n\r\\#\u0085\u2028\ufeffaé\U0001f600-1:")
 TEXT = st.text(st.one_of(st.sampled_from(SPECIAL), st.characters(codec="utf-8", exclude_characters="\0")), max_size=12)

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     queries = [_as_typed(query) for query in args.queries]
     if args.queries_from:
-        from clip_itm.data.annotation_files import read_lines
+        from clip_itm.data.formats.annotation_files import read_lines
 
         queries += [line.strip() for line in read_lines(Path(args.queries_from)) if line.strip()]
     _demand_model_and_index(args)

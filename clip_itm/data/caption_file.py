@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from clip_itm.data.annotation_files import BrokenRow, written_lines
-from clip_itm.data.cells import captions_of
-from clip_itm.data.tables import CAPTION_COLUMNS, find_column, is_table, read_table
+from clip_itm.data.formats.annotation_files import BrokenRow, written_lines
+from clip_itm.data.formats.cells import captions_of
+from clip_itm.data.formats.tables import CAPTION_COLUMNS, find_column, is_table, read_table
 
 
 def read_caption_file(file: Path, left_out: list[str] | None = None) -> dict[str, str]:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset, Features
 
-from clip_itm.data.annotation_files import written_lines
-from clip_itm.data.builder import cache_folder
 from clip_itm.data.configuration import DataConfig
+from clip_itm.data.formats.annotation_files import written_lines
+from clip_itm.data.formats.tables import read_table
 from clip_itm.data.load import BrokenPhotosError
 from clip_itm.data.photo_check import ReadPhotos, find_unreadable
 from clip_itm.data.photo_names import PHOTO_SUFFIXES, find_photos, is_litter
 from clip_itm.data.rows import ROW_FEATURES, LeftOut
-from clip_itm.data.tables import read_table
+from clip_itm.data.sources.builder import cache_folder
 from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from datasets import Dataset
 
-from clip_itm.data.builder import CaptionedImages, cache_folder
 from clip_itm.data.configuration import DataConfig
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.left_out import (
@@ -22,6 +21,7 @@ from clip_itm.data.left_out import (
 )
 from clip_itm.data.photo_check import PhotoChecker, ReadPhotos, find_unreadable
 from clip_itm.data.rows import SPLIT_NAMES, Split
+from clip_itm.data.sources.builder import CaptionedImages, cache_folder
 from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _unreadable(rows: Dataset, checker: PhotoChecker, workers: int = 0) -> list[
 def read_rows(config: DataConfig) -> tuple[dict[str, Dataset], bool]:
     """Rows by split as the annotations give them, and whether this source is known for lists of absent photos."""
     if config.source == "hub":
-        from clip_itm.data.hub import load_hub
+        from clip_itm.data.sources.hub import load_hub
 
         return load_hub(config), False
     builder = _open_source(config)
@@ -138,17 +138,17 @@ def read_rows(config: DataConfig) -> tuple[dict[str, Dataset], bool]:
 def _open_source(config: DataConfig) -> CaptionedImages:
     match config.source:
         case "coco":
-            from clip_itm.data.coco import CocoImages as Source
+            from clip_itm.data.sources.coco import CocoImages as Source
         case "flickr":
-            from clip_itm.data.flickr import FlickrImages as Source
+            from clip_itm.data.sources.flickr import FlickrImages as Source
         case "cc120k":
-            from clip_itm.data.cc120k import Cc120kImages as Source
+            from clip_itm.data.sources.cc120k import Cc120kImages as Source
         case "folder":
-            from clip_itm.data.folder import FolderImages as Source
+            from clip_itm.data.sources.folder import FolderImages as Source
         case "regions":
-            from clip_itm.data.region_rows import RegionsImages as Source
+            from clip_itm.data.sources.regions import RegionsImages as Source
         case "sample":
-            from clip_itm.data.sample import SampleImages as Source
+            from clip_itm.data.sources.sample import SampleImages as Source
     return Source(config)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_itm.data.annotation_files import read_lines
+from clip_itm.data.formats.annotation_files import read_lines
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs
 

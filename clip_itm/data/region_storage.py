@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from clip_itm.data.annotation_files import existing_root
 from clip_itm.data.arrays import new_array
-from clip_itm.data.regions import mapped
+from clip_itm.data.formats.annotation_files import existing_root
+from clip_itm.data.region_features import mapped
 from clip_itm.files import replacing
 from clip_itm.visible import visible
 

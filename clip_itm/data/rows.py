@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Image, List, Value
 
 if TYPE_CHECKING:
-    from clip_itm.data.regions import RegionFeatures
+    from clip_itm.data.region_features import RegionFeatures
 
 ROW_FEATURES = Features(
     {
@@ -26,6 +27,16 @@ ROW_FEATURES = Features(
 WEIGHTED_ROW_FEATURES = Features({**ROW_FEATURES, "caption_weights": List(Value("float32"))})
 
 SPLIT_NAMES = ("train", "val", "test")
+
+
+def photo_row(photo: str | Path, image_id: str, captions: list[str], caption_ids: list[str]) -> dict:
+    """A row of a photo that lies in a file; captions lose surrounding white space and are otherwise left alone."""
+    return {
+        "image": {"path": str(photo), "bytes": None},
+        "image_id": image_id,
+        "captions": [caption.strip() for caption in captions],
+        "caption_ids": caption_ids,
+    }
 
 
 def hash_strings(*columns: pa.Array) -> str:

@@ -14,11 +14,11 @@ from transformers import set_seed
 from clip_itm.backbones.build import build_processor
 from clip_itm.backbones.configuration import random_part
 from clip_itm.data.batches import PairBatchSampler, rows_of
-from clip_itm.data.builder import cache_folder
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import demand_readable, has_photos, load_splits, photo_checker
 from clip_itm.data.noise import CaptionNoise, load_noise
 from clip_itm.data.rows import Pairs, Split, hash_strings
+from clip_itm.data.sources.builder import cache_folder
 from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
 from clip_itm.evaluation.report import FEWEST_PHOTOS, too_few

@@ -1,7 +1,7 @@
 """Any data set of the Hub, or one written by `save_to_disk`: columns are mapped, photos stay where they are.
 
 No builder is needed: `datasets` has the rows in Arrow already, and only the small text columns are built anew beside
-the untouched image column. Rows of the same photo are one photo, wherever they stand: `clip_itm.data.hub_photos`.
+the untouched image column. Rows of the same photo are one photo, wherever they stand: `sources/hub_photos.py`.
 """
 
 from pathlib import Path
@@ -10,13 +10,13 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features
 
-from clip_itm.data.annotation_files import BrokenRow
-from clip_itm.data.cells import captions_of
 from clip_itm.data.configuration import HubData
-from clip_itm.data.hub_photos import column_of, images_of, photos_of
-from clip_itm.data.name_spelling import found_on_disk
+from clip_itm.data.formats.annotation_files import BrokenRow
+from clip_itm.data.formats.cells import captions_of
+from clip_itm.data.formats.name_spelling import found_on_disk
+from clip_itm.data.formats.splits import ALIASES, hashed_splits, split_name
 from clip_itm.data.rows import ROW_FEATURES
-from clip_itm.data.splits import ALIASES, hashed_splits, split_name
+from clip_itm.data.sources.hub_photos import column_of, images_of, photos_of
 
 
 def load_hub(data: HubData) -> dict[str, Dataset]:

@@ -15,8 +15,8 @@ from math import cos, hypot, pi, sin
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clip_itm.data.builder import CaptionedImages, Rows
 from clip_itm.data.rows import SPLIT_NAMES
+from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 OVERSAMPLING = 4  # shapes are drawn larger and averaged down: smooth edges from integer arithmetic alone
 

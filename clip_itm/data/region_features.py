@@ -1,7 +1,7 @@
 """Precomputed region features in place of photos: memory-mapped, a batch reads its rows and nothing reads a file whole.
 
-The layout of the files stands in `region_rows.py`. (Apart from it, because `datasets` replaces `np.load` in the modules
-of its builders by one that cannot map files.)
+The layout of the files stands in `sources/regions.py`. (Apart from it, because `datasets` replaces `np.load` in the
+modules of its builders by one that cannot map files.)
 """
 
 import hashlib

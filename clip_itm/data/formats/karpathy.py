@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from clip_itm.data.annotation_files import check_text, read_json
-from clip_itm.data.builder import photo_row
-from clip_itm.data.cells import captions_of
-from clip_itm.data.splits import split_name
+from clip_itm.data.formats.annotation_files import check_text, read_json
+from clip_itm.data.formats.cells import captions_of
+from clip_itm.data.formats.splits import split_name
+from clip_itm.data.rows import photo_row
 
 
 def read_karpathy(path: Path, locate: Callable[[dict], tuple[str, str]]) -> dict[str, list[dict]]:

@@ -16,8 +16,8 @@ from datasets import Dataset, Image, Value
 from tqdm.auto import tqdm
 
 from clip_itm.data.configuration import HubData
-from clip_itm.data.name_spelling import canonical, check_name
-from clip_itm.data.tables import find_column
+from clip_itm.data.formats.name_spelling import canonical, check_name
+from clip_itm.data.formats.tables import find_column
 
 BATCH = 100  # rows; their bytes are looked at where they lie
 TAIL = 1024  # bytes at the end of a photo, in which those of one size nearly always differ

@@ -19,7 +19,7 @@ import re
 import warnings
 from typing import Any, NoReturn
 
-from clip_itm.data.annotation_files import check_text
+from clip_itm.data.formats.annotation_files import check_text
 
 STRING = r"""[uU]?(?:'(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+")"""
 WORD = r"(?:None|null|NaN|nan|True|true|False|false|-?(?:inf|Infinity|\d[\d_.]*+(?:[eE][+-]?\d++)?+))"

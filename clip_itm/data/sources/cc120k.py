@@ -12,10 +12,11 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from clip_itm.data.annotation_files import existing_root, first_existing, given_path, written_lines
-from clip_itm.data.builder import CaptionedImages, Rows, photo_row
 from clip_itm.data.configuration import Cc120kData
-from clip_itm.data.scan_split import find_scan_split, read_scan_split, scan_split_files
+from clip_itm.data.formats.annotation_files import existing_root, first_existing, given_path, written_lines
+from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
+from clip_itm.data.rows import photo_row
+from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 TSV_FILES = {
     "train": ("train.tsv",),

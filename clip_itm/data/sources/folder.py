@@ -1,6 +1,6 @@
 """People's own data: a photo folder and a table (CSV, TSV, JSONL, JSON) of an image column and one or more captions.
 
-Captions of a photo may stand in a list (in JSON, or written into a cell: `clip_itm.data.cells`), in several columns, or
+Captions of a photo may stand in a list (in JSON, or written into a cell: `formats/cells.py`), in several columns, or
 in several rows. The split comes from a column, from `split_files` (lists of photo names, or one caption table a split),
 or from a seeded hash of the photo's path, so that adding photos never moves old ones to another split.
 
@@ -18,15 +18,12 @@ from typing import NamedTuple
 import datasets
 import pyarrow.compute as pc
 
-from clip_itm.data.annotation_files import BrokenRow, existing_root, first_existing, given_path
-from clip_itm.data.builder import CaptionedImages, photo_row
-from clip_itm.data.cells import captions_of, ids_of, weights_of
 from clip_itm.data.configuration import FolderData
-from clip_itm.data.left_out import shown
-from clip_itm.data.name_spelling import are_two_photos, canonical, check_name
-from clip_itm.data.rows import WEIGHTED_ROW_FEATURES
-from clip_itm.data.splits import hashed_splits, read_split_files, split_name
-from clip_itm.data.tables import (
+from clip_itm.data.formats.annotation_files import BrokenRow, existing_root, first_existing, given_path
+from clip_itm.data.formats.cells import captions_of, ids_of, weights_of
+from clip_itm.data.formats.name_spelling import are_two_photos, canonical, check_name
+from clip_itm.data.formats.splits import hashed_splits, read_split_files, split_name
+from clip_itm.data.formats.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     URL_COLUMNS,
@@ -35,6 +32,9 @@ from clip_itm.data.tables import (
     is_table,
     read_table,
 )
+from clip_itm.data.left_out import shown
+from clip_itm.data.rows import WEIGHTED_ROW_FEATURES, photo_row
+from clip_itm.data.sources.builder import CaptionedImages
 
 TABLES = (
     *("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.tsv", "captions.txt"),

@@ -14,12 +14,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_itm.data.annotation_files import check_text, existing_root, first_existing, given_path, read_json
-from clip_itm.data.builder import CaptionedImages, Rows, photo_row
-from clip_itm.data.cells import captions_of
 from clip_itm.data.configuration import CocoData
-from clip_itm.data.karpathy import read_karpathy
-from clip_itm.data.scan_split import find_scan_split, read_scan_split, scan_split_files
+from clip_itm.data.formats.annotation_files import check_text, existing_root, first_existing, given_path, read_json
+from clip_itm.data.formats.cells import captions_of
+from clip_itm.data.formats.karpathy import read_karpathy
+from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
+from clip_itm.data.rows import photo_row
+from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 KARPATHY_FILES = ("dataset_coco.json", "annotations/dataset_coco.json")

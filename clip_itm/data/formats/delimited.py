@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clip_itm.data.annotation_files import read_text, split_lines
+from clip_itm.data.formats.annotation_files import read_text, split_lines
 from clip_itm.data.photo_names import PHOTO_SUFFIXES
 
 QUOTED = r'"(?:[^"]++|"")*+"'

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_itm.data.annotation_files import parse_json, read_json, read_text, written_lines
-from clip_itm.data.delimited import read_delimited
+from clip_itm.data.formats.annotation_files import parse_json, read_json, read_text, written_lines
+from clip_itm.data.formats.delimited import read_delimited
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 IMAGE_COLUMNS = (

@@ -13,13 +13,14 @@ into test, and photos that are not in the folder are left out and reported (the 
 import re
 from pathlib import Path
 
-from clip_itm.data.annotation_files import existing_root, first_existing, given_path, read_lines, written_lines
-from clip_itm.data.builder import CaptionedImages, Rows, photo_row
 from clip_itm.data.configuration import FlickrData
-from clip_itm.data.delimited import read_delimited
-from clip_itm.data.karpathy import read_karpathy
-from clip_itm.data.scan_split import find_scan_split, read_scan_split, scan_split_files
-from clip_itm.data.splits import hash_split, read_split_files
+from clip_itm.data.formats.annotation_files import existing_root, first_existing, given_path, read_lines, written_lines
+from clip_itm.data.formats.delimited import read_delimited
+from clip_itm.data.formats.karpathy import read_karpathy
+from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
+from clip_itm.data.formats.splits import hash_split, read_split_files
+from clip_itm.data.rows import photo_row
+from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 KARPATHY_FILES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset.json")
 TOKEN_FILES = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt")

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_itm.data.annotation_files import first_existing, read_lines
+from clip_itm.data.formats.annotation_files import first_existing, read_lines
 
 FILE_NAMES = {"train": "train", "val": "dev", "test": "test"}
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_itm.data.annotation_files import existing_root, first_existing, given_path, read_json, read_lines
-from clip_itm.data.builder import CaptionedImages, Rows, photo_row
 from clip_itm.data.configuration import RegionsData
-from clip_itm.data.regions import RegionFeatures, demand_repeated_rows, mapped
+from clip_itm.data.formats.annotation_files import existing_root, first_existing, given_path, read_json, read_lines
+from clip_itm.data.region_features import RegionFeatures, demand_repeated_rows, mapped
+from clip_itm.data.rows import photo_row
+from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 DEV_CAPTIONS = 5000  # what published programs read of dev
 

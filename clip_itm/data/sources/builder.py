@@ -21,7 +21,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from clip_itm.checksums import CHECKSUMS, add_checksums, damages
 from clip_itm.data.configuration import DataSection
-from clip_itm.data.name_spelling import found_on_disk
+from clip_itm.data.formats.name_spelling import found_on_disk
 from clip_itm.data.rows import ROW_FEATURES, SPLIT_NAMES
 
 Rows = Iterable[dict]
@@ -30,16 +30,6 @@ Rows = Iterable[dict]
 def cache_folder(data: DataSection) -> Path:
     """The folder of all caches: `data.cache_dir`, else ~/.cache/clip_itm."""
     return Path(data.cache_dir or "~/.cache/clip_itm").expanduser().absolute()
-
-
-def photo_row(photo: str | Path, image_id: str, captions: list[str], caption_ids: list[str]) -> dict:
-    """A row of a photo that lies in a file; captions lose surrounding white space and are otherwise left alone."""
-    return {
-        "image": {"path": str(photo), "bytes": None},
-        "image_id": image_id,
-        "captions": [caption.strip() for caption in captions],
-        "caption_ids": caption_ids,
-    }
 
 
 class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
@@ -91,7 +81,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
         values = self.data.model_dump(exclude=set(DataSection.model_fields))
         values["skip_broken"] = self.data.skip_broken  # what has no photo or caption is then a row without, no error
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-        code = {Path(sys.modules[type(self).__module__].__file__), *Path(__file__).parent.glob("*.py")}
+        code = {Path(sys.modules[type(self).__module__].__file__), *Path(__file__).parents[1].rglob("*.py")}
         for path in [*sorted(code), *self.depends_on()]:
             digest.update(f"\n{path.absolute()}\n".encode())
             if path.is_dir():

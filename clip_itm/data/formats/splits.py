@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from clip_itm.data.annotation_files import written_lines
 from clip_itm.data.configuration import HashedSplit
+from clip_itm.data.formats.annotation_files import written_lines
 
 ALIASES = {
     "train": "train",

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from datasets import Dataset, Features, concatenate_datasets
 
-from clip_itm.data.annotation_files import BrokenRow, check_text, refuse_url
+from clip_itm.data.formats.annotation_files import BrokenRow, check_text, refuse_url
 from clip_itm.data.rows import ROW_FEATURES
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:image/")
