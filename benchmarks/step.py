@@ -32,7 +32,8 @@ from clip_itm.data.rows import ROW_FEATURES, Split
 from clip_itm.files import write_json
 from clip_itm.memory import keep_freed_memory
 from clip_itm.methods.build import build_head
-from clip_itm.methods.configuration import ClipHeadConfig, HeadConfig
+from clip_itm.methods.clip.configuration import ClipHeadConfig
+from clip_itm.methods.configuration import HeadConfig
 from clip_itm.methods.crcl.configuration import CrclHeadConfig
 from clip_itm.methods.crcl.labels import LabelStore, Phase
 from clip_itm.methods.npc.configuration import NpcHeadConfig

@@ -24,6 +24,7 @@ from transformers.dynamic_module_utils import get_imports
 
 from clip_itm.files import write_text
 from clip_itm.image_processing import OpenClipImageProcessor
+from clip_itm.kinds import METHODS
 from clip_itm.task import TASK
 
 AUTO_MAP = {"AutoConfig": "clip_itm_configuration.ItmConfig", "AutoModel": "clip_itm_model.ItmModel"}
@@ -77,6 +78,7 @@ def code_files(backbone: str, head: str, similarity: str = "cosine") -> dict[str
     kinds = {
         "clip_itm.backbones.build": backbone,
         "clip_itm.methods.build": head,
+        "clip_itm.methods.configuration": head,
         "clip_itm.similarity.build": similarity,
     }
     files = _closure(["clip_itm.configuration", "clip_itm.model", "clip_itm.retrieval.pipeline"], kinds)
@@ -111,9 +113,9 @@ def _closure(modules: list[str], kinds: dict[str, str]) -> dict[str, str]:
 def flatten(module: str, kind: str | None = None) -> tuple[str, list[str]]:
     """The source of a module for a flat folder, and the modules of this package that it imports.
 
-    `kind`: of a `match config.kind` in it, the only case that stays.
+    `kind`: of a `match config.kind` in it, the only case that stays; of methods, the only one.
     """
-    source = Path(find_spec(module).origin).read_text(encoding="utf-8")
+    source = _of_one_method(module, kind) or Path(find_spec(module).origin).read_text(encoding="utf-8")
     tree, lines = ast.parse(source), source.splitlines(keepends=True)
     imported: list[str] = []
     for statement in tree.body:
@@ -133,6 +135,20 @@ def flatten(module: str, kind: str | None = None) -> tuple[str, list[str]]:
             _replace(lines, node.body, f"raise ValueError({why!r})\n")
     header = f"# {module.replace('.', '/')}.py of clip-itm {version('clip-itm')}, Apache-2.0\n"
     return header + "".join(lines), imported
+
+
+def _of_one_method(module: str, kind: str | None) -> str | None:
+    """What stands in a checkpoint for the modules that look a method up by its kind."""
+    if kind is None or module not in ("clip_itm.methods.build", "clip_itm.methods.configuration"):
+        return None
+    stem, part = METHODS[kind], module.rpartition(".")[2]
+    if part == "configuration":
+        return f"from clip_itm.methods.{kind}.configuration import {stem}HeadConfig as HeadConfig  # noqa: F401\n"
+    return (
+        f"from clip_itm.methods.{kind}.head import {stem}Head\n\n\n"
+        f"def build_head(config, *towers) -> {stem}Head:\n"
+        f"    return {stem}Head.build(config, *towers)\n"
+    )
 
 
 def _nodes(node: ast.AST, kind: str | None, optional: bool = False) -> Iterator[ast.AST]:

@@ -6,12 +6,12 @@ import select
 import sys
 import warnings
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import version
 
 from clip_itm.commands import (
     app,
     audit,
-    bank,
     compare,
     data,
     evaluate,
@@ -27,6 +27,7 @@ from clip_itm.commands import (
 )
 from clip_itm.commands.output import outputs_of
 from clip_itm.commands.parser import Parser, without_unknown
+from clip_itm.kinds import COMMANDS as OF_METHODS
 from clip_itm.memory import keep_freed_memory
 from clip_itm.visible import say, visible
 
@@ -36,7 +37,7 @@ COMMANDS = {
     "compare": compare,
     "data": data,
     "noise": noise,
-    "bank": bank,
+    **{verb: import_module(f"clip_itm.methods.{kind}.command") for verb, kind in OF_METHODS.items()},
     "audit": audit,
     "import": import_checkpoint,
     "index": index,

@@ -17,7 +17,8 @@ from clip_itm.backbones.merge import merge_lora
 from clip_itm.checksums import checked_meanwhile, recording
 from clip_itm.configuration import ItmConfig
 from clip_itm.methods.build import build_head
-from clip_itm.methods.configuration import ClipHeadConfig, HeadConfig
+from clip_itm.methods.clip.configuration import ClipHeadConfig
+from clip_itm.methods.configuration import HeadConfig
 from clip_itm.processing import ItmProcessor
 
 

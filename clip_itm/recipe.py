@@ -16,7 +16,8 @@ from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.checksums import check_files
 from clip_itm.data.configuration import DataConfig, NoiseSection
 from clip_itm.keys import section_types, tags
-from clip_itm.methods.configuration import ClipHeadConfig, HeadConfig
+from clip_itm.methods.clip.configuration import ClipHeadConfig
+from clip_itm.methods.configuration import HeadConfig
 from clip_itm.overrides import merge_overrides
 from clip_itm.section import RecipeError, Section
 from clip_itm.training.configuration import EvaluationSection, TrainingSection

@@ -15,7 +15,7 @@ from clip_itm.distributed import gather_constant, leave_process_group, process_s
 from clip_itm.methods.aahr import triplet
 from clip_itm.processing import ItmProcessor
 from clip_itm.runs.build import make_trainer
-from clip_itm.runs.setup import Encoder, make_model, prepare
+from clip_itm.runs.setup import make_encoder, make_model, prepare
 
 SECTIONS = {
     "clip": {"training": {"epochs": 2}},
@@ -71,9 +71,10 @@ def main(method: str, folder: str, out: str) -> None:
     sections["training"] |= {"precision": "fp32", "batches": "random"}
     sections["backbone"] = {"word_dropout": 0.0}
     recipe = tiny_recipe(Path(folder), **sections)
-    data, sampler, provenance = prepare(recipe)
+    prepared = prepare(recipe)
+    data = prepared.data
     model, processor = make_model(recipe, data.splits)
-    trainer = make_trainer(recipe, data, sampler, Encoder(recipe, model, processor), provenance, resuming=False)
+    trainer = make_trainer(recipe, *prepared, make_encoder(recipe, model, processor), resuming=False)
     model.double()
     found = {}
     end_epoch = trainer.end_epoch

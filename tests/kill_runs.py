@@ -16,8 +16,8 @@ from pathlib import Path
 from test_resume import HEADS, assert_same_end, recipe_of
 
 from clip_itm.files import is_temporary
-from clip_itm.runs.folder import is_complete, last_complete_checkpoint, other_files
 from clip_itm.runs.train import train
+from clip_itm.training.folder import is_complete, last_complete_checkpoint, other_files
 
 
 def run(recipe, log: Path, kill_after: float | None = None) -> int:

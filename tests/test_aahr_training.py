@@ -12,7 +12,7 @@ from clip_itm.methods.aahr import triplet
 from clip_itm.methods.aahr.trainer import STATE, AahrTrainer, MomentumEncoders
 from clip_itm.model import ItmModel
 from clip_itm.runs.build import make_trainer
-from clip_itm.runs.setup import Encoder, make_model, prepare
+from clip_itm.runs.setup import make_encoder, make_model, prepare
 
 HEAD = {
     "kind": "aahr",
@@ -48,9 +48,10 @@ def trainer_of(folder, **sections) -> AahrTrainer:
     folder.mkdir(exist_ok=True)
     head = HEAD | sections.pop("head", {})
     recipe = tiny_recipe(folder, head=head, **sections)
-    data, sampler, provenance = prepare(recipe)
+    prepared = prepare(recipe)
+    data = prepared.data
     model, processor = make_model(recipe, data.splits)
-    return make_trainer(recipe, data, sampler, Encoder(recipe, model, processor), provenance, resuming=False)
+    return make_trainer(recipe, *prepared, make_encoder(recipe, model, processor), resuming=False)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

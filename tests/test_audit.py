@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from tiny import tiny_recipe
 
-from clip_itm.audit.clean_probability import FILE, CleanProbability
 from clip_itm.cli import main
 from clip_itm.data.cleaned import write_cleaned
 from clip_itm.data.configuration import FolderData, SampleData
@@ -26,9 +25,10 @@ from clip_itm.data.noise import CaptionNoise
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
-from clip_itm.runs.folder import other_files, own_files
 from clip_itm.runs.train import train
 from clip_itm.training import clean_probability
+from clip_itm.training.clean_probability import FILE, CleanProbability
+from clip_itm.training.folder import other_files, own_files
 
 HOSTILE = '</script><script>alert("{title}")</script> & <b>it\'s</b>'
 SPLITS = ["train"] * 24 + ["val"] * 6 + ["test"] * 6

@@ -15,7 +15,7 @@ from clip_itm.data.noise import CaptionNoise
 from clip_itm.evaluation.detection import auc
 from clip_itm.methods.npc.bank import MemoryBank, build_bank
 from clip_itm.recipe import load_recipe
-from clip_itm.runs.setup import Encoder, load_data, make_model
+from clip_itm.runs.setup import load_data, make_encoder, make_model
 
 
 def cells(output: str) -> dict[str, str]:
@@ -55,7 +55,7 @@ def test_build_is_the_bank_of_the_model_before_training(place, capsys):
     recipe = load_recipe(place / "my.yaml", ["--training.seed", "3"])
     data = load_data(recipe)
     model, processor = make_model(recipe, data.splits)
-    embeddings = Encoder(recipe, model, processor).encode(data.train)
+    embeddings = make_encoder(recipe, model, processor).encode(data.train)
     expected = build_bank(
         embeddings.images,
         embeddings.texts,

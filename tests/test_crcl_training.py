@@ -14,7 +14,6 @@ from test_training import pieces
 from tiny import tiny_recipe
 from torch import Tensor
 
-from clip_itm.audit.clean_probability import CleanProbability
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
@@ -22,8 +21,9 @@ from clip_itm.methods.crcl import head as crcl_head
 from clip_itm.methods.crcl.labels import LabelStore, label_filter
 from clip_itm.methods.crcl.trainer import CrclTrainer, first_labels
 from clip_itm.runs.build import dev_metrics, make_trainer
-from clip_itm.runs.setup import Encoder, load_data, make_model, prepare
+from clip_itm.runs.setup import load_data, make_encoder, make_model, prepare
 from clip_itm.runs.train import train
+from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.schedule import cosine_multiplier, warmup_steps
 from clip_itm.training.trainer import ItmTrainer
 
@@ -254,7 +254,7 @@ def test_first_labels_are_the_matching_probabilities_of_the_model(tmp_path, same
     head = {"initial_labels": "model", "same_photo": same_photo, "softmax_set": softmax_set, "temperature": 0.1}
     recipe = crcl_recipe(tmp_path, head=head, training={"seed": 3})
     data, _, encoder, _ = pieces(recipe)
-    found = first_labels(recipe, data, encoder)
+    found = first_labels(recipe.head, recipe.training, data, encoder)
     embeddings = encoder.encode(data.train)
     photo, source = data.train.pairs.image, data.noise.source
     images, texts = embeddings.images.double().numpy(), embeddings.texts.double().numpy()
@@ -282,7 +282,12 @@ def test_training_begins_with_the_first_labels(tmp_path, monkeypatch):
     data, _, encoder, trainer = pieces(recipe)
     spy = Spy(monkeypatch)
     trainer.train()
-    expected = first_labels(recipe, data, Encoder(recipe, make_model(recipe, data.splits)[0], encoder.processor))
+    expected = first_labels(
+        recipe.head,
+        recipe.training,
+        data,
+        make_encoder(recipe, make_model(recipe, data.splits)[0], encoder.processor),
+    )
     assert torch.equal(spy.first, expected)
     assert torch.equal(spy.steps[0]["used"], expected[spy.steps[0]["pairs"]])
 
@@ -297,14 +302,15 @@ def weigh(split: Split, weights: np.ndarray) -> Split:
 @pytest.mark.parametrize("initial_labels", ["one", "model"])
 def test_weights_of_the_data_are_in_the_first_labels(tmp_path, monkeypatch, initial_labels):
     recipe = crcl_recipe(tmp_path, head={"initial_labels": initial_labels}, training={"max_steps": 2, "warmup": 0})
-    data, sampler, provenance = prepare(recipe)
+    prepared = prepare(recipe)
+    data = prepared.data
     model, processor = make_model(recipe, data.splits)
-    encoder = Encoder(recipe, model, processor)
-    expected = first_labels(recipe, data, encoder)
+    encoder = make_encoder(recipe, model, processor)
+    expected = first_labels(recipe.head, recipe.training, data, encoder)
     weights = np.random.default_rng(0).random(200).astype(np.float32)
     data.splits["train"] = weigh(data.train, weights)
     np.testing.assert_array_equal(data.train.pairs.weight, weights)
-    trainer = make_trainer(recipe, data, sampler, encoder, provenance, resuming=False)
+    trainer = make_trainer(recipe, *prepared, encoder, resuming=False)
     spy = Spy(monkeypatch)
     trainer.train()
     expected = weights if expected is None else label_filter(expected * torch.from_numpy(weights), THRESHOLD)

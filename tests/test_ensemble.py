@@ -7,7 +7,7 @@ from tiny import tiny_recipe
 
 from clip_itm.cli import main
 from clip_itm.evaluation.ranking import compute_ranks
-from clip_itm.runs.setup import Encoder, load_data, make_model
+from clip_itm.runs.setup import load_data, make_encoder, make_model
 from clip_itm.runs.train import retrieve
 
 SCAN = {"kind": "triplet", "similarity": {"kind": "scan", "max_words": 20, "token_dim": 16}}
@@ -16,7 +16,7 @@ SCAN = {"kind": "triplet", "similarity": {"kind": "scan", "max_words": 20, "toke
 def test_the_scores_of_two_models_are_averaged(tmp_path):
     recipes = [tiny_recipe(tmp_path, training={"seed": seed}, head=head) for seed, head in ((0, {}), (1, SCAN))]
     data = load_data(recipes[0])
-    encoders = [Encoder(recipe, *make_model(recipe, data.splits)) for recipe in recipes]
+    encoders = [make_encoder(recipe, *make_model(recipe, data.splits)) for recipe in recipes]
     found = retrieve(recipes[0], data.dev, *encoders)["all"]
     scores = 0
     for encoder in encoders:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from clip_itm.backbones.features import Features
+from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.clip.head import ClipHead, contrastive_losses
-from clip_itm.methods.configuration import ClipHeadConfig
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.schedule import cosine_multiplier, plateau_multiplier, warmup_steps
 

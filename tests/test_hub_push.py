@@ -23,7 +23,6 @@ from tiny import tiny_recipe
 from tiny_backbones import PHOTOS
 
 from clip_itm.cli import main
-from clip_itm.hub.push import model_files
 from clip_itm.hub.space import space_files
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
@@ -31,7 +30,8 @@ from clip_itm.recipe import load_recipe
 from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
 from clip_itm.runs.build import make_trainer
 from clip_itm.runs.card import PLACE
-from clip_itm.runs.setup import Encoder, make_model, prepare
+from clip_itm.runs.publish import model_files
+from clip_itm.runs.setup import make_encoder, make_model, prepare
 from clip_itm.runs.train import train
 
 
@@ -198,9 +198,10 @@ def test_the_libraries_own_pushes_carry_the_code_and_keep_the_card(run, hub, tmp
 
 def test_the_trainer_pushes_the_best_model_of_its_run(run, hub):
     recipe = load_recipe(run)
-    data, sampler, provenance = prepare(recipe)
-    encoder = Encoder(recipe, *make_model(recipe, data.splits))
-    trainer = make_trainer(recipe, data, sampler, encoder, provenance, resuming=False)
+    prepared = prepare(recipe)
+    data = prepared.data
+    encoder = make_encoder(recipe, *make_model(recipe, data.splits))
+    trainer = make_trainer(recipe, *prepared, encoder, resuming=False)
     trainer.args.hub_model_id = "me/trained"
     commit = trainer.push_to_hub(commit_message="Trained")
     repo = hub.repos["model", "me/trained"]

@@ -21,11 +21,11 @@ from clip_itm.methods.npc.bank import MemoryBank
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
-from clip_itm.runs.folder import checkpoints
 from clip_itm.runs.resume import last_own_checkpoint
 from clip_itm.runs.setup import prepare
 from clip_itm.runs.train import train
 from clip_itm.seal import LENGTH
+from clip_itm.training.folder import checkpoints
 from clip_itm.verify import verify
 
 # made to be changed, or drawn for people after everything else
@@ -78,7 +78,7 @@ def test_verify_names_every_damaged_file_of_a_run(run_of, kind):
 def test_a_run_goes_on_from_whole_files_only(run_of, kind):
     run = run_of(kind)
     recipe = load_recipe(run)
-    provenance = prepare(recipe)[2]
+    provenance = prepare(recipe).provenance
     first, last = checkpoints(run)[-2:]
     assert last_own_checkpoint(recipe, run, provenance) == last
     states = {"npc": "npc_state.safetensors", "crcl": "labels.safetensors", "aahr": "aahr_state.safetensors"}

@@ -20,7 +20,7 @@ from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.files import DamagedError, is_temporary
-from clip_itm.runs.setup import Encoder, load_data, make_model
+from clip_itm.runs.setup import load_data, make_encoder, make_model
 from clip_itm.seal import LENGTH
 from clip_itm.verify import verify
 
@@ -46,7 +46,7 @@ def frozen(folder: Path):
 def embeddings(recipe) -> np.ndarray:
     """Of photos and captions of dev: whatever a cache gives wrongly shows in them."""
     data = load_data(recipe)
-    encoded = Encoder(recipe, *make_model(recipe, data.splits), data.image_cache).encode(data.dev)
+    encoded = make_encoder(recipe, *make_model(recipe, data.splits), data.image_cache).encode(data.dev)
     return np.concatenate([encoded.images.numpy(), encoded.texts.numpy()])
 
 

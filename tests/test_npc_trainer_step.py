@@ -60,7 +60,7 @@ def test_a_step_of_the_trainer_against_its_formulas(tmp_path, monkeypatch, dropo
         training={"batch_size": 16, "precision": "fp32", "warmup": 0, "gradient_accumulation_steps": 1},
     )
     _, model, encoder, trainer = pieces(recipe)
-    bank = make_bank(recipe, load_data(recipe), encoder)
+    bank = make_bank(recipe.head, recipe.training.seed, load_data(recipe), encoder)
     embeddings = trainer.encode_val()
     trainer.encode_val, trainer.build_bank = lambda: embeddings, lambda: bank
     if weighted:

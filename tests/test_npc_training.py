@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from test_training import pieces
 from tiny import tiny_recipe
 
-from clip_itm.audit.clean_probability import CleanProbability
 from clip_itm.cli import main
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.methods.npc.bank import MemoryBank, build_bank
 from clip_itm.methods.npc.step import NpcStep
 from clip_itm.methods.npc.trainer import NpcTrainer, make_bank
 from clip_itm.model import ItmModel
-from clip_itm.runs.setup import Encoder, load_data
+from clip_itm.runs.setup import load_data, make_encoder
 from clip_itm.runs.train import train
+from clip_itm.training.clean_probability import CleanProbability
 
 RHO = 0.5  # a tiny model that has seen 200 pairs is sure of few
 
@@ -127,7 +127,7 @@ def test_the_warm_up_is_the_plain_run_and_the_bank_is_of_the_model_behind_it(tmp
 
     data = load_data(recipe)
     model = ItmModel.from_pretrained(runs["npc"] / "checkpoint-6")
-    embeddings = Encoder(recipe, model, pieces(recipe)[2].processor).encode(data.train)
+    embeddings = make_encoder(recipe, model, pieces(recipe)[2].processor).encode(data.train)
     scale = float(model.head.scale().detach())
     expected = build_bank(
         embeddings.images,
@@ -151,7 +151,7 @@ def given_bank(tmp_path):
     """A recipe, and the file of a bank that belongs to its pairs."""
     recipe = npc_recipe(tmp_path)
     data, _, encoder, _ = pieces(recipe)
-    make_bank(recipe, data, encoder).save(tmp_path / "given.npz")
+    make_bank(recipe.head, recipe.training.seed, data, encoder).save(tmp_path / "given.npz")
     return recipe, tmp_path / "given.npz"
 
 

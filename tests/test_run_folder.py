@@ -16,7 +16,8 @@ from tiny import tiny_recipe
 from clip_itm.cli import main
 from clip_itm.lock import LOCK_FILE, locked
 from clip_itm.recipe import Recipe, load_recipe
-from clip_itm.runs.folder import (
+from clip_itm.runs.train import train
+from clip_itm.training.folder import (
     ADDED,
     MANIFEST,
     checkpoints,
@@ -28,7 +29,6 @@ from clip_itm.runs.folder import (
     record,
     rotate,
 )
-from clip_itm.runs.train import train
 from clip_itm.training.trainer import last_complete_checkpoint
 
 

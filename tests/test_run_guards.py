@@ -21,9 +21,9 @@ from clip_itm.cli import main
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import load_noise
 from clip_itm.recipe import load_recipe
-from clip_itm.runs.folder import checkpoints, last_complete_checkpoint, other_files
 from clip_itm.runs.train import train
 from clip_itm.training.callbacks import FinishCallback
+from clip_itm.training.folder import checkpoints, last_complete_checkpoint, other_files
 from clip_itm.training.guarded import GuardedTrainer
 
 
@@ -108,8 +108,8 @@ FULL = {
     "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")),
     "files": ("pathlib.Path.write_text", OSError(errno.ENOSPC, "No space left on device")),
     "arrays": ("numpy.savez_compressed", OSError(errno.ENOSPC, "No space left on device")),
-    "checksums": ("clip_itm.runs.folder.write_checksums", OSError(errno.ENOSPC, "No space left on device")),
-    "list": ("clip_itm.runs.folder.record", OSError(errno.ENOSPC, "No space left on device")),
+    "checksums": ("clip_itm.training.folder.write_checksums", OSError(errno.ENOSPC, "No space left on device")),
+    "list": ("clip_itm.training.folder.record", OSError(errno.ENOSPC, "No space left on device")),
 }
 
 

@@ -17,13 +17,7 @@ from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
 from clip_itm.runs.build import make_trainer
-from clip_itm.runs.setup import (
-    Encoder,
-    load_data,
-    make_model,
-    make_sampler,
-    prepare,
-)
+from clip_itm.runs.setup import load_data, make_encoder, make_model, make_sampler, prepare
 from clip_itm.runs.trackers import available_trackers
 from clip_itm.runs.train import beaten_by_step_0, train
 from clip_itm.training.configuration import TrainingSection
@@ -158,10 +152,11 @@ def test_every_way_of_training_runs_and_moves_the_weights(tmp_path, training):
 
 
 def pieces(recipe):
-    data, sampler, provenance = prepare(recipe)
+    prepared = prepare(recipe)
+    data = prepared.data
     model, processor = make_model(recipe, data.splits)
-    encoder = Encoder(recipe, model, processor, data.image_cache)
-    return data, model, encoder, make_trainer(recipe, data, sampler, encoder, provenance, resuming=False)
+    encoder = make_encoder(recipe, model, processor, data.image_cache)
+    return data, model, encoder, make_trainer(recipe, *prepared, encoder, resuming=False)
 
 
 def test_frozen_towers_are_encoded_once_and_stay(tmp_path):
@@ -306,7 +301,7 @@ def test_kept_features_belong_to_one_architecture(tmp_path):
         architecture = json.loads((tmp_path / "tiny_clip.json").read_text()) | {"quick_gelu": activation}
         (tmp_path / "tiny_clip.json").write_text(json.dumps(architecture))
         data = load_data(recipe)
-        encoder = Encoder(recipe, *make_model(recipe, data.splits))
+        encoder = make_encoder(recipe, *make_model(recipe, data.splits))
         kept = encoder.encode(data.dev).images
         encoder.frozen_images = False
         torch.testing.assert_close(kept, encoder.encode(data.dev).images)
@@ -347,4 +342,4 @@ def test_what_is_frozen_is_frozen_again_when_a_model_is_loaded(tmp_path):
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == trains
     assert set(trains.values()) == {True, False}
-    assert Encoder(recipe, loaded, None).frozen_images
+    assert make_encoder(recipe, loaded, None).frozen_images

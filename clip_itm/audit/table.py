@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_itm.audit.clean_probability import CleanProbability, clean_probability_of_run, wrong_pairs_found
+from clip_itm.audit.scores import clean_probability_of_run
 from clip_itm.checksums import check_files
 from clip_itm.data.images import photo_paths
 from clip_itm.data.load import load_splits
@@ -19,6 +19,7 @@ from clip_itm.distributed import process_state
 from clip_itm.files import replacing
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.runs.stored import read_provenance
+from clip_itm.training.clean_probability import CleanProbability, wrong_pairs_found
 
 TABLE, PAGE = "audit.parquet", "audit.html"
 THRESHOLD = 0.5  # a caption below it is more likely wrong than right

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
     from clip_itm.files import write_text
-    from clip_itm.runs.folder import record_added
+    from clip_itm.training.folder import record_added
 
     demand_audit(out)
     audit = Audit.of_run(Path(args.run), args.overrides)

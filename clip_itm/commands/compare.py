@@ -38,7 +38,7 @@ def run(args) -> int:
         if not (Path(recipe.output_dir) / "results.json").is_file():
             demand_recipe(recipe)
 
-    from clip_itm.runs.folder import held
+    from clip_itm.training.folder import held
 
     with held(out, "compare", key="--out"):
         demand_comparison(out)

@@ -45,7 +45,7 @@ def run(args) -> int:
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
     from clip_itm.reading import read_json
-    from clip_itm.runs.setup import Encoder, final_split, make_model, prepare_photos
+    from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare_photos, saved_encoder
     from clip_itm.runs.train import retrieve
 
     state = process_state()
@@ -54,9 +54,9 @@ def run(args) -> int:
     split = final_split(recipe, splits)
     image_cache = prepare_photos(recipe, {split.name: split})
     encoders = [
-        Encoder.of_saved(place, own, image_cache)
+        saved_encoder(place, own, image_cache)
         if (place / "config.json").is_file()
-        else Encoder(own, *make_model(own, splits), image_cache)
+        else make_encoder(own, *make_model(own, splits), image_cache)
         for place, own in members
     ]
     results = retrieve(recipe, split, *encoders)

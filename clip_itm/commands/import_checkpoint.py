@@ -55,7 +55,7 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
     from clip_itm.backbones.openai_checkpoint import describe, load_backbone, openclip_name, read_checkpoint
     from clip_itm.configuration import ItmConfig
     from clip_itm.files import demand_free
-    from clip_itm.methods.configuration import ClipHeadConfig
+    from clip_itm.methods.clip.configuration import ClipHeadConfig
     from clip_itm.model import ItmModel
 
     file, out = Path(file), Path(out)
@@ -82,11 +82,14 @@ def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) ->
     Its architecture is read off the shapes of the weights. Raises `ValueError` for another file, for a vocabulary of
     another size, and where `out` is not empty.
     """
+    from pydantic import TypeAdapter
+
     from clip_itm.backbones.build import build_backbone, build_processor
     from clip_itm.backbones.published_regions import load_parts, regions_section, regions_state
     from clip_itm.configuration import ItmConfig
     from clip_itm.files import demand_free
-    from clip_itm.methods.crcl.configuration import CrclHeadConfig
+    from clip_itm.kinds import IMPORTED_REGIONS
+    from clip_itm.methods.configuration import HeadConfig
     from clip_itm.model import ItmModel
     from clip_itm.similarity.sgraf_checkpoint import similarity_section, similarity_state
 
@@ -110,7 +113,9 @@ def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) ->
     }
     backbone = build_backbone(section.model_copy(update=tokens), weights=False)
     _load(backbone, regions_state(image, text), file)
-    head = CrclHeadConfig(similarity=similarity_section(similarity[0])) if similarity else CrclHeadConfig()
+    head = TypeAdapter(HeadConfig).validate_python(
+        {"kind": IMPORTED_REGIONS} | ({"similarity": similarity_section(similarity[0])} if similarity else {})
+    )
     config = ItmConfig(backbone=backbone.config.model_dump(mode="json"), head=head.model_dump(mode="json"))
     model = ItmModel(config, backbone=backbone)
     if similarity:

@@ -36,11 +36,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from clip_itm.hub.push import log_in, model_files, upload
+    from clip_itm.hub.push import files_with_indexes
     from clip_itm.hub.space import space_files
+    from clip_itm.runs.publish import log_in, upload
 
     indexes = [Path(place) for place in args.index]
-    pushes = {"model": model_files(Path(args.model), args.repo, indexes, shown=args.space, licence=args.license)}
+    pushes = {"model": files_with_indexes(Path(args.model), args.repo, indexes, args.space, args.license)}
     if args.space:
         pushes["space"] = space_files(args.repo, args.revision, with_index=bool(indexes))
     if args.dry_run:

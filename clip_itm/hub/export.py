@@ -66,7 +66,7 @@ def demand_plain_head(model: ItmModel) -> None:
         raise ValueError(
             f"the head {model.head.config.kind} compares photos and captions by parameters or rules of its own, and no "
             "target has a place for them; share this model as it is (ItmModel.from_pretrained loads it). Heads that "
-            "compare by the cosine of the towers' features, such as clip, npc and crcl, can be exported"
+            "compare by the cosine of the towers' features can be exported"
         )
 
 

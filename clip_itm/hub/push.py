@@ -1,108 +1,30 @@
-"""Pushing to the Hub: what goes into a repository, checked before anything is sent, and one commit."""
+"""Pushing a model with its indexes to the Hub."""
 
-import json
-import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
-
-from clip_itm.checksums import CHECKSUMS, check_files, read_checksums
 from clip_itm.files import model_folder
-from clip_itm.reading import read_json
-from clip_itm.runs.card import PLACE, bare_card, with_licence
-
-Files = dict[str, Path | bytes]  # path in the repository -> a file here, or its content
-
-KEPT = (".json", ".jinja", ".md", ".model", ".npz", ".png", ".py", ".safetensors", ".txt", ".yaml")
-# of a checkpoint; only training needs them
-TRAINING_STATE = ("bank.npz", "labels.safetensors", "npc_state.safetensors", "trainer_state.json")
+from clip_itm.model import ItmModel
+from clip_itm.retrieval.index import LocalIndex
+from clip_itm.retrieval.storage import index_files
+from clip_itm.runs.publish import Files, model_files
+from clip_itm.weights import model_sha256
 
 
-def model_files(
+def files_with_indexes(
     place: Path, repo: str, indexes: Sequence[Path] = (), shown: bool = False, licence: str | None = None
 ) -> Files:
-    """What a push of a run (its best model) or of a saved model puts into `repo`; `indexes` under index/.
+    """What a push puts into `repo`: a model as in `model_files`, and `indexes` under index/.
 
-    `shown`: a Space will show the photos of the indexes. `licence`: of the weights, for the card; default: as it says.
-    Raises ValueError for a wrong name, a run that is not finished, a folder that holds no whole model, and an index
-    that is none, of another model, or cannot be shown.
+    `shown`: a Space will show the photos of the indexes. Raises ValueError as `model_files` does, and for an index that
+    is none, of another model, or cannot be shown.
     """
-    check_name(repo)
-    check_licence(licence)
-    folder = model_folder(place)
-    if folder != place and not (place / "results.json").is_file():
-        raise ValueError(f"{place}: this run is not finished (it has no results.json): train it to its end")
-    config = _check_model(folder)
-    check_files(folder)
-    files: Files = {
-        path.name: path
-        for path in sorted(folder.iterdir())
-        if path.suffix in KEPT and path.name not in TRAINING_STATE and not path.name.startswith(".")
-    }
-    if kept := read_checksums(folder):
-        kept["files"] = {name: entry for name, entry in kept["files"].items() if name in files}
-        files[CHECKSUMS] = (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
-    card = _card(folder, config).replace(PLACE, repo)
-    files["README.md"] = (card if licence is None else with_licence(card, licence)).encode()
-    if indexes:
-        files |= _index_files(indexes, folder, shown)
-    return files
-
-
-def check_name(repo: str) -> None:
-    try:
-        validate_repo_id(repo)
-    except ValueError as error:
-        raise ValueError(f"{repo!r} is no name of a repository, such as me/my-model: {error}") from None
-
-
-def check_licence(name: str | None) -> None:
-    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
-        raise ValueError(
-            f"--license {name!r}: expected the name of a licence as the Hub writes it, such as mit, apache-2.0, "
-            "cc-by-nc-4.0 (all of them: https://huggingface.co/docs/hub/repositories-licenses)"
-        )
-
-
-def _check_model(folder: Path) -> dict:
-    """Its config.json; ValueError where something is missing that loading needs."""
-    config = read_json(folder / "config.json", "the configuration of a model")
-    if config.get("model_type") != "clip_itm":
-        found = config.get("model_type")
-        raise ValueError(f"{folder}: a model of type {found!r}; only models of clip_itm (type 'clip_itm') are pushed")
-    if "auto_map" not in config:
-        raise ValueError(
-            f"{folder}: this model was saved without its code and would not load elsewhere; load it and its processor "
-            "and save both once more (save_pretrained)"
-        )
-    classes = [*config["auto_map"].values(), *(task["impl"] for task in config.get("custom_pipelines", {}).values())]
-    wanted = ["processor_config.json", *(f"{name.split('.')[0]}.py" for name in classes)]
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if not any(folder.glob("model*.safetensors")):
-        missing.append("model.safetensors")
-    if missing:
-        raise ValueError(f"{folder}: this model is not whole, it lacks {', '.join(missing)}; save or download it again")
-    return config
-
-
-def _card(folder: Path, config: dict) -> str:
-    if (folder / "README.md").is_file():
-        return (folder / "README.md").read_text(encoding="utf-8")
-    origin = folder / "imported_from.json"
-    return bare_card(config, read_json(origin, "a JSON file of a model") if origin.is_file() else None)
+    files = model_files(place, repo, licence)
+    return files | (_index_files(indexes, model_folder(place), shown) if indexes else {})
 
 
 def _index_files(indexes: Sequence[Path], model: Path, shown: bool) -> Files:
     """Those of photos under index/image, those of captions under index/text."""
-    from clip_itm.model import ItmModel
-    from clip_itm.retrieval.index import LocalIndex
-    from clip_itm.retrieval.storage import index_files
-    from clip_itm.weights import model_sha256
-
     sha256 = model_sha256(ItmModel.from_pretrained(model))
     places: dict[str, Path] = {}
     files: Files = {}
@@ -118,43 +40,3 @@ def _index_files(indexes: Sequence[Path], model: Path, shown: bool) -> Files:
         places[index.modality] = place
         files |= {f"index/{index.modality}/{path.name}": path for path in index_files(place)}
     return files
-
-
-def log_in(token: str | None = None) -> str:
-    """The name of the account; ValueError where nobody is logged in or the Hub does not answer."""
-    try:
-        return HfApi(token=token).whoami()["name"]
-    except LocalTokenNotFoundError:
-        raise ValueError("not logged in to the Hub: run `hf auth login`, or set HF_TOKEN") from None
-    except HfHubHTTPError as error:
-        raise ValueError(f"the Hub refuses this token: {error}; run `hf auth login` again, or set HF_TOKEN") from None
-    except Exception as error:  # whatever the HTTP library raises for a host that cannot be reached
-        raise ValueError(f"the Hub cannot be reached: {error}") from error
-
-
-def upload(
-    files: Files,
-    repo: str,
-    *,
-    message: str,
-    kind: str = "model",
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-) -> CommitInfo:
-    """One commit with all `files` to `repo` of `kind` ("model" or "space"), which is made where it does not exist.
-
-    `private`: of a new repository (None: what the account has as default); `revision`: a branch, made if need be.
-    """
-    api = HfApi(token=token)
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    try:
-        sdk = "gradio" if kind == "space" else None
-        repo = api.create_repo(repo, repo_type=kind, private=private, space_sdk=sdk, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")  # the index
-            return api.create_commit(repo, operations, commit_message=message, repo_type=kind, revision=revision)
-    except Exception as error:  # of the Hub, of the HTTP library or of one of the ways to upload
-        raise ValueError(f"{repo}: the push failed, and the last commit there stands: {error}") from error

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_itm.backbones.features import Features
+from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.similarity.base import Similarity
+from clip_itm.similarity.build import build_similarity
 from clip_itm.similarity.cosine import Cosine
 
 
@@ -27,6 +28,17 @@ class Head(nn.Module, ABC):
     def __init__(self, similarity: Similarity | None = None):
         super().__init__()
         self.similarity: Similarity = similarity or Cosine()
+
+    @classmethod
+    def build(
+        cls,
+        config,
+        widths: FeatureWidths,
+        initial_logit_scale: float | None = None,
+        initial_logit_bias: float | None = None,
+    ) -> "Head":
+        """See `build_head`; here, for a head that takes its section and the similarity that this one names."""
+        return cls(config, build_similarity(config.similarity, widths))
 
     @property
     def needs_tokens(self) -> bool:

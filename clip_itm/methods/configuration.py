@@ -1,26 +1,16 @@
 """`head:` section of a recipe: the method, that is similarity and loss."""
 
+from functools import reduce
+from importlib import import_module
+from operator import or_
 from typing import Annotated
 
 from pydantic import Field
 
-from clip_itm.methods.aahr.configuration import AahrHeadConfig
-from clip_itm.methods.clip.configuration import ClipHeadConfig
-from clip_itm.methods.crcl.configuration import CrclHeadConfig
-from clip_itm.methods.dive.configuration import DiveHeadConfig
-from clip_itm.methods.npc.configuration import NpcHeadConfig
-from clip_itm.methods.polyloss.configuration import PolyLossHeadConfig
-from clip_itm.methods.siglip.configuration import SiglipHeadConfig
-from clip_itm.methods.triplet.configuration import TripletHeadConfig
+from clip_itm.kinds import METHODS
 
-HeadConfig = Annotated[
-    ClipHeadConfig
-    | NpcHeadConfig
-    | CrclHeadConfig
-    | DiveHeadConfig
-    | AahrHeadConfig
-    | PolyLossHeadConfig
-    | TripletHeadConfig
-    | SiglipHeadConfig,
-    Field(discriminator="kind"),
-]
+_SECTIONS = (
+    getattr(import_module(f"clip_itm.methods.{kind}.configuration"), f"{stem}HeadConfig")
+    for kind, stem in METHODS.items()
+)
+HeadConfig = Annotated[reduce(or_, _SECTIONS), Field(discriminator="kind")]

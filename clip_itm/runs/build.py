@@ -4,15 +4,18 @@ from transformers import TrainingArguments
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
 from clip_itm.data.tokens import CaptionTokens
+from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import process_state
 from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.evaluation.recall import recall_metrics
+from clip_itm.methods.method import Method
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
 from clip_itm.runs.provenance import Provenance
-from clip_itm.runs.setup import Encoder, TrainingData, autocast_dtype
+from clip_itm.runs.publish import publish_run
 from clip_itm.runs.trackers import available_trackers
 from clip_itm.training.encode import Embeddings, scoring
+from clip_itm.training.encoder import Encoder, autocast_dtype
 from clip_itm.training.trainer import ItmTrainer
 
 
@@ -20,8 +23,9 @@ def make_trainer(
     recipe: Recipe,
     data: TrainingData,
     sampler: PairBatchSampler,
-    encoder: Encoder,
+    method: Method,
     provenance: Provenance,
+    encoder: Encoder,
     resuming: bool,
 ) -> ItmTrainer:
     """The trainer of the recipe's method."""
@@ -41,42 +45,22 @@ def make_trainer(
         random_crop=recipe.data.random_crop,
         seed=recipe.training.seed,
     )
-    common = {
-        "model": model,
-        "args": training_arguments(recipe, resuming),
-        "section": recipe.training,
-        "train_dataset": dataset,
-        "eval_dataset": data.dev.rows,
-        "sampler": sampler,
-        "encode_val": lambda: encoder.encode(data.dev),
-        "score": lambda embeddings: dev_metrics(model, embeddings),
-        "write_provenance": lambda folder: provenance.write(folder, recipe),
-        "processor": encoder.processor,
-    }
-    match recipe.head.kind:
-        case "npc":
-            from clip_itm.methods.npc.trainer import NpcTrainer, make_bank
-
-            return NpcTrainer(
-                **common,
-                build_bank=lambda: make_bank(recipe, data, encoder),
-                is_clean=noise.truth(train.pairs),
-            )
-        case "crcl":
-            from clip_itm.methods.crcl.trainer import CrclTrainer, first_labels
-
-            return CrclTrainer(
-                **common,
-                first_labels=lambda: first_labels(recipe, data, encoder),
-                is_clean=noise.truth(train.pairs),
-                noise_sha256=noise.sha256,
-            )
-        case "aahr":
-            from clip_itm.methods.aahr.trainer import AahrTrainer
-
-            return AahrTrainer(**common)
-        case _:
-            return ItmTrainer(**common)
+    return method.trainer(
+        data,
+        encoder,
+        recipe.training,
+        model=model,
+        args=training_arguments(recipe, method, resuming),
+        section=recipe.training,
+        train_dataset=dataset,
+        eval_dataset=data.dev.rows,
+        sampler=sampler,
+        encode_val=lambda: encoder.encode(data.dev),
+        score=lambda embeddings: dev_metrics(model, embeddings),
+        write_provenance=lambda folder: provenance.write(folder, recipe),
+        processor=encoder.processor,
+        publish=publish_run,
+    )
 
 
 def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
@@ -84,7 +68,7 @@ def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
     return recall_metrics(ranks)
 
 
-def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
+def training_arguments(recipe: Recipe, method: Method, resuming: bool) -> TrainingArguments:
     training, state = recipe.training, process_state()
     arguments = TrainingArguments(
         output_dir=recipe.output_dir,
@@ -94,7 +78,7 @@ def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
         max_grad_norm=training.max_grad_norm,
-        bf16=autocast_dtype(recipe) is not None,
+        bf16=autocast_dtype(recipe.training.precision) is not None,
         activation_checkpointing=training.activation_checkpointing,
         eval_strategy="steps" if training.evaluate_every else "epoch",
         eval_steps=training.evaluate_every,
@@ -108,8 +92,7 @@ def training_arguments(recipe: Recipe, resuming: bool) -> TrainingArguments:
         report_to=available_trackers(training.trackers),
         project="clip-itm",
         run_name=recipe.output_dir,
-        # behind a gate of AAHR that is still closed nothing has a gradient
-        ddp_find_unused_parameters=True if recipe.head.kind == "aahr" else None,
+        ddp_find_unused_parameters=method.has_unused_parameters or None,
         seed=(training.seed + state.process_index) % 2**32,  # processes must not share their dropout masks
         dataloader_num_workers=recipe.data.num_workers,
         remove_unused_columns=False,

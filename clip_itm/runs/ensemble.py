@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from clip_itm.data.rows import Split
-from clip_itm.runs.setup import Encoder
 from clip_itm.training.encode import Embeddings, scoring
+from clip_itm.training.encoder import Encoder
 
 Score = Callable[[Tensor, Tensor], Tensor]
 

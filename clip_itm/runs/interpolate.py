@@ -22,9 +22,10 @@ from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
 from clip_itm.runs.build import dev_metrics
-from clip_itm.runs.setup import Encoder, autocast_dtype, check_protocols, final_split, make_model, prepare_photos
+from clip_itm.runs.setup import check_protocols, final_split, make_encoder, make_model, prepare_photos
 from clip_itm.runs.train import evaluate_split
 from clip_itm.training.encode import encode_captions, encode_photos
+from clip_itm.training.encoder import autocast_dtype
 
 State = dict[str, Tensor]
 
@@ -111,7 +112,7 @@ class Line:
     def point(self, alpha: float) -> Point:
         set_weights(self.model, self.base, self.tuned, alpha)
         # a new one for every point: it remembers what the towers made
-        encoder = Encoder(self.recipe, self.model, self.processor, self.image_cache)
+        encoder = make_encoder(self.recipe, self.model, self.processor, self.image_cache)
         dev = None if self.dev is None else dev_metrics(self.model, encoder.encode(self.dev))
         return Point(alpha, dev, evaluate_split(self.recipe, self.final, encoder), self._zero_shot())
 
@@ -120,7 +121,7 @@ class Line:
         if self.classes is None:
             return None
         model, section, classes = self.model.eval(), self.recipe.evaluation, self.classes
-        precision = autocast_dtype(self.recipe)
+        precision = autocast_dtype(self.recipe.training.precision)
         with torch.autocast(model.device.type, dtype=precision, enabled=precision is not None):
             images = encode_photos(
                 model.encode_images,

@@ -20,7 +20,7 @@ class Provenance:
 
     `splits` name -> {sha256, photos, captions} and the numbers left out {missing, broken, empty_captions}; `noise`
     {sha256, ratio, level, seed} of the training captions;
-    `bank`, hash of the memory bank that the recipe names.
+    `method`, hashes of what the recipe's method reads for these pairs, such as a memory bank.
     """
 
     recipe_sha256: str
@@ -28,7 +28,7 @@ class Provenance:
     noise: dict
     versions: dict[str, str]
     machine: dict[str, str | int] = field(default_factory=dict)
-    bank: str | None = None
+    method: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path, recipe: Recipe) -> None:
         """`provenance.json` and `recipe.yaml` in `folder`."""
@@ -36,7 +36,7 @@ class Provenance:
         write_json(folder / "provenance.json", asdict(self))
 
     def changes_since(self, began: dict) -> list[str]:
-        """What is no longer as a `provenance.json` says: splits, noise and bank, with their hashes."""
+        """What is no longer as a `provenance.json` says: splits, noise and what the method reads, with their hashes."""
         now = self._hashes(asdict(self))
         then = self._hashes(began)
         return [
@@ -47,12 +47,14 @@ class Provenance:
 
     @staticmethod
     def _hashes(content: dict) -> dict[str, str]:
-        bank = {} if content.get("bank") is None else {"bank": content["bank"]}
+        method = content.get("method") or {}
+        if content.get("bank") is not None:  # of an earlier version
+            method = {"bank": content["bank"]}
         splits = {name: split["sha256"] for name, split in content["splits"].items()}
-        return splits | {"noise": content["noise"]["sha256"]} | bank
+        return splits | {"noise": content["noise"]["sha256"]} | method
 
 
-def describe_run(recipe: Recipe, splits: dict, noise, bank=None) -> Provenance:
+def describe_run(recipe: Recipe, splits: dict, noise, method: dict[str, str]) -> Provenance:
     return Provenance(
         recipe_sha256=recipe.sha256,
         splits={
@@ -66,5 +68,5 @@ def describe_run(recipe: Recipe, splits: dict, noise, bank=None) -> Provenance:
             "cpu_threads": torch.get_num_threads(),
             "processes": num_processes(),
         },
-        bank=None if bank is None else bank.sha256,
+        method=method,
     )

@@ -6,12 +6,17 @@ from clip_itm.checksums import CHECKSUMS, check_files
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import load_noise
 from clip_itm.data.rows import Split
+from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, say
 from clip_itm.files import write_json
+from clip_itm.methods.method import method_of
 from clip_itm.reading import read_json
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.runs.card import CURVES
-from clip_itm.runs.folder import (
+from clip_itm.runs.provenance import Provenance, describe_run
+from clip_itm.runs.setup import demand_splits
+from clip_itm.runs.stored import read_provenance, read_results
+from clip_itm.training.folder import (
     FIRST,
     LEFT_OUT,
     RESULTS,
@@ -27,9 +32,7 @@ from clip_itm.runs.folder import (
     record_added,
     seal_run,
 )
-from clip_itm.runs.provenance import Provenance, describe_run
-from clip_itm.runs.setup import TrainingData, demand_splits, given_bank
-from clip_itm.runs.stored import demand_trainer_state, read_provenance, read_results
+from clip_itm.training.stored import demand_trainer_state
 
 
 def finished(recipe: Recipe, folder: Path) -> dict | None:
@@ -58,8 +61,9 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
         return read_results(folder / RESULTS)
     demand_splits(recipe, splits)
     noise = load_noise(recipe.noise, splits["train"].pairs)
-    bank = given_bank(recipe, noise, splits["train"].pairs)
-    _demand_unchanged(folder, describe_run(recipe, splits, noise, bank))
+    method = method_of(recipe.head)
+    method.open(noise, splits["train"].pairs)
+    _demand_unchanged(folder, describe_run(recipe, splits, noise, method.provenance))
     return read_results(folder / RESULTS)
 
 
@@ -153,7 +157,7 @@ def _differences(first: Recipe, second: Recipe) -> list[str]:
 
 
 def _demand_unchanged(folder: Path, provenance: Provenance) -> None:
-    """A run goes on, and its results stand, only with the photos, captions and bank that it began with."""
+    """A run goes on, and its results stand, only with the photos, captions and method's files that it began with."""
     if not (folder / "provenance.json").is_file():
         return
     began = read_provenance(folder / "provenance.json")

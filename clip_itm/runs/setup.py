@@ -1,28 +1,26 @@
 """From a recipe to everything a run needs: data, noise, processor, model, trainer. Cheap errors come first."""
 
 import warnings
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 from transformers import set_seed
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.backbones.configuration import random_part
-from clip_itm.data.batches import PairBatchSampler, rows_of
+from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import demand_readable, has_photos, load_splits, photo_checker
-from clip_itm.data.noise import CaptionNoise, load_noise
-from clip_itm.data.rows import Pairs, Split, hash_strings
+from clip_itm.data.noise import load_noise
+from clip_itm.data.rows import Split, hash_strings
 from clip_itm.data.sources.builder import cache_folder
+from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
 from clip_itm.evaluation.report import FEWEST_PHOTOS, too_few
-from clip_itm.methods.npc.bank import MemoryBank
+from clip_itm.methods.method import Method, method_of
 from clip_itm.model import ItmModel
 from clip_itm.offline import demand_recipe
 from clip_itm.processing import ItmProcessor
@@ -30,26 +28,7 @@ from clip_itm.recipe import Recipe
 from clip_itm.runs.batch_checks import demand_negatives, demand_pairs
 from clip_itm.runs.provenance import Provenance, describe_run
 from clip_itm.runs.trackers import available_trackers
-from clip_itm.training.encode import Embeddings, PhotoInputs, encode_split
-from clip_itm.training.feature_cache import caption_features, is_frozen, photo_features
-
-
-@dataclass
-class TrainingData:
-    """The splits of a recipe, the captions its training pairs really got, and the batches they come in."""
-
-    splits: dict[str, Split]
-    noise: CaptionNoise
-    image_cache: ImageCache | None = None
-    bank: MemoryBank | None = None  # the one that the recipe names
-
-    @property
-    def train(self) -> Split:
-        return self.splits["train"]
-
-    @property
-    def dev(self) -> Split:
-        return self.splits["val"]
+from clip_itm.training.encoder import Encoder, autocast_dtype
 
 
 def final_split(recipe: Recipe, splits: dict[str, Split]) -> Split:
@@ -134,87 +113,26 @@ def make_model(recipe: Recipe, splits: dict[str, Split]) -> tuple[ItmModel, ItmP
     return model.to(process_state().device), processor
 
 
-@dataclass
-class Encoder:
-    """Embeddings of any split under the current weights, from kept features where a tower is frozen."""
-
-    recipe: Recipe
-    model: ItmModel
-    processor: ItmProcessor
-    image_cache: ImageCache | None = None
-
-    def __post_init__(self):
-        self.frozen_images = is_frozen(self.model.backbone.image_blocks())
-        self.frozen_texts = is_frozen(self.model.backbone.text_blocks())
-        self._kept: dict[tuple[str, str], Any] = {}
-
-    @classmethod
-    def of_saved(cls, folder: Path, recipe: Recipe, image_cache: ImageCache | None) -> "Encoder":
-        """That of the model and processor in `folder`."""
-        model = ItmModel.from_pretrained(folder).to(process_state().device)
-        return cls(recipe, model, ItmProcessor.from_pretrained(folder), image_cache)
-
-    def photo_features(self, split: Split) -> dict[str, np.ndarray] | None:
-        """Outputs of a frozen image tower by photo number; None where the tower trains, photos are cropped at random or
-        the data are regions."""
-        if split.regions is not None or not self.frozen_images or self.recipe.data.random_crop < 1:
-            return None
-        if ("photos", split.name) not in self._kept:
-            self._kept["photos", split.name] = photo_features(
-                self.model,
-                split,
-                self.processor,
-                self._folder,
-                self.recipe.evaluation.batch_size,
-                self.recipe.data.num_workers,
-                self.image_cache,
-            )
-        return self._kept["photos", split.name]
-
-    def photo_inputs(self, split: Split) -> PhotoInputs | None:
-        """What stands for the photos of `split` in the model's inputs; None where they are read."""
-        if split.regions is not None:
-            return split.regions.batch
-        kept = self.photo_features(split)
-        return None if kept is None else partial(rows_of, kept)
-
-    def text_features(self, split: Split) -> np.ndarray | None:
-        """Outputs of a frozen text tower [Nt, C]; None where the tower trains, or the head reads words."""
-        if not self.frozen_texts or self.model.backbone.output_tokens:
-            return None
-        if ("captions", split.name) not in self._kept:
-            self._kept["captions", split.name] = caption_features(
-                self.model, split, self.processor, self._folder, self.recipe.evaluation.batch_size
-            )
-        return self._kept["captions", split.name]
-
-    @property
-    def _folder(self) -> Path:
-        return cache_folder(self.recipe.data) / "features"
-
-    def encode(self, split: Split) -> Embeddings:
-        return encode_split(
-            self.model,
-            split.rows,
-            split.pairs,
-            self.processor,
-            self.recipe.evaluation.batch_size,
-            self.recipe.data.num_workers,
-            autocast_dtype(self.recipe),
-            self.photo_inputs(split),
-            self.text_features(split),
-            self.image_cache,
-            None if split.regions is None else split.regions.caption_vectors,
-        )
+def make_encoder(
+    recipe: Recipe, model: ItmModel, processor: ItmProcessor, image_cache: ImageCache | None = None
+) -> Encoder:
+    """Embeddings of any split as the recipe says, under the current weights of `model`."""
+    return Encoder(
+        model,
+        processor,
+        cache_folder=cache_folder(recipe.data) / "features",
+        batch_size=recipe.evaluation.batch_size,
+        num_workers=recipe.data.num_workers,
+        precision=autocast_dtype(recipe.training.precision),
+        random_crop=recipe.data.random_crop,
+        image_cache=image_cache,
+    )
 
 
-def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
-    """bfloat16 where the recipe and the device say so, over float32 weights; None for plain float32."""
-    wanted = recipe.training.precision
-    on_gpu = torch.cuda.is_available() and process_state().device.type == "cuda"
-    if wanted == "bf16" or (wanted == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
-        return torch.bfloat16
-    return None
+def saved_encoder(folder: Path, recipe: Recipe, image_cache: ImageCache | None) -> Encoder:
+    """The same of the model and processor in `folder`."""
+    model = ItmModel.from_pretrained(folder).to(process_state().device)
+    return make_encoder(recipe, model, ItmProcessor.from_pretrained(folder), image_cache)
 
 
 def check_protocols(recipe: Recipe, split: Split) -> None:
@@ -231,36 +149,27 @@ def check_protocols(recipe: Recipe, split: Split) -> None:
         PROTOCOLS[name](gallery)
 
 
-def prepare(recipe: Recipe) -> tuple[TrainingData, PairBatchSampler, Provenance]:
+class Prepared(NamedTuple):
+    """What is known of a run before a model is built."""
+
+    data: TrainingData
+    sampler: PairBatchSampler
+    method: Method
+    provenance: Provenance
+
+
+def prepare(recipe: Recipe) -> Prepared:
     """All that can be checked before a model is built."""
     available_trackers(recipe.training.trackers)
     demand_recipe(recipe)
     demand_pairs(recipe)
     data = load_pairs(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))
-    data.bank = given_bank(recipe, data.noise, data.train.pairs)
+    method = method_of(recipe.head)
+    method.open(data.noise, data.train.pairs)
     sampler = make_sampler(recipe, data.train)
     demand_negatives(recipe, sampler)
-    builds_at_once = recipe.head.kind == "npc" and data.bank is None and not recipe.head.warmup_epochs
-    if builds_at_once and (random := random_part(recipe.backbone)):
-        warnings.warn(
-            f"{random} of this backbone starts from random weights, and the memory bank would be built with them: set "
-            "head.warmup_epochs, or name a bank of a trained model (head.bank, `clip-itm bank build --run DIR`)",
-            stacklevel=1,
-        )
+    if caution := method.caution(random_part(recipe.backbone)):
+        warnings.warn(caution, stacklevel=1)
     data.image_cache = prepare_photos(recipe, data.splits)  # minutes of decoding come last
-    return data, sampler, describe_run(recipe, data.splits, data.noise, data.bank)
-
-
-def given_bank(recipe: Recipe, noise: CaptionNoise, pairs: Pairs) -> MemoryBank | None:
-    """The memory bank that `head.bank` names, or None. ValueError for that of other pairs or another `head.rho`."""
-    if recipe.head.kind != "npc" or recipe.head.bank is None:
-        return None
-    bank = MemoryBank.load(recipe.head.bank)
-    bank.check(noise, pairs)
-    if bank.rho is not None and bank.rho != recipe.head.rho:
-        raise ValueError(
-            f"head.rho is {recipe.head.rho:g}, and {recipe.head.bank} was built with {bank.rho:g}: write head.rho: "
-            f"{bank.rho:g}, or build it anew (`clip-itm bank build --rho {recipe.head.rho:g}`)"
-        )
-    return bank
+    return Prepared(data, sampler, method, describe_run(recipe, data.splits, data.noise, method.provenance))

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from clip_itm.audit.clean_probability import FILE as CLEAN_PROBABILITY
-from clip_itm.audit.clean_probability import wrong_pairs_found
 from clip_itm.data.images import UnreadablePhotoError
 from clip_itm.data.rows import Split
+from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, process_state, say
 from clip_itm.evaluation.precision_result import PrecisionResult
 from clip_itm.evaluation.protocols import evaluate_retrieval
@@ -25,14 +24,15 @@ from clip_itm.runs.build import make_trainer
 from clip_itm.runs.card import CURVES, model_card
 from clip_itm.runs.curves import draw_curves
 from clip_itm.runs.ensemble import encode_ensemble
-from clip_itm.runs.folder import LEFT_OUT, RESULTS, demand_room, failed_write, held, record_added, seal_run, staged
 from clip_itm.runs.launch import recipe_decides
 from clip_itm.runs.resume import begin, finished, last_own_checkpoint
-from clip_itm.runs.setup import Encoder, TrainingData, final_split, make_model, prepare
+from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare
 from clip_itm.runs.stored import read_provenance
+from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
+from clip_itm.training.clean_probability import wrong_pairs_found
+from clip_itm.training.encoder import Encoder
+from clip_itm.training.folder import LEFT_OUT, RESULTS, demand_room, failed_write, held, record_added, seal_run, staged
 from clip_itm.training.trainer import ItmTrainer
-
-METHOD_KEYS = ("method_epoch", "bank_clean")  # log entries of what a method knows about the pairs
 
 
 def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
@@ -65,14 +65,14 @@ def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
 
 def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
     demand_room(folder, anew=overwrite)
-    data, sampler, provenance = prepare(recipe)
+    data, sampler, method, provenance = prepare(recipe)
     checkpoint = None if overwrite else last_own_checkpoint(recipe, folder, provenance)
     say(_summary(recipe, data, len(sampler)))
     model, processor = make_model(recipe, data.splits)
-    encoder = Encoder(recipe, model, processor, data.image_cache)
+    encoder = make_encoder(recipe, model, processor, data.image_cache)
     final = final_split(recipe, data.splits)
     demand_rows_for_batch_norm(recipe, model, sampler)
-    trainer = make_trainer(recipe, data, sampler, encoder, provenance, resuming=checkpoint is not None)
+    trainer = make_trainer(recipe, data, sampler, method, provenance, encoder, resuming=checkpoint is not None)
     by_first(lambda: begin(recipe, folder, provenance, data, checkpoint))
 
     results = {
@@ -102,7 +102,7 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
         "steps": trainer.state.global_step,
         "seconds": None if checkpoint else outcome.metrics["train_runtime"],  # of a run that was not interrupted
         "dev_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
-        "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in METHOD_KEYS)],
+        "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in method.history)],
         "provenance": read_provenance(folder / "provenance.json"),
     }
     return by_first(lambda: _finish(recipe, folder, trainer, data, results)) or results

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from clip_itm.distributed import agree
 from clip_itm.files import temporary_name
-from clip_itm.runs.folder import STATE, Watched, failed_write, last_complete_checkpoint, place, rotate
+from clip_itm.training.folder import STATE, Watched, failed_write, last_complete_checkpoint, place, rotate
 
 
 class GuardedTrainer(Trainer):

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from huggingface_hub import CommitInfo
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from clip_itm.audit.clean_probability import CleanProbability
 from clip_itm.data.batches import PairBatchSampler, PairDataset
 from clip_itm.processing import ItmProcessor
-from clip_itm.runs.folder import last_complete_checkpoint as last_complete_checkpoint
-from clip_itm.runs.stored import demand_weights, reading_state
 from clip_itm.similarity.cosine import unit
 from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCallback
+from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
+from clip_itm.training.folder import last_complete_checkpoint as last_complete_checkpoint
 from clip_itm.training.guarded import GuardedTrainer
 from clip_itm.training.optimizer import make_optimizer
 from clip_itm.training.schedule import (
@@ -31,6 +31,7 @@ from clip_itm.training.schedule import (
     step_multiplier,
     warmup_steps,
 )
+from clip_itm.training.stored import demand_weights, reading_state
 
 COLLAPSE_COSINE = 0.99
 
@@ -41,7 +42,7 @@ class ItmTrainer(GuardedTrainer):
     `train_dataset` makes whole batches, `sampler` says which pairs stand in each (global batches, split over
     processes), `encode_val` gives the embeddings of the dev split (`eval_dataset`, its rows) under the current
     weights and `score` turns them into a dictionary of metrics with "rsum", by which the best checkpoint is chosen.
-    `write_provenance` adds recipe and hashes to a checkpoint folder.
+    `write_provenance` adds recipe and hashes to a checkpoint folder; `publish` sends a finished run to the Hub.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class ItmTrainer(GuardedTrainer):
         score: Callable[[Embeddings], dict[str, float]],
         write_provenance: Callable[[Path], None],
         processor: ItmProcessor,
+        publish: Callable[..., CommitInfo],
     ):
         self.section, self.sampler = section, sampler
         self.encode_val, self.score, self.write_provenance = encode_val, score, write_provenance
+        self.publish = publish
         # not the Trainer's processing_class: that one would write its own token ids into the model's configuration
         self.processor = processor
         self._steps_per_epoch = math.ceil(len(sampler) / args.gradient_accumulation_steps)
@@ -231,15 +234,15 @@ class ItmTrainer(GuardedTrainer):
         """
         if not self.is_world_process_zero():
             return None
-        from clip_itm.hub.push import log_in, model_files, upload
-
         run = Path(self.args.output_dir)
-        repo = self.args.hub_model_id or run.absolute().name
-        files = model_files(run, repo)
-        token = token or self.args.hub_token
-        log_in(token)
-        private = self.args.hub_private_repo if private is None else private
-        return upload(files, repo, message=commit_message, private=private, revision=revision, token=token)
+        return self.publish(
+            run,
+            self.args.hub_model_id or run.absolute().name,
+            message=commit_message,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision,
+            token=token or self.args.hub_token,
+        )
 
     def save_beside_weights(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)

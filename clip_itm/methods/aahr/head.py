@@ -51,6 +51,10 @@ class AahrHead(Head):
     )
     training_only = ("criterion",)
 
+    @classmethod
+    def build(cls, config, widths, initial_logit_scale=None, initial_logit_bias=None) -> "AahrHead":
+        return cls(config, widths)
+
     def __init__(self, config: AahrHeadConfig, widths: FeatureWidths):
         super().__init__(FusedDotProduct(config, widths))
         self.config = config

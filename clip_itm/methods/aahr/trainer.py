@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clip_itm.methods.aahr.criterion import gates_of
-from clip_itm.model import ItmModel
 from clip_itm.reading import reading
 from clip_itm.training.trainer import ItmTrainer
 
@@ -24,7 +23,7 @@ class MomentumEncoders:
     "eval" it takes over running statistics as they are, in "train" it has its own.
     """
 
-    def __init__(self, model: ItmModel, share: float, mode: str):
+    def __init__(self, model: nn.Module, share: float, mode: str):
         self.model, self.mode = model, mode
         self.average = get_ema_multi_avg_fn(share)
         own = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}

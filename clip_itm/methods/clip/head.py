@@ -24,6 +24,7 @@ from clip_itm.methods.base import Head
 from clip_itm.methods.scores import global_scores, local_targets, same_photo
 from clip_itm.methods.section import ContrastiveSection
 from clip_itm.similarity.base import Similarity
+from clip_itm.similarity.build import build_similarity
 from clip_itm.similarity.cosine import Cosine
 
 
@@ -87,6 +88,10 @@ class ClipHead(Head):
         "@inproceedings{radford2021clip, author={Radford, Alec and Kim, Jong Wook and Hallacy, Chris and others}, "
         "title={Learning Transferable Visual Models From Natural Language Supervision}, booktitle={ICML}, year={2021}}"
     )
+
+    @classmethod
+    def build(cls, config, widths, initial_logit_scale=None, initial_logit_bias=None) -> "ClipHead":
+        return cls(config, initial_logit_scale, build_similarity(config.similarity, widths))
 
     def __init__(
         self,

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clip_itm.audit.clean_probability import CleanProbability
+from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import is_same_everywhere
 from clip_itm.evaluation.detection import auc
+from clip_itm.methods.crcl.configuration import CrclHeadConfig
 from clip_itm.methods.crcl.labels import (
     LabelStore,
     expected_probability,
@@ -26,10 +27,11 @@ from clip_itm.methods.crcl.loss import match, matching_probability
 from clip_itm.methods.mixture import fit_mixture
 from clip_itm.methods.pair_losses import seeded_batches
 from clip_itm.reading import reading
-from clip_itm.recipe import Recipe
-from clip_itm.runs.setup import Encoder, TrainingData
 from clip_itm.similarity.cosine import Cosine
+from clip_itm.training.clean_probability import CleanProbability
+from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import scoring
+from clip_itm.training.encoder import Encoder
 from clip_itm.training.schedule import warmup_steps
 from clip_itm.training.trainer import ItmTrainer
 
@@ -188,21 +190,23 @@ class CrclTrainer(ItmTrainer):
         )
 
 
-def first_labels(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Tensor | None:
+def first_labels(
+    head: CrclHeadConfig, training: TrainingSection, data: TrainingData, encoder: Encoder
+) -> Tensor | None:
     """Labels [N] at the start, or None for ones.
 
     `head.initial_labels` "one": the weights of the data set, where it has any. "model": the matching probabilities of
     the untrained model times these weights; they come from seeded batches of as many candidates as in training.
     """
-    head, pairs = recipe.head, data.train.pairs
+    pairs = data.train.pairs
     if head.initial_labels == "one":
         return None if pairs.weight is None else torch.tensor(pairs.weight)  # Arrow's own is read-only
     embeddings = encoder.encode(data.train)
     source, photo = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
     labels = torch.empty(len(pairs))
     siblings = photo if head.same_photo == "mask" else None
-    candidates, score = head.softmax_set or recipe.training.batch_size, scoring(encoder.model)
-    for batch, _ in seeded_batches(len(pairs), candidates, recipe.training.seed):
+    candidates, score = head.softmax_set or training.batch_size, scoring(encoder.model)
+    for batch, _ in seeded_batches(len(pairs), candidates, training.seed):
         logits = score(embeddings.images[photo[batch]], embeddings.texts[source[batch]]) / head.temperature
         targets = torch.arange(len(batch))
         left_out = None

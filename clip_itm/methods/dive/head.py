@@ -24,6 +24,10 @@ class DiveHead(Head):
         "Cross-Modal Retrieval with Set of Diverse Embeddings}, booktitle={CVPR}, year={2023}}"
     )
 
+    @classmethod
+    def build(cls, config, widths, initial_logit_scale=None, initial_logit_bias=None) -> "DiveHead":
+        return cls(config, widths, initial_logit_scale)
+
     def __init__(self, config: DiveHeadConfig, widths: FeatureWidths, initial_logit_scale: float | None = None):
         module, width = config.module, widths.pooled
         positions = (module.image_positions, module.text_positions) if module.kind == "slots" else ("none", "none")

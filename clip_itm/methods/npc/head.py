@@ -13,3 +13,7 @@ class NpcHead(ClipHead):
         "@inproceedings{zhang2024npc, author={Zhang, Xu and Li, Hao and Ye, Mang}, "
         "title={Negative Pre-aware for Noisy Cross-Modal Matching}, booktitle={AAAI}, year={2024}}"
     )
+
+    @classmethod
+    def build(cls, config, widths, initial_logit_scale=None, initial_logit_bias=None) -> "NpcHead":
+        return cls(config, initial_logit_scale)

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from clip_itm.audit.clean_probability import CleanProbability
+from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import gather_constant, is_same_everywhere
 from clip_itm.evaluation.detection import auc
 from clip_itm.methods.npc.bank import MemoryBank, build_bank
+from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.methods.npc.step import NpcStep
-from clip_itm.model import ItmModel
 from clip_itm.reading import reading
-from clip_itm.recipe import Recipe
-from clip_itm.runs.folder import record_added
-from clip_itm.runs.setup import Encoder, TrainingData
+from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.encode import Embeddings
+from clip_itm.training.encoder import Encoder
+from clip_itm.training.folder import record_added
 from clip_itm.training.trainer import ItmTrainer
 
 BANK, STATE = "bank.npz", "npc_state.safetensors"
@@ -138,7 +138,7 @@ class NpcTrainer(ItmTrainer):
 
 
 def bank_of_pairs(
-    embeddings: Embeddings, data: TrainingData, model: ItmModel, rho: float, name: str, seed: int
+    embeddings: Embeddings, data: TrainingData, model: nn.Module, rho: float, name: str, seed: int
 ) -> MemoryBank:
     """The bank of the training pairs with these embeddings of `data.train` under `model`, searched on its device."""
     return build_bank(
@@ -160,16 +160,14 @@ def bank_against_truth(bank: MemoryBank, is_clean: np.ndarray) -> dict[str, floa
     return {"purity": float(is_clean[bank.clean].mean()), "auc": auc(-bank.losses, is_clean)}
 
 
-def make_bank(recipe: Recipe, data: TrainingData, encoder: Encoder) -> MemoryBank:
-    """The bank that `head.bank` names, else one of the training pairs under the encoder's current weights.
+def make_bank(section: NpcHeadConfig, seed: int, data: TrainingData, encoder: Encoder) -> MemoryBank:
+    """The bank of the training pairs under the encoder's current weights.
 
     Raises ValueError where processes built different banks.
     """
-    if data.bank is not None:
-        return data.bank
-    epochs, seed = recipe.head.warmup_epochs, recipe.training.seed
+    epochs = section.warmup_epochs
     name = f"seed {seed} after {epochs} epochs" if epochs else "step 0"
-    bank = bank_of_pairs(encoder.encode(data.train), data, encoder.model, recipe.head.rho, name, seed)
+    bank = bank_of_pairs(encoder.encode(data.train), data, encoder.model, section.rho, name, seed)
     if not is_same_everywhere(bank.sha256, encoder.model.device):
         raise ValueError(
             "the processes built different memory banks from the same numbers; build it once with "

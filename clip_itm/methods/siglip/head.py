@@ -13,6 +13,7 @@ from clip_itm.methods.clip.head import first_logit_scale
 from clip_itm.methods.scores import global_scores, local_targets, same_photo
 from clip_itm.methods.siglip.configuration import SiglipHeadConfig
 from clip_itm.similarity.base import Similarity
+from clip_itm.similarity.build import build_similarity
 
 
 def sigmoid_losses(logits: Tensor, targets: Tensor, same_photo: Tensor, mode: str) -> Tensor:
@@ -34,6 +35,10 @@ class SiglipHead(Head):
         "@inproceedings{zhai2023siglip, author={Zhai, Xiaohua and Mustafa, Basil and Kolesnikov, Alexander and "
         "Beyer, Lucas}, title={Sigmoid Loss for Language Image Pre-Training}, booktitle={ICCV}, year={2023}}"
     )
+
+    @classmethod
+    def build(cls, config, widths, initial_logit_scale=None, initial_logit_bias=None) -> "SiglipHead":
+        return cls(config, initial_logit_scale, initial_logit_bias, build_similarity(config.similarity, widths))
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ def _build(args: argparse.Namespace) -> int:
     from clip_itm.distributed import process_state
     from clip_itm.methods.npc.trainer import bank_of_pairs
     from clip_itm.recipe import load_recipe
-    from clip_itm.runs.setup import Encoder, load_data, make_model
+    from clip_itm.runs.setup import load_data, make_encoder, make_model, saved_encoder
 
     state = process_state()
     if args.run:
@@ -94,7 +94,7 @@ def _build(args: argparse.Namespace) -> int:
         noise = ["--noise.file", str(best / "noise.npz"), "--noise.ratio", "0"]
         recipe = load_recipe(best, [*noise, *args.overrides])
         data = load_data(recipe)
-        encoder = Encoder.of_saved(best, recipe, data.image_cache)
+        encoder = saved_encoder(best, recipe, data.image_cache)
         origin = f"best model of {args.run}"
     else:
         recipe = load_recipe(args.recipe, args.overrides)
@@ -106,7 +106,7 @@ def _build(args: argparse.Namespace) -> int:
                 stacklevel=1,
             )
         data = load_data(recipe)
-        encoder = Encoder(recipe, *make_model(recipe, data.splits), data.image_cache)
+        encoder = make_encoder(recipe, *make_model(recipe, data.splits), data.image_cache)
         origin = f"{recipe.backbone.kind} before training"
     embeddings = encoder.encode(data.train)
     if not state.is_main_process:

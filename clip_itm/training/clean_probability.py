@@ -1,8 +1,7 @@
-"""How likely it is that each training caption belongs to its photo, as a finished run sees it.
+"""How likely it is that each training caption belongs to its photo, as a run sees it.
 
-Methods for wrong captions estimate this while they train, and the run keeps it in a file. For any other run it is
-estimated afterwards from the losses of the best model: wrong captions are learned last, so their losses are larger,
-and a mixture of two components on the losses tells the two groups apart (Li et al. 2020, DivideMix; npc.md 4.1).
+Methods for wrong captions estimate this while they train, and the run keeps it in a file; for any other run it is
+estimated afterwards (`audit/scores.py`).
 """
 
 from dataclasses import dataclass
@@ -10,14 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_itm.checksums import add_checksums
-from clip_itm.data.noise import CaptionNoise
-from clip_itm.data.rows import Split
-from clip_itm.distributed import process_state
 from clip_itm.evaluation.detection import auc, precision_at
 from clip_itm.files import reading_arrays, save_arrays
-from clip_itm.recipe import Recipe
-from clip_itm.runs.folder import record_added
 
 FILE = "clean_probability.npz"
 
@@ -78,51 +71,6 @@ class CleanProbability:
                 method=str(arrays["method"]),
                 noise_sha256=str(arrays["noise_sha256"]),
             )
-
-
-def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
-    """What the run in `folder` left behind, else an estimate from its best model, which is then kept beside it.
-
-    `train` and `noise` are the pairs the run was trained on. Raises ValueError when the kept file names other pairs.
-    """
-    state = process_state()
-    if (folder / FILE).is_file():
-        kept = CleanProbability.load(folder / FILE)
-        if kept.noise_sha256 != noise.sha256 or len(kept.values) != len(noise.source):
-            raise ValueError(f"{folder / FILE} belongs to other training pairs than {folder / 'noise.npz'}: delete it")
-        return kept
-    estimate = estimate_from_losses(folder / "best", recipe, train, noise)
-    if state.is_main_process:
-        record_added(folder, FILE)
-        estimate.save(folder / FILE)
-        add_checksums(folder, [FILE])
-    state.wait_for_everyone()
-    return estimate
-
-
-def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
-    """Probability of the component with the lower losses, under a saved model. Encodes the training split once."""
-    from clip_itm.methods.mixture import fit_mixture
-    from clip_itm.methods.pair_losses import pair_losses
-    from clip_itm.runs.setup import Encoder, prepare_photos
-    from clip_itm.training.encode import scoring
-
-    encoder = Encoder.of_saved(model_folder, recipe, prepare_photos(recipe, {train.name: train}))
-    embeddings = encoder.encode(train)
-    losses = pair_losses(
-        embeddings.images,
-        embeddings.texts,
-        train.pairs.image,
-        noise.source,
-        float(encoder.model.head.scale().detach()),
-        similarity=scoring(encoder.model),
-    )
-    return CleanProbability(
-        values=fit_mixture(losses, seed=0).monotone_clean_posterior(losses).astype(np.float32),
-        ranking=-losses,
-        method="mixture of two components on the losses of the best model, pair by pair in random batches of 256",
-        noise_sha256=noise.sha256,
-    )
 
 
 def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -> dict[str, float | int] | None:

@@ -1,0 +1,61 @@
+"""What a method does besides the loss of its head: the hooks by which the rest of the package sees it."""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Pairs
+from clip_itm.data.training_data import TrainingData
+from clip_itm.kinds import METHODS
+from clip_itm.methods.section import HeadSection
+from clip_itm.training.configuration import TrainingSection
+from clip_itm.training.encoder import Encoder
+from clip_itm.training.trainer import ItmTrainer
+
+
+class Method:
+    """One for a run, made of the `head:` section of its recipe; what is here does nothing.
+
+    `history`: keys by which an entry of the trainer's log belongs to the method's history in `results.json`.
+    `state_files`: what its trainer keeps beside the weights of a checkpoint. `has_unused_parameters`: whether a step
+    may leave some without a gradient, which DistributedDataParallel has to be told.
+    """
+
+    history: tuple[str, ...] = ("method_epoch",)
+    state_files: tuple[str, ...] = ()
+    has_unused_parameters = False
+
+    def __init__(self, section: HeadSection):
+        self.section = section
+
+    def open(self, noise: CaptionNoise, pairs: Pairs) -> None:
+        """Read what the section names for these training pairs. Raises ValueError for what belongs to others."""
+
+    def caution(self, random_part: str | None) -> str | None:
+        """A sentence to warn with before a model is built; `random_part` of the backbone has random weights."""
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Hashes of what `open` has read, by name."""
+        return {}
+
+    def trainer(self, data: TrainingData, encoder: Encoder, training: TrainingSection, **engine) -> ItmTrainer:
+        """The trainer of this method; `engine`: what every `ItmTrainer` takes."""
+        return ItmTrainer(**engine)
+
+
+def method_of(section: HeadSection) -> Method:
+    """The hooks of the method that `section` is of."""
+    name = f"clip_itm.methods.{section.kind}.method"
+    if find_spec(name) is None:
+        return Method(section)
+    return getattr(import_module(name), f"{METHODS[section.kind]}Method")(section)
+
+
+def state_files() -> set[str]:
+    """What trainers of any method keep beside the weights of a checkpoint."""
+    modules = {kind: f"clip_itm.methods.{kind}.method" for kind in METHODS}
+    classes = [
+        getattr(import_module(name), f"{METHODS[kind]}Method") for kind, name in modules.items() if find_spec(name)
+    ]
+    return {file for method in classes for file in method.state_files}

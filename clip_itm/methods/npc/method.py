@@ -1,0 +1,47 @@
+"""NPC as the rest of the package sees it: a memory bank, and a trainer that builds or gets one."""
+
+from functools import partial
+
+from clip_itm.methods.method import Method
+from clip_itm.methods.npc.bank import MemoryBank
+from clip_itm.methods.npc.trainer import BANK, STATE, NpcTrainer, make_bank
+
+
+class NpcMethod(Method):
+    history = ("method_epoch", "bank_clean")
+    state_files = (BANK, STATE)
+
+    bank: MemoryBank | None = None  # the one that `head.bank` names
+
+    def open(self, noise, pairs) -> None:
+        """ValueError for a bank of other pairs or another `head.rho`."""
+        if self.section.bank is None:
+            return
+        bank, rho = MemoryBank.load(self.section.bank), self.section.rho
+        bank.check(noise, pairs)
+        if bank.rho is not None and bank.rho != rho:
+            raise ValueError(
+                f"head.rho is {rho:g}, and {self.section.bank} was built with {bank.rho:g}: write head.rho: "
+                f"{bank.rho:g}, or build it anew (`clip-itm bank build --rho {rho:g}`)"
+            )
+        self.bank = bank
+
+    def caution(self, random_part) -> str | None:
+        if self.bank is not None or self.section.warmup_epochs or not random_part:
+            return None
+        return (
+            f"{random_part} of this backbone starts from random weights, and the memory bank would be built with them: "
+            "set head.warmup_epochs, or name a bank of a trained model (head.bank, `clip-itm bank build --run DIR`)"
+        )
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {} if self.bank is None else {"bank": self.bank.sha256}
+
+    def trainer(self, data, encoder, training, **engine) -> NpcTrainer:
+        build = partial(make_bank, self.section, training.seed, data, encoder)
+        return NpcTrainer(
+            **engine,
+            build_bank=build if self.bank is None else lambda: self.bank,
+            is_clean=data.noise.truth(data.train.pairs),
+        )

@@ -1,0 +1,98 @@
+"""`Encoder`: the embeddings of a split under a model's current weights."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from clip_itm.data.batches import rows_of
+from clip_itm.data.image_cache import ImageCache
+from clip_itm.data.rows import Split
+from clip_itm.distributed import process_state
+from clip_itm.processing import ItmProcessor
+from clip_itm.training.encode import Embeddings, PhotoInputs, encode_split
+from clip_itm.training.feature_cache import caption_features, is_frozen, photo_features
+
+
+@dataclass
+class Encoder:
+    """Embeddings of any split under the current weights of `model`, from cached features where a tower is frozen.
+
+    `cache_folder` is where these features lie; `precision`: that of autocast (None: float32); `random_crop`: smallest
+    part of a photo that training crops (1: none).
+    """
+
+    model: nn.Module
+    processor: ItmProcessor
+    cache_folder: Path
+    batch_size: int = 128
+    num_workers: int = 0
+    precision: torch.dtype | None = None
+    random_crop: float = 1
+    image_cache: ImageCache | None = None
+
+    def __post_init__(self):
+        self.frozen_images = is_frozen(self.model.backbone.image_blocks())
+        self.frozen_texts = is_frozen(self.model.backbone.text_blocks())
+        self._kept: dict[tuple[str, str], Any] = {}
+
+    def photo_features(self, split: Split) -> dict[str, np.ndarray] | None:
+        """Outputs of a frozen image tower by photo number; None where the tower trains, photos are cropped at random or
+        the data are regions."""
+        if split.regions is not None or not self.frozen_images or self.random_crop < 1:
+            return None
+        if ("photos", split.name) not in self._kept:
+            self._kept["photos", split.name] = photo_features(
+                self.model,
+                split,
+                self.processor,
+                self.cache_folder,
+                self.batch_size,
+                self.num_workers,
+                self.image_cache,
+            )
+        return self._kept["photos", split.name]
+
+    def photo_inputs(self, split: Split) -> PhotoInputs | None:
+        """What stands for the photos of `split` in the model's inputs; None where they are read."""
+        if split.regions is not None:
+            return split.regions.batch
+        kept = self.photo_features(split)
+        return None if kept is None else partial(rows_of, kept)
+
+    def text_features(self, split: Split) -> np.ndarray | None:
+        """Outputs of a frozen text tower [Nt, C]; None where the tower trains, or the head reads words."""
+        if not self.frozen_texts or self.model.backbone.output_tokens:
+            return None
+        if ("captions", split.name) not in self._kept:
+            self._kept["captions", split.name] = caption_features(
+                self.model, split, self.processor, self.cache_folder, self.batch_size
+            )
+        return self._kept["captions", split.name]
+
+    def encode(self, split: Split) -> Embeddings:
+        return encode_split(
+            self.model,
+            split.rows,
+            split.pairs,
+            self.processor,
+            self.batch_size,
+            self.num_workers,
+            self.precision,
+            self.photo_inputs(split),
+            self.text_features(split),
+            self.image_cache,
+            None if split.regions is None else split.regions.caption_vectors,
+        )
+
+
+def autocast_dtype(wanted: str) -> torch.dtype | None:
+    """bfloat16 where `training.precision` and the device say so, over float32 weights; None for plain float32."""
+    on_gpu = torch.cuda.is_available() and process_state().device.type == "cuda"
+    if wanted == "bf16" or (wanted == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
+        return torch.bfloat16
+    return None

@@ -1,0 +1,65 @@
+"""A checkpoint read back: whatever is not what the run wrote is told by the file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clip_itm.reading import reading
+
+
+def demand_trainer_state(checkpoint: Path) -> None:
+    """ValueError where `trainer_state.json` of a checkpoint is not that of its step."""
+    from transformers import TrainerState
+
+    path = checkpoint / "trainer_state.json"
+    with reading(path, "the state of a trainer", _elsewhere(checkpoint)):
+        state = TrainerState.load_from_json(str(path))
+        if checkpoint.name != f"checkpoint-{state.global_step}":
+            raise ValueError(f"it is of step {state.global_step}")
+
+
+@contextmanager
+def reading_state(checkpoint: str | Path | None, *names: str) -> Iterator[None]:
+    """Restore what lies in the files `names` of a checkpoint inside of this; a failure is told by the file to blame.
+
+    Where each of them can be read, the first one is not of this run.
+    """
+    try:
+        yield
+    except Exception as error:
+        checkpoint = Path(checkpoint)
+        paths = [checkpoint / name for name in names if (checkpoint / name).exists()] or [checkpoint / names[0]]
+        for path in paths:
+            with reading(path, "a file of this checkpoint", _elsewhere(checkpoint)):
+                _open(path)
+        with reading(paths[0], "the state of this run", _elsewhere(checkpoint)):
+            raise error
+
+
+def demand_weights(checkpoint: str | Path, wanted: set[str]) -> None:
+    """ValueError where `model.safetensors` of a checkpoint has not all the weights `wanted`."""
+    from safetensors import safe_open
+
+    path = Path(checkpoint) / "model.safetensors"
+    if not path.is_file():
+        return
+    with reading(path, "the weights of this checkpoint", _elsewhere(path.parent)), safe_open(path, "pt") as file:
+        if missing := sorted(wanted - set(file.keys())):
+            raise ValueError(f"{len(missing)} weights of the model are not in it, such as {missing[0]}")
+
+
+def _open(path: Path) -> None:
+    """Read a file of tensors to its end; nothing in it is executed."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers.trainer_pt_utils import safe_globals
+
+    if path.suffix == ".safetensors":
+        load_file(path)
+        return
+    with safe_globals():
+        torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _elsewhere(checkpoint: Path) -> str:
+    return f"move {checkpoint} away to go on from an earlier one, or start anew with --overwrite"
