@@ -11,13 +11,11 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 PATIENCE = 3.0  # seconds for a name to be resolved and a connection to be made
 KEPT = "or set HF_HOME to a cache that has it"
-OPEN_CLIP_WEIGHTS = "models--*/snapshots/*/open_clip_*"  # a tag such as openai does not tell the repository
 
 
 def looks_like_path(name: str | Path) -> bool:
@@ -63,37 +61,10 @@ def _remote_parts(recipe, backbone: bool) -> Iterator[tuple[str, str, list[str],
     if data.source == "hub" and not _exists(data.path):
         folders = [_folder("dataset", data.path), f"../datasets/{glob.escape(data.path.replace('/', '___'))}"]
         yield "data.path", data.path, folders, "give a folder written by save_to_disk"
-    if not backbone:
-        return
-    if towers.kind == "open_clip":
-        yield from _open_clip_parts(towers)
-        return
-    if towers.kind == "timm-words" and towers.image_pretrained and towers.image_weights is None:
-        instead = "give a safetensors file as backbone.image_weights, or set backbone.image_pretrained: false"
-        name = towers.image_model
-        yield "backbone.image_model", name, [_folder("model", f"timm/{name}") + "*"], instead
-    keys = {"transformers": ["model"], "bert-vit": ["vision_model", "text_model"]}.get(towers.kind)
-    if keys is None:
-        keys = ["text_model"] if getattr(towers, "text_encoder", None) == "bert" else []  # a kind of one's own: none
-    for key in keys:
-        if not _exists(name := getattr(towers, key)):
-            yield f"backbone.{key}", name, [_folder("model", name)], "give a folder written by save_pretrained"
-
-
-def _open_clip_parts(towers) -> Iterator[tuple[str, str, list[str], str]]:
-    folder, name = "a folder as backbone.model: local-dir:PATH", towers.model.removeprefix("hf-hub:")
-    if name != towers.model:
-        yield "backbone.model", name, [_folder("model", name)], f"give {folder}"
-    elif towers.pretrained is not None and not _exists(towers.pretrained) and _is_tag(towers.pretrained):
-        instead = f"give a weights file as backbone.pretrained, or {folder}, or null for random weights"
-        yield "backbone.pretrained", towers.pretrained, [OPEN_CLIP_WEIGHTS], instead
-
-
-def _is_tag(name: str) -> bool:
-    """Whether open_clip knows weights of this name (it is not imported); else it has to say which it knows."""
-    place = find_spec("open_clip").submodule_search_locations[0]
-    known = (Path(place) / "pretrained.py").read_text(encoding="utf-8")
-    return f" {name.replace('-', '_').lower()}=" in known
+    for part in towers.hub_parts() if backbone else ():
+        if not (part.or_path and _exists(part.name)):
+            within = "" if part.file is None else f"/snapshots/*/{part.file}"
+            yield f"backbone.{part.key}", part.name, [_folders("model", part.repository) + within], part.instead
 
 
 def _is_available(patterns: list[str]) -> bool:
@@ -112,9 +83,13 @@ def _why_not() -> str:
     return f"the Hub ({_endpoint()}) cannot be reached to ask"
 
 
+def _folders(kind: str, repository: str) -> str:
+    """Those of repositories in the cache; both are patterns."""
+    return f"{kind}s--{repository.replace('/', '--')}"
+
+
 def _folder(kind: str, name: str) -> str:
-    """That of a repository in the cache, as a pattern."""
-    return glob.escape(f"{kind}s--{name.replace('/', '--')}")
+    return _folders(kind, glob.escape(name))
 
 
 def is_offline() -> bool:

@@ -18,8 +18,8 @@ from tiny_backbones import (
 
 from clip_itm.backbones.blocks import modules
 from clip_itm.backbones.build import add_lora, freeze
-from clip_itm.backbones.configuration import LoraSection
 from clip_itm.backbones.features import Features
+from clip_itm.backbones.section import LoraSection
 
 SCRATCH = ("bag", "gru", "transformer")  # text towers of timm-words
 

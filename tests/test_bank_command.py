@@ -9,7 +9,7 @@ import torch
 from data_folders import photo, write
 from tiny import tiny_recipe
 
-from clip_itm.backbones.configuration import OpenClipBackbone, TimmWordsBackbone, TransformersBackbone, random_part
+from clip_itm.backbones.configuration import OpenClipBackbone, TimmWordsBackbone, TransformersBackbone
 from clip_itm.cli import main
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.evaluation.detection import auc
@@ -191,4 +191,4 @@ def test_published_files_become_a_bank(golden, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_backbones_from_scratch_are_known(backbone, part):
-    assert random_part(backbone) == part
+    assert backbone.random_part == part

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tiny import tiny_recipe
 
-from clip_itm.backbones.configuration import BackboneSection
+from clip_itm.backbones.section import BackboneSection
 from clip_itm.cli import main
 from clip_itm.data.load import load_splits
 from clip_itm.recipe import load_recipe, parse_recipe

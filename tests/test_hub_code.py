@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
 from clip_itm.backbones.build import build_processor
-from clip_itm.backbones.configuration import LoraSection
+from clip_itm.backbones.section import LoraSection
 from clip_itm.checkpoint_code import code_files
 from clip_itm.configuration import ItmConfig
 from clip_itm.methods.aahr.configuration import AahrHeadConfig

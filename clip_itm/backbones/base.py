@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from clip_itm.backbones.blocks import Block
-from clip_itm.backbones.configuration import BackboneSection
 from clip_itm.backbones.features import Features, FeatureWidths
+from clip_itm.backbones.section import BackboneSection
 
 
 class Backbone(nn.Module, ABC):

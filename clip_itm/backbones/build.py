@@ -6,7 +6,8 @@ from torch import nn
 from clip_itm.backbones.attention import LinearAttention
 from clip_itm.backbones.base import Backbone
 from clip_itm.backbones.blocks import modules, parameters
-from clip_itm.backbones.configuration import BackboneConfig, BackboneSection, LoraSection
+from clip_itm.backbones.configuration import BackboneConfig
+from clip_itm.backbones.section import BackboneSection, LoraSection
 from clip_itm.processing import ItmProcessor
 
 

@@ -12,10 +12,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoConfig, AutoModel
 
 from clip_itm.backbones.blocks import Block, longest_list, partition
-from clip_itm.backbones.configuration import CaptionTowerSection
 from clip_itm.backbones.huggingface import as_dict, set_checkpointing
 from clip_itm.backbones.loading import loading
 from clip_itm.backbones.pooling import make_pooling
+from clip_itm.backbones.word_sections import CaptionTowerSection
 
 
 class WordGru(nn.Module):

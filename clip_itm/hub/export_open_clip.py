@@ -21,18 +21,18 @@ INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
     """See `clip_itm.hub.export`. Raises ValueError for towers that open_clip does not have."""
-    match model.backbone.config.kind:
-        case "open_clip":
-            source = model.backbone.config.model_config_dict
-            model_cfg, state = _own_cfg(source, processor), model.backbone.model.state_dict()
-        case "transformers":
-            model_cfg = model_cfg_of(model.backbone.model.config, processor.tokenizer)
-            state = to_open_clip(model.backbone.model.state_dict())
-        case kind:
-            raise ValueError(
-                f"open_clip cannot hold the towers of {kind}: it has no way to name them in its configuration. "
-                + ("--to transformers and --to onnx can" if kind == "bert-vit" else "--to onnx can")
-            )
+    section, towers = model.backbone.config, model.backbone
+    if "open_clip" not in section.exports_to:
+        raise ValueError(
+            f"open_clip cannot hold the towers of {section.kind}: it has no way to name them in its configuration. "
+            + " and ".join(f"--to {target}" for target in section.exports_to)
+            + " can"
+        )
+    if section.library == "open_clip":
+        model_cfg, state = _own_cfg(section.model_config_dict, processor), towers.model.state_dict()
+    else:
+        model_cfg = model_cfg_of(towers.model.config, processor.tokenizer)
+        state = to_open_clip(towers.model.state_dict())
     shape = [1] if model_cfg.get("nonscalar_logit_scale") else []
     state["logit_scale"] = model.head.scale().detach().log().reshape(shape)
     if "init_logit_bias" in model_cfg:  # 0 where the model was trained without; sigmoid users expect one
@@ -101,7 +101,7 @@ def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tens
 def usage(model: ItmModel, processor: ItmProcessor) -> str:
     """See `clip_itm.hub.export`."""
     notes = ""
-    if model.backbone.config.kind == "open_clip":
+    if model.backbone.config.library == "open_clip":
         model_cfg = model.backbone.config.model_config_dict["model_cfg"]
         if "init_logit_bias" in model_cfg:
             notes += "\nThe model was trained without a bias of the logits; it is 0 here.\n"

@@ -13,8 +13,6 @@ from transformers import (
     AutoProcessor,
     CLIPModel,
     PreTrainedModel,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
@@ -49,19 +47,15 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
 
 def _native(model: ItmModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """The class for the towers, with random weights, and theirs; a backbone has no temperature."""
-    config = model.backbone.config
-    match config.kind:
-        case "transformers":
-            content = dict(config.model_config_dict)
-            native = AutoModel.from_config(AutoConfig.for_model(content.pop("model_type"), **content))
-        case "bert-vit":
-            native = VisionTextDualEncoderModel(VisionTextDualEncoderConfig(**config.model_config_dict))
-        case "open_clip":
-            native = CLIPModel(clip_config(config.model_config_dict["model_cfg"]))
-            return native, to_huggingface(model.backbone.model.state_dict())
-        case kind:
-            raise ValueError(f"transformers has no class for the towers of {kind}; --to onnx can hold them")
-    return native, model.backbone.model.state_dict()
+    section, towers = model.backbone.config, model.backbone
+    if "transformers" not in section.exports_to:
+        raise ValueError(f"transformers has no class for the towers of {section.kind}; --to onnx can hold them")
+    if section.library == "open_clip":
+        native = CLIPModel(clip_config(section.model_config_dict["model_cfg"]))
+        return native, to_huggingface(towers.model.state_dict())
+    content = dict(section.model_config_dict)
+    native = AutoModel.from_config(AutoConfig.for_model(content.pop("model_type"), **content))
+    return native, towers.model.state_dict()
 
 
 def pixels(folder: Path, photos: list[Image.Image], trust_remote_code: bool = True) -> Tensor:

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 import yaml
 from huggingface_hub import ModelCard
 
+from clip_itm.backbones.configuration import BackboneConfig
+from clip_itm.backbones.section import BackboneSection
 from clip_itm.evaluation.report import has_too_few, markdown_table, too_few
+from clip_itm.keys import section_types, tags
 from clip_itm.recipe import Recipe
 from clip_itm.runs.card_data import BARE_DATA, base_models, base_name, card_data, licence
 from clip_itm.visible import code, fence, markdown, visible
@@ -26,7 +29,7 @@ def model_card(recipe: Recipe, results: dict, citation: str, note: str | None = 
         f"---\n{card_data(recipe, results).to_yaml()}\n---",
         f"# {markdown(base_name(recipe))}, fine-tuned for image-text matching",
         _summary(recipe, results),
-        _use(recipe.backbone.kind),
+        _use(type(recipe.backbone)),
         _recall(results, note, curves),
         _data(recipe, results),
         _making(recipe, results),
@@ -48,7 +51,7 @@ def bare_card(config: dict, origin: dict | None) -> str:
     parts = [
         f"---\n{BARE_DATA.to_yaml()}\n---\n# Image-text matching model",
         "\n".join(facts),
-        _use(backbone["kind"]),
+        _use(_section_of(backbone["kind"])),
         licence_section({}),
     ]
     return "\n\n".join(parts) + "\n"
@@ -176,10 +179,16 @@ def _command(recipe: Recipe, processes: int) -> str:
     return " ".join(words)
 
 
-def _use(backbone: str) -> str:
-    if backbone == "regions":
+def _section_of(kind: str) -> type[BackboneSection]:
+    """What all kinds have in common for one that this package does not know."""
+    sections = {tag: section for section in section_types(BackboneConfig) for tag in tags(section)}
+    return sections.get(kind, BackboneSection)
+
+
+def _use(backbone: type[BackboneSection]) -> str:
+    if backbone.reads_regions:
         return f"## How to use it\n\n{USE_REGIONS}\n\n{USE_PACKAGE}"
-    parts = ["## How to use it", USE, USE_PACKAGE, *([USE_OPEN_CLIP] if backbone == "open_clip" else [])]
+    parts = ["## How to use it", USE, USE_PACKAGE, *([USE_OPEN_CLIP] if backbone.library == "open_clip" else [])]
     return "\n\n".join(parts)
 
 

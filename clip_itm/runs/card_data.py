@@ -68,9 +68,8 @@ def _eval_result(recipe: Recipe, results: dict, protocol: str, metric: str) -> E
 
 def base_name(recipe: Recipe) -> str:
     """What training started from, for people; of a local file or folder, only its last name."""
-    name = " + ".join(map(_last_name, recipe.backbone.called()))
-    tag = getattr(recipe.backbone, "pretrained", None)
-    return f"{name} ({_last_name(tag)})" if isinstance(tag, str) and tag else name
+    name, tag = " + ".join(map(_last_name, recipe.backbone.display_names)), recipe.backbone.weights_tag
+    return f"{name} ({_last_name(tag)})" if tag else name
 
 
 def _last_name(name: str) -> str:
@@ -79,7 +78,7 @@ def _last_name(name: str) -> str:
 
 def base_models(recipe: Recipe) -> list[str]:
     """Names on the Hub of what training started from, as far as they have one."""
-    names = map(_hub_name, recipe.backbone.bases())
+    names = map(_hub_name, recipe.backbone.base_models)
     return [name for name in names if name and _is_hub_name(name) and not Path(name).exists()]
 
 
@@ -98,7 +97,7 @@ def licence(recipe: Recipe) -> dict[str, str]:
     It is what the cards of the base models say, in their folders or in the cache of the Hub; of several models that do
     not agree, of weights without a card and of random weights nothing is known.
     """
-    found = [_licence_of(_hub_name(base) or base) for base in recipe.backbone.bases()]
+    found = [_licence_of(_hub_name(base) or base) for base in recipe.backbone.base_models]
     return found[0] if found and all(each == found[0] for each in found) else {}
 
 

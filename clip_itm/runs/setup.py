@@ -9,7 +9,6 @@ import torch
 from transformers import set_seed
 
 from clip_itm.backbones.build import build_processor
-from clip_itm.backbones.configuration import random_part
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import demand_readable, has_photos, load_splits, photo_checker
@@ -169,7 +168,7 @@ def prepare(recipe: Recipe) -> Prepared:
     method.open(data.noise, data.train.pairs)
     sampler = make_sampler(recipe, data.train)
     demand_negatives(recipe, sampler)
-    if caution := method.caution(random_part(recipe.backbone)):
+    if caution := method.caution(recipe.backbone.random_part):
         warnings.warn(caution, stacklevel=1)
     data.image_cache = prepare_photos(recipe, data.splits)  # minutes of decoding come last
     return Prepared(data, sampler, method, describe_run(recipe, data.splits, data.noise, method.provenance))

@@ -79,7 +79,6 @@ def _save(bank, args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from clip_itm.backbones.configuration import random_part
     from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
     from clip_itm.methods.npc.trainer import bank_of_pairs
@@ -98,7 +97,7 @@ def _build(args: argparse.Namespace) -> int:
         origin = f"best model of {args.run}"
     else:
         recipe = load_recipe(args.recipe, args.overrides)
-        if (random := random_part(recipe.backbone)) and state.is_main_process:
+        if (random := recipe.backbone.random_part) and state.is_main_process:
             warnings.warn(
                 f"{random} of this backbone starts from random weights, so its losses say nothing of the captions and "
                 "this bank is of no use. Let a run warm up first and build its own (head.warmup_epochs), or take a "

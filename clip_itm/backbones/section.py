@@ -1,0 +1,108 @@
+"""What the `backbone:` sections of a recipe have in common."""
+
+import glob
+from typing import Annotated, ClassVar, NamedTuple
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from clip_itm.section import Section
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class HubPart(NamedTuple):
+    """What a section takes from the Hub.
+
+    `key`: that of the section; `name`: what it says; `or_path`: whether a file or folder of that name is taken first;
+    `repository`, `file`: patterns of where it lies on the Hub; `instead`: what works without network.
+    """
+
+    key: str
+    name: str
+    repository: str
+    instead: str
+    or_path: bool = True
+    file: str | None = None
+
+
+def saved_model(key: str, name: str) -> HubPart:
+    """A model of transformers."""
+    return HubPart(key, name, glob.escape(name), "give a folder written by save_pretrained")
+
+
+class LoraSection(Section):
+    """Low-rank adapters through peft (`pip install clip-itm[lora]`)."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+    dropout: Probability = 0.0
+    targets: list[str] | None = Field(
+        None, description="names of layers, as they end; default: every linear and attention layer of the blocks"
+    )
+
+
+class BackboneSection(Section):
+    """What every kind shares, and what the rest of the package asks of one: it knows no kind by name.
+
+    Raises `ValueError` (through pydantic) for combinations in which an option would do nothing.
+    """
+
+    reads_regions: ClassVar[bool] = False  # the data bring precomputed regions, no photos
+    library: ClassVar[str | None] = None  # whose model class holds both towers: open_clip, transformers
+    exports_to: ClassVar[tuple[str, ...]] = ("onnx",)  # targets of `clip-itm export` that can hold the towers
+
+    freeze_image: bool = Field(False, description="train nothing of the image tower (its head behind it still trains)")
+    freeze_text: bool = False
+    freeze_image_blocks: NonNegativeInt = Field(
+        0, description="lowest blocks (and the stem below) that stay as they are"
+    )
+    freeze_text_blocks: NonNegativeInt = 0
+    image_dropout: Probability = Field(0.0, description="dropout on image features and tokens, before new layers")
+    text_dropout: Probability = Field(0.0, description="dropout on text features and tokens, before new layers")
+    word_dropout: Probability = Field(0.0, description="share of caption words hidden in training")
+    lora: LoraSection | None = None
+    special_token_ids: list[int] | None = Field(None, description="filled in by the program: tokens that are no words")
+    hidden_word_id: int | None = Field(
+        None, description="filled in by the program: the token in place of a hidden word"
+    )
+
+    @property
+    def display_names(self) -> list[str]:
+        """What people call the towers: names of models, or paths."""
+        model = getattr(self, "model", None)
+        return [model if isinstance(model, str) else getattr(self, "kind", "towers of its own")]
+
+    @property
+    def weights_tag(self) -> str | None:
+        """What tells several weights of one architecture apart, for people."""
+        return None
+
+    @property
+    def base_models(self) -> list[str]:
+        """The pretrained weights that training starts from: names on the Hub, paths, or names such as timm:NAME."""
+        model = getattr(self, "model", None)
+        return [model] if isinstance(model, str) else []
+
+    @property
+    def random_part(self) -> str | None:
+        """What has random weights before training, as far as the recipe tells; None where all is pretrained."""
+        return None
+
+    def hub_parts(self) -> list[HubPart]:
+        """What has to be here or on the Hub before the towers can be built."""
+        return []
+
+    @model_validator(mode="after")
+    def _every_option_does_something(self):
+        for tower in ("image", "text"):
+            if getattr(self, f"freeze_{tower}") and getattr(self, f"freeze_{tower}_blocks"):
+                raise ValueError(f"freeze_{tower} freezes every block: leave freeze_{tower}_blocks out")
+            if self.lora is not None and getattr(self, f"freeze_{tower}_blocks"):
+                raise ValueError(f"lora freezes every block and trains adapters: leave freeze_{tower}_blocks out")
+        if self.lora is not None and self.freeze_image and self.freeze_text:
+            raise ValueError(
+                "lora with freeze_image and freeze_text adapts nothing: unfreeze a tower, or leave lora out"
+            )
+        if self.freeze_text and self.word_dropout:
+            raise ValueError("word_dropout does nothing where freeze_text holds the text tower still: leave one out")
+        return self
