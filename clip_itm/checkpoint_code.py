@@ -23,13 +23,11 @@ from tempfile import TemporaryDirectory
 from transformers.dynamic_module_utils import get_imports
 
 from clip_itm.files import write_text
-from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.kinds import METHODS
 from clip_itm.task import TASK
 
 AUTO_MAP = {"AutoConfig": "clip_itm_configuration.ItmConfig", "AutoModel": "clip_itm_model.ItmModel"}
 PROCESSOR_AUTO_MAP = {"AutoProcessor": "clip_itm_processing.ItmProcessor"}
-IMAGE_PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "clip_itm_image_processing.OpenClipImageProcessor"}
 PIPELINES = {
     TASK: {
         "impl": "clip_itm_retrieval_pipeline.ImageTextRetrievalPipeline",
@@ -57,19 +55,10 @@ def write_code(config, folder: Path) -> None:
     write_text(folder / "requirements.txt", _requirements(_packages_of_code(*kinds), lora))
 
 
-def write_processor_code(folder: Path) -> None:
-    """The modules that load a processor."""
-    for name, text in _closure(["clip_itm.processing"], {}).items():
+def write_processor_code(folder: Path, module: str = "clip_itm.processing") -> None:
+    """The modules that load a processor, which is in `module`."""
+    for name, text in _closure([module], {}).items():
         write_text(folder / name, text)
-
-
-def with_code(processor: OpenClipImageProcessor, folder: Path) -> OpenClipImageProcessor:
-    """A copy of `processor` for a folder of transformers' own classes, and the modules that load it there."""
-    for name, text in _closure(["clip_itm.image_processing"], {}).items():
-        write_text(folder / name, text)
-    copy = OpenClipImageProcessor.of(processor)
-    copy.auto_map = dict(IMAGE_PROCESSOR_AUTO_MAP)
-    return copy
 
 
 @cache

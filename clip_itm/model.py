@@ -12,10 +12,10 @@ from transformers.utils import ModelOutput
 from clip_itm.backbones.build import add_lora, build_backbone, freeze
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.backbones.features import Features
-from clip_itm.backbones.loading import loading
 from clip_itm.backbones.merge import merge_lora
 from clip_itm.checksums import checked_meanwhile, recording
 from clip_itm.configuration import ItmConfig
+from clip_itm.loading import loading
 from clip_itm.methods.build import build_head
 from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.configuration import HeadConfig

@@ -8,9 +8,9 @@ from typing import Literal
 import ftfy
 from transformers import BatchFeature, CLIPImageProcessor, PreTrainedConfig, ProcessorMixin
 
-from clip_itm.backbones.loading import loading
 from clip_itm.checksums import check_files, recording
 from clip_itm.image_processing import OpenClipImageProcessor, pixel_values
+from clip_itm.loading import loading
 
 # whatever the tokenizer is called to read: its vocabulary, merges, templates
 OF_PROCESSOR = ("*processor*.json", "*token*.json", "vocab*", "words*", "merges.txt", "*.model", "*.jinja")

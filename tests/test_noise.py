@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_itm.data.configuration import NoiseSection
-from clip_itm.data.noise import CaptionNoise, load_noise
+from clip_itm.data.load_noise import load_noise
+from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from test_noise import make_pairs
 
 from clip_itm.data.configuration import NoiseSection
-from clip_itm.data.noise import CaptionNoise, load_noise
+from clip_itm.data.load_noise import load_noise
+from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.noise_import import from_captions, from_photo_index, import_noise
 
 

@@ -19,7 +19,7 @@ from tiny import tiny_recipe
 
 from clip_itm.cli import main
 from clip_itm.data.load import load_splits
-from clip_itm.data.noise import load_noise
+from clip_itm.data.load_noise import load_noise
 from clip_itm.recipe import load_recipe
 from clip_itm.runs.train import train
 from clip_itm.training.callbacks import FinishCallback

@@ -24,7 +24,7 @@ from clip_itm.backbones.huggingface import (
     set_checkpointing,
     token_width,
 )
-from clip_itm.backbones.loading import loading
+from clip_itm.loading import loading
 from clip_itm.processing import ItmProcessor
 
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModel
 
 from clip_itm.backbones.blocks import Block, longest_list, partition
 from clip_itm.backbones.huggingface import as_dict, set_checkpointing
-from clip_itm.backbones.loading import loading
 from clip_itm.backbones.pooling import make_pooling
 from clip_itm.backbones.word_sections import CaptionTowerSection
+from clip_itm.loading import loading
 
 
 class WordGru(nn.Module):

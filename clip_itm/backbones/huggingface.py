@@ -10,7 +10,7 @@ from clip_itm.backbones.base import Backbone
 from clip_itm.backbones.blocks import Block, longest_list, partition
 from clip_itm.backbones.configuration import TransformersBackbone
 from clip_itm.backbones.features import Features
-from clip_itm.backbones.loading import cannot_load, loading
+from clip_itm.loading import cannot_load, loading
 from clip_itm.processing import ItmProcessor
 
 # trained on captions of full length without an attention mask

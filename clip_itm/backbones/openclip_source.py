@@ -16,8 +16,8 @@ from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from clip_itm.backbones.configuration import OpenClipBackbone
-from clip_itm.backbones.loading import loading
 from clip_itm.image_processing import OpenClipImageProcessor
+from clip_itm.loading import loading
 from clip_itm.processing import ItmProcessor
 from clip_itm.reading import read_json, reason
 

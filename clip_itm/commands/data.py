@@ -81,7 +81,7 @@ def run_float16(args: argparse.Namespace) -> int:
 
 def refusals(recipe, splits: dict) -> list[str]:
     """What `clip-itm train` would refuse for other reasons than photos and captions."""
-    from clip_itm.data.noise import load_noise
+    from clip_itm.data.load_noise import load_noise
     from clip_itm.runs.setup import check_protocols, final_split, make_sampler
 
     if not {"train", "val"} <= splits.keys():

@@ -53,7 +53,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "info":
         return _info(args)
-    from clip_itm.data.noise import load_noise
+    from clip_itm.data.load_noise import load_noise
     from clip_itm.offline import demand_recipe
     from clip_itm.recipe import load_recipe
 
@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _info(args: argparse.Namespace) -> int:
     from clip_itm.data.configuration import NoiseSection
-    from clip_itm.data.noise import CaptionNoise, load_noise
+    from clip_itm.data.load_noise import load_noise
+    from clip_itm.data.noise import CaptionNoise
     from clip_itm.recipe import load_recipe
 
     if args.recipe is None:

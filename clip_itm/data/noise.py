@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from clip_itm.data.configuration import NoiseSection
 from clip_itm.data.rows import Pairs
 from clip_itm.files import is_stream, reading_arrays, save_arrays
 
@@ -198,30 +197,3 @@ def _move_caption_sets(pairs: Pairs, slots: np.ndarray, moved: np.ndarray) -> np
         origin[moved[counts[moved] == count]] = slots[counts[slots] == count]
     place_in_photo = np.arange(len(pairs), dtype=np.int64) - starts[pairs.image]
     return starts[origin[pairs.image]] + place_in_photo
-
-
-def load_noise(section: NoiseSection, pairs: Pairs) -> CaptionNoise:
-    """The noise that a recipe asks for: a saved (`.npz`) or published (`.npy`, `.txt`) file, or a draw.
-
-    Raises ValueError when the file belongs to other captions, is given together with a ratio, or has another hash
-    than `noise.sha256`.
-    """
-    from clip_itm.data.noise_import import import_noise
-
-    if section.file is None:
-        noise = CaptionNoise.draw(pairs, section.ratio, section.level, section.seed)
-    elif section.ratio > 0:
-        raise ValueError(
-            f"noise.file ({section.file}) and noise.ratio ({section.ratio}) exclude each other: remove one"
-        )
-    elif Path(section.file).suffix == ".npz":
-        noise = CaptionNoise.load(section.file)
-        try:
-            noise.check(pairs)
-        except ValueError as error:
-            raise ValueError(f"noise.file {section.file}: {error}") from None
-    else:
-        noise = import_noise(section.file, pairs)
-    if section.sha256 is not None and noise.sha256 != section.sha256:
-        raise ValueError(f"noise.sha256 is {section.sha256} in the recipe, but this noise has {noise.sha256}")
-    return noise

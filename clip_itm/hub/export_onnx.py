@@ -18,8 +18,8 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from clip_itm.backbones.base import Backbone
 from clip_itm.backbones.pooling import masked_mean
 from clip_itm.backbones.words import GruTower
-from clip_itm.checkpoint_code import with_code
 from clip_itm.files import write_json
+from clip_itm.hub.image_processor_code import with_code
 from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor, clean_text

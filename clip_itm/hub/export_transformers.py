@@ -17,8 +17,8 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from clip_itm.backbones.huggingface import FULL_LENGTH
-from clip_itm.checkpoint_code import with_code
 from clip_itm.hub.clip_weights import clip_config, to_huggingface
+from clip_itm.hub.image_processor_code import with_code
 from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor

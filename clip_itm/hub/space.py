@@ -7,7 +7,6 @@ from pathlib import Path
 
 import yaml
 
-import clip_itm
 from clip_itm.task import TASK
 
 
@@ -21,7 +20,7 @@ def space_files(model: str, revision: str | None = None, with_index: bool = Fals
         gradio = version("gradio")
     except PackageNotFoundError:
         raise ValueError("a Space needs the app: pip install 'clip-itm[app]'") from None
-    package = Path(clip_itm.__file__).parent
+    package = Path(__file__).parents[1]
     source = {
         f"clip_itm/{path.relative_to(package).as_posix()}": path
         for path in sorted(package.rglob("*"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clip_itm.checksums import CHECKSUMS, check_files
 from clip_itm.data.load import load_splits
-from clip_itm.data.noise import load_noise
+from clip_itm.data.load_noise import load_noise
 from clip_itm.data.rows import Split
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, say

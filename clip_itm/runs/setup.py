@@ -12,7 +12,7 @@ from clip_itm.backbones.build import build_processor
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import demand_readable, has_photos, load_splits, photo_checker
-from clip_itm.data.noise import load_noise
+from clip_itm.data.load_noise import load_noise
 from clip_itm.data.rows import Split, hash_strings
 from clip_itm.data.sources.builder import cache_folder
 from clip_itm.data.training_data import TrainingData

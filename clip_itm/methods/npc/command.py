@@ -121,7 +121,7 @@ def _build(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from clip_itm.commands.terminal import print_facts
     from clip_itm.data.load import load_splits
-    from clip_itm.data.noise import load_noise
+    from clip_itm.data.load_noise import load_noise
     from clip_itm.methods.npc.legacy_bank import find_legacy_bank, read_legacy_bank
     from clip_itm.recipe import load_recipe
 

@@ -1,0 +1,33 @@
+"""The noise that the `noise:` section of a recipe asks for: a file, or a draw."""
+
+from pathlib import Path
+
+from clip_itm.data.configuration import NoiseSection
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.noise_import import import_noise
+from clip_itm.data.rows import Pairs
+
+
+def load_noise(section: NoiseSection, pairs: Pairs) -> CaptionNoise:
+    """The noise that a recipe asks for: a saved (`.npz`) or published (`.npy`, `.txt`) file, or a draw.
+
+    Raises ValueError when the file belongs to other captions, is given together with a ratio, or has another hash
+    than `noise.sha256`.
+    """
+    if section.file is None:
+        noise = CaptionNoise.draw(pairs, section.ratio, section.level, section.seed)
+    elif section.ratio > 0:
+        raise ValueError(
+            f"noise.file ({section.file}) and noise.ratio ({section.ratio}) exclude each other: remove one"
+        )
+    elif Path(section.file).suffix == ".npz":
+        noise = CaptionNoise.load(section.file)
+        try:
+            noise.check(pairs)
+        except ValueError as error:
+            raise ValueError(f"noise.file {section.file}: {error}") from None
+    else:
+        noise = import_noise(section.file, pairs)
+    if section.sha256 is not None and noise.sha256 != section.sha256:
+        raise ValueError(f"noise.sha256 is {section.sha256} in the recipe, but this noise has {noise.sha256}")
+    return noise
