@@ -21,35 +21,44 @@ def run(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_the_page_adds_a_method_that_trains(tmp_path):
-    shutil.copytree(ROOT / "clip_itm", tmp_path / "clip_itm", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "recipes" / "sample", tmp_path / "recipes" / "sample")
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the package to which the page was applied."""
+    folder = tmp_path_factory.mktemp("tree")
+    shutil.copytree(ROOT / "clip_itm", folder / "clip_itm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "recipes" / "sample", folder / "recipes" / "sample")
     files = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.S)
-    assert len(files) == 5
+    assert len(files) == 12
     for name, text in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "clip_itm/methods/gce/__init__.py").touch()
-    (change,) = re.findall(r"```diff\n(.*?)```", PAGE, re.S)
-    (tmp_path / "change.diff").write_text(change, encoding="utf-8")
-    run(tmp_path, "git", "apply", "change.diff")
-    run(
-        tmp_path,
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        "--config",
-        str(ROOT / "pyproject.toml"),
-        "clip_itm/methods/gce",
-    )
-    run(tmp_path, sys.executable, "-m", "pytest", "-q", "tests/test_gce.py")
-    small = "--data.train_photos 200 --data.val_photos 40 --data.test_photos 40 --training.max_steps 4"
-    words = [*small.split(), "--training.trackers", "[]", "--data.cache_dir", str(tmp_path / "cache")]
-    run(tmp_path, sys.executable, "-m", "clip_itm.cli", "train", "recipes/sample/gce.yaml", *words)
-    best = tmp_path / "runs/sample/gce/best"
-    assert json.loads((best / "config.json").read_text())["head"]["kind"] == "gce"
-    assert (best / "clip_itm_methods_gce_head.py").is_file(), "the code of the head goes with the checkpoint"
-    own = run(tmp_path, sys.executable, "-c", "import clip_itm; print(clip_itm.__file__)")
-    assert str(tmp_path) in own, "the copy was tested, not the installed package"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    for number, change in enumerate(re.findall(r"```diff\n(.*?)```", PAGE, re.S)):
+        assert len(re.findall(r"^\+[^+]", change, re.M)) == 1, "a line"
+        (folder / f"{number}.diff").write_text(change, encoding="utf-8")
+        run(folder, "git", "apply", f"{number}.diff")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gce", "trimmed"])
+def test_the_page_adds_a_method_that_trains(tree, kind):
+    (tree / f"clip_itm/methods/{kind}/__init__.py").touch()
+    pyproject, package = str(ROOT / "pyproject.toml"), f"clip_itm/methods/{kind}"
+    run(tree, sys.executable, "-m", "ruff", "check", "--config", pyproject, package)
+    run(tree, sys.executable, "-m", "ruff", "format", "--check", "--config", pyproject, package)
+    run(tree, sys.executable, "-m", "pytest", "-q", f"tests/test_{kind}.py")
+    small = "--data.train_photos 200 --data.val_photos 40 --data.test_photos 40 --training.epochs 4"
+    words = [*small.split(), "--training.trackers", "[]", "--data.cache_dir", str(tree / "cache")]
+    run(tree, sys.executable, "-m", "clip_itm.cli", "train", f"recipes/sample/{kind}.yaml", *words)
+    folder = tree / f"runs/sample/{kind}"
+    assert json.loads((folder / "best/config.json").read_text())["head"]["kind"] == kind
+    code = folder / "best" / f"clip_itm_methods_{kind}_head.py"
+    assert code.is_file(), "the code of the head goes with the checkpoint"
+    own = run(tree, sys.executable, "-c", "import clip_itm; print(clip_itm.__file__)")
+    assert str(tree) in own, "the copy was tested, not the installed package"
+    if kind == "trimmed":
+        results = json.loads((folder / "results.json").read_text())
+        assert [entry["method_epoch"] for entry in results["method_history"]] == [1, 2, 3, 4]
+        assert results["wrong_pairs"]["auc"] > 0.5
+        (checkpoint, *_) = folder.glob("checkpoint-*")
+        assert (checkpoint / "trimmed_state.safetensors").is_file()
