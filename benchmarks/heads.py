@@ -149,7 +149,7 @@ def measure_evaluation(name: str, args: argparse.Namespace) -> dict:
 
 
 def loop_over_samples(scores: Tensor, margin: float, weighting: Weighting) -> Tensor:
-    """PolyLoss as published programs compute it, a sample at a time in either direction (polyloss.md 3.3)."""
+    """PolyLoss as published programs compute it, a sample at a time, both directions (docs/papers/polyloss.md 3.3)."""
     total = scores.new_zeros(())
     for direction in (scores, scores.T):
         for k in range(len(direction)):

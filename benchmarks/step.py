@@ -3,7 +3,7 @@
     python benchmarks/step.py                    a small ViT in float32 on one core, about two minutes
     python benchmarks/step.py --device cuda      ViT-B/32, 256 pairs, bf16 autocast, with peak memory
 
-Beside the measured ratio stands the count of npc.md section 10, in units of F, the forward pass of the B pairs of a
+Beside the measured ratio stands the count of docs/papers/npc.md 10, in units of F, the forward pass of the B pairs of a
 batch; a backward pass counts 2 F. Steps are those of training: forward, backward, clipping, AdamW; reading photos is
 not in them. The count leaves out AdamW, which NPC runs a second time for its trial and whose cost depends on the
 number of weights alone: its share is printed, and the ratio without it. Methods take turns in every round, medians
@@ -48,7 +48,7 @@ SMALL = {
     "text_cfg": {"context_length": 32, "vocab_size": 4096, "width": 256, "heads": 4, "layers": 4},
 }
 TOKENS = 16  # of a caption: about those of COCO
-PUBLISHED_UNITS = 12  # F of a step of the released NPC program (npc.md 10); it is not run here
+PUBLISHED_UNITS = 12  # F of a step of the released NPC program (docs/papers/npc.md 10); it is not run here
 TRAINING = TrainingSection(max_grad_norm=10)
 
 

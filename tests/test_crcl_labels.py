@@ -151,7 +151,7 @@ def test_histogram():
 
 
 def test_expected_probability():
-    """The table of crcl.md, section 9."""
+    """The table of docs/papers/crcl.md 9."""
     batches = (64, 128, 512, 1024, 4096)
     table = {
         (0.15, 0.05): (0.242, 0.137, 0.038, 0.019, 0.005),

@@ -81,7 +81,7 @@ def finished(tmp_path_factory):
 
 
 def test_labels_follow_the_table_of_the_paper_pair_by_pair(finished):
-    """crcl.md 4.2, told once more with floats and loops."""
+    """docs/papers/crcl.md 4.2, told once more with floats and loops."""
     recipe, _, _, spy = finished
     data = load_data(recipe)
     sampler = PairBatchSampler(data.train.pairs.image, "random", 32, seed=0)

@@ -23,7 +23,7 @@ REGIONS = {
 
 
 class Regions(nn.Module):
-    """Region features [P, R, 2048] to local and pooled features (dive.md 3.1)."""
+    """Region features [P, R, 2048] to local and pooled features (docs/papers/dive.md 3.1)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -39,7 +39,7 @@ class Regions(nn.Module):
 
 
 class Words(nn.Module):
-    """Captions [B, T] to word embeddings, GRU states (mean of both directions) and the final state (dive.md 3.3)."""
+    """Captions [B, T] to word embeddings, averaged GRU states and the last one (docs/papers/dive.md 3.3)."""
 
     def __init__(self, words: int, token_width: int, width: int):
         super().__init__()

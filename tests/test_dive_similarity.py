@@ -80,7 +80,7 @@ def test_golden_collapsed_sets(golden):
 
 @pytest.mark.parametrize("alpha", [1, 16, 39.9, 41, 200])
 def test_bounds_and_symmetry(alpha):
-    """Chamfer <= SC <= Chamfer + (ln K + ln L) / (2 alpha), and Jensen's bound by the means (dive.md 5.6)."""
+    """Chamfer <= SC <= Chamfer + (ln K + ln L) / (2 alpha), and Jensen's bound (docs/papers/dive.md 5.6)."""
     images, texts = unit_sets(5, 3, 6, 0), unit_sets(7, 4, 6, 1)
     scores = set_scores(images, texts, partial(smooth_chamfer, alpha=alpha))
     offset = (math.log(3) + math.log(4)) / (2 * alpha)

@@ -155,7 +155,7 @@ def test_intended_banks(released, rho):
 
 
 def test_the_released_bank_is_not_by_cosine(released):
-    """Its bank side has the raw lengths (npc.md 4.2): most of its caption entries are not the nearest."""
+    """Its bank side has the raw lengths (docs/papers/npc.md 4.2): most of its caption entries are not the nearest."""
     clean, texts = released["clean_idx_090"], released["texts"]
     raw = torch.from_numpy(released["txt_feat"])[clean]
     np.testing.assert_array_equal(clean[(texts @ raw.T).argmax(dim=1).numpy()], released["released_bank_txt"])

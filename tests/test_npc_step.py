@@ -1,4 +1,4 @@
-"""NPC's weights, total loss and whole steps against the golden arrays (npc.md 2.3 to 2.6, 3), and their properties."""
+"""NPC's weights, loss and steps against golden arrays (docs/papers/npc.md 2.3 to 2.6, 3), and their properties."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ def memory_batch(trainer, entries: np.ndarray) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def one_by_one_losses(images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> Tensor:
-    """l of npc.md 2.2 by loops; another caption of the photo is left out of the sums."""
+    """l of docs/papers/npc.md 2.2 by loops; another caption of the photo is left out of the sums."""
     losses = []
     for k in range(len(images)):
         others = [j for j in range(len(images)) if j == k or image_ids[j] != image_ids[k]]

@@ -1,4 +1,4 @@
-"""PolyLoss against golden numbers, a plain loop, and its properties (polyloss.md section 3)."""
+"""PolyLoss against golden numbers, a plain loop, and its properties (docs/papers/polyloss.md 3)."""
 
 import numpy as np
 import pytest

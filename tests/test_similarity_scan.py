@@ -1,4 +1,4 @@
-"""SCAN attention against golden numbers, a plain loop, and its properties (polyloss.md section 4)."""
+"""SCAN attention against golden numbers, a plain loop, and its properties (docs/papers/polyloss.md 4)."""
 
 import math
 

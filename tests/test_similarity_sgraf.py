@@ -1,4 +1,4 @@
-"""SAF and SGR against golden numbers, plain loops, and their published checkpoints (crcl.md 6.4-6.10)."""
+"""SAF and SGR against golden numbers, plain loops, and their published checkpoints (docs/papers/crcl.md 6.4-6.10)."""
 
 import argparse
 
@@ -70,7 +70,7 @@ def test_golden_evaluation(golden, kind):
 
 
 def test_golden_ensemble(golden):
-    """Two similarities are averaged (crcl.md 8.4)."""
+    """Two similarities are averaged (docs/papers/crcl.md 8.4)."""
     arrays = golden("crcl_saf_sgr")
     images, texts = torch.tensor(arrays["img_emb"]), torch.tensor(arrays["cap_emb"])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The bidirectional hinge against golden numbers and a plain loop (polyloss.md section 5)."""
+"""The bidirectional hinge against golden numbers and a plain loop (docs/papers/polyloss.md 5)."""
 
 import numpy as np
 import pytest

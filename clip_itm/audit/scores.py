@@ -1,7 +1,7 @@
 """How likely each training pair of a finished run is right: what the run kept, else an estimate from its best model.
 
 Wrong captions are learned last, so their losses are larger, and a mixture of two components on the losses tells the
-two groups apart (Li et al. 2020, DivideMix; npc.md 4.1).
+two groups apart (Li et al. 2020, DivideMix; docs/papers/npc.md 4.1).
 """
 
 from pathlib import Path

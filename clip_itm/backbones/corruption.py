@@ -1,8 +1,9 @@
-"""Words of training captions that are masked, replaced or deleted (crcl.md 7.4, dive.md 7.4, aahr.md 3).
+"""Words of training captions that are masked, replaced or deleted.
 
-A word is touched with probability p (0.2). Of the touched ones half become the mask token, a tenth a random token of
-the whole vocabulary, and the others are deleted. One uniform draw u a word tells which: masked below 0.5 p, replaced
-below 0.6 p, deleted below p. A word of several pieces (BERT) meets one fate; its pieces are replaced one by one.
+As in docs/papers/crcl.md 7.4, docs/papers/dive.md 7.4 and docs/papers/aahr.md 3: a word is touched with probability p
+(0.2). Of the touched ones half become the mask token, a tenth a random token of the whole vocabulary, and the others
+are deleted. One uniform draw u a word tells which: masked below 0.5 p, replaced below 0.6 p, deleted below p. A word of
+several pieces (BERT) meets one fate; its pieces are replaced one by one.
 """
 
 import torch

@@ -32,7 +32,7 @@ class OpenAICheckpoint:
 
 
 def read_checkpoint(path: str | Path) -> OpenAICheckpoint:
-    """Read `{epoch, name, state_dict, optimizer}` (npc.md 9) or a plain state dict; nothing in the file is executed.
+    """Read `{epoch, name, state_dict, optimizer}` (docs/papers/npc.md 9) or a plain state dict; nothing is executed.
 
     Raises `ValueError` for what is no file of weights alone, and for weights that are no CLIP.
     """

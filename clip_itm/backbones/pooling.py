@@ -3,7 +3,8 @@
 Every pooling takes tokens [B, T, C] and a mask bool [B, T] of those that count, and gives [B, C]; what the mask leaves
 out has no influence, whatever it holds. Nothing to pool gives zeros.
 
-GPO (Chen et al., CVPR 2021; crcl.md 6.1) sorts every feature over the tokens, largest first, and sums with weights
+GPO (Chen et al., CVPR 2021; docs/papers/crcl.md 6.1) sorts every feature over the tokens, largest first, and
+sums with weights
 
     theta_n = softmax_t(w . h_t / 0.1),   h = BiGRU(code_0 .. code_{n-1}), directions averaged
 
@@ -59,7 +60,7 @@ class GeneralisedPooling(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """softmax_t(w2 . tanh(W1 x_t)) as weights: structured self-attention with one row (dive.md 4.9)."""
+    """softmax_t(w2 . tanh(W1 x_t)) as weights: structured self-attention with one row (docs/papers/dive.md 4.9)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -95,7 +96,7 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def rank_codes(count: int, width: int) -> Tensor:
-    """Sinusoidal codes [count, width] of positions 0, 1, ...: even columns sine, odd ones cosine (crcl.md 6.1)."""
+    """Sinusoidal codes [count, width] of positions 0, 1, ...: sines and cosines in turn (docs/papers/crcl.md 6.1)."""
     positions = torch.arange(count, dtype=torch.float64)[:, None]
     angles = positions * 10000 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -1,10 +1,11 @@
 """From region features [P, R, C] to the common width D, region by region, and what training does to regions before.
 
-    linear     W x + b                                   SCAN, SAF, SGR (polyloss.md 4.1, crcl.md 6.3)
-    mlp        (W x + b) + W2 relu(BN(W1 x + b1)) + b2   VSE-infinity, GPO (crcl.md 6.2)
-    residual   y = W x + b, y + W2 relu(BN(W1 y + b1)) + b2   DivE (dive.md 3.1)
+    linear     W x + b                                   SCAN, SAF, SGR
+    mlp        (W x + b) + W2 relu(BN(W1 x + b1)) + b2   VSE-infinity, GPO
+    residual   y = W x + b, y + W2 relu(BN(W1 y + b1)) + b2   DivE
 
-The batch norm counts the regions that the mask leaves.
+docs/papers/crcl.md 6.3 (and docs/papers/polyloss.md 4.1), docs/papers/crcl.md 6.2, docs/papers/dive.md 3.1. The batch
+norm counts the regions that the mask leaves.
 """
 
 import torch
@@ -35,7 +36,7 @@ class RegionEncoder(nn.Module):
         super().__init__()
         self.kind, self.norm_padding = kind, norm_padding
         self.linear = nn.Linear(width, embed_dim)
-        if kind != "residual":  # which keeps the initialisation of torch (dive.md 4.8)
+        if kind != "residual":  # which keeps the initialisation of torch (docs/papers/dive.md 4.8)
             nn.init.xavier_uniform_(self.linear.weight)
             nn.init.zeros_(self.linear.bias)
         if kind != "linear":
@@ -55,12 +56,16 @@ class RegionEncoder(nn.Module):
 def keep_regions(mask: Tensor, draws: Tensor, probability: float) -> Tensor:
     """Which of the regions in `mask` (bool [P, R]) stay where each is dropped with `probability`, by uniform draws.
 
-    The region with the largest draw always stays (the released guard looks along the wrong axis, crcl.md 7.5).
+    The region with the largest draw always stays; the released guard looks along the wrong axis
+    (docs/papers/crcl.md 7.5).
     """
     draws = draws.masked_fill(~mask, -1)
     return (mask & (draws >= probability)) | (mask & (draws == draws.amax(dim=1, keepdim=True)))
 
 
 def erase_regions(regions: Tensor, draws: Tensor, probability: float) -> Tensor:
-    """A copy of [P, R, C] with 1e-10 in place of a region with `probability`, by uniform draws [P, R] (crcl.md 7.5)."""
+    """A copy of [P, R, C] with 1e-10 in place of a region with `probability`, by uniform draws [P, R].
+
+    See docs/papers/crcl.md 7.5.
+    """
     return torch.where((draws < probability)[..., None], ERASED, regions)

@@ -64,7 +64,7 @@ class Regions(Backbone):
         encoded = regions if self.region_encoder is None else self.region_encoder(regions, mask)
         tokens = self.region_dropout(encoded)
         pooled = features.pooled
-        if self.image_pooling is not None:  # with a dropout mask of its own (dive.md 3.1)
+        if self.image_pooling is not None:  # with a dropout mask of its own (docs/papers/dive.md 3.1)
             pooled = self.image_pooling(self.region_dropout(encoded), mask)
         tokens = self._finish(tokens, mask)
         return super().image_neck(Features(pooled, tokens, mask))

@@ -1,8 +1,8 @@
 """Word vocabularies of SCAN and its successors, and a tokenizer that cuts captions into their words.
 
 Published vocabularies are a JSON file or a pickled object with `word2idx`, `idx2word` and `idx`, the next free id
-(crcl.md 7.3). Weights and vocabulary belong together: the order of words cannot be made again from the captions. Ids: 0
-padding, 1 start, 2 end, 3 unknown, and the mask token of word corruption comes last.
+(docs/papers/crcl.md 7.3). Weights and vocabulary belong together: the order of words cannot be made again from the
+captions. Ids: 0 padding, 1 start, 2 end, 3 unknown, and the mask token of word corruption comes last.
 
 Captions are lower-cased and cut as NLTK's `word_tokenize` does it: into sentences, whose last period is a word, and
 then after the Penn Treebank (`isn't` is `is` and `n't`, `man's` is `man` and `'s`, quotes become `` and '').

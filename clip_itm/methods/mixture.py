@@ -1,4 +1,4 @@
-"""Clean or wrong, from the losses of all training pairs: a mixture of two normal distributions (npc.md 4.1)."""
+"""Clean or wrong, from the losses of all pairs: a mixture of two normal distributions (docs/papers/npc.md 4.1)."""
 
 from dataclasses import dataclass
 

@@ -30,7 +30,7 @@ def pair_losses(
     seed: int | None = 0,
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> np.ndarray:
-    """Symmetric loss l of each pair against the others of its batch (npc.md 2.2): float32 [N], in pair order.
+    """Symmetric loss l of each pair against the others of its batch (docs/papers/npc.md 2.2): float32 [N], by pair.
 
     `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, by default unit vectors compared by cosine; pair k is photo
     `pair_image[k]` with caption `source[k]`, both int64 [N]; `scale` multiplies similarities. Batches are parts of a

@@ -1,4 +1,4 @@
-"""Several models as one: the mean of their scores, as SGRAF averages SAF and SGR (crcl.md 8.4)."""
+"""Several models as one: the mean of their scores, as SGRAF averages SAF and SGR (docs/papers/crcl.md 8.4)."""
 
 from collections.abc import Callable, Sequence
 

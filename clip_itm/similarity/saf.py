@@ -1,4 +1,4 @@
-"""Similarity attention filtration (Diao et al., AAAI 2021; crcl.md 6.8).
+"""Similarity attention filtration (Diao et al., AAAI 2021; docs/papers/crcl.md 6.8).
 
 g_n = sigmoid(norm(w z_n + b))          S = sigmoid(w' l2(sum_n g_n z_n / sum_n g_n) + b')
 """
@@ -14,7 +14,7 @@ from clip_itm.similarity.tokens import EPSILON, l2, linear
 
 
 class CaptionNorm(nn.BatchNorm1d):
-    """A batch norm of one channel whose batch is a caption with all photos (crcl.md 6.10)."""
+    """A batch norm of one channel whose batch is a caption with all photos (docs/papers/crcl.md 6.10)."""
 
     def __init__(self):
         super().__init__(1)

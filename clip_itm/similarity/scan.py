@@ -1,4 +1,4 @@
-"""Stacked cross attention (Lee et al., ECCV 2018; polyloss.md section 4).
+"""Stacked cross attention (Lee et al., ECCV 2018; docs/papers/polyloss.md 4).
 
     s[q, c] = <query q, context c>            t2i: words query regions; i2t: regions query words
     s'      = s, normalised over the queries of each context vector
@@ -8,7 +8,7 @@
     S       = rho aggregated over the queries: Mean, Sum, Max or LogSumExp
 
 a_q is never made: <query q, a_q> = sum_c alpha[q, c] s[q, c], and ||a_q||^2 = alpha_q^T G alpha_q with the Gram
-matrix G of the contexts (polyloss.md 4.4).
+matrix G of the contexts (docs/papers/polyloss.md 4.4).
 """
 
 from functools import partial

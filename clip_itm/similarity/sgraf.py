@@ -1,4 +1,4 @@
-"""Similarity vectors of SGRAF (Diao et al., AAAI 2021; crcl.md 6.4-6.6), on which SAF and SGR reason.
+"""Similarity vectors of SGRAF (Diao et al., AAAI 2021; docs/papers/crcl.md 6.4-6.6), on which SAF and SGR reason.
 
     a_w   = sum_r softmax over regions of (9 s'[r, w]) v_r, of unit length      cross attention of word w
     local_w  = l2(W (a_w - e_w)^2 + b)                                          a node per word
@@ -21,7 +21,7 @@ ATTENTION_SCALE = 9.0
 
 
 def attended_regions(images: Tensor, texts: Tensor) -> Tensor:
-    """Unit vectors [Ni, Nt, W, D]: what each word [Nt, W, D] finds among the regions [Ni, R, D] (crcl.md 6.5)."""
+    """Unit vectors [Ni, Nt, W, D]: what each word [Nt, W, D] finds among the regions [Ni, R, D] (6.5)."""
     words = token_mask(texts)
     scores = images @ texts.flatten(0, 1).T  # [Ni, R, Nt * W]
     normalized = first_normalization(scores.unflatten(2, words.shape), words, "clipped_l2norm").flatten(2)

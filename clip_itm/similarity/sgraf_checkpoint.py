@@ -1,4 +1,4 @@
-"""Checkpoints of the published SGRAF and CRCL programs with SAF or SGR (crcl.md 5.5, 6.8)."""
+"""Checkpoints of the published SGRAF and CRCL programs with SAF or SGR (docs/papers/crcl.md 5.5, 6.8)."""
 
 import re
 from pathlib import Path

@@ -33,7 +33,7 @@ def safe_sqrt(squares: Tensor) -> Tensor:
 
 
 def l2(vectors: Tensor) -> Tensor:
-    """x / (||x|| + 1e-8) of vectors [..., D], zero for zero (polyloss.md 4.1)."""
+    """x / (||x|| + 1e-8) of vectors [..., D], zero for zero (docs/papers/polyloss.md 4.1)."""
     return vectors / (safe_sqrt(vectors.square().sum(dim=-1, keepdim=True)) + EPSILON)
 
 
@@ -118,7 +118,7 @@ class TokenSimilarity(Similarity):
 
 
 def linear(width: int, dim: int) -> nn.Linear:
-    """Xavier-uniform weights and zero bias, as published (polyloss.md 4.1, crcl.md 6.9)."""
+    """Xavier-uniform weights and zero bias, as published (docs/papers/polyloss.md 4.1, docs/papers/crcl.md 6.9)."""
     layer = nn.Linear(width, dim)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

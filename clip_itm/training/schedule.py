@@ -1,4 +1,4 @@
-"""Learning-rate multipliers as functions of the optimiser step (npc.md 7.2) or of the epoch (crcl.md 5.1)."""
+"""Learning-rate multipliers, by the optimiser step (docs/papers/npc.md 7.2) or the epoch (docs/papers/crcl.md 5.1)."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def constant_multiplier(step: int, warmup: int) -> float:
 def step_multiplier(epoch: int, every: int, at: Sequence[int] = ()) -> float:
     """A tenth after every `every` epochs, or from each of the epochs `at` on, if given.
 
-    `epoch` counts from 0, within a piece of CRCL (crcl.md 5.1).
+    `epoch` counts from 0, within a piece of CRCL (docs/papers/crcl.md 5.1).
     """
     return 0.1 ** (sum(epoch >= begin for begin in at) if at else epoch // every)
 

@@ -1,4 +1,4 @@
-"""Data sets of precomputed region features in the layout of SCAN and its successors (crcl.md 7.1).
+"""Data sets of precomputed region features in the layout of SCAN and its successors (docs/papers/crcl.md 7.1).
 
 root/{train,dev,test,testall}_ims.npy    [n, R, C] float32 or float16, one row a photo or one a caption
 root/..._caps.txt                        a caption a line, all captions of a photo on neighbouring lines
@@ -124,7 +124,7 @@ class RegionsImages(CaptionedImages):
 
 
 def read_tsv_captions(file: Path) -> list[str]:
-    """Second column of every line; quotes mean nothing (crcl.md 7.2)."""
+    """Second column of every line; quotes mean nothing (docs/papers/crcl.md 7.2)."""
     captions = []
     for number, line in enumerate(read_lines(file), start=1):
         fields = line.split("\t")

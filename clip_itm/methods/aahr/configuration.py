@@ -8,7 +8,7 @@ from clip_itm.methods.section import HeadSection
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-# what the released program computes where it seems a slip (aahr.md section 16, numbers 2, 6, 13; 5; 8; 11)
+# what the released program computes where it seems a slip (docs/papers/aahr.md 16, numbers 2, 6, 13; 5; 8; 11)
 RELEASED = {"mask_padding": False, "mask_same_image": False, "momentum_mode": "train", "clamp_distance": False}
 
 

@@ -1,4 +1,4 @@
-"""What trains AAHR beside the triplet loss of its embeddings: prototypes, instance graph, queues (aahr.md section 9).
+"""What trains AAHR beside the triplet loss of its embeddings: prototypes, graph, queues (docs/papers/aahr.md 9).
 
     L = T(f_i, f_t) + L_graph + 0.2 L_prototypes + 10 L_regulariser + L_queue
 
@@ -140,7 +140,7 @@ class AahrCriterion(nn.Module):
         return relation, Relation(nearest[0] | itself, *nearest[1:3], nearest[3] | itself)
 
     def graph_losses(self, images: Encoded, texts: Encoded, positive: Tensor) -> tuple[Tensor, Tensor]:
-        """L_graph and L_regulariser of the local pairs, [b] each (aahr.md 7.5, 7.6)."""
+        """L_graph and L_regulariser of the local pairs, [b] each (docs/papers/aahr.md 7.5, 7.6)."""
         v, t = (gather_with_gradient(F.normalize(side.local.to(side.fused.dtype), dim=1)) for side in (images, texts))
         relation, connected = self.relate(images, texts, v, t)
         enhanced_v, enhanced_t = self.graph(v, t, relation, connected)

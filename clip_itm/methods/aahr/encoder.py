@@ -1,4 +1,4 @@
-"""The encoder of AAHR: one vector from a global vector and local ones (Chen et al., KBS 2025; aahr.md section 4).
+"""The encoder of AAHR: one vector from a global vector and local ones (Chen et al., KBS 2025; docs/papers/aahr.md 4).
 
     u = projection(tokens), g = projection(pooled)                    u [B, N, D], g [B, D]
     h = transformer layer(u)                                          without positions
@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 class GuidedPooling(nn.Module):
-    """The global vector asks, local vectors answer (aahr.md 4.3)."""
+    """The global vector asks, local vectors answer (docs/papers/aahr.md 4.3)."""
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         return Encoded(fused, local, fragments.detach(), mask)
 
     def fuse(self, local: Tensor, pooled: Tensor) -> Tensor:
-        """f [B, D], float32 or better (aahr.md 4.5)."""
+        """f [B, D], float32 or better (docs/papers/aahr.md 4.5)."""
         dtype = torch.promote_types(local.dtype, torch.float32)
         local, pooled = F.normalize(local.to(dtype), dim=-1), F.normalize(pooled.to(dtype), dim=-1)
         gate = self.gate(torch.cat([local, pooled], dim=-1)).to(dtype).sigmoid()

@@ -1,4 +1,4 @@
-"""The instance graph of AAHR, in training only (aahr.md 7.3, 7.4).
+"""The instance graph of AAHR, in training only (docs/papers/aahr.md 7.3, 7.4).
 
 G(x; M, W, b) = LeakyReLU_0.2(M (dropout(x) W) + b)                       M is not normalised
 x1 = [G(v; R_ii), G(t; R_tt)],  x2 = G(x1; R),  x3 = x2 / |x2| + [v; t]   R [2B, 2B], photos before captions

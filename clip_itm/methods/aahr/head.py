@@ -1,4 +1,4 @@
-"""AAHR: ambiguity-aware, high-order relation learning (Chen et al., KBS 2025; aahr.md)."""
+"""AAHR: ambiguity-aware, high-order relation learning (Chen et al., KBS 2025; docs/papers/aahr.md)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The prototype loss of AAHR: each modality predicts the other's balanced assignment (aahr.md section 6).
+"""The prototype loss of AAHR: each modality predicts the other's balanced assignment (docs/papers/aahr.md 6).
 
     o_i = f_i P^T, o_t = f_t P^T                                     P [K, D] of unit rows, shared
     q = Sinkhorn(o)                                                  without gradient, over the global batch

@@ -1,4 +1,4 @@
-"""The momentum queues of AAHR: keys of earlier batches as more negatives (MoCo; aahr.md section 8).
+"""The momentum queues of AAHR: keys of earlier batches as more negatives (MoCo; docs/papers/aahr.md 8).
 
 L_b = CE([q_i . k_t, q_i . Queue_t] / tau, 0) + CE([q_t . k_i, q_t . Queue_i] / tau, 0)      all of unit length
 """

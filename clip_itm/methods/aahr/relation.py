@@ -1,4 +1,4 @@
-"""How photos and captions of a batch relate: relevance and connections (aahr.md 7.1, 7.2, 7.6).
+"""How photos and captions of a batch relate: relevance and connections (docs/papers/aahr.md 7.1, 7.2, 7.6).
 
 Within a modality, from the local embeddings x of unit length:     R_ab = exp(-|x_a - x_b| / sigma)
 Across, from fragments (unit regions r, unit words w):             s_wr = LeakyReLU_0.1(w . r)

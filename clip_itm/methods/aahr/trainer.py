@@ -17,7 +17,7 @@ STATE = "aahr_state.safetensors"
 
 
 class MomentumEncoders:
-    """A copy of a model without gradients, for embeddings alone, that follows what of it trains (aahr.md section 8).
+    """A copy of a model without gradients, for embeddings alone, that follows what trains (docs/papers/aahr.md 8).
 
     What is frozen is shared with the model. `share`: of its own weights that the copy keeps at each step; in the mode
     "eval" it takes over running statistics as they are, in "train" it has its own.

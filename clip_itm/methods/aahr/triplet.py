@@ -1,4 +1,4 @@
-"""The sampled triplet loss of AAHR: negatives drawn by distance (Wu et al., ICCV 2017; aahr.md section 5).
+"""The sampled triplet loss of AAHR: negatives drawn by distance (Wu et al., ICCV 2017; docs/papers/aahr.md 5).
 
     d = max(sqrt(2 - 2 S), 0.5)                                      S [b, B], rows are anchors
     log w = (2 - n) log d - (n - 3) / 2 log(1 - d^2 / 4)             n = 512; 0 beyond the cutoff and at positives

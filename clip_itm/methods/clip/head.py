@@ -52,7 +52,7 @@ def contrastive_losses(
     mode: str = "negative",
     similarity: Similarity | None = None,
 ) -> Tensor:
-    """Per-pair loss l of the local pairs against the global batch (npc.md 2.2).
+    """Per-pair loss l of the local pairs against the global batch (docs/papers/npc.md 2.2).
 
     `images`, `captions` [b, ...] embeddings, row k is pair k, by default unit vectors [b, D] compared by cosine;
     `scale` multiplies similarities; `image_ids` int64 [b] names the photo of each pair (needed unless `mode` is

@@ -1,4 +1,4 @@
-"""CRCL: active complementary loss with self-refined labels (Qin et al., NeurIPS 2023; crcl.md)."""
+"""CRCL: active complementary loss with self-refined labels (Qin et al., NeurIPS 2023; docs/papers/crcl.md)."""
 
 import torch
 from torch import Tensor

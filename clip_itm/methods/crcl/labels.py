@@ -1,4 +1,4 @@
-"""The labels of CRCL: how much each training pair is believed, and how training corrects it (crcl.md section 4).
+"""The labels of CRCL: how much each training pair is believed, and how training corrects it (docs/papers/crcl.md 4).
 
     y = filter(stored)                              in the frozen epochs at the start of a piece
     y = filter(alpha * stored + (1 - alpha) * p)    after them
@@ -28,7 +28,7 @@ class Phase(NamedTuple):
 
 
 def piece_lengths(schedules: Sequence[int], frozen_epochs: int) -> list[int]:
-    """Epochs of every piece: the frozen ones come on top of its schedule (crcl.md 4.4)."""
+    """Epochs of every piece: the frozen ones come on top of its schedule (docs/papers/crcl.md 4.4)."""
     return [epochs + frozen_epochs for epochs in schedules]
 
 
@@ -44,7 +44,7 @@ def phase_of(epoch: int, schedules: Sequence[int], frozen_epochs: int) -> Phase:
 
 
 def label_filter(values: Tensor, threshold: float) -> Tensor:
-    """0 in place of what lies below `threshold`; the threshold itself is kept (crcl.md 4.3)."""
+    """0 in place of what lies below `threshold`; the threshold itself is kept (docs/papers/crcl.md 4.3)."""
     return values.masked_fill(values < threshold, 0)
 
 
@@ -115,7 +115,7 @@ class LabelStore:
 
 
 def expected_probability(gap: float, temperature: float, candidates: int) -> float:
-    """p of a pair whose similarity lies `gap` above that of all its other candidates (crcl.md section 9)."""
+    """p of a pair whose similarity lies `gap` above that of all its other candidates (docs/papers/crcl.md 9)."""
     return 1 / (1 + (candidates - 1) * math.exp(-gap / temperature))
 
 

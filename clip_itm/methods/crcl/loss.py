@@ -1,4 +1,4 @@
-"""The active complementary loss of CRCL (Qin et al., NeurIPS 2023; crcl.md section 3).
+"""The active complementary loss of CRCL (Qin et al., NeurIPS 2023; docs/papers/crcl.md 3).
 
     P = softmax(S / tau) of every row, Q = softmax(S^T / tau) of every row       S [B, B], rows are photos
     p_i = (P_ii + Q_ii) / 2                                                      moves the label y_i, see labels.py
@@ -51,7 +51,7 @@ def match_both_ways(
 
     `rows`, `columns` [b, B]: see `global_scores`. With `image_ids` int64 [b] other pairs of the photo
     are no candidates. With `softmax_set` = k the candidates of pair g of the global batch are the pairs of its block
-    g // k, so that p means the same in a larger batch (crcl.md section 9); ValueError where k does not divide it.
+    g // k, so that p means the same in a larger batch (docs/papers/crcl.md 9); ValueError where k does not divide it.
     """
     targets = local_targets(rows)
     candidates = torch.arange(rows.shape[1], device=rows.device)
@@ -69,14 +69,14 @@ def match_both_ways(
 
 
 def active_losses(image_to_text: Matching, text_to_image: Matching) -> Tensor:
-    """A_i [b]: the directions are added, not averaged (crcl.md 3.2)."""
+    """A_i [b]: the directions are added, not averaged (docs/papers/crcl.md 3.2)."""
     return -image_to_text.log_probability - text_to_image.log_probability
 
 
 def complementary_losses(
     image_to_text: Matching, text_to_image: Matching, exponent: Tensor | float, targets: Tensor
 ) -> Tensor:
-    """C_i [b] with the exponent 1 - y_i of each pair ([b]), or one for all (crcl.md 3.3)."""
+    """C_i [b] with the exponent 1 - y_i of each pair ([b]), or one for all (docs/papers/crcl.md 3.3)."""
     total = 0
     for matching in (image_to_text, text_to_image):
         tangents = matching.probabilities.tan()
@@ -93,7 +93,7 @@ def matching_probability(image_to_text: Matching, text_to_image: Matching) -> Te
 def crcl_loss(
     image_to_text: Matching, text_to_image: Matching, labels: Tensor, targets: Tensor, complementary_weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L, mean y_i A_i and mean C_i over the local pairs (crcl.md 3.4).
+    """L, mean y_i A_i and mean C_i over the local pairs (docs/papers/crcl.md 3.4).
 
     `labels` [b] without gradient; `targets` int64 [b]. The mean of L over processes is that of the global batch.
     """

@@ -113,7 +113,7 @@ class CrclTrainer(ItmTrainer):
         return metrics
 
     def _warn_of_temperature(self, gap: float) -> None:
-        """A pretrained model shows before training whether its matched pairs can pass the threshold (crcl.md 9)."""
+        """A pretrained model shows at once whether its pairs can pass the threshold (docs/papers/crcl.md 9)."""
         config, candidates = self.config, self.config.softmax_set or self.section.batch_size
         p = expected_probability(gap, config.temperature, candidates)
         if gap > 0 and p < max(config.label_threshold, 0.05):

@@ -1,4 +1,4 @@
-"""`head:` section of DivE; `dive.md` 11 names the choices."""
+"""`head:` section of DivE; docs/papers/dive.md 11 names the choices on a CLIP."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""DivE: a set of diverse embeddings a photo and a caption (Kim et al., CVPR 2023; dive.md)."""
+"""DivE: a set of diverse embeddings a photo and a caption (Kim et al., CVPR 2023; docs/papers/dive.md)."""
 
 from torch import Tensor
 

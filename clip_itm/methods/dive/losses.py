@@ -1,4 +1,4 @@
-"""The losses of DivE (Kim et al., CVPR 2023; dive.md section 6).
+"""The losses of DivE (Kim et al., CVPR 2023; docs/papers/dive.md 6).
 
     L = i2t + t2i + 0.01 MMD + 0.01 (Div_images + Div_captions)
 

@@ -1,4 +1,4 @@
-"""Positions that are added to the keys of slot attention (dive.md 4.5)."""
+"""Positions that are added to the keys of slot attention (docs/papers/dive.md 4.5)."""
 
 import math
 

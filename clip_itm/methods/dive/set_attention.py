@@ -1,4 +1,4 @@
-"""Slots that compete for the tokens of a photo or a caption (dive.md section 4).
+"""Slots that compete for the tokens of a photo or a caption (docs/papers/dive.md 4).
 
     A = softmax over slots of q k^T / sqrt(dh)       [h, K, N], every token is shared out among the slots
     W = A / (sum of A over tokens + 1e-7)            a slot takes the mean of its shares
@@ -83,7 +83,7 @@ class SlotLayer(nn.Module):
 class SlotBlock(nn.Module):
     """K learned slots, refined T times by the tokens: [B, N, C] and a mask to slots E [B, K, D].
 
-    Post-norm LayerNorms are never tied over the iterations (dive.md 4.3).
+    Post-norm LayerNorms are never tied over the iterations (docs/papers/dive.md 4.3).
     """
 
     def __init__(self, section: SlotsSection, elements: int, width: int, token_width: int, positions: str):

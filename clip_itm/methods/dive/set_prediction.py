@@ -1,4 +1,4 @@
-"""From the features of a photo or a caption to its set of unit vectors (dive.md 4.7, 4.9 and section 11)."""
+"""From the features of a photo or a caption to its set of unit vectors (docs/papers/dive.md 4.7, 4.9 and 11)."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class SetOutput(NamedTuple):
 
 
 class PvseAttention(nn.Module):
-    """One attention over the tokens per element (PVSE, Song and Soleymani, CVPR 2019; dive.md 4.9)."""
+    """One attention over the tokens per element (PVSE, Song and Soleymani, CVPR 2019; docs/papers/dive.md 4.9)."""
 
     def __init__(self, elements: int, width: int, token_width: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Similarities of two sets of unit vectors (DivE, Kim et al., CVPR 2023; dive.md section 5).
+"""Similarities of two sets of unit vectors (DivE, Kim et al., CVPR 2023; docs/papers/dive.md 5).
 
     c_kl = <s_k, t_l>                        s_1 .. s_K elements of a photo, t_1 .. t_L of a caption
 
@@ -37,7 +37,7 @@ def element_cosines(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def smooth_chamfer(cosines: Tensor, alpha: float) -> Tensor:
-    """Cosines [K, b, L, n] to [b, n] (dive.md 5.1). One exponential serves both directions (5.7)."""
+    """Cosines [K, b, L, n] to [b, n] (docs/papers/dive.md 5.1). One exponential serves both directions (5.7)."""
     if alpha > LARGEST_SHARED_ALPHA:
         scaled = alpha * cosines
         return (scaled.logsumexp(2).mean(0) + scaled.logsumexp(0).mean(1)) / (2 * alpha)
@@ -98,7 +98,7 @@ class SetSimilarity(Similarity):
     """Sets of unit vectors [B, K, D], made by `image_sets` and `text_sets` and compared as the section says.
 
     A shortlist goes by the mean of a set: dot products of means lie close below smooth-Chamfer, up to a constant
-    (dive.md section 12).
+    (docs/papers/dive.md 12).
     """
 
     needs_tokens = True

@@ -1,4 +1,4 @@
-"""NPC's frozen memory: for every photo and every caption, the nearest pair that is surely clean (npc.md 4).
+"""NPC's frozen memory: for every photo and every caption, the nearest pair that is surely clean (docs/papers/npc.md 4).
 
     l[k]    loss of pair k under one model, in seeded batches
     p[k]    posterior of the low-loss component of a mixture fitted to all l

@@ -1,4 +1,4 @@
-"""NPC: negative pre-aware cross-modal matching (Zhang et al., AAAI 2024; npc.md)."""
+"""NPC: negative pre-aware cross-modal matching (Zhang et al., AAAI 2024; docs/papers/npc.md)."""
 
 from clip_itm.methods.clip.head import ClipHead
 

@@ -3,7 +3,7 @@
     <ratio>_mbank_img_idx.npy   decimal photo id -> pair number
     <ratio>_mbank_txt_idx.npy   decimal pair number -> pair number; pairs count the lines of train_caps.txt
 
-Values are integer arrays of one element, NumPy scalars or plain integers (npc.md 4.3).
+Values are integer arrays of one element, NumPy scalars or plain integers (docs/papers/npc.md 4.3).
 """
 
 import pickle

@@ -1,16 +1,17 @@
-"""One optimiser step of NPC: a trial step on the batch, its effect on the memory, the weighted gradient (npc.md 3).
+"""One optimiser step of NPC: a trial step, its effect on the memory, the weighted gradient (docs/papers/npc.md 3).
 
     trial   theta+ = optimiser'(theta, gradient of mean l(batch))          a copy; theta itself does not move
     weigh   w = weight(memory losses under theta, memory losses under theta+), constants
     train   gradient of mean(w * l(batch)) + coef * mean(l(image-keyed memory) + l(caption-keyed memory)) at theta
 
-The released program computes something else (npc.md 2.6); mode "released" repeats it: mean(w) * mean(l), a memory loss
-without gradient, a trial gradient that is four times too large.
+The released program computes something else (docs/papers/npc.md 2.6); mode "released" repeats it: mean(w) * mean(l), a
+memory loss without gradient, a trial gradient that is four times too large.
 
 Photos and captions that occur more than once in a batch and its memory entries are encoded once. Where training and
 inference mode compute the same (no dropout, no batch norm), the forward pass under theta serves for the trial, for the
 losses before it and for training: with 3 B distinct rows 13 forward units instead of 16, and 9 instead of 12 when
-the memory does not train (npc.md 10). Otherwise trial and memory are computed in inference mode, as published.
+the memory does not train (docs/papers/npc.md 10). Otherwise trial and memory are computed in inference mode, as
+published.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""How far to trust each pair of a batch, from what a trial step on that batch did to the memory (npc.md 2.3).
+"""How far to trust each pair of a batch, from what a trial step on it did to the memory (docs/papers/npc.md 2.3).
 
     r[k] = (before_image[k] / after_image[k] + before_caption[k] / after_caption[k]) / 2
     w[k] = tanh(r[k]) if r[k] < 1, else 1

@@ -1,4 +1,4 @@
-"""PolyLoss on any similarity (Wei et al., CVPR 2020; polyloss.md)."""
+"""PolyLoss on any similarity (Wei et al., CVPR 2020; docs/papers/polyloss.md)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from clip_itm.methods.polyloss.loss import Anchors, Weighting, polynomial_losses
 from clip_itm.methods.scores import global_scores, local_targets, same_photo
 from clip_itm.similarity.base import Similarity
 
-MAPPED_NEGATIVES, MAPPED_POSITIVES = 0.1, 0.5  # polyloss.md section 11
+MAPPED_NEGATIVES, MAPPED_POSITIVES = 0.1, 0.5  # docs/papers/polyloss.md 11
 LARGEST_SLOPE = 10.0  # where positives and negatives hardly differ, as in an untrained model
 
 

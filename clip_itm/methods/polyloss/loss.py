@@ -1,4 +1,4 @@
-"""Universal weighting metric learning, PolyLoss (Wei et al., CVPR 2020; polyloss.md section 3).
+"""Universal weighting metric learning, PolyLoss (Wei et al., CVPR 2020; docs/papers/polyloss.md 3).
 
     p_i = S[i, i]           n_i = max_{j != i} S[i, j]                       one direction; the other one in S^T
     P(s) = max(0, 0.2 s^2 - 0.7 s + 0.5)                                     penalty of a positive
