@@ -15,12 +15,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.checksums import check_files
 from clip_itm.data.configuration import DataConfig, NoiseSection
+from clip_itm.evaluation.configuration import EvaluationSection
 from clip_itm.keys import section_types, tags
 from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.configuration import HeadConfig
 from clip_itm.overrides import merge_overrides
 from clip_itm.section import RecipeError, Section
-from clip_itm.training.configuration import EvaluationSection, TrainingSection
+from clip_itm.training.configuration import TrainingSection
 from clip_itm.yaml_text import read_yaml, write_yaml
 
 LARGEST_FILE = 2**20  # bytes

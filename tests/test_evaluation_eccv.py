@@ -184,7 +184,7 @@ def test_both_layouts_of_coco_give_the_same_gallery(lists, tmp_path):
         pairs = load_splits(data)["test"].pairs
         numbers_of_pairs.append(len(pairs))
         galleries.append(
-            judgements.judged_gallery(
+            judgements.judged_split(
                 torch.empty(PHOTOS, 0),
                 torch.tensor([[int(caption.split()[1])] for caption in pairs.captions.to_pylist()]),
                 torch.from_numpy(pairs.image),

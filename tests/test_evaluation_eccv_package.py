@@ -107,10 +107,10 @@ def test_order_stands_for_the_numbers_of_captions(package):
     photos, captions = judgements.coco_test_ids(folder)
     image_ids = photos.astype(str).tolist()
     owner, lines = torch.arange(25000) // 5, [f"test_caps.txt:{k}" for k in range(25000)]
-    by_order = judgements.judged_gallery(torch.empty(5000, 0), torch.empty(25000, 0), owner, image_ids, lines, "cxc")
+    by_order = judgements.judged_split(torch.empty(5000, 0), torch.empty(25000, 0), owner, image_ids, lines, "cxc")
     ids = captions.astype(str)
     sixth = np.concatenate([ids, np.full((5000, 1), "1")], axis=1).ravel().tolist()
-    by_number = judgements.judged_gallery(
+    by_number = judgements.judged_split(
         torch.empty(5000, 0), torch.empty(30000, 0), torch.arange(30000) // 6, image_ids, sixth, "cxc"
     )
     assert by_number.caption_image.equal(owner)

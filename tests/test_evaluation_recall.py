@@ -4,12 +4,14 @@ import json
 import math
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from clip_itm.evaluation.protocols import evaluate_retrieval
+from clip_itm.evaluation.configuration import ProtocolName
+from clip_itm.evaluation.protocols import PROTOCOLS, evaluate_retrieval
 from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.evaluation.recall import (
     RECALLS,
@@ -291,3 +293,10 @@ def test_load_refuses_another_file(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match=r"other.npz holds no ranks"):
         RetrievalResult.load(tmp_path / "other.npz")
+
+
+def test_a_recipe_knows_the_protocols_that_there_are():
+    assert list(PROTOCOLS) == list(get_args(ProtocolName))
+    assert all(PROTOCOLS[name].name == name for name in PROTOCOLS)
+    with_recall = {name for name, protocol in PROTOCOLS.items() if protocol.has_recall}
+    assert with_recall == set(PROTOCOLS) - {"eccv"}

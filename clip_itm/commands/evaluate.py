@@ -35,19 +35,24 @@ def run(args) -> int:
             raise ValueError(f"{best} and {other} are of other data: an ensemble needs the same `data:` section")
     for place, own in members:
         demand_recipe(own, backbone=not (place / "config.json").is_file())
-    if args.plot and set(recipe.evaluation.protocols) == {"eccv"}:
-        raise ValueError("--plot draws recall and ranks, and the protocol eccv has neither: name another one beside it")
 
     from clip_itm.checksums import check_files
     from clip_itm.commands.terminal import print_table
     from clip_itm.data.load import load_splits
     from clip_itm.distributed import process_state
+    from clip_itm.evaluation.protocols import PROTOCOLS
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
     from clip_itm.reading import read_json
     from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare_photos, saved_encoder
     from clip_itm.runs.train import retrieve
 
+    with_recall = [name for name in recipe.evaluation.protocols if PROTOCOLS[name].has_recall]
+    if args.plot and not with_recall:
+        named = " and ".join(dict.fromkeys(recipe.evaluation.protocols))
+        raise ValueError(
+            f"--plot draws recall and ranks, and the protocol {named} has neither: name another one beside it"
+        )
     state = process_state()
     with state.main_process_first():
         splits = load_splits(recipe.data)
@@ -79,8 +84,7 @@ def run(args) -> int:
     if args.plot:
         from clip_itm.evaluation.plot import plot_retrieval
 
-        recalls = {name: result for name, result in results.items() if name != "eccv"}
-        plot_retrieval(recalls, args.plot, title=title)
+        plot_retrieval({name: results[name] for name in with_recall}, args.plot, title=title)
     return 0
 
 

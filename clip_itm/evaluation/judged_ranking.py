@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_itm.evaluation.judgements import JudgedGallery, Positives
+from clip_itm.evaluation.judgements import JudgedSplit, Positives
 from clip_itm.evaluation.ranking import BLOCK_BYTES, Ranks, Similarity, prepare_scores, rank_best, score
 from clip_itm.precision import exact_float32
 
@@ -51,13 +51,13 @@ class Direction(NamedTuple):
 
 
 def directions(
-    gallery: JudgedGallery,
+    split: JudgedSplit,
     similarity: Similarity | None,
     block_size: int | None,
     device: str | torch.device | None,
 ) -> tuple[Direction, Direction]:
     """Image to text and text to image; arguments as of `compute_ranks`."""
-    images, texts, similarity = prepare_scores(gallery.images, gallery.texts, similarity, block_size, device)
+    images, texts, similarity = prepare_scores(split.images, split.texts, similarity, block_size, device)
 
     def direction(positives: Positives, score_queries: Callable[[Tensor], Tensor], candidates: Tensor) -> Direction:
         on_device = Positives(*(x.to(images.device) for x in positives))
@@ -65,46 +65,46 @@ def directions(
         return Direction(on_device, score_queries, len(candidates), min(at_once, len(positives.query)))
 
     return (
-        direction(gallery.image_to_text, lambda query: score(similarity, images[query], texts), texts),
-        direction(gallery.text_to_image, lambda query: score(similarity, images, texts[query]).T, images),
+        direction(split.image_to_text, lambda query: score(similarity, images[query], texts), texts),
+        direction(split.text_to_image, lambda query: score(similarity, images, texts[query]).T, images),
     )
 
 
 def compute_best_ranks(
-    gallery: JudgedGallery,
+    split: JudgedSplit,
     similarity: Similarity | None = None,
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> Ranks:
     """The rank of the best right answer of every query; arguments and memory as of `compute_ranks`."""
-    both = directions(gallery, similarity, block_size, device)
+    both = directions(split, similarity, block_size, device)
     place = both[0].positives.query.device
     scratch = torch.empty(max(each.queries_at_once * each.num_candidates for each in both), device=place)
     with torch.inference_mode(), exact_float32(place):
         images, texts = (
             torch.cat([rank_best(*block, scratch) for block in each.blocks()], dim=1).cpu().numpy() for each in both
         )
-    owner = gallery.caption_image[gallery.text_to_image.query]
-    return Ranks(*images, *texts, gallery.image_to_text.query.numpy(), owner.numpy())
+    owner = split.caption_image[split.text_to_image.query]
+    return Ranks(*images, *texts, split.image_to_text.query.numpy(), owner.numpy())
 
 
 def compute_positive_ranks(
-    gallery: JudgedGallery,
+    split: JudgedSplit,
     similarity: Similarity | None = None,
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[PositiveRanks, PositiveRanks]:
     """The ranks of all right answers, image to text and text to image; arguments and memory as of `compute_ranks`."""
-    both = directions(gallery, similarity, block_size, device)
+    both = directions(split, similarity, block_size, device)
     with torch.inference_mode(), exact_float32(both[0].positives.query.device):
         images, texts = (
             torch.cat([rank_all(*block, int(each.positives.total.max())) for block in each.blocks()], dim=1)
             for each in both
         )
-    photo = gallery.caption_image[gallery.text_to_image.query]
+    photo = split.caption_image[split.text_to_image.query]
     return (
-        PositiveRanks(*images.cpu().numpy(), gallery.image_to_text.total.numpy(), gallery.image_to_text.query.numpy()),
-        PositiveRanks(*texts.cpu().numpy(), gallery.text_to_image.total.numpy(), photo.numpy()),
+        PositiveRanks(*images.cpu().numpy(), split.image_to_text.total.numpy(), split.image_to_text.query.numpy()),
+        PositiveRanks(*texts.cpu().numpy(), split.text_to_image.total.numpy(), photo.numpy()),
     )
 
 

@@ -31,7 +31,7 @@ class Positives(NamedTuple):
     total: Tensor
 
 
-class JudgedGallery(NamedTuple):
+class JudgedSplit(NamedTuple):
     """Photos [5000, ...] and captions [25000, ...] with their right answers; `caption_image` int64 [25000]."""
 
     images: Tensor
@@ -41,15 +41,15 @@ class JudgedGallery(NamedTuple):
     text_to_image: Positives
 
 
-def judged_gallery(
+def judged_split(
     images: Tensor,
     texts: Tensor,
     caption_image: Tensor,
     image_ids: Sequence[str] | None,
     caption_ids: Sequence[str] | None,
     name: str,
-) -> JudgedGallery:
-    """The gallery of protocol `name` (eccv or cxc), in the order of the split.
+) -> JudgedSplit:
+    """What competes under the protocol `name` (eccv or cxc), in the order of the split.
 
     Photos are found by their COCO number. Captions, too, where all ids are numbers; else the n-th caption of a photo
     stands for the n-th of its ascending COCO numbers, which is the order of all published files. What a photo has
@@ -63,7 +63,7 @@ def judged_gallery(
     photos, own = match_photos(image_ids, *coco_test_ids(folder), name)
     kept, captions = match_captions(caption_ids, caption_image.numpy(), own, name)
     kept = torch.from_numpy(kept)
-    return JudgedGallery(
+    return JudgedSplit(
         images,
         texts[kept.to(texts.device)],
         caption_image[kept],

@@ -1,25 +1,26 @@
 """Protocols: which photos and captions of a split compete with one another, as published tables have it."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clip_itm.evaluation.judged_ranking import compute_best_ranks, compute_positive_ranks
-from clip_itm.evaluation.judgements import JudgedGallery, judged_gallery
+from clip_itm.evaluation.judged_ranking import PositiveRanks, compute_best_ranks, compute_positive_ranks
+from clip_itm.evaluation.judgements import JudgedSplit, judged_split
 from clip_itm.evaluation.precision_result import PrecisionResult
-from clip_itm.evaluation.ranking import Similarity, check_owners, compute_ranks
+from clip_itm.evaluation.ranking import Ranks, Similarity, check_owners, compute_ranks
 from clip_itm.evaluation.result import RetrievalResult
 
 PUBLISHED_CAPTIONS = 5  # per photo, in every published table on Flickr30K and COCO
+Result = RetrievalResult | PrecisionResult
 
 
-class Gallery(NamedTuple):
-    """Photos [Ni, ...] and captions [Nt, ...] that are ranked against each other; `caption_image` int64 [Nt].
+class EmbeddedSplit(NamedTuple):
+    """Embeddings of photos [Ni, ...] and captions [Nt, ...] that compete; `caption_image` int64 [Nt].
 
     `image_ids` [Ni] and `caption_ids` [Nt] are the names they have in their data set, where a protocol needs them.
     """
@@ -31,37 +32,72 @@ class Gallery(NamedTuple):
     caption_ids: Sequence[str] | None = None
 
 
-def whole_split(gallery: Gallery) -> list[Gallery]:
+class Protocol(ABC):
+    """Which photos and captions of a split compete, how they are ranked, and what is made of the ranks.
+
+    `name` is that in recipes and results. By default ranks are those of the best of a photo's own captions and of a
+    caption's own photo, and the result is their recall, the mean over the parts.
+    """
+
+    name: str
+    has_recall = True  # and ranks of one right answer a query, which pictures show
+
+    @abstractmethod
+    def select(self, split: EmbeddedSplit) -> Sequence[EmbeddedSplit | JudgedSplit]:
+        """The parts of `split`, each ranked for itself. ValueError for a split that the protocol is not defined for.
+
+        It is asked before a model is built, too, with embeddings of width 0.
+        """
+
+    def rank(self, part, similarity: Similarity | None, block_size: int | None, device: str | torch.device | None):
+        """The ranks of one part; the other arguments as of `compute_ranks`."""
+        return compute_ranks(part.images, part.texts, part.caption_image, similarity, block_size, device)
+
+    def result(self, ranks: Sequence, replicates: int, seed: int) -> Result:
+        """Metrics and bootstrap intervals from the ranks of every part."""
+        return RetrievalResult.from_ranks(self.name, ranks, replicates, seed)
+
+
+class WholeSplit(Protocol):
     """Everything against everything: any number of photos, any number of captions a photo."""
-    return [gallery]
+
+    name = "all"
+
+    def select(self, split: EmbeddedSplit) -> list[EmbeddedSplit]:
+        return [split]
 
 
-def published_split(gallery: Gallery, name: str, photos: int, folds: int = 1) -> list[Gallery]:
+class PublishedSplit(Protocol):
     """Exactly `photos` photos with the first five captions of each, as `folds` runs of consecutive photos.
 
     A few COCO photos have six or seven captions; published tables use the first five (25,000 for 5,000 photos).
     """
-    images, texts, owner, *_ = gallery
-    if len(images) != photos:
-        raise ValueError(
-            f"protocol {name} is defined for {photos} photos, and this split has {len(images)}; use the published test "
-            f"split, or the protocol 'all'"
-        )
-    counts = torch.bincount(owner, minlength=photos)
-    if (poor := (counts < PUBLISHED_CAPTIONS).nonzero()).numel():
-        raise ValueError(
-            f"protocol {name} needs {PUBLISHED_CAPTIONS} captions a photo; {len(poor)} photos have fewer, the first is "
-            f"photo {int(poor[0])} with {int(counts[poor[0]])}; use the protocol 'all'"
-        )
-    kept = first_captions(owner, counts, PUBLISHED_CAPTIONS)
-    size = photos // folds
-    galleries = []
-    for start in range(0, photos, size):
-        captions = kept[(owner[kept] >= start) & (owner[kept] < start + size)]
-        galleries.append(
-            Gallery(images[start : start + size], texts[captions.to(texts.device)], owner[captions] - start)
-        )
-    return galleries
+
+    def __init__(self, name: str, photos: int, folds: int = 1):
+        self.name, self.photos, self.folds = name, photos, folds
+
+    def select(self, split: EmbeddedSplit) -> list[EmbeddedSplit]:
+        images, texts, owner, *_ = split
+        if len(images) != self.photos:
+            raise ValueError(
+                f"protocol {self.name} is defined for {self.photos} photos, and this split has {len(images)}; use the "
+                f"published test split, or the protocol 'all'"
+            )
+        counts = torch.bincount(owner, minlength=self.photos)
+        if (poor := (counts < PUBLISHED_CAPTIONS).nonzero()).numel():
+            raise ValueError(
+                f"protocol {self.name} needs {PUBLISHED_CAPTIONS} captions a photo; {len(poor)} photos have fewer, the "
+                f"first is photo {int(poor[0])} with {int(counts[poor[0]])}; use the protocol 'all'"
+            )
+        kept = first_captions(owner, counts, PUBLISHED_CAPTIONS)
+        size = self.photos // self.folds
+        parts = []
+        for start in range(0, self.photos, size):
+            captions = kept[(owner[kept] >= start) & (owner[kept] < start + size)]
+            parts.append(
+                EmbeddedSplit(images[start : start + size], texts[captions.to(texts.device)], owner[captions] - start)
+            )
+        return parts
 
 
 def first_captions(owner: Tensor, counts: Tensor, limit: int) -> Tensor:
@@ -71,18 +107,45 @@ def first_captions(owner: Tensor, counts: Tensor, limit: int) -> Tensor:
     return by_image[place < limit].sort().values
 
 
-def judged_split(gallery: Gallery, name: str) -> JudgedGallery:
-    """The COCO test split of Karpathy, where people judged which captions of other photos are right, too."""
-    return judged_gallery(*gallery, name)
+class Cxc(Protocol):
+    """The COCO test split of Karpathy; right are also captions of other photos, as people judged them for CxC."""
+
+    name = "cxc"
+
+    def select(self, split: EmbeddedSplit) -> list[JudgedSplit]:
+        return [judged_split(*split, self.name)]
+
+    def rank(self, part: JudgedSplit, similarity, block_size, device) -> Ranks:
+        return compute_best_ranks(part, similarity, block_size, device)
 
 
-PROTOCOLS: dict[str, Callable[[Gallery], list[Gallery] | JudgedGallery]] = {
-    "all": whole_split,
-    "flickr-1k": partial(published_split, name="flickr-1k", photos=1000),
-    "coco-1k": partial(published_split, name="coco-1k", photos=5000, folds=5),
-    "coco-5k": partial(published_split, name="coco-5k", photos=5000),
-    "cxc": partial(judged_split, name="cxc"),
-    "eccv": partial(judged_split, name="eccv"),
+class Eccv(Protocol):
+    """The same split with the right answers of ECCV Caption, all of which count: mAP@R and R-Precision."""
+
+    name = "eccv"
+    has_recall = False
+
+    def select(self, split: EmbeddedSplit) -> list[JudgedSplit]:
+        return [judged_split(*split, self.name)]
+
+    def rank(self, part: JudgedSplit, similarity, block_size, device) -> tuple[PositiveRanks, PositiveRanks]:
+        return compute_positive_ranks(part, similarity, block_size, device)
+
+    def result(self, ranks: Sequence, replicates: int, seed: int) -> PrecisionResult:
+        (both,) = ranks
+        return PrecisionResult.from_ranks(self.name, both, replicates, seed)
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        WholeSplit(),
+        PublishedSplit("flickr-1k", photos=1000),
+        PublishedSplit("coco-1k", photos=5000, folds=5),
+        PublishedSplit("coco-5k", photos=5000),
+        Cxc(),
+        Eccv(),
+    )
 }
 
 
@@ -99,7 +162,7 @@ def evaluate_retrieval(
     caption_ids: Sequence[str] | None = None,
     block_size: int | None = None,
     device: str | torch.device | None = None,
-) -> dict[str, RetrievalResult | PrecisionResult]:
+) -> dict[str, Result]:
     """Ranks, metrics and bootstrap intervals under each protocol, by name.
 
     images, texts, caption_image, similarity, block_size, device: see `compute_ranks`. `bootstrap` is the number of
@@ -110,25 +173,17 @@ def evaluate_retrieval(
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or isinstance(protocols, str):
         raise ValueError(f"unknown protocols {protocols!r}; expected a list of names out of {', '.join(PROTOCOLS)}")
-    gallery = Gallery(images, texts, check_owners(caption_image, len(images), len(texts)), image_ids, caption_ids)
-    parts = {name: PROTOCOLS[name](gallery) for name in protocols}
+    split = EmbeddedSplit(images, texts, check_owners(caption_image, len(images), len(texts)), image_ids, caption_ids)
+    selected = {PROTOCOLS[name]: PROTOCOLS[name].select(split) for name in protocols}
     results = {}
-    for name, part in parts.items():
-        match name:
-            case "eccv":
-                both = compute_positive_ranks(part, similarity, block_size, device)
-                results[name] = PrecisionResult.from_ranks(name, both, bootstrap, seed)
-            case "cxc":
-                ranks = compute_best_ranks(part, similarity, block_size, device)
-                results[name] = RetrievalResult.from_ranks(name, [ranks], bootstrap, seed)
-            case _:
-                folds = [compute_ranks(*fold[:3], similarity, block_size, device) for fold in part]
-                results[name] = RetrievalResult.from_ranks(name, folds, bootstrap, seed)
-        warn_of_ties(results[name])
+    for protocol, parts in selected.items():
+        ranks = [protocol.rank(part, similarity, block_size, device) for part in parts]
+        results[protocol.name] = protocol.result(ranks, bootstrap, seed)
+        warn_of_ties(results[protocol.name])
     return results
 
 
-def warn_of_ties(result: RetrievalResult | PrecisionResult) -> None:
+def warn_of_ties(result: Result) -> None:
     won = result.metrics
     lost = {name: won[name] - gap for name, gap in result.tie_gap.items()}
     moved = [name for name in lost if name != "rsum" and round(won[name], 2) != round(lost[name], 2)]

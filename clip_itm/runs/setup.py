@@ -17,7 +17,7 @@ from clip_itm.data.rows import Split, hash_strings
 from clip_itm.data.sources.builder import cache_folder
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import is_same_everywhere, process_state
-from clip_itm.evaluation.protocols import PROTOCOLS, Gallery
+from clip_itm.evaluation.protocols import PROTOCOLS, EmbeddedSplit
 from clip_itm.evaluation.report import FEWEST_PHOTOS, too_few
 from clip_itm.methods.method import Method, method_of
 from clip_itm.model import ItmModel
@@ -137,7 +137,7 @@ def saved_encoder(folder: Path, recipe: Recipe, image_cache: ImageCache | None) 
 def check_protocols(recipe: Recipe, split: Split) -> None:
     """ValueError where a protocol is not defined for this split."""
     pairs = split.pairs
-    gallery = Gallery(
+    embeddings = EmbeddedSplit(
         torch.empty(len(split), 0),
         torch.empty(len(pairs), 0),
         torch.from_numpy(pairs.image),
@@ -145,7 +145,7 @@ def check_protocols(recipe: Recipe, split: Split) -> None:
         pairs.caption_ids.to_pylist(),
     )
     for name in recipe.evaluation.protocols:
-        PROTOCOLS[name](gallery)
+        PROTOCOLS[name].select(embeddings)
 
 
 class Prepared(NamedTuple):

@@ -13,9 +13,7 @@ from clip_itm.data.images import UnreadablePhotoError
 from clip_itm.data.rows import Split
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, process_state, say
-from clip_itm.evaluation.precision_result import PrecisionResult
-from clip_itm.evaluation.protocols import evaluate_retrieval
-from clip_itm.evaluation.result import RetrievalResult
+from clip_itm.evaluation.protocols import Result, evaluate_retrieval
 from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
@@ -108,7 +106,7 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
     return by_first(lambda: _finish(recipe, folder, trainer, data, results)) or results
 
 
-def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, RetrievalResult | PrecisionResult]:
+def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, Result]:
     """Results of every protocol of the recipe on `split` under the encoders' current weights; several are an
     ensemble."""
     embeddings, similarity = encode_ensemble(split, encoders)

@@ -1,13 +1,12 @@
-"""`training:` and `evaluation:` sections of a recipe."""
+"""`training:` section of a recipe."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from clip_itm.section import Section, Seed
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-MOST_RESAMPLES = 100_000
 
 
 class TrainingSection(Section):
@@ -66,23 +65,3 @@ class TrainingSection(Section):
     @classmethod
     def _one_tracker_is_a_list(cls, value):
         return [value] if isinstance(value, str) else value
-
-
-class EvaluationSection(Section):
-    """How recall is computed on val (every evaluation) and on the final split."""
-
-    split: Literal["test", "val"] = Field(
-        "test", description="split of the final table; val where a source has no test"
-    )
-    protocols: tuple[Literal["all", "flickr-1k", "coco-1k", "coco-5k", "cxc", "eccv"], ...] = Field(
-        ("all",), min_length=1, description="cxc and eccv: the COCO test split, with the extra eccv"
-    )
-    batch_size: PositiveInt = 128
-    bootstrap: NonNegativeInt = Field(1000, description="resamples for the 95 % intervals; 0: none")
-
-    @field_validator("bootstrap")
-    @classmethod
-    def _enough_is_enough(cls, value):
-        if value > MOST_RESAMPLES:
-            raise ValueError(f"more than {MOST_RESAMPLES:,} resamples move no interval and take hours; 1,000 are usual")
-        return value
