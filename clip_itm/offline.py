@@ -58,9 +58,9 @@ def demand_recipe(recipe, backbone: bool = True) -> None:
 def _remote_parts(recipe, backbone: bool) -> Iterator[tuple[str, str, list[str], str]]:
     """What a recipe takes from the Hub: key, name, patterns of its folders in the cache, what works without network."""
     data, towers = recipe.data, recipe.backbone
-    if data.source == "hub" and not _exists(data.path):
-        folders = [_folder("dataset", data.path), f"../datasets/{glob.escape(data.path.replace('/', '___'))}"]
-        yield "data.path", data.path, folders, "give a folder written by save_to_disk"
+    if (name := data.hub_dataset) and not _exists(name):
+        folders = [_folder("dataset", name), f"../datasets/{glob.escape(name.replace('/', '___'))}"]
+        yield "data.path", name, folders, "give a folder written by save_to_disk"
     for part in towers.hub_parts() if backbone else ():
         if not (part.or_path and _exists(part.name)):
             within = "" if part.file is None else f"/snapshots/*/{part.file}"

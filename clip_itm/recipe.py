@@ -54,7 +54,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _backbone_reads_the_data(self) -> "Recipe":
-        regions = self.data.source == "regions"
+        regions = self.data.gives_regions
         if regions != self.backbone.reads_regions:
             raise ValueError(
                 f"data.source {self.data.source} and backbone.kind {self.backbone.kind} do not fit: precomputed "

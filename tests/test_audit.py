@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tiny import tiny_recipe
 
+from clip_itm.audit import clean_probability
 from clip_itm.cli import main
 from clip_itm.data.cleaned import write_cleaned
 from clip_itm.data.configuration import FolderData, SampleData
@@ -26,7 +27,6 @@ from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
 from clip_itm.runs.train import train
-from clip_itm.training import clean_probability
 from clip_itm.training.clean_probability import FILE, CleanProbability
 from clip_itm.training.folder import other_files, own_files
 

@@ -372,7 +372,7 @@ def test_a_photo_that_is_repaired_later_is_told_as_changed_data(run, capsys):
 def test_a_photo_that_breaks_during_training_is_named_with_what_to_do(tmp_path, capsys, monkeypatch, workers):
     words = [*recipe(tmp_path), "--training.batch_size", "12", "--data.num_workers", str(workers)]
     photo = tmp_path / "photos" / "00.jpg"
-    from clip_itm.training import run as run_module
+    from clip_itm.runs import train as run_module
 
     original = run_module.make_trainer
 

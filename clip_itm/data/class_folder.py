@@ -15,7 +15,6 @@ from clip_itm.data.load import BrokenPhotosError
 from clip_itm.data.photo_check import ReadPhotos, find_unreadable
 from clip_itm.data.photo_names import PHOTO_SUFFIXES, find_photos, is_litter
 from clip_itm.data.rows import ROW_FEATURES, LeftOut
-from clip_itm.data.sources.builder import cache_folder
 from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def without_broken(classes: ClassFolder, config: DataConfig) -> ClassFolder:
     images = [row["image"] for row in classes.rows]
     features = Features({name: ROW_FEATURES[name] for name in ("image", "image_id")})
     rows = Dataset.from_dict({"image": images, "image_id": [image["path"] for image in images]}, features=features)
-    broken = find_unreadable(rows, ReadPhotos(cache_folder(config)), progress=process_index() == 0)
+    broken = find_unreadable(rows, ReadPhotos(config.cache_folder), progress=process_index() == 0)
     if not broken:
         return classes
     if not config.skip_broken:

@@ -1,6 +1,7 @@
 """`data:` section of a recipe: which photos and captions, from where, and how they are read."""
 
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -12,7 +13,11 @@ DrawnPhotos = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
 class DataSection(Section):
-    """What every source shares."""
+    """What every source shares, and what the rest of the package asks a source: never its name."""
+
+    reads_photos: ClassVar[bool] = True  # of a user's, which may be missing or broken; drawn ones are sound
+    gives_regions: ClassVar[bool] = False  # in place of photos; `global_vectors` says whether vectors come along
+    missing_split_advice: ClassVar[str] = ""  # the end of the error where there is no train or val
 
     skip_missing: bool = Field(False, description="go on without photos that are missing, and say how many")
     skip_broken: bool = Field(False, description="go on without photos that cannot be read and captions that are empty")
@@ -23,6 +28,16 @@ class DataSection(Section):
     random_crop: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="smallest area share of a random training crop; 1 means none"
     )
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of all caches: `cache_dir`, else ~/.cache/clip_itm."""
+        return Path(self.cache_dir or "~/.cache/clip_itm").expanduser().absolute()
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """The name on the Hub, or the folder, of a data set of `datasets`; None where the source has none."""
+        return None
 
 
 class CocoData(DataSection):
@@ -81,6 +96,8 @@ class FolderData(HashedSplit):
 
 
 class HubData(HashedSplit):
+    missing_split_advice: ClassVar[str] = "; name one, such as --data.splits '{train: train, val: test}'"
+
     source: Literal["hub"] = "hub"
     path: str = Field(min_length=1, description="name on the Hub, or a folder written by save_to_disk")
     name: str | None = Field(None, description="configuration of the Hub dataset")
@@ -91,9 +108,16 @@ class HubData(HashedSplit):
     split_column: str | None = Field(None, description="column with train / val / test (some sets come as one split)")
     splits: SplitNames | None = Field(None, description="{train: NAME, val: NAME, ...}; default: the usual names")
 
+    @property
+    def hub_dataset(self) -> str:
+        return self.path
+
 
 class RegionsData(DataSection):
     """Precomputed region features in place of photos, in the layout of SCAN."""
+
+    reads_photos: ClassVar[bool] = False
+    gives_regions: ClassVar[bool] = True
 
     source: Literal["regions"] = "regions"
     root: str = Field(min_length=1, description="folder of train_ims.npy, train_caps.txt or .tsv, dev_..., test_...")
@@ -117,6 +141,8 @@ class RegionsData(DataSection):
 
 
 class SampleData(DataSection):
+    reads_photos: ClassVar[bool] = False
+
     source: Literal["sample"] = "sample"
     train_photos: DrawnPhotos = 2000
     val_photos: DrawnPhotos = 500
@@ -125,9 +151,8 @@ class SampleData(DataSection):
     seed: Seed = 0
 
 
-DataConfig = Annotated[
-    CocoData | FlickrData | Cc120kData | FolderData | HubData | RegionsData | SampleData, Field(discriminator="source")
-]
+AnySource = CocoData | FlickrData | Cc120kData | FolderData | HubData | RegionsData | SampleData
+DataConfig = Annotated[AnySource, Field(discriminator="source")]
 
 
 class NoiseSection(Section):

@@ -1,8 +1,13 @@
-"""From the `data:` section to verified splits: what can be known before a photo is decoded is checked here."""
+"""The one door from the `data:` section to splits, and what is checked of them before anything trains.
+
+A source is a file in `data/sources/` with `load(section) -> dict[str, Split]`, its section in `data/configuration.py`,
+and a line in `SOURCES`; docs/add_a_source.md adds one. What is missing, broken or empty is dealt with here, for all.
+"""
 
 import logging
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
+from typing import Any
 
 from datasets import Dataset
 
@@ -21,10 +26,21 @@ from clip_itm.data.left_out import (
 )
 from clip_itm.data.photo_check import PhotoChecker, ReadPhotos, find_unreadable
 from clip_itm.data.rows import SPLIT_NAMES, Split
-from clip_itm.data.sources.builder import CaptionedImages, cache_folder
+from clip_itm.data.sources import cc120k, coco, flickr, folder, hub, regions, sample
 from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
+
+# data.source: what gives its splits, keyed train, val, test
+SOURCES: dict[str, Callable[[Any], dict[str, Split]]] = {
+    "coco": coco.load,
+    "flickr": flickr.load,
+    "cc120k": cc120k.load,
+    "folder": folder.load,
+    "hub": hub.load,
+    "regions": regions.load,
+    "sample": sample.load,
+}
 
 
 class MissingPhotosError(ValueError):
@@ -63,17 +79,11 @@ def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
     captions and photos without captions. An empty split and a photo id that occurs twice are always errors.
     `verify=False` leaves out the same and raises nothing: `clip-itm data check` reports it all.
     """
-    rows, missing_is_normal = read_rows(config)
-    splits = {name: Split(name, rows[name]) for name in SPLIT_NAMES if name in rows}
-    if config.source == "regions":
-        source = _open_source(config)
-        splits = {name: replace(split, regions=source.features(name)) for name, split in splits.items()}
-    if config.skip_missing or missing_is_normal or config.skip_broken:
-        every = config.skip_missing or missing_is_normal
-        splits = {name: leave_out_absent(split, every) for name, split in splits.items()}
+    found = SOURCES[config.source](config)
+    splits = {name: _without_absent(found[name], config) for name in SPLIT_NAMES if name in found}
     if config.skip_missing or config.skip_broken:
         splits = {name: leave_out_empty_captions(split) for name, split in splits.items()}
-    if config.skip_broken and has_photos(config):
+    if config.skip_broken and config.reads_photos:
         if verify:  # what is told by names and captions comes before minutes of decoding
             _demand_sound(_first_photos(splits, config), None)
         checker = photo_checker(config)
@@ -82,8 +92,13 @@ def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
     if verify:
         for note in {note: None for split in splits.values() for note in notes(split)}:
             logger.warning(note)
-        _demand_sound(splits, photo_checker(config) if has_photos(config) and not config.skip_broken else None)
+        _demand_sound(splits, photo_checker(config) if config.reads_photos and not config.skip_broken else None)
     return splits
+
+
+def _without_absent(split: Split, config: DataConfig) -> Split:
+    every = config.skip_missing or split.missing_is_normal
+    return leave_out_absent(split, every) if every or config.skip_broken else split
 
 
 def _first_photos(splits: dict[str, Split], config: DataConfig) -> dict[str, Split]:
@@ -98,16 +113,11 @@ def _demand_sound(splits: dict[str, Split], checker: PhotoChecker | None) -> Non
         raise ValueError("\n".join(problems))
 
 
-def has_photos(config: DataConfig) -> bool:
-    """Whether there are photos of a user's to be read: not drawn scenes, not precomputed regions."""
-    return config.source not in ("regions", "sample")
-
-
 def photo_checker(config: DataConfig) -> PhotoChecker:
     """What decodes the photos of a data set: the cache of resized ones where there is one, which does it anyway."""
     if config.cache_images is not None:
-        return ImageCache(cache_folder(config) / "photos", config.cache_images)
-    return ReadPhotos(cache_folder(config))
+        return ImageCache(config.cache_folder / "photos", config.cache_images)
+    return ReadPhotos(config.cache_folder)
 
 
 def demand_readable(splits: dict[str, Split], checker: PhotoChecker, workers: int = 0) -> None:
@@ -123,33 +133,6 @@ def demand_readable(splits: dict[str, Split], checker: PhotoChecker, workers: in
 
 def _unreadable(rows: Dataset, checker: PhotoChecker, workers: int = 0) -> list[str]:
     return list(find_unreadable(rows, checker, workers, progress=process_index() == 0).values())
-
-
-def read_rows(config: DataConfig) -> tuple[dict[str, Dataset], bool]:
-    """Rows by split as the annotations give them, and whether this source is known for lists of absent photos."""
-    if config.source == "hub":
-        from clip_itm.data.sources.hub import load_hub
-
-        return load_hub(config), False
-    builder = _open_source(config)
-    return builder.load(), builder.missing_is_normal
-
-
-def _open_source(config: DataConfig) -> CaptionedImages:
-    match config.source:
-        case "coco":
-            from clip_itm.data.sources.coco import CocoImages as Source
-        case "flickr":
-            from clip_itm.data.sources.flickr import FlickrImages as Source
-        case "cc120k":
-            from clip_itm.data.sources.cc120k import Cc120kImages as Source
-        case "folder":
-            from clip_itm.data.sources.folder import FolderImages as Source
-        case "regions":
-            from clip_itm.data.sources.regions import RegionsImages as Source
-        case "sample":
-            from clip_itm.data.sources.sample import SampleImages as Source
-    return Source(config)
 
 
 def demand_photos(splits: dict[str, Split], checker: PhotoChecker | None) -> None:

@@ -66,13 +66,15 @@ class Split:
     caption ids and captions in order, never pixels or paths: the same split on two machines has the same hash.
     `left_out` lists what `skip_missing` and `skip_broken` left out. Where captions have weights
     (`WEIGHTED_ROW_FEATURES`), the hash covers them too. `regions`: what stands for the photos where there are none; of
-    these the hash covers names, shapes and some rows (`RegionFeatures.identity`).
+    these the hash covers names, shapes and some rows (`RegionFeatures.identity`). `missing_is_normal`: the annotations
+    are known to name photos that nobody has, which are left out and are no error.
     """
 
     name: str
     rows: Dataset
     left_out: tuple[LeftOut, ...] = field(default=())
     regions: "RegionFeatures | None" = None
+    missing_is_normal: bool = False
 
     @property
     def missing(self) -> tuple[str, ...]:

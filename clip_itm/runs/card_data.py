@@ -117,10 +117,8 @@ def _licence_of(base: str) -> dict[str, str]:
 
 
 def _hub_dataset(recipe: Recipe) -> str | None:
-    data = recipe.data
-    if data.source != "hub" or Path(data.path).exists() or not _is_hub_name(data.path):
-        return None
-    return data.path
+    name = recipe.data.hub_dataset
+    return None if name is None or Path(name).exists() or not _is_hub_name(name) else name
 
 
 def _is_hub_name(name: str) -> bool:

@@ -11,10 +11,9 @@ from transformers import set_seed
 from clip_itm.backbones.build import build_processor
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.image_cache import ImageCache
-from clip_itm.data.load import demand_readable, has_photos, load_splits, photo_checker
+from clip_itm.data.load import demand_readable, load_splits, photo_checker
 from clip_itm.data.load_noise import load_noise
 from clip_itm.data.rows import Split, hash_strings
-from clip_itm.data.sources.builder import cache_folder
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocols import PROTOCOLS, EmbeddedSplit
@@ -45,12 +44,7 @@ def demand_splits(recipe: Recipe, splits: dict[str, Split]) -> None:
         if name not in splits:
             raise ValueError(
                 f"data: the source {recipe.data.source!r} has no {name} split here (found: {', '.join(splits)}); "
-                "training needs train, and val to choose the best checkpoint"
-                + (
-                    "; name one, such as --data.splits '{train: train, val: test}'"
-                    if recipe.data.source == "hub"
-                    else ""
-                )
+                "training needs train, and val to choose the best checkpoint" + recipe.data.missing_split_advice
             )
 
 
@@ -81,7 +75,7 @@ def prepare_photos(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | Non
 
     Gives the cache of resized photos that `data.cache_images` asks for, complete for `splits`.
     """
-    if recipe.data.cache_images is None and (recipe.data.skip_broken or not has_photos(recipe.data)):
+    if recipe.data.cache_images is None and (recipe.data.skip_broken or not recipe.data.reads_photos):
         return None  # found while the splits were loaded, or there is nothing to find
     with process_state().main_process_first():
         checker = photo_checker(recipe.data)
@@ -119,7 +113,7 @@ def make_encoder(
     return Encoder(
         model,
         processor,
-        cache_folder=cache_folder(recipe.data) / "features",
+        cache_folder=recipe.data.cache_folder / "features",
         batch_size=recipe.evaluation.batch_size,
         num_workers=recipe.data.num_workers,
         precision=autocast_dtype(recipe.training.precision),

@@ -22,22 +22,16 @@ from datasets.exceptions import DatasetGenerationError
 from clip_itm.checksums import CHECKSUMS, add_checksums, damages
 from clip_itm.data.configuration import DataSection
 from clip_itm.data.formats.name_spelling import found_on_disk
-from clip_itm.data.rows import ROW_FEATURES, SPLIT_NAMES
+from clip_itm.data.rows import ROW_FEATURES, SPLIT_NAMES, Split
 
 Rows = Iterable[dict]
 
 
-def cache_folder(data: DataSection) -> Path:
-    """The folder of all caches: `data.cache_dir`, else ~/.cache/clip_itm."""
-    return Path(data.cache_dir or "~/.cache/clip_itm").expanduser().absolute()
-
-
 class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
-    """Base of the sources. A subclass implements `split_rows`, and `depends_on` if it reads files.
+    """What most sources are made of: a subclass has `split_rows`, and `depends_on` if it reads files.
 
-    `load()` gives {"train" | "val" | "test": datasets.Dataset of ROW_FEATURES}. What a reader has to say about the
-    files ("5 lines without a photo") it appends to `notes`; they are kept with the cache, in
-    `Dataset.info.description`.
+    `load()` gives the splits, keyed train, val, test. What a reader has to say about the files ("5 lines without a
+    photo") it appends to `notes`; they are kept with the cache, in `Dataset.info.description`.
     """
 
     # True where a list of photos is known to name some that nobody has: they are left out, and no error
@@ -46,7 +40,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
     def __init__(self, data: DataSection):
         self.data = data
         self.notes: list[str] = []
-        folder, key = cache_folder(data) / "rows", self._key()
+        folder, key = data.cache_folder / "rows", self._key()
         for kept in folder.glob(f"{data.source}/*/*/{key}"):
             _remove_damaged(kept)
         super().__init__(cache_dir=str(folder), dataset_name=data.source, hash=key)
@@ -59,7 +53,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
         """Files whose content, and folders whose list of names, decide the rows."""
         return []
 
-    def load(self) -> dict[str, datasets.Dataset]:
+    def load(self) -> dict[str, Split]:
         try:
             self.download_and_prepare(verification_mode="no_checks")
         except DatasetGenerationError as error:
@@ -70,7 +64,11 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
         if not (Path(self.cache_dir) / CHECKSUMS).exists():
             kept = Path(self.cache_dir)  # where another process may be writing the same checksums
             add_checksums(kept, [path.name for path in (*kept.glob("[!.]*.arrow"), *kept.glob("dataset_info.json"))])
-        return {name: found_on_disk(self._read(name)) for name in SPLIT_NAMES if name in self.info.splits}
+        return {
+            name: Split(name, found_on_disk(self._read(name)), missing_is_normal=self.missing_is_normal)
+            for name in SPLIT_NAMES
+            if name in self.info.splits
+        }
 
     def _read(self, split: str) -> datasets.Dataset:
         if self.info.splits[split].num_examples == 0:  # the Arrow reader refuses to read nothing

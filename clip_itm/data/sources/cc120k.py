@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from clip_itm.data.configuration import Cc120kData
 from clip_itm.data.formats.annotation_files import existing_root, first_existing, given_path, written_lines
 from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
-from clip_itm.data.rows import photo_row
+from clip_itm.data.rows import Split, photo_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 TSV_FILES = {
@@ -41,6 +41,11 @@ def read_tsv(path: Path) -> list[tuple[int, str, str]]:
             raise ValueError(f"{path}, line {number}: expected `caption<TAB>path or URL`, got {line[:80]!r}")
         rows.append((number, fields[0], fields[1].strip()))
     return rows
+
+
+def load(data: Cc120kData) -> dict[str, Split]:
+    """Captions of the web, one a photo; ValueError where `root` has neither of the layouts above."""
+    return Cc120kImages(data).load()
 
 
 class Cc120kImages(CaptionedImages):

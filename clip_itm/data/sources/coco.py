@@ -19,7 +19,7 @@ from clip_itm.data.formats.annotation_files import check_text, existing_root, fi
 from clip_itm.data.formats.cells import captions_of
 from clip_itm.data.formats.karpathy import read_karpathy
 from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
-from clip_itm.data.rows import photo_row
+from clip_itm.data.rows import Split, photo_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 FOLDERS = ("train2014", "val2014", "train2017", "val2017")
@@ -82,6 +82,11 @@ def whole_number(value: object, key: str) -> str:
         if text:
             return str(int(text)) if text.isascii() and text.isdecimal() and len(text) < 100 else text
     raise TypeError(f"{key} is {value!r}")
+
+
+def load(data: CocoData) -> dict[str, Split]:
+    """Captions of MS COCO; ValueError where `root` has none of the layouts above."""
+    return CocoImages(data).load()
 
 
 class CocoImages(CaptionedImages):

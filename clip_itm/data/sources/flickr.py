@@ -19,7 +19,7 @@ from clip_itm.data.formats.delimited import read_delimited
 from clip_itm.data.formats.karpathy import read_karpathy
 from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
 from clip_itm.data.formats.splits import hash_split, read_split_files
-from clip_itm.data.rows import photo_row
+from clip_itm.data.rows import Split, photo_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 KARPATHY_FILES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset.json")
@@ -61,6 +61,11 @@ def _read_csv(path: Path) -> Captions:
         caption_ids.append(f"{photo}#{len(captions)}")
         captions.append(caption)
     return photos
+
+
+def load(data: FlickrData) -> dict[str, Split]:
+    """Captions of Flickr8k or Flickr30K; ValueError where `root` has none of the layouts above, or no photo folder."""
+    return FlickrImages(data).load()
 
 
 class FlickrImages(CaptionedImages):

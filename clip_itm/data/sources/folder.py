@@ -12,6 +12,7 @@ below it, which changes the split's hash as any edit does.
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from clip_itm.data.formats.tables import (
     read_table,
 )
 from clip_itm.data.left_out import shown
-from clip_itm.data.rows import WEIGHTED_ROW_FEATURES, photo_row
+from clip_itm.data.rows import WEIGHTED_ROW_FEATURES, Split, photo_row
 from clip_itm.data.sources.builder import CaptionedImages
 
 TABLES = (
@@ -64,6 +65,11 @@ class Columns(NamedTuple):
     ids: list[str]  # of the photo, of the captions
 
 
+def load(data: FolderData) -> dict[str, Split]:
+    """A photo folder and its table; ValueError where there is no table, a column is missing or a row cannot be used."""
+    return FolderImages(data).load()
+
+
 class FolderImages(CaptionedImages):
     def __init__(self, data: FolderData):
         self.root = existing_root(data.root)
@@ -91,8 +97,8 @@ class FolderImages(CaptionedImages):
     def depends_on(self) -> list[Path]:
         return [*self.split_tables.values(), *self.split_lists.values(), *([self.table] if self.table else [])]
 
-    def load(self) -> dict[str, datasets.Dataset]:
-        return {name: _without_idle_weights(rows) for name, rows in super().load().items()}
+    def load(self) -> dict[str, Split]:
+        return {name: replace(split, rows=_without_idle_weights(split.rows)) for name, split in super().load().items()}
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=WEIGHTED_ROW_FEATURES)

@@ -15,14 +15,14 @@ from clip_itm.data.formats.annotation_files import BrokenRow
 from clip_itm.data.formats.cells import captions_of
 from clip_itm.data.formats.name_spelling import found_on_disk
 from clip_itm.data.formats.splits import ALIASES, hashed_splits, split_name
-from clip_itm.data.rows import ROW_FEATURES
+from clip_itm.data.rows import ROW_FEATURES, Split
 from clip_itm.data.sources.hub_photos import column_of, images_of, photos_of
 
 
-def load_hub(data: HubData) -> dict[str, Dataset]:
-    """Rows by split: as `data.splits` maps them, by `split_column`, by a hash where there is one split, or by name."""
+def load(data: HubData) -> dict[str, Split]:
+    """Splits: as `data.splits` maps them, by `split_column`, by a hash where there is one split, or by name."""
     try:
-        return {split: found_on_disk(rows) for split, rows in _splits(data).items()}
+        return {name: Split(name, found_on_disk(rows)) for name, rows in _splits(data).items()}
     except pa.ArrowException as error:
         raise ValueError(f"{data.path}: the data set cannot be read ({str(error).splitlines()[0]})") from error
 

@@ -8,6 +8,7 @@ root/..._clip_ims.npy, ..._clip_caps.npy optional: vectors [photos, G] and [capt
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,15 @@ import numpy as np
 from clip_itm.data.configuration import RegionsData
 from clip_itm.data.formats.annotation_files import existing_root, first_existing, given_path, read_json, read_lines
 from clip_itm.data.region_features import RegionFeatures, demand_repeated_rows, mapped
-from clip_itm.data.rows import photo_row
+from clip_itm.data.rows import Split, photo_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 DEV_CAPTIONS = 5000  # what published programs read of dev
+
+
+def load(data: RegionsData) -> dict[str, Split]:
+    """Rows with regions in place of photos; ValueError where a file does not fit its captions."""
+    return RegionsImages(data).load()
 
 
 class RegionsImages(CaptionedImages):
@@ -41,6 +47,9 @@ class RegionsImages(CaptionedImages):
         ids = [self.root / f"{name}_ids.txt" for name in self.names.values()]
         mapping = [given_path(self.data.id_mapping, self.root)] if self.data.id_mapping else []
         return [*map(self._captions, self.names.values()), *ids, *mapping]
+
+    def load(self) -> dict[str, Split]:
+        return {name: replace(split, regions=self.features(name)) for name, split in super().load().items()}
 
     def split_rows(self) -> dict[str, Rows]:
         files = read_json(given_path(self.data.id_mapping, self.root)) if self.data.id_mapping else None

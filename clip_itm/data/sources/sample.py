@@ -15,7 +15,8 @@ from math import cos, hypot, pi, sin
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clip_itm.data.rows import SPLIT_NAMES
+from clip_itm.data.configuration import SampleData
+from clip_itm.data.rows import SPLIT_NAMES, Split
 from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 OVERSAMPLING = 4  # shapes are drawn larger and averaged down: smooth edges from integer arithmetic alone
@@ -76,6 +77,11 @@ class Shape:
 class Scene:
     shapes: tuple[Shape, ...]
     background: str
+
+
+def load(data: SampleData) -> dict[str, Split]:
+    """Scenes drawn from `seed`: train, val and test of the sizes that the section gives."""
+    return SampleImages(data).load()
 
 
 class SampleImages(CaptionedImages):
