@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tiny import tiny_recipe
 
-from clip_itm.audit import clean_probability
+from clip_itm.audit import scores
 from clip_itm.cli import main
 from clip_itm.data.cleaned import write_cleaned
 from clip_itm.data.configuration import FolderData, SampleData
@@ -104,7 +104,7 @@ def test_a_plain_run_is_estimated_from_the_losses_of_its_best_model(run):
     assert not (run / FILE).exists()
     recipe = load_recipe(run)
     split, noise = load_splits(recipe.data)["train"], CaptionNoise.load(run / "noise.npz")
-    clean = clean_probability.clean_probability_of_run(run, recipe, split, noise)
+    clean = scores.clean_probability_of_run(run, recipe, split, noise)
     model, processor = ItmModel.from_pretrained(run / "best").eval(), ItmProcessor.from_pretrained(run / "best")
     photos = [read_image(split.rows[int(k)]["image"]) for k in split.pairs.image]
     with torch.inference_mode():
@@ -121,7 +121,7 @@ def test_a_plain_run_is_estimated_from_the_losses_of_its_best_model(run):
 
 def test_the_estimate_is_made_once_and_belongs_to_its_noise(run, monkeypatch, capsys):
     assert audit(run) == 0
-    monkeypatch.setattr(clean_probability, "estimate_from_losses", None)
+    monkeypatch.setattr(scores, "estimate_from_losses", None)
     assert audit(run) == 0
     kept = CleanProbability.load(run / FILE)
     CleanProbability(kept.values, kept.ranking, kept.method, "other").save(run / FILE)
@@ -360,7 +360,7 @@ def test_what_an_audit_adds_to_a_run_is_the_runs_own(run):
 
 
 def test_mistakes_are_told_before_anything_is_computed(run, monkeypatch, capsys):
-    monkeypatch.setattr(clean_probability, "estimate_from_losses", None)
+    monkeypatch.setattr(scores, "estimate_from_losses", None)
     (run / "taken").mkdir()
     (run / "taken" / "mine.txt").write_text("keep me")
     for words, message in [
