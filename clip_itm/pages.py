@@ -1,24 +1,43 @@
-"""What the standalone HTML pages share."""
+"""HTML from the templates beside: whatever comes from the data is shown as text, in all of them."""
 
 import base64
-from html import escape
+import hashlib
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from clip_itm.visible import visible
 
 
-def escaped(text: str) -> str:
-    """HTML, in an element or an attribute."""
-    return escape(visible(text, kept="\n\t"))
+def render(template: str, /, **values) -> str:
+    """The HTML (or CSS) of one of `clip_itm/templates`. Text is escaped, and its control characters become visible."""
+    return ENVIRONMENT.get_template(template).render(**values)
 
 
-def image_element(jpeg: bytes | None, label: str) -> str:
-    """An `<img>` with the photo inside, or an empty place of class "gone"; `label` is HTML already."""
-    if jpeg is None:
-        return '<div class="gone">no photo</div>'
-    source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    return f'<img src="{source}" alt="{label}" loading="lazy" decoding="async">'
+def shown(value):
+    """What stands in `{{ }}`, before it is escaped; HTML that a template made is left alone."""
+    return visible(value, kept="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def probability(value: float) -> str:
-    """HTML."""
-    return f"{value:.3f}" if value >= 0.001 else "&lt; 0.001"
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def data_url(jpeg: bytes) -> Markup:
+    return Markup(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}")
+
+
+def sha256(script: str) -> str:
+    """As a content security policy names a script that may run."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("clip_itm"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=shown,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters |= {"probability": probability, "data_url": data_url, "sha256": sha256}

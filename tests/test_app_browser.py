@@ -69,7 +69,7 @@ def test_a_sentence_a_photo_and_both(browser, address, place):  # noqa: F811
     wait_for(browser, "textarea", "").send_keys("a dog\ntwo cats\n<i>a child</i>")
     wait_for(browser, "button[aria-label*='thumbnail' i], .thumbnail-item")
     wait_for(browser, "button", "Compare").click()
-    table = wait_for(browser, ".itm-heat")
+    table = wait_for(browser, ".itm .heat")
     assert len(table.find_elements("css selector", "tbody td")) == 6
     assert "<i>a child</i>" in table.text
 

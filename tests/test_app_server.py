@@ -116,7 +116,7 @@ def test_search_heat_map_and_audit(address, place):
     page = ask(address, "search_by_photo", photo, 10)
     assert all(caption in page for caption in CAPTIONS)
     page = ask(address, "heat_map", [{"image": photo, "caption": None}], "a dog\ntwo cats")
-    assert page.count("--heat") == 2
+    assert page.count("<td ") == page.count("--heat") == 2
     assert "page 2 of 3" in ask(address, "audit", 2, "", 0, 1)
 
 
@@ -150,7 +150,7 @@ def test_no_file_outside_of_the_uploads_is_read(address, place, marked):
             ask(address, "heat_map", [{"image": file, "caption": None}], "a dog"),
         ):
             assert "was not uploaded" in page or page.startswith("event: error")
-            assert "itm-number" not in page
+            assert "<td" not in page
     page = ask(address, "search_by_text", str(place / "photos" / "1.png"), 4)
     assert page.count("<li>") == 4  # it is a sentence
 

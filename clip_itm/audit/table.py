@@ -81,6 +81,7 @@ class Audit:
         """`wrong`, `auc` and `precision` as in `wrong_pairs_found`; None where the truth is not known."""
         return wrong_pairs_found(self.clean, self.known_wrong)
 
+    @cached_property
     def table(self) -> pa.Table:
         """All pairs, most suspicious first; `rank` counts from 1. `photo` is null for photos stored in the data set."""
         pairs, order = self.train.pairs, self.clean.order()
@@ -102,7 +103,7 @@ class Audit:
 
     def save(self, path: Path) -> None:
         with replacing(path) as temporary:
-            pq.write_table(self.table(), temporary)
+            pq.write_table(self.table, temporary)
 
 
 def demand_audit(out: Path) -> None:

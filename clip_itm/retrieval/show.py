@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -10,49 +11,13 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from clip_itm.data.images import small_jpeg
 from clip_itm.files import replacing
-from clip_itm.pages import escaped, image_element
+from clip_itm.pages import render
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.photos import modality_of, read_photo
 from clip_itm.visible import visible
 
 SIDE = 224  # longer side of a photo, pixels
 LINE = 18  # height of a line of text in the picture
-
-STYLE = """
-:root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --text: #1b1f24; --quiet: #59636e; --line: #d5dae0; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --card: #1f2328; --text: #e8eaed; --quiet: #a3adb8;
-  --line: #3a4149; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 0 16px 32px; max-width: 1500px; background: var(--page); color: var(--text);
-  font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.2rem; color: var(--quiet); font-weight: 500; overflow-wrap: anywhere; }
-h2 { font-size: 1.3rem; margin: 28px 0 8px; overflow-wrap: anywhere; }
-ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 190px), 1fr)); }
-ol.texts { grid-template-columns: 1fr; gap: 6px; }
-li { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 8px; min-width: 0; }
-img, .gone { width: 100%; height: 170px; object-fit: contain; border-radius: 6px; }
-h2 img { width: 224px; height: auto; display: block; }
-.gone { display: grid; place-items: center; color: var(--quiet); background: var(--page); }
-p { margin: 4px 0 0; overflow-wrap: anywhere; font-size: .88rem; }
-.figures { color: var(--quiet); }
-"""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{answers}
-</body>
-</html>
-"""
 
 
 @dataclass(frozen=True)
@@ -98,24 +63,19 @@ def photo_of(item: Item) -> Image.Image | None:
         return None
 
 
+def small_photo(item: Item, side: int) -> bytes | None:
+    """JPEG of the photo of an item; None where it cannot be read any more."""
+    photo = photo_of(item)
+    return None if photo is None else small_jpeg(photo, side)
+
+
 def results_page(answers: Sequence[Answer], title: str) -> str:
-    """One HTML file: photos inside, no script, no network. What comes from the data is escaped."""
-    return PAGE.format(title=escaped(title), style=STYLE, answers="\n".join(map(_section, answers)))
-
-
-def _section(answer: Answer) -> str:
-    photo = answer.query_photo
-    heading = escaped(answer.query) if photo is None else image_element(small_jpeg(photo, SIDE), escaped(answer.query))
-    cards = []
-    for hit in answer.hits:
-        figures = f'<p class="figures">{hit.rank} · {hit.score:.3f}</p>'
-        label = escaped(answer.label(hit))
-        if hit.item.caption is None:
-            found = photo_of(hit.item)
-            figures = image_element(None if found is None else small_jpeg(found, SIDE), label) + figures
-        cards.append(f"<li>{figures}<p>{label}</p></li>")
-    kind = "photos" if answer.has_photos else "texts"
-    return f'<section>\n<h2>{heading}</h2>\n<ol class="{kind}">\n{"".join(cards)}\n</ol>\n</section>'
+    """One HTML file: photos inside, no script, no network."""
+    shown = []
+    for answer in answers:
+        photo = answer.query_photo
+        shown.append((answer.query, None if photo is None else small_jpeg(photo, SIDE), answer.hits))
+    return render("results.html", title=title, answers=shown, thumbnail=partial(small_photo, side=SIDE))
 
 
 def draw_montage(answers: Sequence[Answer], file: str | Path) -> None:
