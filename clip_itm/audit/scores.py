@@ -15,6 +15,7 @@ from clip_itm.distributed import process_state
 from clip_itm.methods.mixture import fit_mixture
 from clip_itm.methods.pair_losses import pair_losses
 from clip_itm.recipe import Recipe
+from clip_itm.runs.folder import RunFolder
 from clip_itm.runs.setup import prepare_photos, saved_encoder
 from clip_itm.training.clean_probability import FILE, CleanProbability
 from clip_itm.training.encode import scoring
@@ -32,7 +33,7 @@ def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: 
         if kept.noise_sha256 != noise.sha256 or len(kept.values) != len(noise.source):
             raise ValueError(f"{folder / FILE} belongs to other training pairs than {folder / 'noise.npz'}: delete it")
         return kept
-    estimate = estimate_from_losses(folder / "best", recipe, train, noise)
+    estimate = estimate_from_losses(RunFolder(folder).model, recipe, train, noise)
     if state.is_main_process:
         record_added(folder, FILE)
         estimate.save(folder / FILE)

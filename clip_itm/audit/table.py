@@ -17,8 +17,8 @@ from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
 from clip_itm.files import replacing
-from clip_itm.recipe import Recipe, load_recipe
-from clip_itm.runs.stored import read_provenance
+from clip_itm.recipe import Recipe
+from clip_itm.runs.folder import RunFolder
 from clip_itm.training.clean_probability import CleanProbability, wrong_pairs_found
 
 TABLE, PAGE = "audit.parquet", "audit.html"
@@ -42,22 +42,21 @@ class Audit:
     @classmethod
     def of_run(cls, folder: Path, overrides: Sequence[str] = ()) -> "Audit":
         """Raises ValueError for a folder without a finished run, and for data that are not those of the run."""
-        recipe = load_recipe(folder, overrides)
-        for name in ("results.json", "best/config.json", "noise.npz"):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder}: this run is not finished (it has no {name}); train it to its end")
+        run = RunFolder(folder)
+        recipe = run.recipe(overrides)
+        run.require_finished()
         with process_state().main_process_first():
             splits = load_splits(recipe.data)
         check_files(folder, ("provenance.json",))
-        began = read_provenance(folder / "provenance.json")
+        began = run.provenance()
         if "train" not in splits or splits["train"].sha256 != began["splits"]["train"]["sha256"]:
             raise ValueError(
                 f"{folder}: the training split is another one than the run was trained on; restore the data, or say "
                 "where they are now (such as --data.root FOLDER)"
             )
-        noise = CaptionNoise.load(folder / "noise.npz")
+        noise = CaptionNoise.load(run.noise_file)
         if noise.sha256 != began["noise"]["sha256"]:
-            raise ValueError(f"{folder / 'noise.npz'} is that of another run; restore it from {folder / 'best'}")
+            raise ValueError(f"{run.noise_file} is that of another run; restore it from {run.model}")
         clean = clean_probability_of_run(folder, recipe, splits["train"], noise)
         return cls(folder, recipe, began["recipe_sha256"], splits, noise, clean)
 

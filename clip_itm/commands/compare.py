@@ -31,11 +31,12 @@ def run(args) -> int:
         load_recipe(file, args.overrides)
 
     from clip_itm.runs.compare import demand_comparison, plan
+    from clip_itm.runs.folder import RunFolder
 
     out = Path(args.out)
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
     for _, recipe in runs:
-        if not (Path(recipe.output_dir) / "results.json").is_file():
+        if not RunFolder(Path(recipe.output_dir)).is_finished:
             demand_recipe(recipe)
 
     from clip_itm.training.folder import held
@@ -90,10 +91,11 @@ def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
 def stopped(args) -> str:
     """What is true where Ctrl-C stopped it."""
     from clip_itm.commands.train import stopped_runs
+    from clip_itm.runs.folder import RunFolder
 
-    folders = [path.parent for path in Path(args.out).glob("*/noise-*/seed-*/recipe.yaml")]
-    begun = [folder for folder in folders if not (folder / "results.json").is_file()]
-    if folders and not begun:
+    runs = [RunFolder(path.parent) for path in Path(args.out).glob("*/noise-*/seed-*/recipe.yaml")]
+    begun = [run for run in runs if not run.is_finished]
+    if runs and not begun:
         return "stopped; the same command keeps the runs that are finished and goes on with the next"
     return stopped_runs(begun)
 

@@ -91,8 +91,10 @@ def run(args) -> int:
 def find_model(place: Path, overrides: list[str]):
     """The folder of the model and its recipe; where there is no model, the recipe's file and the recipe."""
     from clip_itm.recipe import load_recipe
+    from clip_itm.runs.folder import RunFolder
 
-    best = place / "best" if (place / "best" / "config.json").is_file() else place
+    run = RunFolder(place)
+    best = run.model if run.has_model else place
     if (best / "config.json").is_file():
         has_recipe = (best / "recipe.yaml").is_file()
         return best, load_recipe(best, overrides) if has_recipe else recipe_of_model(best, overrides)

@@ -25,9 +25,10 @@ def add_parser(verbs) -> None:
 def run(args) -> int:
     from clip_itm.offline import demand_recipe
     from clip_itm.recipe import load_recipe
+    from clip_itm.runs.folder import RunFolder
 
     recipe = load_recipe(args.recipe, args.overrides)  # a wrong key is told before torch is imported
-    if not (Path(recipe.output_dir) / "results.json").is_file():
+    if not RunFolder(Path(recipe.output_dir)).is_finished:
         demand_recipe(recipe)
 
     from clip_itm.commands.terminal import print_table
@@ -49,18 +50,19 @@ def run(args) -> int:
 def stopped(args) -> str:
     """What is true where Ctrl-C stopped it."""
     from clip_itm.recipe import load_recipe
+    from clip_itm.runs.folder import RunFolder
 
-    return stopped_runs([Path(load_recipe(args.recipe, args.overrides).output_dir)])
+    return stopped_runs([RunFolder(Path(load_recipe(args.recipe, args.overrides).output_dir))])
 
 
-def stopped_runs(folders: list[Path]) -> str:
-    """Whether the same command goes on with a checkpoint, begins anew, or has nothing left to do."""
-    if folders and all((folder / "results.json").is_file() for folder in folders):
+def stopped_runs(runs: list) -> str:
+    """Whether the same command goes on with a checkpoint, begins anew, or has nothing left to do; `RunFolder`s."""
+    if runs and all(run.is_finished for run in runs):
         return "stopped; the run is finished, and the same command shows its results"
-    kept = [path for folder in folders for path in folder.glob("checkpoint-*/trainer_state.json")]
+    kept = [checkpoint for run in runs if (checkpoint := run.newest_checkpoint)]
     if not kept:
         return "stopped before the first checkpoint: the same command begins anew"
-    newest = max(kept, key=lambda path: path.stat().st_mtime).parent
+    newest = max(kept, key=lambda path: (path / "trainer_state.json").stat().st_mtime)
     return f"stopped; the same command goes on from the last checkpoint ({newest})"
 
 

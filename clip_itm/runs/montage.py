@@ -9,6 +9,7 @@ from clip_itm.data.load import load_splits
 from clip_itm.distributed import process_state
 from clip_itm.files import replacing
 from clip_itm.recipe import load_recipe
+from clip_itm.runs.folder import RunFolder
 from clip_itm.runs.setup import final_split, prepare_photos, saved_encoder
 from clip_itm.training.encode import scoring
 from clip_itm.visible import visible
@@ -61,7 +62,7 @@ def _search(folder: Path, queries: int, top: int) -> list[dict]:
     recipe = load_recipe(folder)
     splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
-    encoder = saved_encoder(folder / "best", recipe, prepare_photos(recipe, {split.name: split}))
+    encoder = saved_encoder(RunFolder(folder).model, recipe, prepare_photos(recipe, {split.name: split}))
     embeddings = encoder.encode(split)
     answers = []
     photos = torch.linspace(0, len(embeddings.images) - 1, queries + 2).long()[1:-1].tolist()

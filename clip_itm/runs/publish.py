@@ -14,6 +14,7 @@ from clip_itm.files import model_folder
 from clip_itm.methods.method import state_files
 from clip_itm.reading import read_json
 from clip_itm.runs.card import PLACE, bare_card, with_licence
+from clip_itm.runs.folder import RunFolder
 
 Files = dict[str, Path | bytes]  # path in the repository -> a file here, or its content
 
@@ -31,8 +32,8 @@ def model_files(place: Path, repo: str, licence: str | None = None) -> Files:
     check_name(repo)
     check_licence(licence)
     folder = model_folder(place)
-    if folder != place and not (place / "results.json").is_file():
-        raise ValueError(f"{place}: this run is not finished (it has no results.json): train it to its end")
+    if folder != place:
+        RunFolder(place).require_finished()
     config = _check_model(folder)
     check_files(folder)
     training_state = {TRAINING_STATE, *state_files()}

@@ -83,13 +83,14 @@ def _build(args: argparse.Namespace) -> int:
     from clip_itm.distributed import process_state
     from clip_itm.methods.npc.trainer import bank_of_pairs
     from clip_itm.recipe import load_recipe
+    from clip_itm.runs.folder import RunFolder
     from clip_itm.runs.setup import load_data, make_encoder, make_model, saved_encoder
 
     state = process_state()
     if args.run:
-        best = Path(args.run) / "best"
-        if not (best / "config.json").is_file():
-            raise ValueError(f"{args.run}: no best/ in this folder, so it is no finished run; train it to its end")
+        run = RunFolder(Path(args.run))
+        run.require_finished()
+        best = run.model
         noise = ["--noise.file", str(best / "noise.npz"), "--noise.ratio", "0"]
         recipe = load_recipe(best, [*noise, *args.overrides])
         data = load_data(recipe)
