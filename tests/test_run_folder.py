@@ -206,16 +206,16 @@ def test_a_folder_of_a_user_is_never_filled_over(tmp_path):
 # A start that failed
 
 
-@pytest.mark.parametrize("place", ["run.make_model", "guarded.GuardedTrainer.train"])
+@pytest.mark.parametrize("place", ["runs.train.make_model", "training.guarded.GuardedTrainer.train"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_start_that_failed_does_not_block_the_corrected_recipe(tmp_path, monkeypatch, place):
     recipe = tiny_recipe(tmp_path, head={"kind": "npc", "rho": 0.5}, training={"max_steps": 1})
     folder = Path(recipe.output_dir)
     with monkeypatch.context() as patch:
-        patch.setattr(f"clip_itm.training.{place}", fail)
+        patch.setattr(f"clip_itm.{place}", fail)
         with pytest.raises(ValueError, match="no such weights"):
             train(recipe)
-    assert (folder / "recipe.yaml").exists() == place.startswith("guarded")
+    assert (folder / "recipe.yaml").exists() == place.startswith("training")
     corrected = recipe.with_overrides("--noise.ratio", "0.2", "--training.learning_rate", "1e-4")
     assert train(corrected)["noise"]["ratio"] == 0.2
     assert load_recipe(folder) == corrected
