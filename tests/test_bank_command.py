@@ -104,7 +104,7 @@ def test_build_with_a_run_takes_its_model_and_its_noise(place, capsys):
     assert main(["bank", "build", "--run", run, "--noise.ratio", "0.2", "--out", "other.npz"]) == 2
     assert "exclude each other" in capsys.readouterr().err
     assert main(["bank", "build", "--run", str(place), "--out", "other.npz"]) == 2
-    assert "this run is not finished (it has no results.json)" in capsys.readouterr().err
+    assert "this run is not finished (it has no best/)" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*random weights")

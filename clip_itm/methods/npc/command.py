@@ -89,7 +89,8 @@ def _build(args: argparse.Namespace) -> int:
     state = process_state()
     if args.run:
         run = RunFolder(Path(args.run))
-        run.require_finished()
+        if not run.has_model:
+            raise ValueError(f"{args.run}: this run is not finished (it has no best/): train it to its end")
         best = run.model
         noise = ["--noise.file", str(best / "noise.npz"), "--noise.ratio", "0"]
         recipe = load_recipe(best, [*noise, *args.overrides])
