@@ -1,9 +1,7 @@
 """Protocols: which photos and captions of a split compete with one another, as published tables have it."""
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,50 +10,10 @@ from torch import Tensor
 from clip_itm.evaluation.judged_ranking import PositiveRanks, compute_best_ranks, compute_positive_ranks
 from clip_itm.evaluation.judgements import JudgedSplit, judged_split
 from clip_itm.evaluation.precision_result import PrecisionResult
-from clip_itm.evaluation.ranking import Ranks, Similarity, check_owners, compute_ranks
-from clip_itm.evaluation.result import RetrievalResult
+from clip_itm.evaluation.protocol import EmbeddedSplit, Protocol, Result
+from clip_itm.evaluation.ranking import Ranks, Similarity, check_owners
 
 PUBLISHED_CAPTIONS = 5  # per photo, in every published table on Flickr30K and COCO
-Result = RetrievalResult | PrecisionResult
-
-
-class EmbeddedSplit(NamedTuple):
-    """Embeddings of photos [Ni, ...] and captions [Nt, ...] that compete; `caption_image` int64 [Nt].
-
-    `image_ids` [Ni] and `caption_ids` [Nt] are the names they have in their data set, where a protocol needs them.
-    """
-
-    images: Tensor
-    texts: Tensor
-    caption_image: Tensor
-    image_ids: Sequence[str] | None = None
-    caption_ids: Sequence[str] | None = None
-
-
-class Protocol(ABC):
-    """Which photos and captions of a split compete, how they are ranked, and what is made of the ranks.
-
-    `name` is that in recipes and results. By default ranks are those of the best of a photo's own captions and of a
-    caption's own photo, and the result is their recall, the mean over the parts.
-    """
-
-    name: str
-    has_recall = True  # and ranks of one right answer a query, which pictures show
-
-    @abstractmethod
-    def select(self, split: EmbeddedSplit) -> Sequence[EmbeddedSplit | JudgedSplit]:
-        """The parts of `split`, each ranked for itself. ValueError for a split that the protocol is not defined for.
-
-        It is asked before a model is built, too, with embeddings of width 0.
-        """
-
-    def rank(self, part, similarity: Similarity | None, block_size: int | None, device: str | torch.device | None):
-        """The ranks of one part; the other arguments as of `compute_ranks`."""
-        return compute_ranks(part.images, part.texts, part.caption_image, similarity, block_size, device)
-
-    def result(self, ranks: Sequence, replicates: int, seed: int) -> Result:
-        """Metrics and bootstrap intervals from the ranks of every part."""
-        return RetrievalResult.from_ranks(self.name, ranks, replicates, seed)
 
 
 class WholeSplit(Protocol):
@@ -89,7 +47,7 @@ class PublishedSplit(Protocol):
                 f"protocol {self.name} needs {PUBLISHED_CAPTIONS} captions a photo; {len(poor)} photos have fewer, the "
                 f"first is photo {int(poor[0])} with {int(counts[poor[0]])}; use the protocol 'all'"
             )
-        kept = first_captions(owner, counts, PUBLISHED_CAPTIONS)
+        kept = split.first_captions(PUBLISHED_CAPTIONS)
         size = self.photos // self.folds
         parts = []
         for start in range(0, self.photos, size):
@@ -98,13 +56,6 @@ class PublishedSplit(Protocol):
                 EmbeddedSplit(images[start : start + size], texts[captions.to(texts.device)], owner[captions] - start)
             )
         return parts
-
-
-def first_captions(owner: Tensor, counts: Tensor, limit: int) -> Tensor:
-    """Ascending numbers of the captions that are among the first `limit` of their photo."""
-    by_image = torch.argsort(owner, stable=True)
-    place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner[by_image]]
-    return by_image[place < limit].sort().values
 
 
 class Cxc(Protocol):

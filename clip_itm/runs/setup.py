@@ -16,7 +16,8 @@ from clip_itm.data.load_noise import load_noise
 from clip_itm.data.rows import Split, hash_strings
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import is_same_everywhere, process_state
-from clip_itm.evaluation.protocols import PROTOCOLS, EmbeddedSplit
+from clip_itm.evaluation.protocol import EmbeddedSplit
+from clip_itm.evaluation.protocols import PROTOCOLS
 from clip_itm.evaluation.report import FEWEST_PHOTOS, too_few
 from clip_itm.methods.method import Method, method_of
 from clip_itm.model import ItmModel

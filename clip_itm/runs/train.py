@@ -13,7 +13,8 @@ from clip_itm.data.images import UnreadablePhotoError
 from clip_itm.data.rows import Split
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, process_state, say
-from clip_itm.evaluation.protocols import Result, evaluate_retrieval
+from clip_itm.evaluation.protocol import Result
+from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe

@@ -1,0 +1,61 @@
+"""A protocol of evaluation: which photos and captions compete, how they are ranked, what is made of the ranks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clip_itm.evaluation.judgements import JudgedSplit
+from clip_itm.evaluation.precision_result import PrecisionResult
+from clip_itm.evaluation.ranking import Similarity, compute_ranks
+from clip_itm.evaluation.result import RetrievalResult
+
+Result = RetrievalResult | PrecisionResult
+
+
+class EmbeddedSplit(NamedTuple):
+    """Embeddings of photos [Ni, ...] and captions [Nt, ...] that compete; `caption_image` int64 [Nt].
+
+    `image_ids` [Ni] and `caption_ids` [Nt] are the names they have in their data set, where a protocol needs them.
+    """
+
+    images: Tensor
+    texts: Tensor
+    caption_image: Tensor
+    image_ids: Sequence[str] | None = None
+    caption_ids: Sequence[str] | None = None
+
+    def first_captions(self, limit: int) -> Tensor:
+        """Ascending numbers of the captions that are among the first `limit` of their photo."""
+        by_image = torch.argsort(self.caption_image, stable=True)
+        counts = torch.bincount(self.caption_image, minlength=len(self.images))
+        place = torch.arange(len(self.texts)) - (counts.cumsum(0) - counts)[self.caption_image[by_image]]
+        return by_image[place < limit].sort().values
+
+
+class Protocol(ABC):
+    """Which photos and captions of a split compete, how they are ranked, and what is made of the ranks.
+
+    `name` is that in recipes and results. By default ranks are those of the best of a photo's own captions and of a
+    caption's own photo, and the result is their recall, the mean over the parts.
+    """
+
+    name: str
+    has_recall = True  # and ranks of one right answer a query, which pictures show
+
+    @abstractmethod
+    def select(self, split: EmbeddedSplit) -> Sequence[EmbeddedSplit | JudgedSplit]:
+        """The parts of `split`, each ranked for itself. ValueError for a split that the protocol is not defined for.
+
+        It is asked before a model is built, too, with embeddings of width 0.
+        """
+
+    def rank(self, part, similarity: Similarity | None, block_size: int | None, device: str | torch.device | None):
+        """The ranks of one part; the other arguments as of `compute_ranks`."""
+        return compute_ranks(part.images, part.texts, part.caption_image, similarity, block_size, device)
+
+    def result(self, ranks: Sequence, replicates: int, seed: int) -> Result:
+        """Metrics and bootstrap intervals from the ranks of every part."""
+        return RetrievalResult.from_ranks(self.name, ranks, replicates, seed)
