@@ -1,12 +1,18 @@
 """Sets of DivE from regions, words and PVSE's attention against golden numbers, and a few whole training steps."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from dive_golden import SET, load
 from torch import Tensor, nn
 
+from clip_itm.backbones.caption_towers import BertTower
+from clip_itm.backbones.configuration import RegionsBackbone
 from clip_itm.backbones.features import Features, FeatureWidths
+from clip_itm.backbones.regions import Regions, build
 from clip_itm.methods.dive.configuration import DiveHeadConfig
 from clip_itm.methods.dive.head import DiveHead
 from clip_itm.methods.dive.set_prediction import SetPrediction
@@ -17,41 +23,20 @@ GRU = [f"{kind}_{part}_l0{end}" for kind in ("weight", "bias") for part in ("ih"
 WORDS = {"embed": "embedding.weight"} | {f"gru_{name}": f"gru.{name}" for name in GRU}
 REGIONS = {
     f"{name}_{end}": f"{own}.{full}"
-    for name, own in (("fc", "fc"), ("mlp1", "first"), ("bn", "norm"), ("mlp2", "second"))
+    for name, own in (("fc", "linear"), ("mlp1", "mlp.hidden"), ("bn", "mlp.norm"), ("mlp2", "mlp.output"))
     for end, full in (("w", "weight"), ("b", "bias"))
 }
+WORDS_AND_LAST = {"text_tokens": "words", "text_pooling": "last"}
 
 
-class Regions(nn.Module):
-    """Region features [P, R, 2048] to local and pooled features (docs/papers/dive.md 3.1)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.fc, self.first = nn.Linear(2048, width), nn.Linear(width, width // 2)
-        self.norm, self.second = nn.BatchNorm1d(width // 2), nn.Linear(width // 2, width)
-
-    def forward(self, regions: Tensor, mask: Tensor | None = None) -> Features:
-        projected = self.fc(regions)
-        hidden = self.norm(self.first(projected).flatten(0, 1)).unflatten(0, projected.shape[:2])
-        tokens = projected + self.second(hidden.relu())
-        counted = tokens if mask is None else tokens.masked_fill(~mask[..., None], -torch.inf)
-        return Features(counted.amax(dim=1), tokens, mask)
-
-
-class Words(nn.Module):
-    """Captions [B, T] to word embeddings, averaged GRU states and the last one (docs/papers/dive.md 3.3)."""
-
-    def __init__(self, words: int, token_width: int, width: int):
-        super().__init__()
-        self.embedding = nn.Embedding(words, token_width)
-        self.gru = nn.GRU(token_width, width, batch_first=True, bidirectional=True)
-
-    def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = self.embedding(ids)
-        packed = nn.utils.rnn.pack_padded_sequence(tokens, lengths, batch_first=True, enforce_sorted=False)
-        states, last = self.gru(packed)
-        states, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, total_length=ids.shape[1])
-        return tokens, states.unflatten(2, (2, -1)).mean(2), last.mean(0)
+def encoders(width: int, words: int = 1, token_width: int = 1, **text) -> Regions:
+    """The encoder of regions with their maximum, and the GRU over words (docs/papers/dive.md 3.1, 3.3)."""
+    config = RegionsBackbone(
+        image_encoder="residual", pooling="max", embed_dim=width, word_dim=token_width, vocab_size=words, **text
+    )
+    backbone = build(config, weights=False).double()
+    backbone.output_tokens = True
+    return backbone
 
 
 def sets_of(width: int, token_width: int, positions="none", elements=4, leaky=False, **config) -> SetPrediction:
@@ -59,15 +44,10 @@ def sets_of(width: int, token_width: int, positions="none", elements=4, leaky=Fa
     return SetPrediction(config, elements, width, token_width, positions)
 
 
-def load_regions(arrays: dict, width: int) -> Regions:
-    module = Regions(width)
-    statistics = {
-        "bn_rm": "norm.running_mean",
-        "bn_rv": "norm.running_var",
-        "bn_count": "norm.num_batches_tracked",
-    }
-    fresh = {"img_bn_rm": np.zeros(width // 2), "img_bn_rv": np.ones(width // 2), "img_bn_count": np.zeros(())}
-    return load(module, fresh | arrays, REGIONS | statistics, "img_")
+def load_regions(backbone: Regions, arrays: dict, width: int) -> None:
+    statistics = {"bn_rm": "mlp.norm.running_mean", "bn_rv": "mlp.norm.running_var"}
+    fresh = {"img_bn_rm": np.zeros(width // 2), "img_bn_rv": np.ones(width // 2)}
+    load(backbone.region_encoder, fresh | arrays, REGIONS | statistics, "img_")
 
 
 @pytest.fixture(scope="module")
@@ -88,54 +68,81 @@ def test_golden_set(arrays):
 
 
 def test_golden_regions(arrays):
-    encoder = load_regions(arrays, 8).eval()
+    backbone = encoders(8).eval()
+    load_regions(backbone, arrays, 8)
     full, padded = (torch.tensor(arrays[name]).double() for name in ("img_regions_full", "img_regions"))
     mask = torch.arange(6) < torch.tensor(arrays["img_lengths"])[:, None]
     correct, leaky = (load(sets_of(8, 8, leaky=leaky), arrays, SET, "img_") for leaky in (False, True))
-    features = encoder(full)
+    features = backbone.image_neck(Features(None, full))
     np.testing.assert_allclose(features.pooled.detach(), arrays["imgfull_eval_global"], **EXACT)
     np.testing.assert_allclose(correct(features).slots.detach(), arrays["imgfull_eval_slots"], **EXACT)
     np.testing.assert_allclose(correct(features).sets.detach(), arrays["imgfull_eval_set"], **EXACT)
-    features = encoder(padded, mask)
+    features = backbone.image_neck(Features(None, padded, mask))
     np.testing.assert_allclose(features.pooled.detach(), arrays["img_eval_global"], **EXACT)
     np.testing.assert_allclose(correct(features).sets.detach(), arrays["img_eval_correct_set"], **EXACT)
+    # the release encodes the padding, too, where the backbone has zeros
+    features = Features(features.pooled, backbone.region_encoder(padded, mask), mask)
     np.testing.assert_allclose(leaky(features).sets.detach(), arrays["img_eval_leaky_set"], **EXACT)
     assert np.abs(arrays["img_eval_leaky_set"] - arrays["img_eval_correct_set"]).max() > 0.01
-    encoder.train()
-    np.testing.assert_allclose(correct(encoder(full)).sets.detach(), arrays["imgfull_train_set"], **EXACT)
-    encoder(full)  # the released forward projects twice
-    np.testing.assert_allclose(encoder.norm.running_mean, arrays["imgfull_train_bn_rm"], **EXACT)
-    np.testing.assert_allclose(encoder.norm.running_var, arrays["imgfull_train_bn_rv"], **EXACT)
+    backbone.train()
+    for _ in range(2):  # the released forward projects twice
+        features = backbone.image_neck(Features(None, full))
+        np.testing.assert_allclose(correct(features).sets.detach(), arrays["imgfull_train_set"], **EXACT)
+    norm = backbone.region_encoder.mlp.norm  # its momentum is a float32
+    np.testing.assert_allclose(norm.running_mean, arrays["imgfull_train_bn_rm"], rtol=1e-7)
+    np.testing.assert_allclose(norm.running_var, arrays["imgfull_train_bn_rv"], rtol=1e-7)
 
 
 def test_golden_words(arrays):
-    words = load(Words(29, 12, 8), arrays, WORDS, "txt_")
     ids, lengths = torch.tensor(arrays["txt_ids"]), torch.tensor(arrays["txt_lengths"])
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    tokens, states, last = words(ids, lengths)
+    last, longest = (encoders(8, 29, 12, **text) for text in (WORDS_AND_LAST, {"text_pooling": "max"}))
+    for backbone in (last, longest):
+        load(backbone.text_tower, arrays, WORDS, "txt_")
     correct, leaky = (load(sets_of(8, 12, "sine", leaky=leaky), arrays, SET, "txt_") for leaky in (False, True))
-    found = correct(Features(last, tokens, mask))
+    features = last.text_trunk(ids, mask)
+    found = correct(features)
     np.testing.assert_allclose(found.sets.detach(), arrays["txt_correct_set"], **OF_TABLES)
     np.testing.assert_allclose(found.slots.detach(), arrays["txt_correct_slots"], **OF_TABLES)
-    found = leaky(Features(last, tokens, mask))
-    np.testing.assert_allclose(found.sets.detach(), arrays["txt_leaky_set"], **OF_TABLES)
+    # the release has the embedding of the padding there, not zeros
+    padded = Features(features.pooled, last.text_tower.embedding(ids), mask)
+    np.testing.assert_allclose(leaky(padded).sets.detach(), arrays["txt_leaky_set"], **OF_TABLES)
     contextual = load(sets_of(8, 8, "sine"), arrays, SET, "txtrnn_", fallback="txt_")
-    found = contextual(Features(states.masked_fill(~mask[..., None], -torch.inf).amax(1), states, mask))
+    found = contextual(longest.text_trunk(ids, mask))
     np.testing.assert_allclose(found.sets.detach(), arrays["txtrnn_correct_set"], **OF_TABLES)
+
+
+class GivenStates(nn.Module):
+    """In place of a BERT: its last hidden states."""
+
+    def __init__(self, hidden: Tensor):
+        super().__init__()
+        self.config, self.hidden = SimpleNamespace(hidden_size=hidden.shape[-1]), hidden
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.hidden)
 
 
 def test_golden_bert(arrays):
     hidden = torch.tensor(arrays["bert_hidden"]).double()
     mask = torch.arange(hidden.shape[1]) < torch.tensor(arrays["txt_lengths"])[:, None]
-    weights = {name: torch.tensor(arrays[f"bert_{name}"]).double() for name in ("fc_w", "fc_b", "fc2_w", "fc2_b")}
-    tokens = hidden @ weights["fc_w"].T + weights["fc_b"]
-    separate = hidden @ weights["fc2_w"].T + weights["fc2_b"]
-    largest, separate = (each.masked_fill(~mask[..., None], -torch.inf).amax(1) for each in (tokens, separate))
-    for name, pooled in (("cls", tokens[:, 0]), ("max", largest), ("maxsep", separate)):
-        sets = load(sets_of(8, 8), arrays, SET, "bert_")
-        found = sets(Features(pooled, tokens, mask)).sets.detach()
+
+    def features(pooling: str, layer: str = "fc") -> Features:
+        config = RegionsBackbone(text_encoder="bert", embed_dim=8, text_pooling=pooling, vocab_size=4)
+        names = {f"{layer}_w": "projection.weight", f"{layer}_b": "projection.bias"}
+        tower = load(BertTower(config, GivenStates(hidden)), arrays, names, "bert_")
+        pooled, tokens = tower(torch.zeros(mask.shape, dtype=torch.int64), mask)
+        return Features(pooled, tokens, mask)
+
+    first, largest = features("first"), features("max")
+    separate = replace(largest, pooled=features("max", "fc2").pooled)
+    for name, made in (("cls", first), ("max", largest), ("maxsep", separate)):
+        found = load(sets_of(8, 8), arrays, SET, "bert_")(made).sets.detach()
         np.testing.assert_allclose(found, arrays[f"bert_{name}_correct_set"], **EXACT, err_msg=name)
-    found = load(sets_of(8, 8, leaky=True), arrays, SET, "bert_")(Features(largest, tokens, mask)).sets.detach()
+    # the release projects the padding, too
+    everywhere = hidden @ torch.tensor(arrays["bert_fc_w"]).double().T + torch.tensor(arrays["bert_fc_b"]).double()
+    leaky = load(sets_of(8, 8, leaky=True), arrays, SET, "bert_")
+    found = leaky(replace(largest, tokens=everywhere)).sets.detach()
     np.testing.assert_allclose(found, arrays["bert_max_leaky_set"], **EXACT)
 
 
@@ -160,15 +167,17 @@ class Whole(nn.Module):
     def __init__(self, arrays: dict):
         super().__init__()
         config = DiveHeadConfig(image_elements=3, text_elements=3, module={"dropout": 0})
-        self.regions, self.words = load_regions(arrays, 6), load(Words(21, 8, 6), arrays, WORDS, "txt_")
+        self.towers = encoders(6, 21, 8, **WORDS_AND_LAST)
+        load_regions(self.towers, arrays, 6)
+        load(self.towers.text_tower, arrays, WORDS, "txt_")
         self.head = DiveHead(config, FeatureWidths(6, 6, 8))
         load(self.head.similarity.image_sets, arrays, SET, "img_")
         load(self.head.similarity.text_sets, arrays, SET, "txt_")
 
     def forward(self, regions: Tensor, ids: Tensor):
         """Outputs of photos and of captions, loss, log."""
-        tokens, _, last = self.words(ids, torch.full((len(ids),), ids.shape[1]))
-        images, texts = self.head.image_outputs(self.regions(regions)), self.head.text_outputs(Features(last, tokens))
+        images = self.head.image_outputs(self.towers.image_neck(Features(None, regions)))
+        texts = self.head.text_outputs(self.towers.text_trunk(ids, torch.ones_like(ids)))
         owner = torch.arange(len(ids)) // 5
         pairs = type(images)(*(part[owner] for part in images))
         return images, texts, *self.head.loss(pairs, texts, owner, torch.arange(len(ids)))
@@ -179,8 +188,8 @@ def test_golden_train_steps(golden):
     arrays = golden("dive_train_step")
     model = Whole(arrays)
     regions, ids = torch.tensor(arrays["regions"]).double(), torch.tensor(arrays["ids"])
-    image_side = [model.regions, model.head.similarity.image_sets]
-    parts = [(image_side, 1e-4), ([model.words], 1e-3), ([model.head.similarity.text_sets], 1e-4)]
+    image_side = [model.towers.region_encoder, model.head.similarity.image_sets]
+    parts = [(image_side, 1e-4), ([model.towers.text_tower], 1e-3), ([model.head.similarity.text_sets], 1e-4)]
     optimizer = torch.optim.AdamW(
         [{"params": [p for module in modules for p in module.parameters()], "lr": rate} for modules, rate in parts],
         weight_decay=1e-4,
@@ -202,7 +211,8 @@ def test_golden_train_steps(golden):
         schedule.step()
     slots = model.head.similarity.image_sets.attention.slots
     np.testing.assert_allclose(slots.detach(), arrays["final_img_slots"], rtol=1e-6)
-    np.testing.assert_allclose(model.words.embedding.weight.detach(), arrays["final_txt_embed"], rtol=1e-5, atol=1e-7)
+    embedding = model.towers.text_tower.embedding.weight
+    np.testing.assert_allclose(embedding.detach(), arrays["final_txt_embed"], rtol=1e-5, atol=1e-7)
 
 
 def assert_first_step(model: Whole, images, texts, loss: Tensor, logs: dict[str, Tensor], arrays: dict) -> None:
@@ -215,8 +225,8 @@ def assert_first_step(model: Whole, images, texts, loss: Tensor, logs: dict[str,
         np.testing.assert_allclose(logs[name], arrays[f"part_{part}"], rtol=1e-6, err_msg=name)
     similarity = model.head.similarity
     places = {
-        "img_": [(model.regions, REGIONS), (similarity.image_sets, SET)],
-        "txt_": [(model.words, WORDS), (similarity.text_sets, SET)],
+        "img_": [(model.towers.region_encoder, REGIONS), (similarity.image_sets, SET)],
+        "txt_": [(model.towers.text_tower, WORDS), (similarity.text_sets, SET)],
     }
     compared = 0
     for prefix, modules in places.items():

@@ -154,7 +154,8 @@ def test_a_locked_folder_may_vanish(tmp_path):
         (tmp_path / "run" / LOCK_FILE).unlink()
         (tmp_path / "run").rmdir()
     with locked(tmp_path / "run", "train"):
-        pass
+        assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert not list((tmp_path / "run").iterdir())
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,5 +1,7 @@
 """Pooling of regions and words against golden numbers, and what it must not depend on; batch norm over valid rows."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,27 @@ def test_gpo_lies_between_mean_and_maximum():
     with torch.no_grad():
         pooling.linear.weight.zero_()
     torch.testing.assert_close(pooling(tokens, mask), make_pooling("mean", 4)(tokens, mask))
+
+
+@pytest.mark.parametrize("width", [8, 48])
+def test_gpo_with_codes_of_another_width(width, monkeypatch):
+    """All golden numbers are of codes of 32; one set at a time, in loops."""
+    monkeypatch.setattr("clip_itm.backbones.pooling.CODE_WIDTH", width)
+    torch.manual_seed(0)
+    pooling = GeneralisedPooling().double()
+    tokens, lengths = torch.randn(3, 6, 4, dtype=torch.float64), [1, 4, 6]
+    pooled = pooling(tokens, first(lengths, 6))
+    for row, length in enumerate(lengths):
+        codes = torch.empty(length, width, dtype=torch.float64)
+        for position in range(length):
+            for pair in range(width // 2):
+                angle = position / 10000 ** (2 * pair / width)
+                codes[position, 2 * pair], codes[position, 2 * pair + 1] = math.sin(angle), math.cos(angle)
+        states, _ = pooling.gru(codes)
+        forward, backward = states[:, :width], states[:, width:]
+        weights = (pooling.linear((forward + backward) / 2)[:, 0] / 0.1).softmax(dim=0)
+        ranked = tokens[row, :length].sort(dim=0, descending=True).values
+        torch.testing.assert_close(pooled[row], weights @ ranked)
 
 
 def test_unknown_pooling():

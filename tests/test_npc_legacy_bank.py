@@ -7,8 +7,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+import torch.nn.functional as F
+from data_folders import photo
+from PIL import Image
+from test_data_sources import golden_folder
 from test_noise import make_pairs
 
+from clip_itm.backbones.build import build_processor
+from clip_itm.backbones.configuration import OpenClipBackbone
+from clip_itm.data.batches import PairDataset
+from clip_itm.data.configuration import Cc120kData, CocoData, FlickrData
+from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs
 from clip_itm.methods.npc.legacy_bank import find_legacy_bank, read_legacy_bank, read_legacy_file
@@ -66,6 +76,36 @@ def test_published_files(golden, tmp_path, name):
         file.write_bytes(with_header_of_an_array(pickled.replace(b"numpy._core", b"numpy.core")))
     assert b"numpy.core" in files[0].read_bytes()
     assert read_legacy_bank(*files, pairs, noise).sha256 == bank.sha256
+
+
+@pytest.mark.parametrize(("name", "section"), [("coco", CocoData), ("f30k", FlickrData), ("cc", Cc120kData)])
+def test_golden_entries_come_along_with_a_batch(golden, tmp_path, name, section):
+    """Photo and caption of every pair and of both of its entries, from the published files to the batch."""
+    arrays = golden("npc_dataset_layout")
+    golden_folder(tmp_path, arrays, name)
+    for number, path in enumerate(np.unique(arrays[f"{name}_dev_paths"])):
+        photo(tmp_path / path, 30 * number)
+    split = load_splits(section(root=str(tmp_path), cache_dir=str(tmp_path / "cache")), verify=False)["train"]
+    noise = CaptionNoise.clean(split.pairs)
+    content = [arrays[f"{name}_bank_{kind}_npy"].tobytes() for kind in ("img", "txt")]
+    bank = read_legacy_bank(*write_published(tmp_path, "0", *content), split.pairs, noise)
+    processor = build_processor(OpenClipBackbone(model="ViT-B-32-quickgelu"), None)
+    dataset = PairDataset(split, noise, processor)
+    dataset.memory = bank.image_entry, bank.caption_entry
+
+    count, paths = len(split.pairs), arrays[f"{name}_train_paths"]
+    pixels = {path: processor(images=[Image.open(tmp_path / path)])["pixel_values"][0] for path in np.unique(paths)}
+    for pairs in ([0, count - 1, 2], list(range(count))):
+        batch = dataset.__getitems__(pairs)
+        photos = torch.cat([batch["pixel_values"], batch["memory_pixel_values"]])
+        captions = torch.cat([batch["input_ids"], batch["memory_input_ids"]])
+        captions = F.pad(captions, (0, 77 - captions.shape[1]))
+        # of the pair itself, of the entry of its photo, of the entry of its caption
+        photo_rows = torch.stack([batch["photo"], *batch["memory_photo"].chunk(2)], dim=1)
+        caption_rows = torch.stack([torch.arange(len(pairs)), *batch["memory_caption"].chunk(2)], dim=1)
+        np.testing.assert_array_equal(captions[caption_rows], arrays[f"{name}_train_tokens"][pairs])
+        expected = torch.stack([pixels[path] for path in paths[pairs].flat])
+        assert torch.equal(photos[photo_rows.flatten()], expected)
 
 
 @pytest.mark.parametrize("protocol", [3, 4])

@@ -16,7 +16,8 @@ from clip_itm.backbones.openclip_source import openai_tokenizer
 from clip_itm.backbones.words import word_tokenizer
 from clip_itm.processing import ItmProcessor, clean_text
 
-PHOTO = Image.fromarray(np.arange(50 * 70 * 3, dtype=np.uint8).reshape(50, 70, 3))
+# resized for 32 and for 224 it is 15 and 107 pixels too long: a centre that is rounded down is one pixel apart
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 74, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +104,35 @@ def test_cleaning_is_that_of_open_clip(text):
     assert clean_text(text, "none") == text
 
 
-@pytest.mark.parametrize("mode", ["rgb", "gray", "rgba"])
-def test_golden_preprocessing(golden, mode):
-    arrays = golden("npc_image_preprocess")
-    size = int(arrays["n_px"])
+def processor_of_size(size: int) -> ItmProcessor:
+    """That of OpenAI's models, for photos of another size."""
     made = build_processor(OpenClipBackbone(model="ViT-B-32-quickgelu"), None).image_processor
     small = CLIPImageProcessor.from_dict(
         {**made.to_dict(), "size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     )
-    processor = ItmProcessor(small, openai_tokenizer())
+    return ItmProcessor(small, openai_tokenizer())
+
+
+@pytest.mark.parametrize("mode", ["rgb", "gray", "rgba"])
+def test_golden_preprocessing(golden, mode):
+    arrays = golden("npc_image_preprocess")
+    size = int(arrays["n_px"])
+    processor = processor_of_size(size)
     pixels = processor(images=[Image.fromarray(arrays[f"{mode}_in"])])["pixel_values"]
     assert pixels.shape == (1, 3, size, size)
     difference = np.abs(pixels[0].numpy() - arrays[f"{mode}_out"])
     assert difference.max() <= 0.03
     assert (difference < 1e-5).mean() >= 0.99
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_centre_is_cut_where_open_clip_cuts_it(turned):
+    """The golden photos are 44 x 32 when they are resized, which are cut alike however the middle is rounded."""
+    image = PHOTO.transpose(Image.Transpose.ROTATE_90) if turned else PHOTO
+    processor = processor_of_size(32)
+    images = processor.image_processor
+    reference = open_clip.image_transform(32, False, mean=images.image_mean, std=images.image_std)
+    torch.testing.assert_close(processor(images=[image])["pixel_values"][0], reference(image), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-L-14-336", "RN50x4"])

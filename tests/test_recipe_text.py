@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -233,9 +232,12 @@ def test_anchors_and_merges_within_bounds_are_fine(tmp_path):
 @settings(max_examples=300, deadline=None)
 @given(st.text() | st.text("[]{}:,&*!|>'\"-? \n#%@`<ab0.~"))
 def test_no_text_of_a_recipe_is_a_traceback(text):
-    with suppress(RecipeError):
+    def parse() -> Recipe:
         content = read_yaml(text, "r.yaml", [Recipe])
-        parse_recipe(content if isinstance(content, dict) else {}, "r.yaml")
+        return parse_recipe(content if isinstance(content, dict) else {}, "r.yaml")
+
+    with pytest.raises(RecipeError, match=r"r\.yaml"):  # none of them says where the data are
+        parse()
 
 
 def test_a_key_takes_text_under_every_kind_or_under_none():

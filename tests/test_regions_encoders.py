@@ -85,8 +85,14 @@ def test_crcl_trains_vse_infinity(golden):
     expected = regions_state(part(arrays, "final_img_"), part(arrays, "final_txt_"))
     state = backbone.state_dict()
     assert expected.keys() == state.keys()
-    moved = torch.cat([(state[name] - expected[name]).abs().flatten() for name in expected])
-    assert (moved <= 0.05 * 3 * float(arrays["lr"])).float().mean() >= 0.999
+    lr = float(arrays["lr"])
+    # the norm behind this bias subtracts it: its gradient is rounding, of which AdamW makes steps in any direction
+    atol = {"region_encoder.mlp.hidden.bias": 3 * 2 * lr}
+    # two of the three running means saw the bias of such steps, the older one by 0.9 less
+    atol["region_encoder.mlp.norm.running_mean"] = 0.1 * (0.9 * 2 * lr + 4 * lr)
+    for name, value in expected.items():
+        tolerance = atol.get(name, 0.05 * 3 * lr)
+        np.testing.assert_allclose(state[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("direction", ["", "uni_"])

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from region_data import write_bert, write_vocabulary
 from transformers import CLIPImageProcessor
 
@@ -15,6 +16,11 @@ from clip_itm.backbones.configuration import RegionsBackbone, TimmWordsBackbone
 from clip_itm.backbones.corruption import corrupt_words
 from clip_itm.backbones.region_encoders import erase_regions, keep_regions
 from clip_itm.backbones.vocabulary import caption_tokenizer, count_words, read_vocabulary, treebank_splitter
+from clip_itm.data.batches import PairDataset
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.region_features import RegionFeatures
+from clip_itm.data.rows import ROW_FEATURES, Split
+from clip_itm.data.tokens import CaptionTokens
 from clip_itm.processing import ItmProcessor
 
 CAPTIONS = ["A dog and two cats.", "the dog", "a man near the trees and the hat"]
@@ -174,21 +180,34 @@ def test_golden_region_augmentation(golden):
     np.testing.assert_array_equal(regions[0], arrays["regions"])  # not in place
 
 
-def test_golden_batch_of_captions_is_ours_sorted_by_length(golden):
-    """Towers do not need the published order; a batch is padded in the one it has."""
+def test_golden_batch(golden, tmp_path, monkeypatch):
+    """A training batch of the published items, asked for in the published order (towers do not need it)."""
     arrays = golden("crcl_augment")
-    rows = [arrays[f"item{item}_tokens"].tolist() for item in range(5)]
+    pairs = 40
+    regions, captions = np.zeros((pairs, 6, 3), dtype=np.float32), ["1"] * pairs
+    for item in range(5):
+        number, own = int(arrays[f"item{item}_id"]), arrays[f"item{item}_regions"]
+        regions[number, : len(own)] = own
+        captions[number] = " ".join(map(str, arrays[f"item{item}_tokens"]))
+    np.save(tmp_path / "regions.npy", regions)
+    rows = {
+        "image": [None] * pairs,
+        "image_id": [f"{number}" for number in range(pairs)],
+        "captions": [[caption] for caption in captions],
+        "caption_ids": [[f"{number}#0"] for number in range(pairs)],
+    }
+    features = RegionFeatures(tmp_path / "regions.npy", 1, np.arange(pairs), np.arange(pairs))
+    split = Split("train", Dataset.from_dict(rows, features=ROW_FEATURES), regions=features)
     processor = ItmProcessor(CLIPImageProcessor(), caption_tokenizer(count_words(CAPTIONS, 1), 20))
-    padded = processor.pad(rows)
-    lengths = np.sum(padded["attention_mask"], axis=1)
-    order = np.argsort(-lengths, kind="stable")
-    np.testing.assert_array_equal(np.array(padded["input_ids"])[order], arrays["batch_tokens"])
-    np.testing.assert_array_equal(lengths[order], arrays["batch_token_lengths"])
-    np.testing.assert_array_equal([int(arrays[f"item{item}_id"]) for item in order], arrays["batch_ids"])
-    for place, item in enumerate(order):  # regions are dropped by a mask here, and packed there
-        kept = int(arrays["batch_image_lengths"][place])
-        np.testing.assert_array_equal(arrays[f"item{item}_regions"], arrays["batch_images"][place, :kept])
-        assert not arrays["batch_images"][place, kept:].any()
+    monkeypatch.setattr(processor, "tokenize", lambda texts: [[int(word) for word in text.split()] for text in texts])
+    tokens = CaptionTokens(split.pairs.captions, processor)
+    dataset = PairDataset(split, CaptionNoise.clean(split.pairs), processor, tokens=tokens)
+    batch = dataset.__getitems__(arrays["batch_ids"].tolist())
+    np.testing.assert_array_equal(batch["pair_ids"], arrays["batch_ids"])
+    np.testing.assert_array_equal(batch["input_ids"], arrays["batch_tokens"])
+    np.testing.assert_array_equal(batch["attention_mask"].sum(dim=1), arrays["batch_token_lengths"])
+    np.testing.assert_array_equal(batch["image_tokens"][batch["photo"]], arrays["batch_images"])
+    np.testing.assert_array_equal(batch["image_mask"].sum(dim=1), arrays["batch_image_lengths"])
 
 
 def test_corruption_never_empties_a_caption():
