@@ -2,6 +2,8 @@
 
 import importlib
 
+__version__ = "0.1.0"  # the one place: pyproject.toml reads it from here
+
 EXPORTS = {
     "ImageTextRetrievalPipeline": "clip_itm.retrieval.pipeline",
     "ItmConfig": "clip_itm.configuration",

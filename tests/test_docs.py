@@ -15,7 +15,7 @@ from clip_itm.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
-PAGES = sorted([ROOT / "README.md", ROOT / "recipes" / "README.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "recipes" / "README.md", *ROOT.glob("docs/**/*.md")])
 
 
 def blocks(page: Path, language: str) -> list[str]:
