@@ -6,7 +6,7 @@ from pathlib import Path
 try:
     import xxhash
 except ImportError:  # in the code beside a checkpoint, which loads without this package: nothing is checked there
-    xxhash = None
+    xxhash = None  # type: ignore[assignment]
 
 BLOCK = 2**20  # bytes
 

@@ -133,8 +133,10 @@ def _copy_into(file: Path, path: str | Path) -> None:
         if str(path) == "-":
             sys.stdout.flush()
             # not sys.stdout, where a command's messages may go elsewhere (commands/output.py)
-            shutil.copyfileobj(source, sys.__stdout__.buffer)
-            sys.__stdout__.flush()
+            stdout = sys.__stdout__
+            assert stdout is not None, "sys.stdout was there"
+            shutil.copyfileobj(source, stdout.buffer)
+            stdout.flush()
         else:
             with open(path, "wb") as target:
                 shutil.copyfileobj(source, target)

@@ -22,7 +22,7 @@ from clip_itm.resizing import (
 MODERATE = 2**24  # pixels (50 MB) that an image processor of transformers may make of a photo before it cuts the centre
 
 
-class OpenClipImagesKwargs(ImagesKwargs, total=False):
+class OpenClipImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     resize_mode: str | None
     fill_color: int | None
 
@@ -85,6 +85,7 @@ class OpenClipImageProcessor(CLIPImageProcessor):
 
 def _resized_size(photo: tuple[int, int], size, resize_mode: str | None, crop: tuple[int, int] | None):
     if resize_mode is not None:
+        assert crop is not None, "a mode says how `crop_size` is reached"
         return keep_ratio(photo, crop, inside=resize_mode == "longest")
     if size.shortest_edge:
         return shortest_edge(photo, size.shortest_edge)

@@ -13,7 +13,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # not on Windows: there, two writers are not noticed
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".clip_itm.lock"
 _held: set[str] = set()  # a process never conflicts with its own fcntl lock: two threads have to be told apart here

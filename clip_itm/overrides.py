@@ -22,9 +22,10 @@ def merge_overrides(owner: type[Section], content: dict[str, Any], words: list[s
         if not key.startswith("--") or len(key) == 2:
             raise RecipeError(f"{word!r}: overrides are written --section.key value, such as --noise.ratio 0.4")
         if not equals:
-            value = next(rest, None)
-            if value is None or (value.startswith("--") and len(value) > 2):
+            following = next(rest, None)
+            if following is None or (following.startswith("--") and len(following) > 2):
                 raise RecipeError(f"{key}: the value is missing (write {key} VALUE, or {key}=VALUE)")
+            value = following
         (*parents, leaf), annotations = _place(owner, key[2:])
         target = content
         for parent in parents:
@@ -38,7 +39,9 @@ def merge_overrides(owner: type[Section], content: dict[str, Any], words: list[s
 
 def _place(owner: type[Section], key: str) -> tuple[list[str], Types]:
     """Where a dotted key stands, and the types it may have. The names in a mapping of numbers or text may have dots."""
-    path, annotations, names = [], [owner], key.split(".")
+    path: list[str] = []
+    annotations: Types = [owner]
+    names = key.split(".")
     while names:
         if is_mapping(annotations):
             return [*path, ".".join(names)], below(annotations, ".".join(names))
@@ -66,7 +69,8 @@ def _leave_behind(owner: type[Section], before: dict, content: dict, given: set[
         default = tags(type(field.default))[0] if isinstance(field.default, Section) else None
         if not branches or not isinstance(content.get(name), dict):
             continue
-        earlier = before.get(name) if isinstance(before.get(name), dict) else {}
+        earlier = before.get(name)
+        earlier = earlier if isinstance(earlier, dict) else {}
         now = branches.get(_chosen(content[name]) or default)
         if now is None:
             if path and not any(keys[: len(path) + 1] == (*path, name) for keys in given):

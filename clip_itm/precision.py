@@ -9,7 +9,7 @@ import torch
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
     """Float32 matrix products stay float32: no autocast, TF32 or bfloat16 passes, whatever the training run has set."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -4,6 +4,8 @@ Pillow resizes rows, rounds to 8 bits, then columns. The whole of a thin photo m
 pixels that a centre crop keeps of it (4000 x 3 becomes 298666 x 224), so that of such photos only the part is made.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
@@ -34,13 +36,14 @@ def resize_and_crop(
     What the photo lacks for the crop is `fill`. Raises `ValueError` for a photo too thin to be resized.
     """
     starts = [_start(whole, kept) for whole, kept in zip(size, crop, strict=True)]
-    first = [max(start, 0) for start in starts]
-    last = [min(start + kept, whole) for start, kept, whole in zip(starts, crop, size, strict=True)]
-    part = resized_part(photo, size, (*first, *last), resample)
-    if part.size == tuple(crop):
+    left, top = (max(start, 0) for start in starts)
+    right, bottom = (min(start + kept, whole) for start, kept, whole in zip(starts, crop, size, strict=True))
+    part = resized_part(photo, size, (left, top, right, bottom), resample)
+    if part.size == crop:
         return part
-    canvas = Image.new("RGB", tuple(crop), (fill, fill, fill))
-    canvas.paste(part, tuple(max(-start, 0) for start in starts))
+    canvas = Image.new("RGB", crop, (fill, fill, fill))
+    x, y = (max(-start, 0) for start in starts)
+    canvas.paste(part, (x, y))
     return canvas
 
 
@@ -125,4 +128,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-KERNELS = {Image.Resampling.BILINEAR: (_triangle, 1), Image.Resampling.BICUBIC: (_cubic, 2)}
+KERNELS: dict[int, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
+    Image.Resampling.BILINEAR: (_triangle, 1),
+    Image.Resampling.BICUBIC: (_cubic, 2),
+}

@@ -81,11 +81,12 @@ def compute_best_ranks(
     place = both[0].positives.query.device
     scratch = torch.empty(max(each.queries_at_once * each.num_candidates for each in both), device=place)
     with torch.inference_mode(), exact_float32(place):
-        images, texts = (
+        (image_best, image_worst), (text_best, text_worst) = (
             torch.cat([rank_best(*block, scratch) for block in each.blocks()], dim=1).cpu().numpy() for each in both
         )
     owner = split.caption_image[split.text_to_image.query]
-    return Ranks(*images, *texts, split.image_to_text.query.numpy(), owner.numpy())
+    query = split.image_to_text.query.numpy()
+    return Ranks(image_best, image_worst, text_best, text_worst, query, owner.numpy())
 
 
 def compute_positive_ranks(
@@ -97,14 +98,16 @@ def compute_positive_ranks(
     """The ranks of all right answers, image to text and text to image; arguments and memory as of `compute_ranks`."""
     both = directions(split, similarity, block_size, device)
     with torch.inference_mode(), exact_float32(both[0].positives.query.device):
-        images, texts = (
+        (image_best, image_worst), (text_best, text_worst) = (
             torch.cat([rank_all(*block, int(each.positives.total.max())) for block in each.blocks()], dim=1)
+            .cpu()
+            .numpy()
             for each in both
         )
-    photo = split.caption_image[split.text_to_image.query]
+    images, texts = split.image_to_text, split.text_to_image
     return (
-        PositiveRanks(*images.cpu().numpy(), split.image_to_text.total.numpy(), split.image_to_text.query.numpy()),
-        PositiveRanks(*texts.cpu().numpy(), split.text_to_image.total.numpy(), photo.numpy()),
+        PositiveRanks(image_best, image_worst, images.total.numpy(), images.query.numpy()),
+        PositiveRanks(text_best, text_worst, texts.total.numpy(), split.caption_image[texts.query].numpy()),
     )
 
 

@@ -61,8 +61,8 @@ def judged_split(
             f"protocol {name} needs the COCO numbers of photos and captions: pass image_ids and caption_ids"
         )
     photos, own = match_photos(image_ids, *coco_test_ids(folder), name)
-    kept, captions = match_captions(caption_ids, caption_image.numpy(), own, name)
-    kept = torch.from_numpy(kept)
+    rows, captions = match_captions(caption_ids, caption_image.numpy(), own, name)
+    kept = torch.from_numpy(rows)
     return JudgedSplit(
         images,
         texts[kept.to(texts.device)],
@@ -75,7 +75,7 @@ def judged_split(
 def package_data(name: str) -> Path:
     """The folder of lists in the installed package."""
     found = find_spec("eccv_caption")
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise ValueError(f"protocol {name} needs the lists of the package eccv_caption: pip install 'clip-itm[eccv]'")
     return Path(found.submodule_search_locations[0]) / "data"
 
@@ -97,7 +97,7 @@ def match_photos(
     """COCO numbers of the photos of a split [5000], and those of their captions [5000, 5]."""
     place = find(coco_numbers(image_ids), test_photos)
     if len(np.unique(place)) != len(place) or len(place) != len(test_photos) or (place < 0).any():
-        strange = next((image_ids[k] for k in np.flatnonzero(place < 0)), None)
+        strange = next((image_ids[k] for k in np.flatnonzero(place < 0).tolist()), None)
         raise ValueError(
             f"protocol {name} is defined for the {len(test_photos):,} photos of Karpathy's COCO test split, each once "
             f"and named by its COCO number; of the {len(place):,} photos of this split {(place >= 0).sum():,} are among"

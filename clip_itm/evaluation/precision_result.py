@@ -69,9 +69,11 @@ class PrecisionResult:
     def from_ranks(cls, protocol: str, both: Sequence[PositiveRanks], replicates: int = 1000, seed: int = 0):
         won, lost = precision_metrics(both), precision_metrics(both, pessimistic=True)
         draws = bootstrap_precisions(both, replicates, seed) if replicates else {}
+        image_to_text, text_to_image = both
         return cls(
-            protocol,
-            *both,
+            protocol=protocol,
+            image_to_text=image_to_text,
+            text_to_image=text_to_image,
             metrics=won,
             intervals={name: percentile_interval(values) for name, values in draws.items()},
             tie_gap={name: won[name] - lost[name] for name in won},

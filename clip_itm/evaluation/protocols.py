@@ -126,7 +126,7 @@ def evaluate_retrieval(
         raise ValueError(f"unknown protocols {protocols!r}; expected a list of names out of {', '.join(PROTOCOLS)}")
     split = EmbeddedSplit(images, texts, check_owners(caption_image, len(images), len(texts)), image_ids, caption_ids)
     selected = {PROTOCOLS[name]: PROTOCOLS[name].select(split) for name in protocols}
-    results = {}
+    results: dict[str, Result] = {}
     for protocol, parts in selected.items():
         ranks = [protocol.rank(part, similarity, block_size, device) for part in parts]
         results[protocol.name] = protocol.result(ranks, bootstrap, seed)
@@ -139,7 +139,7 @@ def warn_of_ties(result: Result) -> None:
     lost = {name: won[name] - gap for name, gap in result.tie_gap.items()}
     moved = [name for name in lost if name != "rsum" and round(won[name], 2) != round(lost[name], 2)]
     if moved:
-        worst = max(moved, key=result.tie_gap.get)
+        worst = max(moved, key=lambda name: result.tie_gap[name])
         warnings.warn(
             f"{result.protocol}: equal scores decide {', '.join(moved)}; {worst} is {won[worst]:.2f} if ties count as "
             f"won and {lost[worst]:.2f} if they count as lost. Score in float32, and look for identical photos, "

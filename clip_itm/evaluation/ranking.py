@@ -91,7 +91,8 @@ def compute_ranks(
 
     query = torch.unique(owner)
     best, worst = image_ranks[:, query].cpu().numpy()
-    return Ranks(best, worst, *text_ranks.cpu().numpy(), query.cpu().numpy(), owner.cpu().numpy())
+    text_best, text_worst = text_ranks.cpu().numpy()
+    return Ranks(best, worst, text_best, text_worst, query.cpu().numpy(), owner.cpu().numpy())
 
 
 def rank_best(scores: Tensor, row: Tensor, column: Tensor, scratch: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def recall_metrics(ranks: Ranks, pessimistic: bool = False) -> dict[str, float]:
     """
     i2t = ranks.image_to_text_pessimistic if pessimistic else ranks.image_to_text
     t2i = ranks.text_to_image_pessimistic if pessimistic else ranks.text_to_image
-    metrics = {}
+    metrics: dict[str, float] = {}
     for direction, values in (("i2t", i2t), ("t2i", t2i)):
         metrics |= {f"{direction}_r{k}": 100 * float(np.mean(values <= k)) for k in CUTOFFS}
         metrics[f"{direction}_median_rank"] = float(np.floor(np.median(values)))

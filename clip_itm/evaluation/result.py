@@ -74,8 +74,8 @@ class RetrievalResult:
             for number, ranks in enumerate(self.folds)
             for field in fields(Ranks)
         }
-        about = {"protocol": self.protocol, "folds": len(self.folds), "bootstrap": (self.replicates, self.seed)}
-        save_arrays(path, **about, **arrays)
+        bootstrap = (self.replicates, self.seed)
+        save_arrays(path, protocol=self.protocol, folds=len(self.folds), bootstrap=bootstrap, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "RetrievalResult":

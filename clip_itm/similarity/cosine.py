@@ -13,9 +13,11 @@ class Cosine(Similarity):
 
     def embed_images(self, features: Features) -> Tensor:
         """Unit vectors [B, D]."""
+        assert features.pooled is not None, "the neck of a backbone makes them"
         return unit(features.pooled)
 
     def embed_texts(self, features: Features) -> Tensor:
+        assert features.pooled is not None, "the neck of a backbone makes them"
         return unit(features.pooled)
 
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:

@@ -16,10 +16,18 @@ from clip_itm.similarity.tokens import EPSILON, l2, linear
 class CaptionNorm(nn.BatchNorm1d):
     """A batch norm of one channel whose batch is a caption with all photos (docs/papers/crcl.md 6.10)."""
 
+    # those of torch may be None, where statistics are not tracked
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(self):
         super().__init__(1)
 
-    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised `values` [Ni, Nt, N], and mean and unbiased variance [Nt] of each caption, over photos and nodes.
 
         In evaluation the running ones stand for them. `mask` bool [Nt, N]: False at padding.

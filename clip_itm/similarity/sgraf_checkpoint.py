@@ -52,13 +52,12 @@ def similarity_section(published: State) -> SafSection | SgrSection:
     """The section of the recipe for the similarity encoder with these weights; ValueError for another one."""
     if "sim_eval_w.weight" not in published:
         raise ValueError("the third state dictionary has no sim_eval_w.weight; expected that of SAF or SGR")
-    sizes = {
-        "similarity_dim": published["sim_eval_w.weight"].shape[1],
-        "regions": len(published["v_global_w.embedding_local.1.weight"]),
-    }
+    similarity_dim = published["sim_eval_w.weight"].shape[1]
+    regions = len(published["v_global_w.embedding_local.1.weight"])
     if any(name.startswith("SAF_module.") for name in published):
-        return SafSection(**sizes)
-    return SgrSection(**sizes, graph_steps=sum(name.endswith("graph_query_w.weight") for name in published))
+        return SafSection(similarity_dim=similarity_dim, regions=regions)
+    graph_steps = sum(name.endswith("graph_query_w.weight") for name in published)
+    return SgrSection(similarity_dim=similarity_dim, regions=regions, graph_steps=graph_steps)
 
 
 def load_sgraf(path: Path) -> SgrafCheckpoint:

@@ -71,6 +71,8 @@ class TokenSimilarity(Similarity):
     def __init__(self, config: TokenSection, widths: FeatureWidths):
         super().__init__()
         self.config = config
+        self.image_projection: nn.Module
+        self.text_projection: nn.Module
         if config.token_dim is not None:
             self.image_projection = linear(widths.image_tokens, config.token_dim)
             self.text_projection = linear(widths.text_tokens, config.token_dim)
@@ -86,10 +88,12 @@ class TokenSimilarity(Similarity):
 
     def embed_images(self, features: Features) -> Tensor:
         """Regions or patches [B, R, D]: unit vectors, zeros where masked."""
+        assert features.tokens is not None, "a head with `needs_tokens` gets them"
         return unit_tokens(self.image_projection(widened(features.tokens)), features.mask)
 
     def embed_texts(self, features: Features) -> Tensor:
         """Words [B, W, D]; W is `max_words` in evaluation, at most so many in training."""
+        assert features.tokens is not None, "a head with `needs_tokens` gets them"
         words = unit_tokens(self.text_projection(widened(features.tokens)), features.mask)
         length = self.config.max_words
         return words[:, :length] if self.training else resize(words, length)
