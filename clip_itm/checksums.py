@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from clip_itm.digests import checksum_of, xxhash
+from clip_itm.digests import checksum_of
 from clip_itm.files import is_temporary, write_json
 from clip_itm.lock import LOCK_FILE
 
@@ -43,10 +43,7 @@ def recording(folder: str | Path) -> Iterator[None]:
     yield
     # as git does: a file that was just written may change again without a newer time
     written = [name for name, stamp in _stamps(folder).items() if before.get(name) != stamp or stamp[0] > started - 1e9]
-    if xxhash is not None:
-        add_checksums(folder, written)
-    else:
-        (folder / CHECKSUMS).unlink(missing_ok=True)  # of what was there before
+    add_checksums(folder, written)
 
 
 def read_checksums(folder: str | Path) -> dict | None:
@@ -89,8 +86,6 @@ def damage_of(path: Path, entry: dict) -> str | None:
 
 def check_files(folder: str | Path, names: Collection[str] | None = None) -> None:
     """Raise ValueError where `damages` finds any."""
-    if xxhash is None:
-        return
     if found := damages(folder, names):
         raise ValueError(
             "; ".join(found) + f". Restore the folder from a copy or make it again; if you changed it on purpose, "

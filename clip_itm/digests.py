@@ -3,10 +3,7 @@
 import os
 from pathlib import Path
 
-try:
-    import xxhash
-except ImportError:  # in the code beside a checkpoint, which loads without this package: nothing is checked there
-    xxhash = None  # type: ignore[assignment]
+import xxhash
 
 BLOCK = 2**20  # bytes
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from clip_itm.digests import xxhash
 from clip_itm.lock import LOCK_FILE
 from clip_itm.offline import demand_source
 from clip_itm.reading import reason
@@ -159,8 +158,7 @@ def save_arrays(path: str | Path, exclusive: bool = False, **arrays) -> None:
     with replacing(path, exclusive) as temporary:
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
-        if xxhash is not None:
-            seal_zip(temporary)
+        seal_zip(temporary)
 
 
 class DamagedError(ValueError):
@@ -192,7 +190,7 @@ def read_arrays(path: str | Path) -> tuple[dict, bool]:
     """
     import numpy as np
 
-    whole = is_whole_zip(path) if xxhash is not None else None
+    whole = is_whole_zip(path)
     if whole is False:
         raise DamagedError(f"{path} was changed or damaged: it is not what its checksum says; make it again")
     try:

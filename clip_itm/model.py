@@ -12,12 +12,10 @@ from transformers.utils import ModelOutput
 from clip_itm.backbones.build import add_lora, build_backbone, freeze
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.backbones.features import Features
-from clip_itm.backbones.merge import merge_lora
 from clip_itm.checksums import checked_meanwhile, recording
 from clip_itm.configuration import ItmConfig
 from clip_itm.loading import loading
 from clip_itm.methods.build import build_head
-from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.configuration import HeadConfig
 from clip_itm.processing import ItmProcessor
 
@@ -98,6 +96,8 @@ class ItmModel(PreTrainedModel):
         cls, section: BackboneConfig, head: HeadConfig | None = None, processor: ItmProcessor | None = None
     ):
         """A model whose towers carry the pretrained weights that `section` names."""
+        from clip_itm.methods.clip.configuration import ClipHeadConfig  # in no checkpoint, as all of this
+
         backbone = build_backbone(section, weights=True, processor=processor)
         config = ItmConfig(
             backbone=backbone.config.model_dump(mode="json"),
@@ -107,6 +107,8 @@ class ItmModel(PreTrainedModel):
 
     def without_lora(self) -> "ItmModel":
         """A model that computes the same without adapters: what they add is in the weights. Without any, this one."""
+        from clip_itm.backbones.merge import merge_lora  # in no checkpoint
+
         if self.backbone.config.lora is None:
             return self
         backbone = merge_lora(self.backbone)

@@ -6,7 +6,9 @@ content  |  MARK  |  XXH3-128 of the content, 16 bytes
 import os
 from pathlib import Path
 
-from clip_itm.digests import checksum_of, xxhash
+import xxhash
+
+from clip_itm.digests import checksum_of
 
 MARK = b"\nclip_itm xxh3\n"
 LENGTH = len(MARK) + 16

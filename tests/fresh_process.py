@@ -45,6 +45,13 @@ def main(job: dict) -> None:
             found[f"{number}/images"] = model.encode_images(**processor(images=[photo])).numpy()
             found[f"{number}/texts"] = model.encode_texts(**processor(text=job["captions"])).numpy()
         pipe = pipeline("image-text-retrieval", model=name, trust_remote_code=True)
+        for options in ({"folder": "index"}, {"kind": "hnsw"}):
+            told = ""
+            try:
+                pipe.index(job["captions"], **options)
+            except ValueError as error:
+                told = str(error)
+            assert "pip install clip-itm" in told, options
         pipe.index(job["captions"])
         hits = pipe(photo, top_k=job["top_k"])
         found[f"{number}/ids"] = np.array([hit["id"] for hit in hits])

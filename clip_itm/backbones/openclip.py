@@ -23,9 +23,8 @@ from clip_itm.backbones.blocks import Block, longest_list, partition, timm_layer
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.backbones.features import Features
 from clip_itm.backbones.huggingface import as_dict
-from clip_itm.backbones.openclip_source import find_config, find_weights, processor
-from clip_itm.backbones.timm_towers import load_timm_weights, patch_tokens, set_timm_checkpointing
-from clip_itm.reading import reading
+from clip_itm.backbones.openclip_source import processor
+from clip_itm.backbones.timm_towers import patch_tokens, set_timm_checkpointing
 
 __all__ = ["OpenClip", "build", "processor"]
 
@@ -131,16 +130,24 @@ def _text_token_width(tower: nn.Module) -> int:
 
 def build(config: OpenClipBackbone, weights: bool) -> OpenClip:
     """See `build_backbone`."""
-    source = config.model_config_dict or find_config(config)
-    path = find_weights(config) if weights else None
+    source, path = config.model_config_dict, None
+    if weights or source is None:
+        from clip_itm.backbones.openclip_source import find_config, find_weights  # in no checkpoint
+
+        source = source or find_config(config)
+        path = find_weights(config) if weights else None
     model = _make_model(source, weights and path is None)
     scale = bias = None
     if path is not None:
+        from clip_itm.reading import reading  # in no checkpoint
+
         with reading(path, f"weights of {config.model}", "give the weights that belong to it"):
             open_clip.load_checkpoint(model, str(path))
         scale = model.logit_scale.item()
         bias = None if model.logit_bias is None else model.logit_bias.item()
     if weights and config.image_weights is not None:
+        from clip_itm.backbones.timm_towers import load_timm_weights  # in no checkpoint
+
         if not isinstance(model.visual, TimmModel):
             raise ValueError(f"image_weights: {config.model} has no vision_cfg.timm_model_name")
         load_timm_weights(model.visual.trunk, Path(config.image_weights))

@@ -16,7 +16,7 @@ from clip_itm.backbones.caption_towers import WordGru, build_bert
 from clip_itm.backbones.configuration import TimmWordsBackbone
 from clip_itm.backbones.features import Features
 from clip_itm.backbones.huggingface import load_tokenizer
-from clip_itm.backbones.timm_towers import load_timm_weights, patch_tokens, set_timm_checkpointing
+from clip_itm.backbones.timm_towers import patch_tokens, set_timm_checkpointing
 from clip_itm.backbones.words import BagTower, GruTower, TransformerTower, word_tokenizer
 from clip_itm.processing import ItmProcessor
 
@@ -85,6 +85,8 @@ def build(config: TimmWordsBackbone, weights: bool) -> TimmWords:
         hint = " Without network, give backbone.image_weights, or image_pretrained: false" if pretrained else ""
         raise ValueError(f"{name}: cannot build this timm model: {error}.{hint}") from error
     if weights and config.image_weights is not None:
+        from clip_itm.backbones.timm_towers import load_timm_weights  # in no checkpoint
+
         load_timm_weights(trunk, Path(config.image_weights))
     # before the text tower: a seed has stood for these first weights since the first published figures
     projection = nn.Linear(getattr(trunk, "head_hidden_size", None) or trunk.num_features, config.embed_dim)

@@ -10,7 +10,7 @@ AUTO_MAP = {"AutoImageProcessor": "clip_itm_image_processing.OpenClipImageProces
 
 def with_code(processor: OpenClipImageProcessor, folder: Path) -> OpenClipImageProcessor:
     """A copy of `processor` for a folder of transformers' own classes, and the modules that load it there."""
-    write_processor_code(folder, "clip_itm.image_processing")
+    write_processor_code(folder, ("clip_itm.image_processing", "OpenClipImageProcessor"))
     copy = OpenClipImageProcessor.of(processor)
     copy.auto_map = dict(AUTO_MAP)
     return copy

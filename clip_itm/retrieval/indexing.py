@@ -96,7 +96,7 @@ class Indexer:
             for start in range(0, len(plan.encode), SAVE_EVERY):
                 if start:
                     self.save()
-                part = source.take(plan.encode[start : start + SAVE_EVERY])
+                part = _part(source, plan.encode[start : start + SAVE_EVERY])
                 encoded = encode(part, progress)
                 self._replace(part, plan.replaced, encoded, changes)
         if prune and gone:
@@ -113,7 +113,7 @@ class Indexer:
             more = f" ({len(problems) - 1} more are like that)" if len(problems) > 1 else ""
             raise ValueError(f"{next(iter(problems.values()))}, or leave it out with --skip-broken{more}")
         changes.left_out += problems.values()
-        return source.take([number for number in range(len(source)) if number not in problems])
+        return _part(source, [number for number in range(len(source)) if number not in problems])
 
     def _reuse(self, source: Source, plan: Plan) -> None:
         """Items whose content is in the index under another id or path."""
@@ -188,6 +188,25 @@ def make_plan(source: Source, index: SearchIndex, gone: Sequence[str]) -> Plan:
         else:
             plan.reuse[number] = old, stamp
     return plan
+
+
+def _part(source: Source, numbers: Sequence[int]) -> Source:
+    ids, paths = ([column[number] for number in numbers] for column in (source.ids, source.paths))
+    return Source(source.modality, ids, _Chosen(source.entries, numbers), paths)
+
+
+@dataclass(frozen=True)
+class _Chosen(Sequence):
+    """Entries by number, read when they are asked for."""
+
+    entries: Sequence[Any]
+    numbers: Sequence[int]
+
+    def __getitem__(self, place):
+        return self.entries[self.numbers[place]]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
 
 def _is_untouched(item: Item, stamp: int | None) -> bool:

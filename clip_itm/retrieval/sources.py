@@ -23,26 +23,8 @@ class Source:
     paths: Sequence[str | None]
     left_out: Sequence[str] = ()
 
-    def take(self, numbers: Sequence[int]) -> "Source":
-        ids, paths = ([column[number] for number in numbers] for column in (self.ids, self.paths))
-        return Source(self.modality, ids, _Chosen(self.entries, numbers), paths)
-
     def __len__(self) -> int:
         return len(self.ids)
-
-
-@dataclass(frozen=True)
-class _Chosen(Sequence):
-    """Entries by number, read when they are asked for."""
-
-    entries: Sequence[Any]
-    numbers: Sequence[int]
-
-    def __getitem__(self, place):
-        return self.entries[self.numbers[place]]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
 
 
 def make_source(gallery: Any, modality: str | None = None) -> Source:
@@ -56,6 +38,11 @@ def make_source(gallery: Any, modality: str | None = None) -> Source:
         return _folder(Path(gallery), modality)
     if hasattr(gallery, "column_names"):
         return _dataset(gallery, modality)
+    return list_source(gallery, modality)
+
+
+def list_source(gallery: Any, modality: str | None = None) -> Source:
+    """See `make_source`; of lists and mappings alone."""
     if isinstance(gallery, Mapping):
         return _listed(list(gallery.values()), modality, [str(id) for id in gallery])
     return _listed(list(gallery), modality)

@@ -1,0 +1,211 @@
+"""`RetrievalPipeline`: photos and captions encoded and searched in memory, exactly. What goes along with a checkpoint.
+
+pipe = pipeline("image-text-retrieval", model="me/my-model", trust_remote_code=True)
+pipe.index(["a.jpg", "b.jpg"])
+pipe("a dog in the snow", top_k=5)                  # [{"id", "score", "rank", "image"}, ...]
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Pipeline
+
+from clip_itm.retrieval.items import Hit, Item
+from clip_itm.retrieval.memory_index import MemoryIndex
+from clip_itm.retrieval.photos import modality_of, read_photo
+from clip_itm.retrieval.sources import list_source
+
+SMALLEST_SHORTLIST = 200  # candidates of a head that ranks by more than one vector
+
+
+class RetrievalPipeline(Pipeline):
+    """Search photos by text, captions by photo, and like by like, under the similarity of the model's own head.
+
+    `galleries` maps "image" and "text" to the index that is searched, once `index` has set it. The package clip-itm has
+    a pipeline on top of it, whose indexes are stored, added to, and approximate where they are large.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model.eval()
+        self._compute = _settle_precision(self.model)
+        self.galleries: dict[str, Any] = {}
+
+    def index(self, gallery: Any, modality: str | None = None, *, batch_size: int = 64, **options) -> MemoryIndex:
+        """Encode photos or captions, and search them from now on, in memory and exactly.
+
+        gallery: a list, or a mapping from ids, of photos (see `modality_of`) or of captions. modality: "image" or
+        "text", by default recognised. Raises ValueError for what else the pipeline of the package takes.
+        """
+        if options or isinstance(gallery, str | Path) or hasattr(gallery, "column_names"):
+            what = ", ".join(options) or f"a gallery of type {type(gallery).__name__}"
+            raise ValueError(
+                f"{what}: the pipeline of a checkpoint searches lists of photos or captions, exactly and in memory; "
+                "folders, data sets, stored and approximate indexes need the package: pip install clip-itm"
+            )
+        source = list_source(gallery, modality)
+        if source.modality == "text":
+            items = [Item(id, caption=caption) for id, caption in zip(source.ids, source.entries, strict=True)]
+            embeddings = self.embed_texts(list(source.entries), batch_size)
+        else:
+            items = [Item(id, path) for id, path in zip(source.ids, source.paths, strict=True)]
+            embeddings = self.embed([{"image": photo} for photo in source.entries], batch_size)
+        index = MemoryIndex(source.modality, items, embeddings, self.vectors_of(embeddings))
+        self.galleries[source.modality] = index
+        return index
+
+    def load_index(self, where: str | Path) -> MemoryIndex:
+        """A stored index needs the package: ValueError."""
+        raise ValueError(f"{where}: stored indexes need the package: pip install clip-itm")
+
+    def __call__(self, queries: Any, top_k: int = 5, target: str | None = None, **options):
+        """The best `top_k` items for a query, best first; a list of such lists for a list of queries.
+
+        See `search`. A result is {"id", "score", "rank", "image": path or None} or {"id", "score", "rank", "caption"}.
+        """
+        single = not isinstance(queries, list | tuple)
+        found = self.search([queries] if single else queries, top_k, target, **options)
+        answers = [[_result(hit) for hit in hits] for hits in found]
+        return answers[0] if single else answers
+
+    def search(
+        self,
+        queries: Sequence[Any],
+        top_k: int = 5,
+        target: str | None = None,
+        batch_size: int = 64,
+        shortlist: int | None = None,
+    ) -> list[list[Hit]]:
+        """The best `top_k` items for each query; all items where `top_k` is larger than the gallery.
+
+        queries: texts and photos, see `modality_of`. target: the gallery to search, "image" or "text"; by default the
+        other kind than the query, or the only one there is. shortlist: candidates that a head with more than one vector
+        an item ranks exactly (default: 10 * top_k, at least 200). Raises ValueError without an index, and for a query
+        that is neither text nor photo.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; expected at least 1")
+        kinds = [modality_of(query) for query in queries]
+        answers: list[list[Hit]] = [[] for _ in queries]
+        for kind in dict.fromkeys(kinds):
+            numbers = [number for number, other in enumerate(kinds) if other == kind]
+            goal = self._target(kind, target)  # an error before anything is encoded
+            embeddings = self.embed([queries[number] for number in numbers], batch_size)
+            found = self.postprocess(embeddings, kind=kind, target=goal, top_k=top_k, shortlist=shortlist)
+            for number, hits in zip(numbers, found, strict=True):
+                answers[number] = hits
+        return answers
+
+    def embed(self, queries: Sequence[Any], batch_size: int = 64) -> Tensor:
+        """Embeddings [n, ...] of texts or of photos (not of both), equal texts encoded once; float32 on the CPU."""
+        if modality_of(queries[0]) == "text":
+            texts = [query["text"] if isinstance(query, dict) else query for query in queries]
+            return self.embed_texts(texts, batch_size)
+        batches = [queries[start : start + batch_size] for start in range(0, len(queries), batch_size)]
+        return torch.cat([self.forward(self.preprocess(batch)) for batch in batches])
+
+    def embed_texts(self, texts: list[str], batch_size: int = 64, progress=None) -> Tensor:
+        """Embeddings [n, ...] of texts, whatever they look like; `progress` is a bar that counts them."""
+        distinct = sorted(set(texts), key=lambda text: (len(text), text))  # little padding in a batch
+        place = {text: number for number, text in enumerate(distinct)}
+        parts, begun = [], 0 if progress is None else progress.n
+        for start in range(0, len(distinct), batch_size):
+            batch = [{"text": text} for text in distinct[start : start + batch_size]]  # "a.jpg" is no photo here
+            parts.append(self.forward(self.preprocess(batch)))
+            if progress is not None:
+                done = round(len(texts) * min(1, (start + batch_size) / len(distinct)))
+                progress.update(begun + done - progress.n)
+        return torch.cat(parts)[torch.tensor([place[text] for text in texts])]
+
+    def _target(self, kind: str, target: str | None) -> str:
+        if target is None:
+            other = "image" if kind == "text" else "text"
+            target = other if other in self.galleries or not self.galleries else kind
+        if target not in self.galleries:
+            raise ValueError(
+                f"no {target}s are indexed: call pipe.index(...) or pipe.load_index(...) first"
+                + (f" (indexed are {', '.join(self.galleries)}s)" if self.galleries else "")
+            )
+        return target
+
+    def vectors_of(self, embeddings: Tensor) -> Tensor | None:
+        """What the index compares, where that is not all there is to an embedding."""
+        similarity = self.model.head.similarity
+        return None if similarity.is_dot_product else similarity.vectors(embeddings)
+
+    def _rerank(self, query: Tensor, hits: list[Hit], kind: str, index, top_k: int) -> list[Hit]:
+        """The `top_k` of a shortlist under the head's own similarity; ranks count within the shortlist."""
+        if kind == index.modality:
+            raise ValueError(
+                f"this head ({self.model.config.head['kind']}) compares photos with captions only; search the others"
+            )
+        candidates = index.embeddings_of([hit.item.id for hit in hits])
+        pair = (candidates, query[None]) if kind == "text" else (query[None], candidates)
+        scores = self.similarity(*pair).flatten()
+        best = torch.sort(scores, descending=True, stable=True)
+        return [
+            Hit(hits[number].item, score, 1 + int((scores > score).sum()))
+            for score, number in zip(best.values[:top_k].tolist(), best.indices[:top_k].tolist(), strict=True)
+        ]
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Of embeddings of photos and of texts, under the head's own rule: float32 [photos, texts] on the CPU."""
+        with torch.inference_mode():
+            return self.model.head.similarity(images.to(self.device), texts.to(self.device)).float().cpu()
+
+    # What `transformers.Pipeline` asks for: one batch of one modality
+
+    def _sanitize_parameters(self, **parameters):
+        return {}, {}, parameters
+
+    def preprocess(self, queries: Sequence[Any]) -> dict[str, Tensor]:
+        if modality_of(queries[0]) == "image":
+            photos = [read_photo(query) for query in queries]
+            return {"pixel_values": self.processor(images=photos, return_tensors="pt")["pixel_values"]}
+        texts = [query["text"] if isinstance(query, dict) else query for query in queries]
+        return dict(self.processor(text=texts, return_tensors="pt"))
+
+    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        head, pixel_values = self.model.head, inputs.get("pixel_values")
+        if pixel_values is not None:
+            features = self.model.photo_features(pixel_values.to(self._compute))
+            return head.embed_images(features.apply(Tensor.float)).float()
+        return head.embed_texts(self.model.caption_features(**inputs).apply(Tensor.float)).float()
+
+    def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[Hit]]:
+        index = self.galleries[target]
+        if self.model.head.similarity.is_dot_product:
+            return index.search(embeddings, top_k)
+        wide = max(top_k, shortlist or max(SMALLEST_SHORTLIST, 10 * top_k))
+        candidates = index.search(self.model.head.similarity.vectors(embeddings), wide)
+        pairs = zip(embeddings, candidates, strict=True)
+        return [self._rerank(query, hits, kind, index, top_k) for query, hits in pairs]
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Model and processor, with the code that loads them anywhere; indexes have folders of their own."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _result(hit: Hit) -> dict:
+    item = hit.item
+    content = {"image": item.path} if item.caption is None else {"caption": item.caption}
+    return {"id": item.id, "score": hit.score, "rank": hit.rank, **content}
+
+
+def _settle_precision(model) -> torch.dtype:
+    """The towers wholly in the type that was asked for (those of transformers are loaded in float32 all the same), the
+    head, which is small, in float32. Returns the type of the towers."""
+    types = {parameter.dtype for parameter in model.parameters()} | {model.config.dtype}
+    compute = next((half for half in (torch.float16, torch.bfloat16) if half in types), torch.float32)
+    model.backbone.to(compute)
+    model.head.float()
+    return compute
