@@ -22,7 +22,7 @@ def test_the_page_adds_a_backbone_that_trains(tmp_path):
     best = tmp_path / "runs" / "conv_words" / "best"
     section = json.loads((best / "config.json").read_text())["backbone"]
     assert (section["kind"], section["vocab_size"] > 10) == ("conv-words", True)
-    assert "class ConvWords(Backbone)" in (best / "clip_itm_backbones.py").read_text(), (
-        "its code goes with a checkpoint"
-    )
+    code = (best / "clip_itm_backbones.py").read_text(encoding="utf-8")
+    assert "class ConvWords(Backbone)" in code, "the code of the towers goes with the checkpoint"
+    assert "class OpenClip(" not in code
     assert "# convolutions + words, fine-tuned" in (best / "README.md").read_text(encoding="utf-8")
