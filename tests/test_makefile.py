@@ -1,5 +1,6 @@
 """What `make` does, without doing it."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,6 +38,14 @@ def test_tests_install_the_rest_on_top(checkout):
     found = commands(checkout, "test-quick")
     assert "'.[plot]'" not in found
     assert "'.[dev]'" in found
+
+
+def test_check_is_lint_types_and_tests_that_are_there(checkout):
+    found = commands(checkout, "check")
+    assert found.index("ruff check .") < found.index("ruff format --check .") < found.index("bin/mypy")
+    files = re.findall(r"tests/\w+\.py", found)
+    assert len(files) > 20
+    assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
 def test_an_installation_that_fails_is_tried_again(checkout):
