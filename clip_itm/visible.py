@@ -6,7 +6,7 @@ from typing import TextIO
 
 # what moves a cursor, colours, ends a line, or turns the direction of what follows; and what is no text at all
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-MARKDOWN = re.compile(r"[\\`*<>|~$&]|\](?=[\[(])|(?<!\w)_|_(?!\w)")
+MARKDOWN = re.compile(r"[\\`*<>|~$&]|\](?=[\[(])|(?<![^\W_])_|_(?![^\W_])")
 
 
 def visible(text: str, kept: str = "") -> str:

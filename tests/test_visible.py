@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bad_input import photos
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -79,6 +79,8 @@ def rendered(cell: str) -> Cells:
 
 
 @given(text)
+@example("__0__")
+@example("a__b_ _c_")
 def test_a_cell_of_markdown_shows_the_text_and_nothing_else(text):
     found = rendered(markdown(text))
     assert found.cells[:2] == ["a", "b"]
