@@ -198,7 +198,7 @@ def _text(module: Module, statement: ast.stmt, kind: str | None, apart: set[str]
 
 
 def _section_of(module: Module, statement: ast.stmt, kind: str) -> str | None:
-    """A union of sections, told apart by their `kind`, as the one section of this kind; None of other statements."""
+    """A union of sections, told apart by their `kind`, as the one section of this kind, where it is one of them."""
     if not isinstance(statement, ast.Assign) or "discriminator" not in ast.unparse(statement):
         return None
     for name in _uses(ast.unparse(statement.value)):
@@ -210,7 +210,7 @@ def _section_of(module: Module, statement: ast.stmt, kind: str) -> str | None:
                 and f"kind: Literal[{kind!r}]" in ast.unparse(node)
             ):
                 return f"{ast.unparse(statement.targets)} = {name}\n"
-    raise ValueError(f"{module.name}: no section of kind {kind!r} in {ast.unparse(statement)}")
+    return None  # a head with a similarity of its own
 
 
 def _nodes(node: ast.AST, kind: str | None, optional: bool = False) -> Iterator[ast.AST]:

@@ -133,7 +133,7 @@ def classes(text: str) -> set[str]:
 @pytest.mark.parametrize("kind", [*TOWERS, "regions"])
 def test_every_name_in_the_code_is_defined_in_it(kind, tmp_path):
     """Also within functions, which loading a model does not run."""
-    for head, similarity in product(HEADS, ("cosine", "scan", "saf", "sgr")):
+    for head, similarity in [*product(HEADS, ("cosine", "scan", "saf", "sgr")), ("dive", "smooth_chamfer")]:
         folder = tmp_path / f"{head}-{similarity}"
         folder.mkdir()
         for name, text in code_files(kind, head, similarity).items():
