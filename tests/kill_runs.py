@@ -50,6 +50,7 @@ def check(run_folder: Path, whole: Path, method: str) -> None:
 
 def main(folder: str, moments: str, seed: str, *methods: str) -> int:
     generator, failures = random.Random(int(seed)), 0
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for method in methods or HEADS:
         place = Path(folder) / method
         recipe = recipe_of(place, method, evaluate_every=4)
