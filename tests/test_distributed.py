@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tiny import TINY_CLIP
 
 from clip_itm.backbones.configuration import OpenClipBackbone
-from clip_itm.training.trainer import last_complete_checkpoint
+from clip_itm.training.folder import last_complete_checkpoint
 
 
 def logged_losses(run: Path) -> list[float]:

@@ -17,7 +17,7 @@ from tiny import tiny_recipe
 from clip_itm.recipe import Recipe
 from clip_itm.runs.train import train
 from clip_itm.training.callbacks import FinishCallback
-from clip_itm.training.trainer import last_complete_checkpoint
+from clip_itm.training.folder import last_complete_checkpoint
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 STEPS = 6  # of an epoch

@@ -23,13 +23,13 @@ from clip_itm.training.folder import (
     checkpoints,
     clear_half_written,
     delete,
+    last_complete_checkpoint,
     other_files,
     own_files,
     place,
     record,
     rotate,
 )
-from clip_itm.training.trainer import last_complete_checkpoint
 
 
 @pytest.fixture(scope="module")

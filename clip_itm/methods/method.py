@@ -46,16 +46,14 @@ class Method:
 
 def method_of(section: HeadSection) -> Method:
     """The hooks of the method that `section` is of."""
-    name = f"clip_itm.methods.{section.kind}.method"
-    if find_spec(name) is None:
-        return Method(section)
-    return getattr(import_module(name), f"{METHODS[section.kind]}Method")(section)
+    return _hooks(section.kind)(section)
 
 
 def state_files() -> set[str]:
     """What trainers of any method keep beside the weights of a checkpoint."""
-    modules = {kind: f"clip_itm.methods.{kind}.method" for kind in METHODS}
-    classes = [
-        getattr(import_module(name), f"{METHODS[kind]}Method") for kind, name in modules.items() if find_spec(name)
-    ]
-    return {file for method in classes for file in method.state_files}
+    return {file for kind in METHODS for file in _hooks(kind).state_files}
+
+
+def _hooks(kind: str) -> type[Method]:
+    name = f"clip_itm.methods.{kind}.method"
+    return Method if find_spec(name) is None else getattr(import_module(name), f"{METHODS[kind]}Method")

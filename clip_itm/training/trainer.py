@@ -21,7 +21,6 @@ from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCa
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
-from clip_itm.training.folder import last_complete_checkpoint as last_complete_checkpoint
 from clip_itm.training.guarded import GuardedTrainer
 from clip_itm.training.optimizer import make_optimizer
 from clip_itm.training.schedule import (
