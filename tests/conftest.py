@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; processes that tests start inherit it
 if os.environ.get("CLIP_ITM_TEST_GPU") != "1":  # so that tests mean the same on every machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Run by torchrun in test_aahr_training.py: two steps of the AAHR head on one global batch, saved by the first process.
 
-torchrun --nproc_per_node 2 tests/distributed_aahr.py OUT.npz
+torchrun --nproc_per_node 2 -m distributed_aahr OUT.npz
 """
 
 import sys

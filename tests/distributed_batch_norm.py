@@ -1,6 +1,6 @@
 """Run by torchrun in test_gpo.py: two steps of a masked batch norm over one global batch, saved by the first process.
 
-torchrun --nproc_per_node 2 tests/distributed_batch_norm.py OUT.npz
+torchrun --nproc_per_node 2 -m distributed_batch_norm OUT.npz
 """
 
 import sys

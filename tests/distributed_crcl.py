@@ -1,6 +1,6 @@
 """Run by torchrun in test_crcl_distributed.py: two CRCL steps on one global batch, saved by the first process.
 
-torchrun --nproc_per_node 2 tests/distributed_crcl.py GOLDEN.npz OUT.npz
+torchrun --nproc_per_node 2 -m distributed_crcl GOLDEN.npz OUT.npz
 """
 
 import sys

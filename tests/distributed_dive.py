@@ -1,6 +1,6 @@
 """Run by torchrun in test_dive_distributed.py: losses and gradients of one global batch, saved by the first process.
 
-torchrun --nproc_per_node 2 tests/distributed_dive.py OUT.npz
+torchrun --nproc_per_node 2 -m distributed_dive OUT.npz
 """
 
 import sys

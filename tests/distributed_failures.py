@@ -1,6 +1,6 @@
 """Run by torchrun in test_run_starts.py: what each process says where only the first one meets the obstacle.
 
-torchrun --nproc_per_node 2 tests/distributed_failures.py FOLDER OUT
+torchrun --nproc_per_node 2 -m distributed_failures FOLDER OUT
 """
 
 import errno

@@ -1,6 +1,6 @@
 """Run by torchrun (and alone) in test_distributed.py: the gradients of one global batch, saved by the first process.
 
-torchrun --nproc_per_node 2 tests/distributed_gradients.py CONFIG.json OUT.npz
+torchrun --nproc_per_node 2 -m distributed_gradients CONFIG.json OUT.npz
 """
 
 import json

@@ -1,6 +1,6 @@
 """Run by torchrun (and alone) in test_distributed.py: a few epochs in float64, and all that a trainer ends with.
 
-torchrun --nproc_per_node 2 tests/distributed_run.py METHOD FOLDER OUT.safetensors
+torchrun --nproc_per_node 2 -m distributed_run METHOD FOLDER OUT.safetensors
 """
 
 import sys

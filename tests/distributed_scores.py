@@ -1,6 +1,6 @@
 """Run by torchrun in test_scores_distributed.py: losses of one global batch and their gradients.
 
-torchrun --nproc_per_node 2 tests/distributed_scores.py OUT.npz
+torchrun --nproc_per_node 2 -m distributed_scores OUT.npz
 """
 
 import sys

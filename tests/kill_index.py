@@ -1,6 +1,6 @@
 """Kill `clip-itm index` at random moments, over a gallery that changes: the index is always the old one or a later one.
 
-    python tests/kill_index.py FOLDER MOMENTS
+    python -m kill_index FOLDER MOMENTS
 
 The command runs in forks of one process that has imported everything, so that the moments fall into its work. It saves
 after every 4 photos. After each kill every item must have the embedding of the content that it says it was made from;

@@ -1,6 +1,6 @@
 """SIGKILL at random moments of a run, which is then run to its end: it must end as if nothing had been.
 
-python tests/kill_runs.py FOLDER MOMENTS SEED METHOD...      prints a line a try; status 1 where any ended otherwise
+python -m kill_runs FOLDER MOMENTS SEED METHOD...      prints a line a try; status 1 where any ended otherwise
 
 Runs are forked from one process that has imported everything, so that a try costs little more than its training.
 """
@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from test_resume import HEADS, assert_same_end, recipe_of
+from killed_runs import HEADS, assert_same_end, recipe_of
 
 from clip_itm.files import is_temporary
 from clip_itm.runs.train import train

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from paths import ROOT
 
 
 def apply_page(name: str, folder: Path) -> list[str]:
@@ -25,6 +25,8 @@ def apply_page(name: str, folder: Path) -> list[str]:
     settings = ("--config", str(ROOT / "pyproject.toml"), "clip_itm", "tests")
     run(folder, "ruff", "check", *settings)
     run(folder, "ruff", "format", "--check", *settings)
+    place = _run(folder, sys.executable, "-c", "import clip_itm; print(clip_itm.__file__)")
+    assert str(folder) in place, "the copy is the package there, not the installed one"
     return [path for path, _ in files]
 
 

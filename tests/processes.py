@@ -1,5 +1,6 @@
 """Scripts that tests start in several processes: how they start and end, and how what they found is compared."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,16 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from paths import ROOT, TESTS
 
 from clip_itm.distributed import leave_process_group, num_processes, process_state
+from clip_itm.training.folder import last_complete_checkpoint
 
-HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+SETTINGS = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {**os.environ, **SETTINGS, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
 Found = dict[str, np.ndarray]
 
 
 def launch(processes: int, *words: str, **environment: str) -> None:
-    """Run a script in `processes` gloo processes on the CPU, or as `environment` says."""
+    """Run the words of a Python command in `processes` gloo processes on the CPU, or as `environment` says."""
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
@@ -24,7 +27,7 @@ def launch(processes: int, *words: str, **environment: str) -> None:
     done = subprocess.run(
         [*start, *words],
         env=ENVIRONMENT | environment,
-        cwd=HERE.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=600,
@@ -43,8 +46,8 @@ def save_from_first(find: Callable[[], Found], out: str) -> None:
 
 
 def run_script(name: str, processes: int, out: Path, *words: str) -> Found:
-    """What the script `name` of this folder finds in so many processes."""
-    launch(processes, str(HERE / name), *words, str(out))
+    """What the script `name` finds in so many processes."""
+    launch(processes, "-m", name, *words, str(out))
     with np.load(out) as arrays:
         found = dict(arrays)
     assert found.pop("processes") == processes
@@ -55,3 +58,31 @@ def assert_same(found: Found, expected: Found, rtol: float, atol: float) -> None
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=rtol, atol=atol, err_msg=name)
+
+
+def logged_losses(run: Path) -> list[float]:
+    state = json.loads((last_complete_checkpoint(run) / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def assert_same_run(method: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """What distributed_run.py saved of two runs is equal up to rounding, and no comparison of empty things."""
+    assert one.keys() == other.keys()
+    for name, expected in one.items():
+        # a run adds up rounding; what is kept of each pair is float32
+        tolerance = {"rtol": 1e-6, "atol": 1e-7} if expected.dtype == np.float32 else {"rtol": 1e-7, "atol": 1e-10}
+        np.testing.assert_allclose(other[name], expected, **tolerance, err_msg=name)
+    assert {value.dtype for name, value in one.items() if name.startswith(("weights", "trial"))} == {
+        np.dtype("float64")
+    }
+    if method.startswith("npc"):
+        ratio, weight = one["seen"]
+        assert (~np.isnan(ratio)).sum() == 192
+        assert 0 < np.mean(weight[~np.isnan(weight)] < 1) < 1
+        assert 0 < len(one["bank clean"]) < 200
+        moments = [name for name in one if name.startswith("step trial.") and name.endswith("exp_avg")]
+        assert bool(moments) == (method == "npc"), "moments of the real optimiser are not kept twice"
+        assert all(np.abs(one[name]).max() > 0 for name in moments)
+    if method == "crcl":
+        assert 0 < (one["labels"] == 0).sum() < 150
+        assert np.isnan(one["probabilities"]).sum() < 8

@@ -32,7 +32,7 @@ HEAD = {
 def test_several_processes_equal_one(tmp_path, monkeypatch, processes):
     """All terms, gradients of all parameters, queue and running statistics."""
     monkeypatch.setattr(triplet, "draw_negatives", hardest)
-    found = run_script("distributed_aahr.py", processes, tmp_path / "found.npz")
+    found = run_script("distributed_aahr", processes, tmp_path / "found.npz")
     expected = two_steps()
     assert_same(found, expected, rtol=1e-9, atol=1e-11)
     assert {f"{step} {part}" for step in range(2) for part in PARTS} - {"0 queue"} <= expected.keys()

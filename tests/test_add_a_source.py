@@ -1,32 +1,16 @@
 """docs/add_a_source.md is executed as it stands: its file, its changes, its tests, its recipe."""
 
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+from pages import apply_page, run
+from paths import ROOT
 from PIL import Image
 
 from clip_itm.data.configuration import AnySource
 from clip_itm.data.load import SOURCES
-
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "add_a_source.md").read_text(encoding="utf-8")
-
-
-def run(folder: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_every_section_has_its_source_and_its_file():
@@ -46,23 +30,8 @@ def test_all_sources_are_behind_one_door():
 
 @pytest.mark.slow
 def test_the_page_adds_a_source_that_is_read_and_checked(tmp_path):
-    shutil.copytree(ROOT / "clip_itm", tmp_path / "clip_itm", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "recipes" / "sample", tmp_path / "recipes" / "sample")
-    files = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.S)
-    assert [name for name, _ in files] == [
-        "clip_itm/data/sources/sidecar.py",
-        "tests/test_sidecar.py",
-        "sidecar.yaml",
-    ]
-    for name, text in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    (change,) = re.findall(r"```diff\n(.*?)```", PAGE, re.S)
-    (tmp_path / "change.diff").write_text(change, encoding="utf-8")
-    subprocess.run(["git", "apply", "change.diff"], cwd=tmp_path, check=True)
-    settings = ("--config", str(ROOT / "pyproject.toml"), "clip_itm/data", "tests")
-    run(tmp_path, "ruff", "check", *settings)
-    run(tmp_path, "ruff", "format", "--check", *settings)
+    files = apply_page("add_a_source.md", tmp_path)
+    assert files == ["clip_itm/data/sources/sidecar.py", "tests/test_sidecar.py", "sidecar.yaml"]
     run(tmp_path, "pytest", "-q", "tests/test_sidecar.py")
 
     draw = np.random.default_rng(0)

@@ -1,36 +1,14 @@
 """The tab that browses an audit."""
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from tiny_app import write_audit
 
 pytest.importorskip("gradio", reason="the app needs gradio: pip install 'clip-itm[app]'")
 
 from clip_itm.retrieval.app import audit_page
 from clip_itm.retrieval.app_audit import AuditTable
-
-WORDS = ["a Red (mug)", "two cats", "a red cat", "50 % off", "<i>cat</i>"]
-
-
-def write_audit(path, known: bool = True, pairs: int = 60):
-    """`pairs` rows as `clip-itm audit` writes them, all of one photo."""
-    Image.new("RGB", (8, 6), "red").save(path.parent / "red.jpg")
-    number = np.arange(pairs)
-    columns = {
-        "pair": number[::-1],
-        "image_id": [f"image {k}" for k in number],
-        "photo": [None if k % 3 == 2 else str(path.parent / ("gone.jpg" if k % 3 else "red.jpg")) for k in number],
-        "caption_id": [f"caption {k}" for k in number],
-        "caption": [f"{WORDS[k % 5]} {k}" for k in number],
-        "clean_probability": number / (pairs - 1),
-        "rank": number + 1,
-        "method": ["loss"] * pairs,
-        "known_wrong": pa.array(number % 2 == 0) if known else pa.nulls(pairs, pa.bool_()),
-    }
-    pq.write_table(pa.table(columns), path)
-    return path
 
 
 @pytest.fixture

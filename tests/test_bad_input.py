@@ -27,10 +27,11 @@ import bad_input_runs  # noqa: F401
 import bad_input_tables  # noqa: F401
 import pytest
 from bad_input import CASES
+from paths import ROOT
 
 from clip_itm.cli import main
 
-PAGE = Path(__file__).parents[1] / "docs" / "bad_input.md"
+PAGE = ROOT / "docs" / "bad_input.md"
 HEADER = """# Bad input and what it gives
 
 Every row is run by `tests/test_bad_input.py`, which compares this page with what the program says (and writes it:

@@ -2,14 +2,14 @@
 
 import importlib.util
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 from clip_itm.methods.polyloss.loss import Weighting
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "heads.py"
+FILE = ROOT / "benchmarks" / "heads.py"
 SMALL_AAHR = {"kind": "aahr", "embed_dim": 16, "num_heads": 2, "prototypes": 4, "queue_length": 8}
 SMALL = Namespace(device="cpu", batch=4, photos=3, width=16, regions=5, words=4, rounds=2)
 

@@ -4,15 +4,15 @@ import importlib.util
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from tiny import TINY_CLIP
 
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.model import ItmModel
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "step.py"
+FILE = ROOT / "benchmarks" / "step.py"
 TOY = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "vocab_size": 256}}
 
 

@@ -12,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "docs" / "papers"
 SOURCES = sorted(file for folder in ("clip_itm", "tests", "benchmarks") for file in ROOT.glob(f"{folder}/**/*.py"))
 PAGES = sorted(ROOT.glob("docs/**/*.md"))

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_crcl_training import crcl_recipe
-from test_training import pieces
+from trainers import crcl_recipe, pieces
 
 from clip_itm.runs.setup import load_data
 from clip_itm.runs.train import train

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from distributed_crcl import all_cases, two_steps
-from processes import HERE, assert_same, run_script
+from paths import GOLDEN
+from processes import assert_same, run_script
 
 
 @pytest.mark.parametrize("case", ["t05", "t01"])
@@ -20,8 +21,8 @@ def test_golden_dual_encoder(golden, case):
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_several_processes_equal_one(golden, tmp_path, processes):
     """Loss, gradients, labels and store of two steps; most pairs change their process between them."""
-    golden_file = HERE / "golden" / "crcl_dual_encoder.npz"
-    found = run_script("distributed_crcl.py", processes, tmp_path / "found.npz", str(golden_file))
+    golden_file = GOLDEN / "crcl_dual_encoder.npz"
+    found = run_script("distributed_crcl", processes, tmp_path / "found.npz", str(golden_file))
     expected = all_cases(golden("crcl_dual_encoder"))
     assert_same(found, expected, rtol=1e-10, atol=1e-12)
     assert all(np.abs(value).max() > 1e-6 for name, value in expected.items() if "grad" in name)

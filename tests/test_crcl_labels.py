@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from test_crcl_loss import match_both
 
 from clip_itm.methods.crcl.labels import (
     LabelStore,
@@ -15,7 +14,7 @@ from clip_itm.methods.crcl.labels import (
     piece_lengths,
     refine,
 )
-from clip_itm.methods.crcl.loss import crcl_loss, matching_probability
+from clip_itm.methods.crcl.loss import crcl_loss, match_both_ways, matching_probability
 from clip_itm.training.schedule import step_multiplier
 
 
@@ -45,7 +44,7 @@ def test_golden_trajectories(golden, trajectory):
         piece, epoch = int(arrays["piece"][step]), int(arrays["epoch"][step])
         phase = phase_of(int(starts[piece]) + epoch, schedules, frozen_epochs)
         assert (phase.piece, phase.epoch_in_piece) == (piece, epoch)
-        rows, columns, targets = match_both(similarity, float(arrays["tau"]))
+        rows, columns, targets = match_both_ways(similarity, similarity.T, float(arrays["tau"]))
         p = matching_probability(rows, columns)
         used, written = refine(store.read(ids), p, phase, momentum, threshold)
         store.write(ids, written, p)

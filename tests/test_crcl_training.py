@@ -9,10 +9,8 @@ import pytest
 import torch
 from datasets import List, Value
 from safetensors.torch import load_file
-from test_npc_training import brute_force_auc
-from test_training import pieces
-from tiny import tiny_recipe
 from torch import Tensor
+from trainers import ALPHA, THRESHOLD, brute_force_auc, crcl_recipe, pieces
 
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.noise import CaptionNoise
@@ -27,14 +25,8 @@ from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.schedule import cosine_multiplier, warmup_steps
 from clip_itm.training.trainer import ItmTrainer
 
-ALPHA, THRESHOLD = 0.6, 0.025  # 1 / 32 candidates is what an untrained model gives
 PIECES = {"schedules": [1, 2], "frozen_epochs": 1}  # of 2 and 3 epochs
 DEAD_LABELS = "ignore:.* of the labels are below"
-
-
-def crcl_recipe(folder: Path, **sections: dict):
-    head = {"kind": "crcl", "temperature": 0.2, "label_momentum": ALPHA, "label_threshold": THRESHOLD}
-    return tiny_recipe(folder, head={**head, **sections.pop("head", {})}, **sections)
 
 
 class Spy:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from data_folders import captions_by_photo, photo, photos_of, write
+from data_folders import captions_by_photo, golden_folder, photo, photos_of, write
 
 from clip_itm.data.configuration import Cc120kData, CocoData, FlickrData, FolderData
 from clip_itm.data.formats.splits import hash_split
@@ -17,20 +17,6 @@ def cache(tmp_path_factory) -> str:
 
 
 # scan_split -----------------------------------------------------------------------------------------------------------
-
-
-def golden_folder(root: Path, arrays: dict, name: str) -> None:
-    """Train files with one id a photo, dev files with one id a caption, as published."""
-    ids, captions = arrays[f"{name}_ids_lines"].tolist(), arrays[f"{name}_caps_lines"].tolist()
-    folder = root / "annotations" / "scan_split"
-    write(folder / "train_ids.txt", ids)
-    write(folder / "train_caps.txt", captions)
-    write(folder / "dev_ids.txt", [i for i in ids for _ in range(arrays[f"{name}_num_anns"])])
-    write(folder / "dev_caps.txt", captions)
-    if name == "f30k":
-        write(folder / "image_name.txt", arrays["f30k_image_name_lines"].tolist())
-    for path in arrays[f"{name}_dev_paths"].tolist():
-        photo(root / path)
 
 
 @pytest.mark.parametrize(("name", "section"), [("coco", CocoData), ("f30k", FlickrData), ("cc", Cc120kData)])

@@ -1,44 +1,15 @@
 """Two processes against one: gradients of the global batch, and a whole run."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import HERE, assert_same, launch, run_script
+from paths import ROOT
+from processes import assert_same, assert_same_run, launch, logged_losses, run_script
 from safetensors.numpy import load_file
 from tiny import TINY_CLIP
 
 from clip_itm.backbones.configuration import OpenClipBackbone
-from clip_itm.training.folder import last_complete_checkpoint
-
-
-def logged_losses(run: Path) -> list[float]:
-    state = json.loads((last_complete_checkpoint(run) / "trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-
-
-def assert_same_run(method: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """What distributed_run.py saved of two runs is equal up to rounding, and no comparison of empty things."""
-    assert one.keys() == other.keys()
-    for name, expected in one.items():
-        # a run adds up rounding; what is kept of each pair is float32
-        tolerance = {"rtol": 1e-6, "atol": 1e-7} if expected.dtype == np.float32 else {"rtol": 1e-7, "atol": 1e-10}
-        np.testing.assert_allclose(other[name], expected, **tolerance, err_msg=name)
-    assert {value.dtype for name, value in one.items() if name.startswith(("weights", "trial"))} == {
-        np.dtype("float64")
-    }
-    if method.startswith("npc"):
-        ratio, weight = one["seen"]
-        assert (~np.isnan(ratio)).sum() == 192
-        assert 0 < np.mean(weight[~np.isnan(weight)] < 1) < 1
-        assert 0 < len(one["bank clean"]) < 200
-        moments = [name for name in one if name.startswith("step trial.") and name.endswith("exp_avg")]
-        assert bool(moments) == (method == "npc"), "moments of the real optimiser are not kept twice"
-        assert all(np.abs(one[name]).max() > 0 for name in moments)
-    if method == "crcl":
-        assert 0 < (one["labels"] == 0).sum() < 150
-        assert np.isnan(one["probabilities"]).sum() < 8
 
 
 @pytest.mark.slow
@@ -48,7 +19,7 @@ def test_gradients_of_the_global_batch(tmp_path):
     found = {}
     for processes in (1, 2):
         out = tmp_path / f"{processes}.npz"
-        found[processes] = run_script("distributed_gradients.py", processes, out, str(tmp_path / "config.json"))
+        found[processes] = run_script("distributed_gradients", processes, out, str(tmp_path / "config.json"))
     assert all(value.dtype == np.float64 for value in found[1].values())
     assert_same(found[2], found[1], rtol=1e-10, atol=1e-12)
     for name, expected in found[1].items():
@@ -62,7 +33,7 @@ def test_a_run_in_two_processes_equals_one(tmp_path, method):
     found = {}
     for processes in (1, 2):
         out = tmp_path / f"{processes}.safetensors"
-        launch(processes, str(HERE / "distributed_run.py"), method, str(tmp_path), str(out))
+        launch(processes, "-m", "distributed_run", method, str(tmp_path), str(out))
         found[processes] = load_file(out)
     assert_same_run(method, found[1], found[2])
 
@@ -78,10 +49,8 @@ def test_the_command_in_two_processes(tmp_path, method):
     if method == "npc":
         words += ["--head.rho", "0.5"]
     for place, processes in (("run", 2), ("alone", 1)):
-        recipe = str(HERE.parent / "recipes" / "sample" / f"{method}.yaml")
-        launch(
-            processes, str(HERE.parent / "recipes" / "train.py"), recipe, *words, "--output_dir", str(tmp_path / place)
-        )
+        recipe = str(ROOT / "recipes" / "sample" / f"{method}.yaml")
+        launch(processes, str(ROOT / "recipes" / "train.py"), recipe, *words, "--output_dir", str(tmp_path / place))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["provenance"]["machine"]["processes"] == 2
     losses = [logged_losses(tmp_path / place) for place in ("run", "alone")]

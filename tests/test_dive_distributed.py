@@ -9,7 +9,7 @@ from processes import assert_same, run_script
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_equal_one(tmp_path, processes):
-    found, expected = run_script("distributed_dive.py", processes, tmp_path / "found.npz"), all_cases()
+    found, expected = run_script("distributed_dive", processes, tmp_path / "found.npz"), all_cases()
     assert_same(found, expected, rtol=1e-9, atol=1e-11)
     for case in CASES:
         assert expected[f"{case} loss"] > 0.01

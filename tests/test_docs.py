@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from paths import ROOT
 from tiny import tiny_recipe
 
 from clip_itm.cli import main, make_parser, split_overrides
@@ -13,7 +14,6 @@ from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.recipe import load_recipe, parse_recipe
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PAGES = sorted([*ROOT.glob("*.md"), ROOT / "recipes" / "README.md", *ROOT.glob("docs/**/*.md")])
 

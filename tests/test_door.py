@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from clip_itm import cli, offline
 from clip_itm.commands import compare, search, train
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,14 @@
 """Ranks against a brute-force twin and the golden arrays."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import GOLDEN
 
 from clip_itm.evaluation import ranking
 from clip_itm.evaluation.ranking import Ranks, compute_ranks
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def ranks_of_matrix(scores, caption_image, block_size=None) -> Ranks:

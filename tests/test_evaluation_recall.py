@@ -3,12 +3,12 @@
 import json
 import math
 import warnings
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from paths import GOLDEN
 
 from clip_itm.evaluation.configuration import ProtocolName
 from clip_itm.evaluation.protocols import PROTOCOLS, evaluate_retrieval
@@ -25,7 +25,6 @@ from clip_itm.evaluation.recall import (
 )
 from clip_itm.evaluation.result import RetrievalResult
 
-GOLDEN = Path(__file__).parent / "golden"
 CRCL_COLUMNS = [f"{d}_{m}" for d in ("i2t", "t2i") for m in ("r1", "r5", "r10", "median_rank", "mean_rank")] + ["rsum"]
 
 

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from PIL import Image
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from clip_itm.evaluation.report import markdown_table, terminal_table
 from clip_itm.evaluation.result import RetrievalResult
 from clip_itm.files import write_json
 
-METRIC = Path(__file__).resolve().parents[1] / "clip_itm" / "evaluation" / "metric" / "image_text_recall"
+METRIC = ROOT / "clip_itm" / "evaluation" / "metric" / "image_text_recall"
 
 
 def embeddings(photos=50, seed=0, noise=1.0):

@@ -4,23 +4,12 @@ import json
 
 import pytest
 from region_data import WIDTH, write_regions
-from tiny import tiny_recipe
+from tiny import HEADS, tiny_recipe
 
 from clip_itm.cli import main
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.recipe import parse_recipe
-
-SMALL = {"token_dim": 16, "max_words": 20}
-HEADS = {
-    "dive": {"kind": "dive", "image_elements": 2, "text_elements": 2, "module": {"kind": "slots", "head_dim": 8}},
-    "aahr": {"kind": "aahr", "embed_dim": 16, "num_heads": 2, "prototypes_after": 0, "graph_after": 0},
-    "polyloss": {"kind": "polyloss", "score_map": "affine"},
-    "siglip": {"kind": "siglip"},
-    "scan": {"kind": "triplet", "similarity": {"kind": "scan", **SMALL}},
-    "saf": {"kind": "crcl", "similarity": {"kind": "saf", "regions": 4, "similarity_dim": 8, **SMALL}},
-    "sgr": {"kind": "clip", "similarity": {"kind": "sgr", "regions": 4, "similarity_dim": 8, **SMALL}},
-}
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_export import LONG, export, saved
 from tiny_backbones import CAPTIONS, KINDS, PHOTOS
+from tiny_exports import LONG, export, saved
 from transformers import AutoImageProcessor, AutoTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")

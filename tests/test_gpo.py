@@ -198,5 +198,5 @@ def test_batch_norm_is_float32_under_autocast():
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_batch_norm_of_several_processes_is_that_of_one(tmp_path, processes):
-    found = run_script("distributed_batch_norm.py", processes, tmp_path / "found.npz")
+    found = run_script("distributed_batch_norm", processes, tmp_path / "found.npz")
     assert_same(found, two_steps(), rtol=1e-10, atol=1e-12)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import HERE, launch
+from paths import ROOT
+from processes import assert_same_run, launch, logged_losses
 from safetensors.numpy import load_file
-from test_distributed import assert_same_run, logged_losses
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,7 +21,7 @@ def test_a_run_on_the_gpu_equals_one_on_the_cpu(tmp_path, method):
     found = {}
     for device, environment in (("cpu", {}), ("gpu", ON_GPU)):
         out = tmp_path / f"{device}.safetensors"
-        launch(1, str(HERE / "distributed_run.py"), method, str(tmp_path), str(out), **environment)
+        launch(1, "-m", "distributed_run", method, str(tmp_path), str(out), **environment)
         found[device] = load_file(out)
     assert_same_run(method, found["cpu"], found["gpu"])
 
@@ -32,7 +32,7 @@ def test_the_command_in_bf16_stays_near_the_cpu(tmp_path, method):
     words += ["--data.cache_dir", str(tmp_path / "cache"), "--noise.ratio", "0.4", "--training.batch_size", "32"]
     words += ["--training.epochs", "3", "--training.learning_rate", "1e-4", "--training.log_every", "1"]
     words += ["--evaluation.bootstrap", "20"] + ["--head.rho", "0.5"] * (method == "npc")
-    train = [str(HERE.parent / "recipes" / "train.py"), str(HERE.parent / "recipes" / "sample" / f"{method}.yaml")]
+    train = [str(ROOT / "recipes" / "train.py"), str(ROOT / "recipes" / "sample" / f"{method}.yaml")]
     launch(1, *train, *words, "--output_dir", str(tmp_path / "cpu"))
     launch(1, *train, *words, "--output_dir", str(tmp_path / "gpu"), **ON_GPU)
     cpu, gpu = (logged_losses(Path(tmp_path) / device) for device in ("cpu", "gpu"))

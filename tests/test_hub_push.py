@@ -14,11 +14,11 @@ import pytest
 import torch
 import transformers.utils.hub
 import yaml
+from fresh_loads import assert_same, inside, run_fresh
 from hub_server import TOKEN, hub_server
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load
-from test_hub_code import assert_same, inside, run_fresh
 from tiny import tiny_recipe
 from tiny_backbones import PHOTOS
 

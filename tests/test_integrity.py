@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import DAMAGES, KILLS, damaged, flip, in_child, kill_at, seconds_of, status_of
-from test_resume import EPOCHS, HEADS
+from killed_runs import EPOCHS, HEADS
 from tiny import tiny_recipe
 
 from clip_itm import stand_ins

@@ -1,26 +1,14 @@
 """Drawing, saving and describing caption noise."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from data_folders import make_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_itm.data.configuration import NoiseSection
 from clip_itm.data.load_noise import load_noise
 from clip_itm.data.noise import CaptionNoise
-from clip_itm.data.rows import Pairs
-
-
-def make_pairs(counts, captions=None) -> Pairs:
-    image = np.repeat(np.arange(len(counts)), counts)
-    captions = [f"photo {p}, caption {k}" for k, p in enumerate(image)] if captions is None else list(captions)
-    return Pairs(
-        image=image,
-        captions=pa.array(captions, pa.string()),
-        caption_ids=pa.array([str(k) for k in range(len(image))], pa.string()),
-        image_ids=pa.array([str(p) for p in range(len(counts))], pa.string()),
-    )
 
 
 @pytest.mark.parametrize("case", "abc")

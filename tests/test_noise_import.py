@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from data_folders import make_pairs
 from hypothesis import given
 from hypothesis import strategies as st
-from test_noise import make_pairs
 
 from clip_itm.data.configuration import NoiseSection
 from clip_itm.data.load_noise import load_noise

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from data_folders import make_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_noise import make_pairs
 
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs

@@ -9,10 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-from data_folders import photo
+from data_folders import golden_folder, make_pairs, photo
 from PIL import Image
-from test_data_sources import golden_folder
-from test_noise import make_pairs
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.backbones.configuration import OpenClipBackbone

@@ -1,10 +1,9 @@
 """NPC's weights, loss and steps against golden arrays (docs/papers/npc.md 2.3 to 2.6, 3), and their properties."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from paths import GOLDEN
 from torch import Tensor, nn
 
 from clip_itm.backbones.features import Features
@@ -14,8 +13,6 @@ from clip_itm.methods.npc.head import NpcHead
 from clip_itm.methods.npc.step import NpcStep
 from clip_itm.methods.npc.weights import confidence_weight, improvement_ratio
 from clip_itm.training.schedule import cosine_multiplier, plateau_multiplier
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def golden(name: str) -> dict[str, Tensor]:

@@ -5,9 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_npc_training import npc_recipe
-from test_training import pieces
 from torch import Tensor
+from trainers import npc_recipe, pieces
 
 from clip_itm.methods.npc.step import NpcStep
 from clip_itm.methods.npc.trainer import make_bank

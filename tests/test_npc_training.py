@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import pieces
 from tiny import tiny_recipe
+from trainers import RHO, brute_force_auc, npc_recipe, pieces
 
 from clip_itm.cli import main
 from clip_itm.data.noise import CaptionNoise
@@ -21,20 +21,6 @@ from clip_itm.model import ItmModel
 from clip_itm.runs.setup import load_data, make_encoder
 from clip_itm.runs.train import train
 from clip_itm.training.clean_probability import CleanProbability
-
-RHO = 0.5  # a tiny model that has seen 200 pairs is sure of few
-
-
-def npc_recipe(folder: Path, **sections: dict):
-    head = {"kind": "npc", "rho": RHO, **sections.pop("head", {})}
-    return tiny_recipe(folder, head=head, **sections)
-
-
-def brute_force_auc(scores, is_positive) -> float:
-    scores = np.asarray(scores, dtype=np.float64)
-    wins = [(p > n) + (p == n) / 2 for p in scores[is_positive] for n in scores[~is_positive]]
-    return float(np.mean(wins))
-
 
 # A whole run
 

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from paths import GOLDEN
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from clip_itm.model import ItmModel
@@ -15,7 +16,7 @@ from clip_itm.processing import ItmProcessor
 from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline, load_pipeline
 from clip_itm.task import TASK
 
-ARCHIVE = Path(__file__).parent / "golden" / "checkpoint_layout_1.tar.xz"
+ARCHIVE = GOLDEN / "checkpoint_layout_1.tar.xz"
 
 
 @pytest.fixture(scope="module")

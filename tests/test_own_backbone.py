@@ -5,13 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 from tiny import TINY_CLIP
 
-ROOT = Path(__file__).parents[1]
 OWN_SECTION = """class OwnBackbone(BackboneSection):
     kind: Literal["own"] = "own"
     architecture: str

@@ -6,11 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+from paths import ROOT
 from setuptools import Distribution
 
 import clip_itm
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_version_stands_in_one_place(monkeypatch):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile import HOSTILE, assert_no_markup
 from jinja2 import UndefinedError
-from test_visible import HOSTILE, assert_no_markup
 
 import clip_itm
 from clip_itm.pages import ENVIRONMENT, probability, render

@@ -1,17 +1,14 @@
 """Recipes: what is accepted, what is refused and in which words."""
 
-from pathlib import Path
-
 import pytest
 import yaml
+from paths import ROOT
 
 from clip_itm.data.configuration import FolderData, SampleData
 from clip_itm.recipe import Recipe, RecipeError, apply_overrides, describe_keys, load_recipe, parse_recipe
 
 MINIMAL = {"data": {"source": "sample"}, "backbone": {"kind": "open_clip"}}
-SHIPPED = sorted(
-    path for path in Path(__file__).parents[1].glob("recipes/*/*.yaml") if path.parent.name != "accelerate"
-)
+SHIPPED = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name != "accelerate")
 
 
 def parse(content: dict) -> Recipe:
@@ -214,7 +211,7 @@ def test_all_keys_are_described():
 
 def test_another_source_or_kind_leaves_the_keys_of_the_former_behind():
     """Keys that both have stay; keys that nobody has, or that were given for the wrong one, are still errors."""
-    file = Path(__file__).parents[1] / "recipes" / "flickr8k" / "clip.yaml"
+    file = ROOT / "recipes" / "flickr8k" / "clip.yaml"
     words = ["--data.root", "elsewhere", "--data.source", "folder"]
     recipe = load_recipe(file, [*words, "--data.max_photos", "5"])
     assert recipe.data == FolderData(root="elsewhere", max_photos=5)

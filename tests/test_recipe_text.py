@@ -3,12 +3,12 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 from pydantic import ValidationError
 
 from clip_itm.keys import all_keys, is_text, members, section_types
@@ -280,7 +280,7 @@ def test_files_are_utf8_whatever_the_locale_is(tmp_path, locale):
     done = subprocess.run(
         [sys.executable, "-m", "clip_itm.cli", "train", str(file)],
         capture_output=True,
-        env={"PATH": "", "PYTHONUTF8": "0", "PYTHONPATH": str(Path(__file__).parents[1]), **locale},
+        env={"PATH": "", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT), **locale},
     )
     assert done.returncode == 2
     assert b"backbone.modell: unknown key; did you mean 'model'?" in done.stderr
@@ -290,7 +290,7 @@ def test_files_are_utf8_whatever_the_locale_is(tmp_path, locale):
 def test_every_text_file_of_the_package_is_utf8():
     """ruff (PLW1514) finds these calls only where it can tell that the object is a path."""
     found = []
-    root = Path(__file__).parents[1]
+    root = ROOT
     for file in [*root.glob("clip_itm/**/*.py"), *root.glob("benchmarks/**/*.py"), *root.glob("recipes/**/*.py")]:
         for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             name = isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", None))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 from region_data import write_bert, write_regions
 
 from clip_itm.model import ItmModel
@@ -11,7 +12,7 @@ from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.runs.train import train
 
-RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*/regions/*.yaml"))
+RECIPES = sorted(ROOT.glob("recipes/*/regions/*.yaml"))
 NAMES = [f"{path.parts[-3]}-{path.stem}" for path in RECIPES]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from bad_input_retrieval import model
 from PIL import Image
+from processes import ENVIRONMENT
 
 from clip_itm.cli import main
 from clip_itm.data.caption_file import caption_id
@@ -154,8 +155,8 @@ def test_a_page_escapes_what_it_shows_and_runs_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_index_command_leaves_one_index_or_the_other(tmp_path):
-    script = Path(__file__).parent / "kill_index.py"
-    done = subprocess.run([sys.executable, str(script), str(tmp_path), "11"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "kill_index", str(tmp_path), "11"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "'kills': 8" in done.stdout
 

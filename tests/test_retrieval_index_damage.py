@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_retrieval_index_files import QUERIES, VECTORS, file_of, items, make_index, snapshot, write_index_file
+from paths import TESTS
+from tiny_index import QUERIES, VECTORS, file_of, items, make_index, snapshot, write_index_file
 
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Item
 from clip_itm.retrieval.storage import PENDING, describe_file, index_damages, named_files
 from clip_itm.verify import verify
 
-VERSION_1 = Path(__file__).parent / "index_v1"  # what clip_itm wrote before files had checksums of blocks
+VERSION_1 = TESTS / "index_v1"  # what clip_itm wrote before files had checksums of blocks
 KINDS = ["deleted", "embeddings", "hnsw", "index.json", "items", "thumbnails", "vectors"]
 
 

@@ -1,6 +1,5 @@
 """Saved indexes: what is loaded equals what was saved, crashes leave the old one, damage is named."""
 
-import hashlib
 import json
 import os
 import re
@@ -10,57 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
+from tiny_index import QUERIES, VECTORS, file_of, items, make_index, names, same, snapshot, write_index_file
 
 from clip_itm.retrieval import index as index_module
 from clip_itm.retrieval import storage
 from clip_itm.retrieval.index import LocalIndex, open_index
-from clip_itm.retrieval.items import Item
-
-VECTORS = torch.randint(-4, 5, (60, 8), generator=torch.Generator().manual_seed(0)) / 4
-QUERIES = torch.randint(-4, 5, (5, 8), generator=torch.Generator().manual_seed(1)) / 4
-
-
-def items(*numbers: int) -> list[Item]:
-    """Some with a thumbnail, some with a path, some with a caption."""
-    return [
-        Item(
-            f"i{k}",
-            path=f"photos/{k}.jpg" if k % 3 else None,
-            caption=f"a caption, é {k}" if k % 4 == 0 else None,
-            thumbnail=bytes([k]) * k if k % 3 == 0 and k else None,
-        )
-        for k in numbers
-    ]
-
-
-def make_index(folder: Path | None = None, count: int = 20, **options) -> LocalIndex:
-    made = LocalIndex("image", "model", **options)
-    made.add(items(*range(count)), VECTORS[:count])
-    if folder is not None:
-        made.save(folder)
-    return made
-
-
-def same(first: LocalIndex, second: LocalIndex) -> bool:
-    return list(first.items()) == list(second.items()) and first.search(QUERIES, 100) == second.search(QUERIES, 100)
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def kinds(folder: Path) -> list[str]:
     """Of the files, without their tokens."""
     return sorted(path.name.partition("-")[0] for path in folder.iterdir())
-
-
-def file_of(folder: Path, kind: str) -> Path:
-    (path,) = folder.glob(f"{kind}-*")
-    return path
-
-
-def snapshot(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -247,12 +206,6 @@ def test_a_file_is_no_folder(tmp_path):
         LocalIndex.load(tmp_path / "gallery")
 
 
-def write_index_file(folder: Path, content: dict) -> None:
-    """With the checksum that it should have: made so, not damaged."""
-    content.pop("xxh3", None)
-    (folder / "index.json").write_text(json.dumps({**content, "xxh3": storage._checksum_of(content)}))
-
-
 def edit(**changes):
     def damage(folder: Path) -> None:
         content = json.loads((folder / "index.json").read_text())
@@ -360,7 +313,7 @@ def test_a_loaded_index_checks_what_is_added(tmp_path):
 
 
 def test_the_code_of_the_docs_runs(tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).parents[1] / "docs" / "index.md").read_text()
+    page = (ROOT / "docs" / "index.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -1,6 +1,7 @@
 """Several writers of an index, killed ones, a full disk, and folders of somebody else: the index stays whole."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_retrieval_index_files import QUERIES, VECTORS, items, make_index, names, same, snapshot
+from tiny_index import QUERIES, VECTORS, items, make_index, names, same, snapshot
 
 from clip_itm.lock import locked
 from clip_itm.retrieval import storage
@@ -243,7 +244,7 @@ def killed_writes(folder: Path, moments: int, seed: int) -> int:
 
 
 def test_writers_killed_at_any_moment_leave_one_index_or_the_other(tmp_path):
-    killed_writes(tmp_path, 3, seed=0)
+    killed_writes(tmp_path, int(os.environ.get("CLIP_ITM_KILLS", "3")), seed=0)
 
 
 @pytest.mark.parametrize("limit", [0, 50, 200, 1000, 3000, 20_000])
@@ -351,8 +352,3 @@ def test_any_sequence_of_changes_is_what_a_dict_would_be(steps, dtype, tmp_path_
             (hits,) = index.search(query, 20)
             assert [hit.score for hit in hits] == scores.values.tolist()
             assert [hit.item.id for hit in hits] == [list(expected)[k] for k in scores.indices.tolist()]
-
-
-if __name__ == "__main__":  # python tests/test_retrieval_index_writers.py FOLDER MOMENTS
-    place = Path(sys.argv[1])
-    print(f"{killed_writes(place, int(sys.argv[2]), seed=1)} of {sys.argv[2]} killed after a commit of theirs")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_every_head import HEADS
-from test_hub_code import save
+from fresh_loads import save
+from tiny import HEADS
 from tiny_backbones import CAPTIONS, KINDS, PHOTOS
 from transformers import pipeline
 

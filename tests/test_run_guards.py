@@ -12,9 +12,9 @@ import pytest
 import torch
 from bad_input import photos
 from bad_input import recipe as write_recipe
+from killed_runs import HEADS
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from test_resume import HEADS
 from tiny import tiny_recipe
 
 from clip_itm.cli import main

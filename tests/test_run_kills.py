@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 import pytest
-from processes import ENVIRONMENT, HERE
-from test_resume import HEADS
+from killed_runs import HEADS
+from processes import ENVIRONMENT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", HEADS)
 def test_sigkill_at_random_moments(tmp_path, method):
     moments = os.environ.get("CLIP_ITM_KILLS", "2")
-    command = [sys.executable, str(HERE / "kill_runs.py"), str(tmp_path), moments, f"{os.getpid()}", method]
+    command = [sys.executable, "-m", "kill_runs", str(tmp_path), moments, f"{os.getpid()}", method]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the same end") == int(moments)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bad_input import photos
 from bad_input import recipe as write_recipe
-from processes import HERE, launch
+from processes import launch
 from pydantic import ValidationError
 from tiny import tiny_recipe
 from torch import nn
@@ -230,8 +230,7 @@ def test_what_one_process_says_is_raised():
 @pytest.mark.slow
 def test_two_processes_agree_that_they_cannot_begin_and_that_they_cannot_save(tmp_path):
     found = {}
-    script = str(HERE / "distributed_failures.py")
-    launch(2, script, str(tmp_path), str(tmp_path / "found"))
+    launch(2, "-m", "distributed_failures", str(tmp_path), str(tmp_path / "found"))
     for path in tmp_path.glob("found-*.json"):
         found[path.name] = json.loads(path.read_text())
     assert len(found) == 2

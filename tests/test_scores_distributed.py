@@ -9,7 +9,7 @@ from processes import assert_same, run_script
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Loss, gradients of features and weights, score map and running statistics, for each head and similarity."""
-    found, expected = run_script("distributed_scores.py", 2, tmp_path / "found.npz"), all_cases()
+    found, expected = run_script("distributed_scores", 2, tmp_path / "found.npz"), all_cases()
     assert_same(found, expected, rtol=1e-9, atol=1e-12)
     features = [value for name, value in expected.items() if name.endswith(("gradient images", "gradient texts"))]
     assert len(features) == 2 * len(CASES)

@@ -11,10 +11,9 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
-from data_folders import photo
+from data_folders import make_pairs, photo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_noise import make_pairs
 
 from clip_itm.data.caption_file import read_caption_file
 from clip_itm.data.configuration import FolderData, HubData

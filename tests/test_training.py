@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_recipe
+from trainers import pieces
 from transformers import AutoModel, AutoProcessor
 
 from clip_itm.data.images import read_image
@@ -16,8 +17,7 @@ from clip_itm.data.noise import CaptionNoise
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
-from clip_itm.runs.build import make_trainer
-from clip_itm.runs.setup import load_data, make_encoder, make_model, make_sampler, prepare
+from clip_itm.runs.setup import load_data, make_encoder, make_model, make_sampler
 from clip_itm.runs.trackers import available_trackers
 from clip_itm.runs.train import beaten_by_step_0, train
 from clip_itm.training.configuration import TrainingSection
@@ -149,14 +149,6 @@ def test_every_way_of_training_runs_and_moves_the_weights(tmp_path, training):
     assert len(moved) == len(trained)
     if "trackers" in training:
         assert list(Path(recipe.output_dir).rglob("events.out.tfevents*"))
-
-
-def pieces(recipe):
-    prepared = prepare(recipe)
-    data = prepared.data
-    model, processor = make_model(recipe, data.splits)
-    encoder = make_encoder(recipe, model, processor, data.image_cache)
-    return data, model, encoder, make_trainer(recipe, *prepared, encoder, resuming=False)
 
 
 def test_frozen_towers_are_encoded_once_and_stay(tmp_path):

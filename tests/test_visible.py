@@ -4,12 +4,12 @@ import html
 import json
 import re
 import warnings
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 from bad_input import photos
+from hostile import HOSTILE, NAME, SIGNS, Cells, assert_no_markup
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -25,13 +25,6 @@ from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.show import Answer, draw_montage, results_page
 from clip_itm.runs.compare import _markdown_lines
 from clip_itm.visible import CONTROL, code, fence, markdown, visible
-
-MARKUP = "[bold]x[/bold] a[/b] [link=file:///etc/passwd]y[/link] :dog:"
-SIGNS = "\x1b[31mred\x1b]0;title\x07\x9b2J\x7f\x00\u202eleft\u2066"
-HTML = "<script>alert(1)</script><img src=x onerror=alert(1)> \" ' &amp;"
-CELLS = "a|b`c`**d**$e$[f](http://example.org)"
-HOSTILE = f"{MARKUP} {SIGNS} {HTML} {CELLS}"
-NAME = f"{MARKUP} {SIGNS} {CELLS}".replace("/", "").replace("\0", "")  # of a file
 
 text = st.text(st.one_of(st.characters(), st.sampled_from("|`*_[]()<>\\\n\r\t\x1b~$&!#-")), max_size=40)
 
@@ -50,26 +43,6 @@ def test_signs_are_shown_as_escapes():
     assert visible("a\x1b[31m\n\t\x85\u202e\u2028\ud800") == "a\\x1b[31m\\n\\t\\x85\\u202e\\u2028\\ud800"
     assert visible("a\nb\x1b", kept="\n") == "a\nb\\x1b"
     assert visible("Ärger über 猫, مرحبا, 👩‍👩‍👧 – “ok”") == "Ärger über 猫, مرحبا, 👩‍👩‍👧 – “ok”"
-
-
-class Cells(HTMLParser):
-    """The text of the cells of a table, and all elements."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.cells, self.tags, self.attributes = [], [], []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_data(self, data):
-        if self.cells:
-            self.cells[-1] += data if data.strip() or not data.endswith("\n") else ""
 
 
 def rendered(cell: str) -> Cells:
@@ -266,14 +239,6 @@ def test_warnings_are_visible(capsys, monkeypatch):
         warnings.simplefilter("always")
         assert main(["train", "recipe.yaml"]) == 0
         assert warnings.formatwarning(HOSTILE) == f"warning: {visible(HOSTILE)}\n"
-
-
-def assert_no_markup(page: str) -> None:
-    found = Cells(page)
-    assert found.tags.count("script") <= 1  # the page's own
-    assert "<script>alert" not in page
-    assert not [name for name in found.attributes if name.startswith("on")]
-    assert not CONTROL.search(page.replace("\n", "").replace("\t", ""))
 
 
 def test_pages(tmp_path):

@@ -10,6 +10,16 @@ TINY_CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
+SMALL = {"token_dim": 16, "max_words": 20}
+HEADS = {  # that need little time, with what each has of its own
+    "dive": {"kind": "dive", "image_elements": 2, "text_elements": 2, "module": {"kind": "slots", "head_dim": 8}},
+    "aahr": {"kind": "aahr", "embed_dim": 16, "num_heads": 2, "prototypes_after": 0, "graph_after": 0},
+    "polyloss": {"kind": "polyloss", "score_map": "affine"},
+    "siglip": {"kind": "siglip"},
+    "scan": {"kind": "triplet", "similarity": {"kind": "scan", **SMALL}},
+    "saf": {"kind": "crcl", "similarity": {"kind": "saf", "regions": 4, "similarity_dim": 8, **SMALL}},
+    "sgr": {"kind": "clip", "similarity": {"kind": "sgr", "regions": 4, "similarity_dim": 8, **SMALL}},
+}
 
 
 def tiny_recipe(folder: Path, **sections: dict) -> Recipe:
