@@ -1,11 +1,12 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from paths import ROOT
+from paths import GOLDEN, ROOT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,7 +20,7 @@ def golden():
     """Loader of tests/golden/NAME.npz, without pickle."""
 
     def load(name: str) -> dict[str, np.ndarray]:
-        with np.load(ROOT / "tests" / "golden" / f"{name}.npz", allow_pickle=False) as arrays:
+        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
 
     return load
@@ -32,3 +33,26 @@ def real_data() -> Path:
     if not (folder / "flickr8k").is_dir():
         pytest.skip(f"no real photos: {folder} has no flickr8k (set CLIP_ITM_REAL_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A finished run of two steps with a checkpoint of each: its recipe. Only read it; `own_run` is there to change."""
+    from tiny import tiny_recipe  # here, behind the settings above
+
+    from clip_itm.runs.train import train
+    from clip_itm.training.folder import checkpoints
+
+    training = {"max_steps": 2, "save_every": 1, "trackers": ["tensorboard"]}
+    recipe = tiny_recipe(tmp_path_factory.mktemp("finished"), training=training)
+    train(recipe)
+    assert [path.name for path in checkpoints(Path(recipe.output_dir))] == ["checkpoint-1", "checkpoint-2"]
+    return recipe
+
+
+@pytest.fixture
+def own_run(finished_run, tmp_path):
+    """A copy of it in `tmp_path`/run: the recipe with this place, and the folder."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.output_dir, folder)
+    return finished_run.with_overrides("--output_dir", str(folder)), folder

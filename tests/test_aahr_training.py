@@ -1,14 +1,10 @@
 """Training with AAHR: several processes against one, momentum encoders, and the state beside a checkpoint."""
 
-import numpy as np
 import pytest
 import torch
-from distributed_aahr import PARTS, hardest, two_steps
-from processes import assert_same, run_script
 from safetensors.torch import load_file
 from tiny import tiny_recipe
 
-from clip_itm.methods.aahr import triplet
 from clip_itm.methods.aahr.trainer import STATE, AahrTrainer, MomentumEncoders
 from clip_itm.model import ItmModel
 from clip_itm.runs.build import make_trainer
@@ -25,23 +21,6 @@ HEAD = {
     "prototypes_after": 0.5,
     "graph_after": 0.5,
 }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_equal_one(tmp_path, monkeypatch, processes):
-    """All terms, gradients of all parameters, queue and running statistics."""
-    monkeypatch.setattr(triplet, "draw_negatives", hardest)
-    found = run_script("distributed_aahr", processes, tmp_path / "found.npz")
-    expected = two_steps()
-    assert_same(found, expected, rtol=1e-9, atol=1e-11)
-    assert {f"{step} {part}" for step in range(2) for part in PARTS} - {"0 queue"} <= expected.keys()
-    gradients = {name: np.abs(value).max() for name, value in expected.items() if " grad " in name}
-    assert len(gradients) > 150
-    # a bias before a batch norm has none
-    assert {name[2:] for name, value in gradients.items() if value < 1e-8} == {
-        "grad similarity.image_encoder.projection.mlp.hidden.bias"
-    }
 
 
 def trainer_of(folder, **sections) -> AahrTrainer:

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from distributed_batch_norm import two_steps
-from processes import assert_same, run_script
 from torch import nn
 
 from clip_itm.backbones.masked_batch_norm import MaskedBatchNorm
@@ -193,10 +191,3 @@ def test_batch_norm_is_float32_under_autocast():
     rows = 1000 + torch.randn(64, 2).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert norm(rows).dtype == torch.float32
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_batch_norm_of_several_processes_is_that_of_one(tmp_path, processes):
-    found = run_script("distributed_batch_norm", processes, tmp_path / "found.npz")
-    assert_same(found, two_steps(), rtol=1e-10, atol=1e-12)

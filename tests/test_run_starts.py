@@ -1,6 +1,5 @@
 """What is checked before a run begins: arguments, the launcher's environment, batches and seeds."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 from bad_input import photos
 from bad_input import recipe as write_recipe
-from processes import launch
 from pydantic import ValidationError
 from tiny import tiny_recipe
 from torch import nn
@@ -225,20 +223,3 @@ def test_what_one_process_says_is_raised():
     agree(None)
     with pytest.raises(OSError, match="no space"):
         agree(OSError("no space"))
-
-
-@pytest.mark.slow
-def test_two_processes_agree_that_they_cannot_begin_and_that_they_cannot_save(tmp_path):
-    found = {}
-    launch(2, "-m", "distributed_failures", str(tmp_path), str(tmp_path / "found"))
-    for path in tmp_path.glob("found-*.json"):
-        found[path.name] = json.loads(path.read_text())
-    assert len(found) == 2
-    for said in found.values():
-        assert (
-            "is being written by this very process" in said["locked"] or "is being written by process" in said["locked"]
-        )
-        assert "checkpoint-2 could not be written: No space left on device" in said["full"]
-        assert "checkpoint-1 is whole" in said["full"]
-        assert said["steps"] == 3
-        assert "at step 2: training stops" in said["diverged"]

@@ -1,133 +1,20 @@
 """`data.skip_broken`: every source goes on without what cannot be read, and says what that was."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
-from bad_input import photos, recipe
-from datasets import Dataset, DatasetDict
-from datasets import Image as ImageFeature
-from photo_faults import FAULTS, FORMATS, PAGE, damaged, encoded, picture
+from broken_data import BROKEN, COUNT, EMPTY, SOURCES, change, content, put
+from photo_faults import PAGE
 
-from clip_itm.cli import main
 from clip_itm.data import class_folder, left_out
 from clip_itm.data.class_folder import read_class_folder, without_broken
-from clip_itm.data.configuration import Cc120kData, CocoData, FlickrData, FolderData, HubData, SampleData
+from clip_itm.data.configuration import FolderData, SampleData
 from clip_itm.data.images import read_image
 from clip_itm.data.load import BrokenPhotosError, MissingPhotosError, load_splits
 from clip_itm.data.rows import LeftOut
-from clip_itm.recipe import load_recipe, parse_recipe
+from clip_itm.recipe import parse_recipe
 from clip_itm.runs.setup import load_data
-
-COUNT = 12  # photos of train; the last one of each split is broken, too
-BROKEN = {2: "page", 3: "cut", 5: "empty", 7: "folder", 8: "pipe", 11: "cut"}
-EMPTY = {4: "", 6: "   "}  # captions of photos that have no other
-
-
-def content(number: int, kind: str = "JPEG") -> bytes:
-    return FORMATS[kind](picture(48, 40, number))
-
-
-def put(path: Path, fault: str | None, number: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    match fault:
-        case "folder":
-            path.mkdir()
-        case "pipe":
-            os.mkfifo(path)
-        case "cut":
-            path.write_bytes(content(number)[:-200])
-        case "page":
-            path.write_bytes(PAGE)
-        case "empty":
-            path.write_bytes(b"")
-        case _:
-            path.write_bytes(content(number))
-
-
-def caption(number: int) -> str:
-    return EMPTY.get(number, f"photo {number}")
-
-
-def folder_source(root: Path) -> FolderData:
-    lines = ["image,caption,split", *(f"{n}.jpg,{caption(n)},train" for n in range(COUNT)), "good.jpg,a photo,val"]
-    (root / "captions.csv").write_text("\n".join(lines) + "\n")
-    return FolderData(root=str(root))
-
-
-def flickr_source(root: Path) -> FlickrData:
-    names = [*((f"{n}.jpg", caption(n), "train") for n in range(COUNT)), ("good.jpg", "a photo", "val")]
-    images = [
-        {"filename": name, "split": split, "sentences": [{"raw": text, "sentid": k}]}
-        for k, (name, text, split) in enumerate(names)
-    ]
-    (root / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
-    return FlickrData(root=str(root), images=str(root))
-
-
-def coco_source(root: Path) -> CocoData:
-    for split, names in {"train": [f"{n}.jpg" for n in range(COUNT)], "val": ["good.jpg"]}.items():
-        (root / f"{split}2017").symlink_to(root)
-        (root / "annotations").mkdir(exist_ok=True)
-        first = 1000 * (split == "val")
-        images = [{"id": first + number, "file_name": name} for number, name in enumerate(names)]
-        texts = ["a photo"] if split == "val" else [caption(number) for number in range(COUNT)]
-        captions = [{"id": n, "image_id": first + n, "caption": text} for n, text in enumerate(texts)]
-        file = root / "annotations" / f"captions_{split}2017.json"
-        file.write_text(json.dumps({"images": images, "annotations": captions}))
-    return CocoData(root=str(root))
-
-
-def cc120k_source(root: Path) -> Cc120kData:
-    folder = root / "annotations" / "scan_split"
-    folder.mkdir(parents=True)
-    for split, names in {"train": range(COUNT), "dev": ["good"], "test": ["good2"]}.items():
-        (folder / f"{split}_ids.txt").write_text("".join(f"{name}\n" for name in names))
-        texts = [caption(name) if split == "train" else "a photo" for name in names]
-        (folder / f"{split}_caps.txt").write_text("".join(f"{text}\n" for text in texts))
-    put(root / "good2.jpg", None, 98)
-    return Cc120kData(root=str(root), images=str(root))
-
-
-def hub_rows(root: Path) -> tuple[list, list]:
-    texts = [caption(number) if number != 4 else None for number in range(COUNT)]
-    return [str(root / f"{number}.jpg") for number in range(COUNT)], texts
-
-
-def hub_paths(root: Path) -> HubData:
-    paths, texts = hub_rows(root)
-    return save_hub(root, [*paths[:8], None, *paths[9:]], texts, str(root / "good.jpg"))
-
-
-def hub_bytes(root: Path) -> HubData:
-    paths, texts = hub_rows(root)
-    images = [Path(path).read_bytes() if Path(path).is_file() else None for path in paths]  # folder, pipe: null
-    return save_hub(root, images, texts, (root / "good.jpg").read_bytes())
-
-
-def save_hub(root: Path, images: list, texts: list, good) -> HubData:
-    train = Dataset.from_dict({"image": images, "caption": texts})
-    val = Dataset.from_dict({"image": [good], "caption": ["a photo"]})
-    sets = DatasetDict({"train": train, "validation": val})
-    if isinstance(good, bytes):
-        sets = sets.cast_column("image", ImageFeature())
-    sets.save_to_disk(root / "hub")
-    return HubData(path=str(root / "hub"))
-
-
-SOURCES = {
-    "folder": folder_source,
-    "flickr": flickr_source,
-    "coco": coco_source,
-    "cc120k": cc120k_source,
-    "hub with paths": hub_paths,
-    "hub with bytes": hub_bytes,
-}
-
-
-def change(data, **values):
-    return type(data).model_validate(data.model_dump() | values)
 
 
 @pytest.fixture(params=SOURCES)
@@ -280,112 +167,6 @@ def test_class_folders(tmp_path, data):
     with pytest.raises(ValueError, match=r"no photo of dog can be read: "):
         without_broken(classes, change(data, skip_broken=True))
     assert class_folder.LeftOut is LeftOut
-
-
-# runs -----------------------------------------------------------------------------------------------------------------
-
-
-def test_without_skip_broken_all_are_named_before_a_run_begins(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("clip_itm.runs.train.make_model", None)
-    words = recipe(tmp_path)
-    for seed, fault in enumerate([fault for fault in FAULTS if fault in ("cut", "page", "zeros")]):
-        file = tmp_path / "photos" / f"{3 * seed + 1:02d}.jpg"
-        file.write_bytes(damaged(file.read_bytes()[:200], fault, seed))
-    assert main(words) == 2
-    message = capsys.readouterr().err
-    assert "3 of 12 photos cannot be read:" in message
-    assert all(
-        f"{split}: {tmp_path}/photos/{number}.jpg: " in message
-        for split, number in zip(("train", "train", "test"), ("01", "04", "07"), strict=True)
-    )
-    assert "set data.skip_broken: true to go on with the others" in message
-    assert not (tmp_path / "run" / "recipe.yaml").exists()
-    assert main([*words, "--data.cache_images", "16"]) == 2
-    assert "3 of 12 photos cannot be read:" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A finished run on 24 photos of which three are broken, with two empty captions, at 40 % wrong captions."""
-    place = tmp_path_factory.mktemp("run")
-    root = photos(place / "photos", 24)
-    for name in ("01.jpg", "03.jpg", "16.jpg"):
-        (root / name).write_bytes(PAGE)
-    (root / "02.jpg").write_bytes(b"")
-    table = (root / "captions.csv").read_text()
-    table = table.replace("photo 5 seen the 0. time", "").replace("photo 6 seen the 1. time", " ")
-    (root / "captions.csv").write_text(table)
-    words = recipe(place, noise={"ratio": 0.4}, training={"max_steps": 2})
-    assert main([*words, "--data.skip_broken", "true"]) == 0
-    return place / "run"
-
-
-def test_a_run_counts_and_names_what_it_left_out(run):
-    names = json.loads((run / "left_out.json").read_text())
-    assert [(Path(out["item"]).name, out["kind"]) for out in names["train"]] == [
-        ("captions.csv:12", "caption"),
-        ("01.jpg", "broken"),
-        ("16.jpg", "broken"),
-    ]
-    assert [Path(out["item"]).name for out in names["val"]] == ["02.jpg", "captions.csv:15"]
-    assert [Path(out["item"]).name for out in names["test"]] == ["03.jpg"]
-    assert "not a photo" in names["test"][0]["reason"]
-    provenance = json.loads((run / "provenance.json").read_text())["splits"]
-    counts = {name: (split["photos"], split["broken"], split["empty_captions"]) for name, split in provenance.items()}
-    assert counts == {"train": (10, 2, 1), "val": (5, 1, 1), "test": (5, 1, 0)}
-    card = (run / "best" / "README.md").read_text()
-    assert "| train | 10 | 19 | 2 broken photos, 1 empty captions |" in card
-    assert "| test | 5 | 10 | 1 broken photos |" in card
-
-
-def test_every_command_on_the_run_sees_the_same_photos(run, tmp_path, capsys):
-    assert main(["evaluate", str(run), "--json", str(tmp_path / "results.json")]) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    provenance = json.loads((run / "provenance.json").read_text())
-    assert results["split_sha256"] == provenance["splits"]["test"]["sha256"]
-    assert (results["photos"], [Path(out["item"]).name for out in results["left_out"]]) == (5, ["03.jpg"])
-    assert results["all"]["metrics"] == json.loads((run / "results.json").read_text())["best"]["all"]["metrics"]
-    assert main(["audit", "--run", str(run), "--out", str(tmp_path / "audit")]) == 0
-    assert main(["bank", "build", "--run", str(run), "--out", str(tmp_path / "bank.npz")]) == 0
-    assert main(["noise", "make", str(run / "recipe.yaml"), "--out", str(tmp_path / "noise.npz")]) == 0
-    assert provenance["noise"]["sha256"][:12] in capsys.readouterr().out
-    data = load_data(load_recipe(run))
-    assert {name: split.sha256 for name, split in data.splits.items()} == {
-        name: split["sha256"] for name, split in provenance["splits"].items()
-    }
-    assert data.noise.sha256 == provenance["noise"]["sha256"]
-
-
-def test_a_photo_that_is_repaired_later_is_told_as_changed_data(run, capsys):
-    photo = run.parent / "photos" / "01.jpg"
-    photo.write_bytes(content(1))
-    try:
-        assert main(["train", str(run / "recipe.yaml")]) == 2
-        assert "the data have changed since this run began (train " in capsys.readouterr().err
-    finally:
-        photo.write_bytes(PAGE)
-    assert main(["train", str(run / "recipe.yaml")]) == 0
-    assert "this run is finished" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_photo_that_breaks_during_training_is_named_with_what_to_do(tmp_path, capsys, monkeypatch, workers):
-    words = [*recipe(tmp_path), "--training.batch_size", "12", "--data.num_workers", str(workers)]
-    photo = tmp_path / "photos" / "00.jpg"
-    from clip_itm.runs import train as run_module
-
-    original = run_module.make_trainer
-
-    def break_a_photo(*args, **kwargs):
-        photo.write_bytes(encoded(picture(32, 32, 0), "JPEG")[:-100])
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(run_module, "make_trainer", break_a_photo)
-    assert main(words) == 2
-    message = capsys.readouterr().err
-    assert f"{photo}: the photo cannot be decoded (" in message
-    assert "It could be read when this run began: put it back and give the same command again" in message
-    assert "Traceback" not in message
 
 
 def test_rows_without_a_photo_or_with_half_a_character_are_all_told_or_left_out(data, tmp_path):

@@ -80,6 +80,11 @@ def written_by_csv(rows: list[tuple], **dialect) -> str:
     return text.getvalue()
 
 
+def lines_like_rows(captions: list[str]) -> bool:
+    """Whether a quoted field goes over lines that could be rows: only then is a CSV refused."""
+    return any("," in line for caption in captions for line in caption.split("\n")[1:])
+
+
 ROWS = st.lists(TEXT, min_size=1, max_size=6).map(
     lambda captions: [(f"{number}.jpg", caption, "train") for number, caption in enumerate(captions)]
 )
@@ -98,9 +103,8 @@ def test_csv_of_the_csv_module(place, rows, quoting, end, marked):
     text = written_by_csv(rows, quoting=quoting, lineterminator=end)
     (place / "t.csv").write_bytes(text.encode("utf-8-sig" if marked else "utf-8"))
     was_read = read_or_refused(lambda: values_of(place / "t.csv"), rows)
-    lines = [line for _, caption, _ in rows for line in caption.split("\n")[1:]]
-    if not any("," in line for line in lines):
-        assert was_read, "only a field whose lines look like rows is refused"
+    if not lines_like_rows([caption for _, caption, _ in rows]):
+        assert was_read
 
 
 @fuzz
@@ -246,7 +250,9 @@ def test_flickr_csv(place, captions):
     csv.writer(text).writerows([("image", "caption"), *(("0.jpg", caption) for caption in captions)])
     (place / "captions.txt").write_bytes(text.getvalue().encode())
     ids = [f"0.jpg#{number}" for number in range(len(captions))]
-    read_or_refused(lambda: read_token_file(place / "captions.txt"), {"0.jpg": (captions, ids)})
+    was_read = read_or_refused(lambda: read_token_file(place / "captions.txt"), {"0.jpg": (captions, ids)})
+    if not lines_like_rows(captions):
+        assert was_read
 
 
 @fuzz
