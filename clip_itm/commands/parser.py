@@ -4,8 +4,6 @@ import argparse
 import difflib
 import re
 
-from clip_itm.keys import all_keys
-from clip_itm.recipe import Recipe
 from clip_itm.visible import visible
 
 MOST_SHOWN = 4
@@ -13,6 +11,13 @@ WITHOUT_RECIPE = ("app", "export", "import", "push", "search", "verify")
 
 
 class Parser(argparse.ArgumentParser):
+    """One that names what is near to a mistake. Its `epilog` may be a function, which is called when help is shown."""
+
+    def format_help(self) -> str:
+        if callable(self.epilog):
+            self.epilog = self.epilog()
+        return super().format_help()
+
     def error(self, message: str):
         """A verb or a choice that does not exist, with the nearest one; then the usual exit."""
         found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
@@ -31,11 +36,18 @@ def without_unknown(parser: Parser, words: list[str]) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(words)
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
-        keys = [] if args.verb in WITHOUT_RECIPE else list(dict.fromkeys(f"--{key}" for key, _ in all_keys(Recipe)))
+        keys = [] if args.verb in WITHOUT_RECIPE else _recipe_keys()
         near = did_you_mean(flag, _options(parser, words), keys) if flag else []
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return args
+
+
+def _recipe_keys() -> list[str]:
+    from clip_itm.keys import all_keys  # here, so that `--help` and a command without a recipe do not wait for it
+    from clip_itm.recipe import Recipe
+
+    return list(dict.fromkeys(f"--{key}" for key, _ in all_keys(Recipe)))
 
 
 def _options(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:

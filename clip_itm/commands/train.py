@@ -7,19 +7,23 @@ from clip_itm.visible import say
 
 
 def add_parser(verbs) -> None:
-    from clip_itm.recipe import describe_keys
-
     parser = verbs.add_parser(
         "train",
         help="fine-tune a model as a recipe says",
         description="Train, evaluate on dev, keep the best and the last checkpoint, print the final table. An "
         "interrupted run is resumed by the same command; a finished one is not repeated.",
-        epilog=f"keys of a recipe:\n{describe_keys()}",
+        epilog=_keys,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="YAML file, such as recipes/sample/clip.yaml")
     parser.add_argument("--overwrite", action="store_true", help="delete what a run wrote there, and start anew")
+
+
+def _keys() -> str:
+    from clip_itm.recipe import describe_keys  # the other verbs do not wait for the sections of a recipe
+
+    return f"keys of a recipe:\n{describe_keys()}"
 
 
 def run(args) -> int:

@@ -62,7 +62,10 @@ class Segment:
         """Many at once, fast without their thumbnails."""
         if thumbnails and len(self.jpegs):
             return [self.item(row) for row in rows.tolist()]
-        return [Item(**values) for values in self.table.take(rows).to_pylist()]
+        # an array of Arrow's own: what is converted to one makes pyarrow import pandas
+        buffer = pa.py_buffer(np.ascontiguousarray(rows, np.int64))
+        taken = self.table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, buffer]))
+        return [Item(**values) for values in taken.to_pylist()]
 
     def thumbnail(self, row: int) -> Tensor:
         first, end = self.offsets[row : row + 2].tolist()

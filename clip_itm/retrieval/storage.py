@@ -270,7 +270,8 @@ def open_tensors(folder: Path, entry: dict) -> dict[str, Rows]:
 
 def read_items(path: Path, count: int) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # `read_table` would import pandas: a second, where a search takes moments
+            table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is no parquet file ({error}); {REMEDY}") from None
     if table.schema.names == ITEM_COLUMNS.names[:3]:  # version 1
