@@ -44,8 +44,8 @@ def run(args) -> int:
     from clip_itm.evaluation.report import terminal_table
     from clip_itm.files import write_json
     from clip_itm.reading import read_json
+    from clip_itm.runs.ensemble import evaluate_encoders
     from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare_photos, saved_encoder
-    from clip_itm.runs.train import retrieve
 
     with_recall = [name for name in recipe.evaluation.protocols if PROTOCOLS[name].has_recall]
     if args.plot and not with_recall:
@@ -64,7 +64,7 @@ def run(args) -> int:
         else make_encoder(own, *make_model(own, splits), image_cache)
         for place, own in members
     ]
-    results = retrieve(recipe, split, *encoders)
+    results = evaluate_encoders(split, encoders, recipe.evaluation.protocols, recipe.evaluation.bootstrap)
     if not state.is_main_process:
         return 0
     named = " + ".join(str(place) for place, _ in members)

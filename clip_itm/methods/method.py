@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs
@@ -10,7 +11,9 @@ from clip_itm.kinds import METHODS
 from clip_itm.methods.section import HeadSection
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encoder import Encoder
-from clip_itm.training.trainer import ItmTrainer
+
+if TYPE_CHECKING:
+    from clip_itm.training.trainer import ItmTrainer
 
 
 class Method:
@@ -39,8 +42,10 @@ class Method:
         """Hashes of what `open` has read, by name."""
         return {}
 
-    def trainer(self, data: TrainingData, encoder: Encoder, training: TrainingSection, **engine) -> ItmTrainer:
+    def trainer(self, data: TrainingData, encoder: Encoder, training: TrainingSection, **engine) -> "ItmTrainer":
         """The trainer of this method; `engine`: what every `ItmTrainer` takes."""
+        from clip_itm.training.trainer import ItmTrainer  # here: an evaluation does not wait for what trains
+
         return ItmTrainer(**engine)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from clip_itm.data.rows import Split
+from clip_itm.evaluation.protocol import Result
+from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.training.encode import Embeddings, scoring
 from clip_itm.training.encoder import Encoder
 
@@ -30,3 +32,20 @@ def encode_ensemble(split: Split, encoders: Sequence[Encoder]) -> tuple[Embeddin
     first = members[0][0]
     numbers = [torch.arange(len(side), dtype=torch.float64)[:, None] for side in (first.images, first.texts)]
     return Embeddings(*numbers, first.caption_image), score
+
+
+def evaluate_encoders(
+    split: Split, encoders: Sequence[Encoder], protocols: Sequence[str], bootstrap: int
+) -> dict[str, Result]:
+    """Results by protocol under the encoders' current weights; several are an ensemble."""
+    embeddings, similarity = encode_ensemble(split, encoders)
+    return evaluate_retrieval(
+        embeddings.images,
+        embeddings.texts,
+        embeddings.caption_image,
+        protocols=protocols,
+        similarity=similarity,
+        bootstrap=bootstrap,
+        image_ids=split.pairs.image_ids.to_pylist(),
+        caption_ids=split.pairs.caption_ids.to_pylist(),
+    )

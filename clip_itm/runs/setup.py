@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import torch
-from transformers import set_seed
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.data.batches import PairBatchSampler
@@ -99,6 +98,8 @@ def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
 
 def make_model(recipe: Recipe, splits: dict[str, Split]) -> tuple[ItmModel, ItmProcessor]:
     """The model at step 0 and its processor; weights that are not pretrained come from `training.seed`."""
+    from transformers import set_seed  # here: it brings transformers' trainer, which a saved model does not wait for
+
     captions = splits["train"].pairs.captions.to_pylist() if "train" in splits else None
     processor = build_processor(recipe.backbone, captions)
     set_seed(recipe.training.seed)

@@ -14,7 +14,6 @@ from clip_itm.data.rows import Split
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, process_state, say
 from clip_itm.evaluation.protocol import Result
-from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
@@ -22,7 +21,7 @@ from clip_itm.runs.batch_checks import demand_rows_for_batch_norm
 from clip_itm.runs.build import make_trainer
 from clip_itm.runs.card import CURVES, model_card
 from clip_itm.runs.curves import draw_curves
-from clip_itm.runs.ensemble import encode_ensemble
+from clip_itm.runs.ensemble import evaluate_encoders
 from clip_itm.runs.launch import recipe_decides
 from clip_itm.runs.resume import begin, finished, last_own_checkpoint
 from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare
@@ -110,17 +109,7 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
 def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, Result]:
     """Results of every protocol of the recipe on `split` under the encoders' current weights; several are an
     ensemble."""
-    embeddings, similarity = encode_ensemble(split, encoders)
-    return evaluate_retrieval(
-        embeddings.images,
-        embeddings.texts,
-        embeddings.caption_image,
-        protocols=recipe.evaluation.protocols,
-        similarity=similarity,
-        bootstrap=recipe.evaluation.bootstrap,
-        image_ids=split.pairs.image_ids.to_pylist(),
-        caption_ids=split.pairs.caption_ids.to_pylist(),
-    )
+    return evaluate_encoders(split, encoders, recipe.evaluation.protocols, recipe.evaluation.bootstrap)
 
 
 def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks: Path | None = None) -> dict:
