@@ -39,7 +39,7 @@ notebooks: setup
 # Pure functions, readers of files and small models, chosen by what they take: four minutes of one core (--durations=0).
 CHECKED := aahr_encoder aahr_head aahr_loss aahr_properties arrows batches citations crcl_labels crcl_loss data_images data_load \
 	data_sources detection dive_attention dive_head dive_losses dive_similarity evaluation_ranking evaluation_recall evaluation_report files \
-	gpo heads_clip makefile noise npc_bank npc_legacy_bank npc_step package pages photo_names polyloss processing recipe recipe_text \
+	gpo heads_clip makefile noise npc_bank npc_legacy_bank npc_step package pages image_names polyloss processing recipe recipe_text \
 	regions_encoders retrieval_index siglip similarity_scan similarity_sgraf tables tokens triplet visible
 
 check: lint

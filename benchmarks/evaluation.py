@@ -115,14 +115,14 @@ def measure(sizes: tuple[int, int, int], repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=5000)
-    parser.add_argument("--captions", type=int, default=5, help="captions a photo")
+    parser.add_argument("--captions", type=int, default=5, help="captions per photo")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", default="runs/benchmarks/evaluation.json")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure((args.photos, args.captions, args.width), args.repeats)))
+        print(json.dumps(measure((args.images, args.captions, args.width), args.repeats)))
         return
 
     child = subprocess.run([sys.executable, *sys.argv, "--child"], stdout=subprocess.PIPE, text=True, check=True)
@@ -130,7 +130,7 @@ def main() -> None:
     write_json(Path(args.output), report)
 
     machine, times = report["machine"], report["seconds"]
-    table = Table(title=f"{report['photos']:,} photos x {report['captions']:,} captions x {report['width']}")
+    table = Table(title=f"{report['images']:,} photos x {report['captions']:,} captions x {report['width']}")
     for header in ("", "seconds (median)", "x one product"):
         table.add_column(header, justify="left" if not header else "right")
     for name, value in times.items():

@@ -128,7 +128,7 @@ def measure_step(name: str, args: argparse.Namespace) -> dict:
 
 def measure_evaluation(name: str, args: argparse.Namespace) -> dict:
     head = make_head(name, args).eval()
-    photos, captions = args.photos, 5 * args.photos
+    photos, captions = args.images, 5 * args.images
     images, texts = random_features(photos, args.regions, args, 0), random_features(captions, args.words, args, 1)
     owner = torch.arange(captions) // 5
 
@@ -258,7 +258,7 @@ def run(part: str, args: argparse.Namespace) -> Results:
 
 def show(report: dict, args: argparse.Namespace, console: Console) -> None:
     table = Table(title=f"random features, {args.width} wide, {args.regions} regions, {args.words} words")
-    for header in ("", "weights", f"step of {args.batch}, ms", "MB", f"{args.photos:,} x {5 * args.photos:,}, s", "MB"):
+    for header in ("", "weights", f"step of {args.batch}, ms", "MB", f"{args.images:,} x {5 * args.images:,}, s", "MB"):
         table.add_column(header, justify="right" if header else "left")
     late = f"> {args.time_limit:g} s"
     steps, evaluations = report.get("step", {}), report.get("evaluation", {})

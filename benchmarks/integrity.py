@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.checksums import check_files, write_checksums
-from clip_itm.data.arrays import kept_array, new_array
+from clip_itm.data.arrays import cached_array, new_array
 from clip_itm.files import write_json
 from clip_itm.model import ItmModel
-from clip_itm.seal import photo_in, sealed
+from clip_itm.seal import image_in, sealed
 
 
 def drop_from_memory(folder: Path) -> None:
@@ -111,7 +111,7 @@ def photo_cost(repeats: int) -> dict:
 
     def check() -> None:
         for _ in range(100):
-            photo_in(data)
+            image_in(data)
 
     found = {"decode_us": fastest(decode, repeats) * 1e4, "check_us": fastest(check, repeats) * 1e4}
     return found | {"bytes": len(data), "share": found["check_us"] / found["decode_us"]}
@@ -122,7 +122,7 @@ def features_cost(folder: Path, repeats: int) -> dict:
     path = folder / "features.npy"
     with new_array(path, np.float32, (65536, 1024), "") as array:
         array[:] = 1
-    seconds = fastest(lambda: kept_array(path, 65536), repeats)
+    seconds = fastest(lambda: cached_array(path, 65536), repeats)
     return {"bytes": path.stat().st_size, "check_s": seconds, "gigabytes_a_second": path.stat().st_size / seconds / 1e9}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from clip_itm.renamed import with_new_names
 from clip_itm.task import TASK
 
 
@@ -19,6 +20,7 @@ class ItmConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.head = self.head and with_new_names("head", self.head)
         if TASK in PIPELINE_REGISTRY.supported_tasks:  # else transformers would demand the pipeline of the checkpoint
             self.custom_pipelines = {}
 

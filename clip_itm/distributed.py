@@ -123,8 +123,8 @@ def gather_constant(rows: Tensor) -> Tensor:
 
 def is_same_everywhere(sha256: str, device: torch.device) -> bool:
     """Whether all processes call this with the same hash (its first 60 bits)."""
-    number = torch.tensor([int(sha256[:15], 16)], device=device)
-    return bool((gather_constant(number) == number).all())
+    index = torch.tensor([int(sha256[:15], 16)], device=device)
+    return bool((gather_constant(index) == index).all())
 
 
 def average(gradients: Sequence[Tensor]) -> list[Tensor]:

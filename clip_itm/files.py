@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from clip_itm.lock import LOCK_FILE
-from clip_itm.offline import demand_source
+from clip_itm.offline import require_source
 from clip_itm.reading import reason
 from clip_itm.seal import is_whole_zip, seal_zip
 
@@ -45,14 +45,14 @@ def replacing(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
     path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
     if path.is_symlink():
         raise ValueError(f"{path} is a link that leads to itself; choose another name")
-    demand_place(path)
+    require_free_name(path)
     temporary = path.with_name(temporary_name(path.stem, path.suffix))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_temporary(path.parent)
         yield temporary
         if exclusive:
-            _place_new(temporary, path)
+            _rename_new(temporary, path)
         else:
             os.replace(temporary, path)
     except OSError as error:
@@ -69,16 +69,16 @@ def is_stream(path: str | Path) -> bool:
     return str(path) == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
 
 
-def demand_place(path: Path, is_folder: bool = False) -> None:
+def require_free_name(path: Path, is_folder: bool = False) -> None:
     """ValueError where `path` cannot be a file to write (or a folder), because of what is in its way."""
     if not is_folder and path.is_dir():
         raise ValueError(f"{path} is a folder; expected the name of a file to write")
-    for place in [path, *path.parents] if is_folder else path.parents:
-        if os.path.lexists(place) and not place.is_dir():
-            raise ValueError(f"{path} cannot be written: {place} is no folder; choose another name")
+    for part in [path, *path.parents] if is_folder else path.parents:
+        if os.path.lexists(part) and not part.is_dir():
+            raise ValueError(f"{path} cannot be written: {part} is no folder; choose another name")
 
 
-def _place_new(temporary: Path, path: Path) -> None:
+def _rename_new(temporary: Path, path: Path) -> None:
     """Give a file its name, which nothing may have."""
     try:
         os.link(temporary, path)
@@ -207,9 +207,9 @@ def is_free(folder: Path) -> bool:
     return all(path.name == LOCK_FILE or is_temporary(path) for path in folder.iterdir())
 
 
-def demand_free(folder: Path) -> None:
+def require_free(folder: Path) -> None:
     """ValueError unless `is_free`."""
-    demand_place(folder, is_folder=True)
+    require_free_name(folder, is_folder=True)
     if not is_free(folder):
         raise ValueError(f"{folder} exists and is not empty: choose another folder, or delete it")
 
@@ -222,7 +222,7 @@ def filling(folder: str | Path) -> Iterator[Path]:
     Raises ValueError where it is not empty.
     """
     folder = Path(os.path.realpath(folder))
-    demand_free(folder)
+    require_free(folder)
     exists = folder.is_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear_temporary(folder if exists else folder.parent)
@@ -241,21 +241,21 @@ def filling(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def demand_model(place: str | Path) -> None:
+def require_model(part: str | Path) -> None:
     """ValueError at once where `place` is no run, no model folder, and nothing that the Hub could have."""
-    demand_source(place)
-    if Path(place).exists():
-        model_folder(place)
+    require_source(part)
+    if Path(part).exists():
+        model_folder(part)
 
 
-def model_folder(place: str | Path) -> Path:
+def model_folder(part: str | Path) -> Path:
     """The saved model of a run (its best/), or `place` where that is a model itself."""
-    place = Path(place)
-    if not place.exists():
-        raise ValueError(f"{place}: there is no such folder; expected a run folder or a saved model")
-    for folder in (place / "best", place):
+    part = Path(part)
+    if not part.exists():
+        raise ValueError(f"{part}: there is no such folder; expected a run folder or a saved model")
+    for folder in (part / "best", part):
         if (folder / "config.json").is_file():
             return folder
-    if (place / "recipe.yaml").is_file():
-        raise ValueError(f"{place}: this run is not finished (it has no best/): train it to its end")
-    raise ValueError(f"{place}: no config.json in it, so it is no model; expected a run folder or a saved model")
+    if (part / "recipe.yaml").is_file():
+        raise ValueError(f"{part}: this run is not finished (it has no best/): train it to its end")
+    raise ValueError(f"{part}: no config.json in it, so it is no model; expected a run folder or a saved model")

@@ -1,4 +1,4 @@
-"""Photos to pixels: as open_clip, torchvision and OpenAI's program do it, and thin ones for any image processor."""
+"""Images to pixels: as open_clip, torchvision and OpenAI's program do it, and thin ones for any image processor."""
 
 import numpy as np
 import torch
@@ -11,15 +11,17 @@ from transformers.processing_utils import ImagesKwargs
 
 from clip_itm.resizing import (
     KERNELS,
-    demand_moderate,
     keep_ratio,
     lowered,
+    require_moderate,
     resize_and_crop,
     resized_part,
     shortest_edge,
 )
 
-MODERATE = 2**24  # pixels (50 MB) that an image processor of transformers may make of a photo before it cuts the centre
+MODERATE = (
+    2**24
+)  # pixels (50 MB) that an image processor of transformers may make of an image before it cuts the centre
 
 
 class OpenClipImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -31,7 +33,7 @@ class OpenClipImageProcessor(CLIPImageProcessor):
     """A CLIPImageProcessor that gives the pixels of `open_clip.image_transform(..., is_train=False)`.
 
     Pillow resizes, as there, and the centre is cut at half a pixel rounded to even; CLIPImageProcessor rounds it down,
-    so that a quarter of all photos are one pixel apart. `resize_mode`: "shortest" or "longest" side to that of
+    so that a quarter of all images are one pixel apart. `resize_mode`: "shortest" or "longest" side to that of
     `crop_size`, for what `size` cannot say (a target that is not square; the margin is filled with `fill_color`).
 
     It is saved as a CLIPImageProcessor, which `ItmProcessor` turns into this one.
@@ -47,7 +49,7 @@ class OpenClipImageProcessor(CLIPImageProcessor):
         return cls.from_dict(processor.to_dict())
 
     def process_image(self, image, **kwargs) -> Image.Image:
-        """See `TorchvisionBackend`; what is no photo of Pillow becomes one."""
+        """See `TorchvisionBackend`; what is no image of Pillow becomes one."""
         if not isinstance(image, Image.Image):
             image = to_pil_image(image)
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -70,12 +72,12 @@ class OpenClipImageProcessor(CLIPImageProcessor):
         fill_color: int | None = None,
         **kwargs,
     ) -> BatchFeature:
-        photos = []
-        for photo in images:
+        arrays = []
+        for image in images:
             crop = (crop_size.width, crop_size.height) if do_center_crop else None
-            resized = _resized_size(photo.size, size, resize_mode, crop) if do_resize else photo.size
-            photos.append(np.asarray(resize_and_crop(photo, resized, crop or resized, resample, fill_color or 0)))
-        pixels = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
+            resized = _resized_size(image.size, size, resize_mode, crop) if do_resize else image.size
+            arrays.append(np.asarray(resize_and_crop(image, resized, crop or resized, resample, fill_color or 0)))
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
         pixels = self.rescale_and_normalize(pixels, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
@@ -83,44 +85,44 @@ class OpenClipImageProcessor(CLIPImageProcessor):
         return {**super().to_dict(), "image_processor_type": "CLIPImageProcessor"}
 
 
-def _resized_size(photo: tuple[int, int], size, resize_mode: str | None, crop: tuple[int, int] | None):
+def _resized_size(image: tuple[int, int], size, resize_mode: str | None, crop: tuple[int, int] | None):
     if resize_mode is not None:
         assert crop is not None, "a mode says how `crop_size` is reached"
-        return keep_ratio(photo, crop, inside=resize_mode == "longest")
+        return keep_ratio(image, crop, inside=resize_mode == "longest")
     if size.shortest_edge:
-        return shortest_edge(photo, size.shortest_edge)
+        return shortest_edge(image, size.shortest_edge)
     return size.width, size.height
 
 
-def pixel_values(processor, photos: list) -> Tensor:
-    """What `processor`, any image processor of transformers, makes of photos: float32 [P, 3, H, W].
+def pixel_values(processor, images: list) -> Tensor:
+    """What `processor`, any image processor of transformers, makes of images: float32 [P, 3, H, W].
 
-    Of thin photos only what it keeps is resized. Raises `ValueError` for a photo that is too thin for that.
+    Of thin images only what it keeps is resized. Raises `ValueError` for an image that is too thin for that.
     """
     if not isinstance(processor, OpenClipImageProcessor):
-        photos = [_within_bounds(processor, photo) if isinstance(photo, Image.Image) else photo for photo in photos]
-    return processor(photos, return_tensors="pt")["pixel_values"]
+        images = [_within_bounds(processor, image) if isinstance(image, Image.Image) else image for image in images]
+    return processor(images, return_tensors="pt")["pixel_values"]
 
 
-def _within_bounds(processor, photo: Image.Image) -> Image.Image:
-    """`photo`, or of a thin one the part of which `processor` keeps the centre, already resized."""
+def _within_bounds(processor, image: Image.Image) -> Image.Image:
+    """`image`, or of a thin one the part of which `processor` keeps the centre, already resized."""
     size = getattr(processor, "size", None)
     edge = getattr(size, "shortest_edge", None)
     if not edge or getattr(size, "longest_edge", None):
-        target = getattr(size, "width", None) or 1, getattr(size, "height", None) or photo.height
-        return lowered(photo, target, processor.resample)
-    resized = shortest_edge(photo.size, edge)
+        target = getattr(size, "width", None) or 1, getattr(size, "height", None) or image.height
+        return lowered(image, target, processor.resample)
+    resized = shortest_edge(image.size, edge)
     kept = (processor.crop_size.width, processor.crop_size.height) if _crops(processor) else resized
     if resized[0] * resized[1] <= MODERATE or kept == resized or processor.resample not in KERNELS:
-        demand_moderate(photo.size, resized)
-        return photo
+        require_moderate(image.size, resized)
+        return image
     box = []
     for whole, part in zip(resized, kept, strict=True):
         margin = max(0, -(-(edge - part) // 2))  # the part is not resized again, and its centre is that of the whole
         start = int((whole - part) / 2) - margin
         box.append((max(start, 0), min(start + part + 2 * margin, whole)))
     (left, right), (top, bottom) = box
-    return resized_part(photo.convert("RGB"), resized, (left, top, right, bottom), processor.resample)
+    return resized_part(image.convert("RGB"), resized, (left, top, right, bottom), processor.resample)
 
 
 def _crops(processor) -> bool:

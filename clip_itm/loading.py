@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_itm.offline import demand_path
+from clip_itm.offline import require_path
 from clip_itm.reading import reason
 
 
@@ -15,7 +15,7 @@ def loading(name: str | Path) -> Iterator[None]:
 
     What is not here and cannot be had is told before anything is tried.
     """
-    demand_path(name)
+    require_path(name)
     try:
         yield
     except Exception as error:

@@ -10,7 +10,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what is freed instead of giving it back to the kernel and asking again.
 
     Activations are blocks of many megabytes, freed and allocated at every layer. By default each is a new mapping whose
-    pages the kernel has to clear: MobileNetV2 in batches of 128 ran 2.5 times faster without that (62 against 25 photos
+    pages the kernel has to clear: MobileNetV2 in batches of 128 ran 2.5 times faster without that (62 against 25 images
     a second on one core). Does nothing on other C libraries.
     """
     if sys.platform != "linux":

@@ -31,7 +31,7 @@ class ItmOutput(ModelOutput):
 
 
 class ItmModel(PreTrainedModel):
-    """Photos and captions in, embeddings and (with ids) the head's loss out.
+    """Images and captions in, embeddings and (with ids) the head's loss out.
 
     `ItmModel(config)` makes random weights of the configured architecture; `ItmModel.from_backbone` starts from
     pretrained towers; `from_pretrained` loads what `save_pretrained` wrote, without network.
@@ -77,7 +77,7 @@ class ItmModel(PreTrainedModel):
         with_info = kwargs.pop("output_loading_info", False)
         with checked_meanwhile(place, ("config.json", "model*.safetensors*", "clip_itm_*.py")), loading(place):
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-            demand_whole(info)
+            require_whole(info)
         loaded = (model, info) if with_info else model
         current = model.state_dict() | dict(model.named_non_persistent_buffers())
         for name, value in model._in_no_checkpoint.items():
@@ -124,20 +124,20 @@ class ItmModel(PreTrainedModel):
         """Called by transformers; the towers choose which layers to recompute, and how."""
         self.backbone.set_activation_checkpointing(enable)
 
-    def photo_features(
+    def features_of_images(
         self,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         image_tokens: Tensor | None = None,
         image_mask: Tensor | None = None,
     ) -> Features:
-        """Of photos [P, 3, H, W], or of what stands for them: pooled features [P, C] and tokens [P, T, C'] that the
+        """Of images [P, 3, H, W], or of what stands for them: pooled features [P, C] and tokens [P, T, C'] that the
         frozen tower made earlier, or regions, with bool [P, T] where some are padding."""
         if pixel_values is None:
             return self.backbone.image_neck(Features(image_features, image_tokens, image_mask))
         return self.backbone.image_neck(self.backbone.image_trunk(pixel_values))
 
-    def caption_features(
+    def features_of_captions(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, text_features: Tensor | None = None
     ) -> Features:
         """Of captions [B, T], or pooled features [B, C] that the frozen tower made earlier; both where another model
@@ -150,12 +150,12 @@ class ItmModel(PreTrainedModel):
         return self.backbone.text_neck(trunk)
 
     def encode_images(self, *args, **kwargs) -> Tensor:
-        """Embeddings [P, ...]; arguments: see `photo_features`."""
-        return self.head.embed_images(self.photo_features(*args, **kwargs))
+        """Embeddings [P, ...]; arguments: see `image_features`."""
+        return self.head.embed_images(self.features_of_images(*args, **kwargs))
 
     def encode_texts(self, *args, **kwargs) -> Tensor:
         """Embeddings [B, ...]; arguments: see `caption_features`."""
-        return self.head.embed_texts(self.caption_features(*args, **kwargs))
+        return self.head.embed_texts(self.features_of_captions(*args, **kwargs))
 
     def forward(
         self,
@@ -166,18 +166,18 @@ class ItmModel(PreTrainedModel):
         image_tokens: Tensor | None = None,
         image_mask: Tensor | None = None,
         text_features: Tensor | None = None,
-        photo: Tensor | None = None,
+        image_index: Tensor | None = None,
         image_ids: Tensor | None = None,
         pair_ids: Tensor | None = None,
         pair_weight: Tensor | None = None,
     ) -> ItmOutput:
-        """One batch: P distinct photos and B captions.
+        """One batch: P distinct images and B captions.
 
-        `photo` int64 [B] says which of the P photos pair k shows (default: P = B, in order). With `image_ids` and
-        `pair_ids` int64 [B] (numbers of the photo and of the pair in the training set) the head's loss is computed;
+        `image` int64 [B] says which of the P images pair k shows (default: P = B, in order). With `image_ids` and
+        `pair_ids` int64 [B] (numbers of the image and of the pair in the training set) the head's loss is computed;
         `pair_weight` [B] are the weights that a data set gives its pairs.
         """
-        photos = {
+        image_inputs = {
             "pixel_values": pixel_values,
             "image_features": image_features,
             "image_tokens": image_tokens,
@@ -186,20 +186,20 @@ class ItmModel(PreTrainedModel):
         captions = {"input_ids": input_ids, "attention_mask": attention_mask, "text_features": text_features}
         if pair_ids is None:
             return ItmOutput(
-                image_embeds=self.encode_images(**photos) if _any(photos) else None,
+                image_embeds=self.encode_images(**image_inputs) if _any(image_inputs) else None,
                 text_embeds=self.encode_texts(**captions) if _any(captions) else None,
             )
-        images = self.head.image_outputs(self.photo_features(**photos))
-        texts = self.head.text_outputs(self.caption_features(**captions))
-        if photo is not None:
-            images = _take(images, photo)
+        images = self.head.image_outputs(self.features_of_images(**image_inputs))
+        texts = self.head.text_outputs(self.features_of_captions(**captions))
+        if image_index is not None:
+            images = _take(images, image_index)
         # similarities and softmax in float32 (or more), whatever the towers ran in
         with torch.autocast(pair_ids.device.type, enabled=False):
             loss, logs = self.head.loss(images, texts, image_ids, pair_ids, pair_weight)
         return ItmOutput(loss=loss, image_embeds=_embeddings(images), text_embeds=_embeddings(texts), logs=logs)
 
 
-def demand_whole(info: dict) -> None:
+def require_whole(info: dict) -> None:
     """ValueError where the weights of a checkpoint are not those of its config.json; else some would be random."""
     missing, other = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or other:

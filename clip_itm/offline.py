@@ -31,21 +31,21 @@ def looks_like_path(name: str | Path) -> bool:
     )
 
 
-def demand_path(name: str | Path) -> None:
+def require_path(name: str | Path) -> None:
     """ValueError at once for a path that is not there, which would be taken for a name on the Hub."""
     if not _exists(name) and looks_like_path(name):
         raise ValueError(f"{name}: there is no such folder; expected a run folder, a model folder or a name on the Hub")
 
 
-def demand_source(name: str | Path) -> None:
+def require_source(name: str | Path) -> None:
     """ValueError at once for a model that is neither here nor can be had from the Hub."""
-    demand_path(name)
+    require_path(name)
     if not _exists(name) and not _is_available([_folder("model", str(name))]):
         why = f"there is no such folder here, and {_why_not()} for a model of this name"
         raise ValueError(f"{name}: {why}: download it before, {KEPT}")
 
 
-def demand_recipe(recipe, backbone: bool = True) -> None:
+def require_recipe(recipe, backbone: bool = True) -> None:
     """ValueError at once where a recipe names data (or pretrained weights) of the Hub that cannot be had."""
     for key, name, kept, instead in _remote_parts(recipe, backbone):
         if looks_like_path(name):

@@ -1,4 +1,4 @@
-"""`ItmProcessor`: photos to pixel values, captions to token ids, saved beside the model."""
+"""`ItmProcessor`: images to pixel values, captions to token ids, saved beside the model."""
 
 import html
 import string
@@ -37,9 +37,9 @@ class ItmProcessor(ProcessorMixin):
 
     `text_cleaning`: see `clean_text`. `max_length`: context of the text tower in tokens; longer captions are cut and
     keep their end token. `pad_token_id`: default the tokenizer's. `pad_to_max_length`: for towers that were trained on
-    captions of one length (SigLIP); other batches are as wide as their longest caption. `photos_as`: whose pixels a
+    captions of one length (SigLIP); other batches are as wide as their longest caption. `images_as`: whose pixels a
     CLIPImageProcessor gives, those of "open_clip" (which are torchvision's and OpenAI's) or its own ("transformers");
-    they are one pixel apart in a quarter of all photos. Other image processors always give their own.
+    they are one pixel apart in a quarter of all images. Other image processors always give their own.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class ItmProcessor(ProcessorMixin):
         max_length: int = 77,
         pad_token_id: int | None = None,
         pad_to_max_length: bool = False,
-        photos_as: Literal["open_clip", "transformers"] = "open_clip",
+        images_as: Literal["open_clip", "transformers"] = "open_clip",
     ):
         if text_cleaning not in ("none", "whitespace", "lower", "canonicalize"):
             raise ValueError(
                 f"text_cleaning: expected none, whitespace, lower or canonicalize, found {text_cleaning!r}"
             )
-        if photos_as not in ("open_clip", "transformers"):
-            raise ValueError(f"photos_as: expected open_clip or transformers, found {photos_as!r}")
-        if photos_as == "open_clip" and type(image_processor) is CLIPImageProcessor:
+        if images_as not in ("open_clip", "transformers"):
+            raise ValueError(f"images_as: expected open_clip or transformers, found {images_as!r}")
+        if images_as == "open_clip" and type(image_processor) is CLIPImageProcessor:
             image_processor = OpenClipImageProcessor.of(image_processor)
         super().__init__(image_processor, tokenizer)
-        self.photos_as = photos_as
+        self.images_as = images_as
         self.text_cleaning = text_cleaning
         self.max_length = max_length
         self.pad_token_id = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
@@ -75,8 +75,8 @@ class ItmProcessor(ProcessorMixin):
         """PIL images to `pixel_values` [P, 3, H, W]; captions to `input_ids` and `attention_mask`, int64 [B, T]."""
         data = {}
         if images is not None:
-            photos = list(images) if isinstance(images, list | tuple) else [images]
-            data["pixel_values"] = pixel_values(self.image_processor, photos)
+            batch = list(images) if isinstance(images, list | tuple) else [images]
+            data["pixel_values"] = pixel_values(self.image_processor, batch)
         if text is not None:
             data.update(self.pad(self.tokenize([text] if isinstance(text, str) else text)))
         return BatchFeature(data, tensor_type=return_tensors)
@@ -117,15 +117,17 @@ class ItmProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """See `ProcessorMixin`. Where it was saved before there was `photos_as`, the model beside it tells."""
+        """See `ProcessorMixin`. `images_as` was called `photos_as`, and where there was neither, the model tells."""
         options, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "photos_as" not in options:
+        if "photos_as" in options:
+            options["images_as"] = options.pop("photos_as")
+        elif "images_as" not in options:
             try:
                 model, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
             except OSError:
                 model = {}
             if (model.get("backbone") or {}).get("kind") in ("transformers", "bert-vit"):
-                options["photos_as"] = "transformers"
+                options["images_as"] = "transformers"
         return options, rest
 
     def to_json_file(self, json_file_path) -> None:

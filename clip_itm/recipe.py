@@ -20,6 +20,7 @@ from clip_itm.keys import section_types, tags
 from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.configuration import HeadConfig
 from clip_itm.overrides import merge_overrides
+from clip_itm.renamed import RENAMED, with_new_names, with_old_names
 from clip_itm.section import RecipeError, Section
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.yaml_text import read_yaml, write_yaml
@@ -78,6 +79,8 @@ class Recipe(Section):
         del content["evaluation"]["batch_size"]
         for key in ("cache_dir", "num_workers", "skip_broken"):
             content["data"].pop(key)
+        for name in RENAMED:
+            content[name] = with_old_names(name, content[name])
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def with_overrides(self, *overrides: str) -> "Recipe":
@@ -94,17 +97,22 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Paths in a recipe are relative to the current folder. Raises `RecipeError` for a missing or broken file, unknown
     keys and wrong types.
     """
-    path = Path(path)
+    path, is_saved = Path(path), False
     if path.is_dir():
         if not (path / "recipe.yaml").is_file():
             raise RecipeError(
                 f"{path}: no recipe.yaml in this folder, so it is no run; expected a run or a recipe file"
             )
         check_files(path, ("recipe.yaml",))
-        path = path / "recipe.yaml"
+        path, is_saved = path / "recipe.yaml", True
     content = read_yaml(_text_of(path), str(path), [Recipe])
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the sections {', '.join(Recipe.model_fields)}")
+    if is_saved:
+        content = {
+            name: with_new_names(name, section) if isinstance(section, dict) else section
+            for name, section in content.items()
+        }
     return parse_recipe(apply_overrides(content, list(overrides)), str(path))
 
 
@@ -156,6 +164,8 @@ def _explain(problem: dict[str, Any]) -> str:
     key = ".".join(path)
     if not path:  # two sections that do not fit: the sentence names their keys
         return str(problem["ctx"]["error"])
+    if problem["type"] == "extra_forbidden" and (new := RENAMED.get(path[0], {}).get(path[-1])) in owner.model_fields:
+        return f"{key}: this key is called {path[0]}.{new} now"
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], owner.model_fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -1,7 +1,7 @@
-"""The part of a resized photo that is kept, at the cost of that part alone, and to the bit what Pillow makes.
+"""The part of a resized image that is kept, at the cost of that part alone, and to the bit what Pillow makes.
 
-Pillow resizes rows, rounds to 8 bits, then columns. The whole of a thin photo may have a hundred thousand times the
-pixels that a centre crop keeps of it (4000 x 3 becomes 298666 x 224), so that of such photos only the part is made.
+Pillow resizes rows, rounds to 8 bits, then columns. The whole of a thin image may have a hundred thousand times the
+pixels that a centre crop keeps of it (4000 x 3 becomes 298666 x 224), so that of such images only the part is made.
 """
 
 from collections.abc import Callable
@@ -29,16 +29,16 @@ def keep_ratio(size: tuple[int, int], target: tuple[int, int], inside: bool) -> 
 
 
 def resize_and_crop(
-    photo: Image.Image, size: tuple[int, int], crop: tuple[int, int], resample: int, fill: int = 0
+    image: Image.Image, size: tuple[int, int], crop: tuple[int, int], resample: int, fill: int = 0
 ) -> Image.Image:
-    """`photo` in `size` (width, height), then its centre of `crop`, half a pixel rounded to even as in torchvision.
+    """`image` in `size` (width, height), then its centre of `crop`, half a pixel rounded to even as in torchvision.
 
-    What the photo lacks for the crop is `fill`. Raises `ValueError` for a photo too thin to be resized.
+    What the image lacks for the crop is `fill`. Raises `ValueError` for an image too thin to be resized.
     """
     starts = [_start(whole, kept) for whole, kept in zip(size, crop, strict=True)]
     left, top = (max(start, 0) for start in starts)
     right, bottom = (min(start + kept, whole) for start, kept, whole in zip(starts, crop, size, strict=True))
-    part = resized_part(photo, size, (left, top, right, bottom), resample)
+    part = resized_part(image, size, (left, top, right, bottom), resample)
     if part.size == crop:
         return part
     canvas = Image.new("RGB", crop, (fill, fill, fill))
@@ -52,41 +52,41 @@ def _start(whole: int, kept: int) -> int:
 
 
 def resized_part(
-    photo: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], resample: int
+    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], resample: int
 ) -> Image.Image:
-    """`photo.resize(size, resample).crop(box)` of an RGB photo.
+    """`image.resize(size, resample).crop(box)` of an RGB image.
 
     Raises `ValueError` where the part itself would take gigabytes.
     """
     left, top, right, bottom = box
     width, height = size
-    if width * height > WHOLE * (right - left) * (bottom - top) and height >= photo.height:
-        columns = _Taps(photo.width, width, left, right, resample)
-        rows = _Taps(photo.height, height, top, bottom, resample)
-        source = np.asarray(photo.crop((columns.first, rows.first, columns.last, rows.last)))
+    if width * height > WHOLE * (right - left) * (bottom - top) and height >= image.height:
+        columns = _Taps(image.width, width, left, right, resample)
+        rows = _Taps(image.height, height, top, bottom, resample)
+        source = np.asarray(image.crop((columns.first, rows.first, columns.last, rows.last)))
         return Image.fromarray(rows.apply(columns.apply(source.swapaxes(0, 1)).swapaxes(0, 1)))
-    demand_moderate(photo.size, size)
-    photo = lowered(photo, size, resample)
-    if right - left == width or photo.height > photo.width:  # Pillow may shrink a very tall one by columns first
-        return photo.resize(size, resample).crop(box)
-    strip = photo.resize((width, photo.height), resample).crop((left, 0, right, photo.height))
+    require_moderate(image.size, size)
+    image = lowered(image, size, resample)
+    if right - left == width or image.height > image.width:  # Pillow may shrink a very tall one by columns first
+        return image.resize(size, resample).crop(box)
+    strip = image.resize((width, image.height), resample).crop((left, 0, right, image.height))
     return strip.resize((right - left, height), resample).crop((0, top, right - left, bottom))
 
 
-def demand_moderate(photo: tuple[int, int], size: tuple[int, int]) -> None:
-    """ValueError where `size`, to which a photo of (width, height) is to be resized as a whole, takes gigabytes."""
+def require_moderate(image: tuple[int, int], size: tuple[int, int]) -> None:
+    """ValueError where `size`, to which an image of (width, height) is to be resized as a whole, takes gigabytes."""
     if size[0] * size[1] > LARGEST:
         raise ValueError(
-            f"a photo of {photo[0]} x {photo[1]} pixels is too thin to be resized to {size[0]} x {size[1]}; crop or "
+            f"a photo of {image[0]} x {image[1]} pixels is too thin to be resized to {size[0]} x {size[1]}; crop or "
             "remove it"
         )
 
 
-def lowered(photo: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-    """`photo`, or a very tall one already in the height of `size`: its rows alone, resized, would take gigabytes."""
-    if size[0] * photo.height <= LARGEST or photo.height <= size[1]:
-        return photo
-    return photo.resize((photo.width, size[1]), resample)
+def lowered(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    """`image`, or a very tall one already in the height of `size`: its rows alone, resized, would take gigabytes."""
+    if size[0] * image.height <= LARGEST or image.height <= size[1]:
+        return image
+    return image.resize((image.width, size[1]), resample)
 
 
 class _Taps:

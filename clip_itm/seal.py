@@ -27,10 +27,10 @@ def opened(data: bytes) -> tuple[bytes, bool | None]:
     return content, seal[len(MARK) :] == xxhash.xxh3_128_digest(content)
 
 
-def photo_in(data: bytes) -> bytes | None:
+def image_in(data: bytes) -> bytes | None:
     """The sealed JPEG or PNG, nothing where that is what was sealed; None for a damaged one.
 
-    Photos of an earlier clip_itm have no seal: of those at least the end is there.
+    Images of an earlier clip_itm have no seal: of those at least the end is there.
     """
     content, whole = opened(data)
     if whole is None:

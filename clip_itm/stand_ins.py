@@ -1,4 +1,7 @@
-"""What a checkpoint has in the place of `checksums` and `loading`: the package checks files and explains errors."""
+"""What a checkpoint has instead of `checksums`, `loading` and `renamed`.
+
+The package checks files, explains errors, and reads what earlier versions saved.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,3 +28,7 @@ def loading(name: str | Path) -> AbstractContextManager[None]:
 
 def cannot_load(name: str | Path, error: Exception) -> str:
     return f"{name}: cannot load this model: {error}"
+
+
+def with_new_names(section: str, content: dict) -> dict:
+    return content

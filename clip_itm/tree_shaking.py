@@ -24,10 +24,10 @@ from typing import NamedTuple
 from clip_itm.kinds import METHODS
 
 # functions of a head, of the section of a backbone, and of its kind, which a saved model does without
-LEFT_OUT = ("loss", "losses", "hub_parts", "build_processor", "processor")
+OMITTED = ("loss", "losses", "hub_parts", "build_processor", "processor")
 LINE = 120  # characters
 FOR_THE_PACKAGE = "this needs the package: pip install clip-itm"
-STAND_INS = {"clip_itm.checksums": "clip_itm.stand_ins", "clip_itm.loading": "clip_itm.stand_ins"}
+STAND_INS = dict.fromkeys(("clip_itm.checksums", "clip_itm.loading", "clip_itm.renamed"), "clip_itm.stand_ins")
 Name = tuple[str, str]
 """A module, and a name in it."""
 
@@ -245,7 +245,7 @@ def _is_other(case: ast.match_case, kind: str | None) -> bool:
 def _is_for_the_package(node: ast.AST) -> bool:
     if not isinstance(node, ast.FunctionDef | ast.If) or not (body := _after_docstring(node)):
         return False
-    return _is_ours(body[0]) or (isinstance(node, ast.FunctionDef) and node.name in LEFT_OUT)
+    return _is_ours(body[0]) or (isinstance(node, ast.FunctionDef) and node.name in OMITTED)
 
 
 def _after_docstring(node: ast.FunctionDef | ast.If) -> list[ast.stmt]:

@@ -11,43 +11,43 @@ from clip_itm.checksums import CHECKSUMS, damage_of, read_checksums
 from clip_itm.data.arrays import checked_array
 from clip_itm.files import is_temporary, read_arrays
 from clip_itm.lock import LOCK_FILE
-from clip_itm.seal import is_whole, photo_in
+from clip_itm.seal import image_in, is_whole
 
 BEGINS = {".npz": b"PK", ".npy": b"\x93NUMPY"}
 FEATURES = re.compile(r"(photos|captions)-[0-9a-f]{32}(-tokens)?\.npy")
 SEGMENT = re.compile(r"(?:vectors|items)-(\d{4,}|[0-9a-f]{16})\.(?:safetensors|parquet)")  # of an index
-RESIZED = re.compile(r"(.*/[1-9]\d*)/[0-9a-f]{2}/[0-9a-f]{30}", re.DOTALL)  # a resized photo, in the folder of its size
+RESIZED = re.compile(r"(.*/[1-9]\d*)/[0-9a-f]{2}/[0-9a-f]{30}", re.DOTALL)  # a resized image, in the folder of its size
 
 
 @dataclass
 class Part:
     """A folder or file: what was compared, files that carry no checksum, and a sentence for each damage."""
 
-    place: Path
+    where: Path
     files: int = 0
     bytes: int = 0
     without: list[Path] = field(default_factory=list)
     damages: list[str] = field(default_factory=list)
 
 
-def verify(place: Path, progress: Callable[[int], object] = lambda size: None) -> list[Part]:
+def verify(where: Path, progress: Callable[[int], object] = lambda size: None) -> list[Part]:
     """A part for each folder in `place` that holds files. `progress` is told the size of each file behind it.
 
     Raises ValueError where nothing is of clip_itm, or a single file has no checksum.
     """
-    if not place.exists():
-        raise ValueError(f"{place}: there is no such file or folder")
-    if place.is_file():
-        place, parts = place.absolute(), {}
-        part = parts[place] = Part(place)
-        if (damages := _damages_in_index(place)) is not None:
-            part.files, part.bytes, part.damages = 1, _size(place), damages
+    if not where.exists():
+        raise ValueError(f"{where}: there is no such file or folder")
+    if where.is_file():
+        where, parts = where.absolute(), {}
+        part = parts[where] = Part(where)
+        if (damages := _damages_in_index(where)) is not None:
+            part.files, part.bytes, part.damages = 1, _size(where), damages
         else:
-            _compare(place, _named([place.parent], parts).get(place), part)
+            _compare(where, _named([where.parent], parts).get(where), part)
         if part.without:
-            raise ValueError(f"{place} carries no checksum: it is of an earlier clip_itm, or of another program")
+            raise ValueError(f"{where} carries no checksum: it is of an earlier clip_itm, or of another program")
         return [part]
-    folders, parts = _folders(place), {}
+    folders, parts = _folders(where), {}
     named = _named(folders, parts)
     ours = bool(named or parts)
     for folder in folders:
@@ -68,7 +68,7 @@ def verify(place: Path, progress: Callable[[int], object] = lambda size: None) -
     for path, entry in named.items():
         _compare(path, entry, parts.setdefault(path.parent, Part(path.parent)))
     if not ours and not any(part.files for part in parts.values()):
-        raise ValueError(f"{place} holds no run, model, cache, index or bank of clip_itm")
+        raise ValueError(f"{where} holds no run, model, cache, index or bank of clip_itm")
     return list(parts.values())
 
 
@@ -78,13 +78,13 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in found if path.name not in (CHECKSUMS, LOCK_FILE) and path.suffix != ".lock"]
 
 
-def total_size(place: Path) -> int:
-    return sum(_size(path) for folder in _folders(place) for path in files_in(folder))
+def total_size(where: Path) -> int:
+    return sum(_size(path) for folder in _folders(where) for path in files_in(folder))
 
 
-def _folders(place: Path) -> list[Path]:
+def _folders(where: Path) -> list[Path]:
     found = []
-    for folder, below, _ in os.walk(place):
+    for folder, below, _ in os.walk(where):
         below[:] = sorted(name for name in below if not is_temporary(Path(name)))
         found.append(Path(folder))
     return found
@@ -125,7 +125,7 @@ def _own_damage(path: Path) -> str | bool | None:
     except ValueError as error:
         return str(error) if str(path) in str(error) else f"{path} cannot be read ({error})"
     if RESIZED.fullmatch(path.absolute().as_posix()):
-        return f"{path} is not what was written" if photo_in(path.read_bytes()) is None else None
+        return f"{path} is not what was written" if image_in(path.read_bytes()) is None else None
     return False
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from clip_itm.renamed import with_old_names
+
 
 def add_tensors(digest, tensors: Mapping[str, Tensor]) -> None:
     """Feed names, types, shapes and bytes of tensors, in their order, into a `hashlib` digest."""
@@ -26,7 +28,8 @@ def model_sha256(model) -> str:
         for key, value in model.config.backbone.items()
         if key not in training_only and not key.endswith("_dropout")
     }
-    digest = hashlib.sha256(json.dumps([backbone, model.config.head], sort_keys=True).encode())
-    left_out = set(model._keys_to_ignore_on_save)  # what only training needs
-    add_tensors(digest, {name: value for name, value in model.state_dict().items() if name not in left_out})
+    head = model.config.head and with_old_names("head", model.config.head)
+    digest = hashlib.sha256(json.dumps([backbone, head], sort_keys=True).encode())
+    ignored = set(model._keys_to_ignore_on_save)  # what only training needs
+    add_tensors(digest, {name: value for name, value in model.state_dict().items() if name not in ignored})
     return digest.hexdigest()

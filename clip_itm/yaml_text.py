@@ -98,7 +98,7 @@ def _as_written(node: Node, annotations: Types, key: str, origin: str) -> None:
             node.value[place] = _text(name), _value(value, below(annotations, name.value), path, origin)
     elif isinstance(node, SequenceNode):
         node.value[:] = [
-            _value(item, items(annotations), f"{key}.{number}", origin) for number, item in enumerate(node.value)
+            _value(item, items(annotations), f"{key}.{index}", origin) for index, item in enumerate(node.value)
         ]
 
 

@@ -51,7 +51,7 @@ def transformer_state(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tenso
 
 
 def encoder_state(arrays: dict[str, Tensor], side: str) -> dict[str, Tensor]:
-    """State of an `Encoder` from the arrays of `side` ("img" or "txt"). Two parallel linear layers are one."""
+    """State of an `TokenEncoder` from the arrays of `side` ("img" or "txt"). Two parallel linear layers are one."""
     state = {f"pooling.{name}": value for name, value in pooling_state(arrays, f"{side}_mha_pool_").items()}
     state |= {
         f"transformer.{name}": value for name, value in transformer_state(arrays, f"{side}_aggr_layers_0_").items()

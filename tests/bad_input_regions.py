@@ -112,7 +112,7 @@ def _(place):
 
 @case("a factor on the rate of nothing")
 def _(place):
-    return [*recipe(place), "--training.rate_multipliers", "{backbone.image: 0.1}"]
+    return [*recipe(place), "--training.lr_multipliers", "{backbone.image: 0.1}"]
 
 
 @case("ECCV Caption on photos that are not COCO's")

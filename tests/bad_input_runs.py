@@ -14,7 +14,7 @@ def _(place):
 
 @case("batches that hold the captions of one photo")
 def _(place):
-    return recipe(place, training={"batch_size": 2, "batches": "grouped", "captions_per_photo": 2})
+    return recipe(place, training={"batch_size": 2, "batches": "grouped", "captions_per_image": 2})
 
 
 @case("a seed that NumPy does not take")

@@ -21,7 +21,7 @@ def write(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def photos_of(split) -> list[str]:
+def image_ids_of(split) -> list[str]:
     return [image["path"] for image in split.rows["image"]]
 
 

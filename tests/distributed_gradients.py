@@ -24,7 +24,7 @@ def gradients_of(config: dict) -> dict[str, np.ndarray]:
     torch.manual_seed(0)
     gradients = {}
     for mode in ("negative", "mask", "positive"):
-        model = ItmModel(ItmConfig(backbone=config, head={"kind": "clip", "same_photo": mode})).double().train()
+        model = ItmModel(ItmConfig(backbone=config, head={"kind": "clip", "same_image": mode})).double().train()
         generator = torch.Generator().manual_seed(1)
         image_ids = torch.tensor([0, 1, 1, 2, 0, 3, 4, 3])  # photos repeat within a process and across them
         pixels = torch.randn(5, 3, 32, 32, generator=generator, dtype=torch.float64)
@@ -38,7 +38,7 @@ def gradients_of(config: dict) -> dict[str, np.ndarray]:
             pixel_values=pixels[photos],
             input_ids=input_ids[own],
             attention_mask=torch.ones_like(input_ids[own]),
-            photo=photo,
+            image_index=photo,
             image_ids=image_ids[own],
             pair_ids=torch.arange(PAIRS)[own],
         ).loss

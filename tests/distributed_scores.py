@@ -20,7 +20,7 @@ WORDS = torch.tensor([3, 1, 5, 2, 2, 4, 1, 3])  # the longest caption is in the 
 WIDTHS = FeatureWidths(pooled=6, image_tokens=6, text_tokens=6)
 HEADS = {
     "polyloss": {"kind": "polyloss", "score_map": "affine"},
-    "polyloss avg": {"kind": "polyloss", "form": "avg", "same_photo": "negative"},
+    "polyloss avg": {"kind": "polyloss", "form": "avg", "same_image": "negative"},
     "polyloss warming up": {"kind": "polyloss", "warmup_epochs": 1},
     "triplet": {"kind": "triplet"},
     "triplet mean": {"kind": "triplet", "reduction": "mean", "negatives": "all"},

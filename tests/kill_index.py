@@ -21,8 +21,8 @@ from PIL import Image
 
 from clip_itm.cli import main
 from clip_itm.retrieval import indexing
+from clip_itm.retrieval.images import content_of, fetch_image
 from clip_itm.retrieval.index import LocalIndex
-from clip_itm.retrieval.photos import content_of, fetch_photo
 from clip_itm.retrieval.pipeline import load_pipeline
 from clip_itm.retrieval.storage import index_damages, named_files, read_index_file
 
@@ -88,7 +88,7 @@ def kill(place: Path, moments: int) -> dict[str, int]:
         if not whole:
             told["kills that left a commit of their own"] += (gallery / "index.json").read_bytes() != before
             continue
-        now = {file.name: content_of(fetch_photo(file)) for file in photos.iterdir()}
+        now = {file.name: content_of(fetch_image(file)) for file in photos.iterdir()}
         assert {item.id: item.content for item in index.items()} == now
         own = {"index.json"} | {file["name"] for file in named_files(read_index_file(gallery)[0])}
         assert {file.name for file in gallery.iterdir()} == own, "the next run clears what killed ones left"

@@ -94,5 +94,5 @@ def assert_same_end(run: Path, whole: Path, method: str) -> None:
     ]
     assert different == []
     results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
-    for history in ("dev_history", "method_history", "best_step", "best_dev_rsum"):
+    for history in ("val_history", "method_history", "best_step", "best_val_rsum"):
         assert results[0][history] == results[1][history], history

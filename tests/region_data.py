@@ -31,7 +31,7 @@ def write_regions(
     captions_per_image: int = 5,
     tsv: bool = False,
 ) -> Path:
-    """SCAN's layout below `root`: train with a row a photo, `repeated` splits with a row a caption, as published.
+    """SCAN's layout below `root`: train with a row per photo, `repeated` splits with a row per caption, as published.
 
     `vectors`: width of vectors of another model (`..._clip_ims.npy`, `..._clip_caps.npy`); `tsv`: CC152K's captions.
     """

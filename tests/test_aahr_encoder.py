@@ -7,7 +7,7 @@ from aahr_golden import encoder_state, pooling_state, small_config, tensors
 from torch import Tensor
 
 from clip_itm.backbones.features import Features, FeatureWidths
-from clip_itm.methods.aahr.encoder import Encoder, GuidedPooling, max_k
+from clip_itm.methods.aahr.encoder import GuidedPooling, TokenEncoder, max_k
 from clip_itm.methods.aahr.head import FusedDotProduct
 
 
@@ -21,13 +21,13 @@ def mask_of(lengths: Tensor, width: int) -> Tensor:
     return torch.arange(width) < lengths[:, None]
 
 
-def golden_sides(golden, **config) -> tuple[dict[str, Tensor], dict[str, tuple[Encoder, Features]]]:
+def golden_sides(golden, **config) -> tuple[dict[str, Tensor], dict[str, tuple[TokenEncoder, Features]]]:
     """The arrays, and both encoders in evaluation mode with their inputs."""
     arrays = tensors(golden("aahr_encoder"))
     config = small_config(**config)
     sides = {
-        "img": (Encoder(config, 20, 12, "mlp"), "regions", "clip_image", "region_lengths"),
-        "txt": (Encoder(config, 14, 12), "word_states", "clip_text", "word_lengths"),
+        "img": (TokenEncoder(config, 20, 12, "mlp"), "regions", "clip_image", "region_lengths"),
+        "txt": (TokenEncoder(config, 14, 12), "word_states", "clip_text", "word_lengths"),
     }
     found = {}
     for side, (encoder, tokens, pooled, lengths) in sides.items():
@@ -90,7 +90,7 @@ def test_golden_pooling(golden):
 
 def test_golden_gate(golden):
     arrays = tensors(golden("aahr_pooling"))
-    encoder = Encoder(small_config(), 20, 12).double()
+    encoder = TokenEncoder(small_config(), 20, 12).double()
     encoder.gate.load_state_dict({part: arrays[f"gate_fc_gate_{part}"] for part in ("weight", "bias")})
     found = encoder.fuse(arrays["gate_local"], arrays["gate_global"])
     assert_close(found, arrays["gate_out"])
@@ -113,7 +113,7 @@ def features(rows: int, places: int, lengths: list[int], seed: int = 0) -> Featu
 def test_padding_changes_nothing(projection, training):
     """More padding, whatever it holds; in training mode the statistics of batch norm do not see it, either."""
     batch = features(5, 9, [9, 4, 1, 2, 6])
-    encoder = Encoder(small_config(), 20, 12, projection).double().train(training)
+    encoder = TokenEncoder(small_config(), 20, 12, projection).double().train(training)
     found = encoder(batch)
     longer = torch.cat([batch.tokens, torch.full((5, 3, 20), 7.0, dtype=torch.float64)], dim=1)
     longer[:, :9][~batch.mask] = -3.0
@@ -124,7 +124,7 @@ def test_padding_changes_nothing(projection, training):
 
 def test_embeddings_do_not_depend_on_the_batch():
     batch = features(5, 9, [9, 4, 1, 2, 6])
-    encoder = Encoder(small_config(), 20, 12, "mlp").double().eval()
+    encoder = TokenEncoder(small_config(), 20, 12, "mlp").double().eval()
     whole = encoder(batch).fused
     for row, length in enumerate([9, 4, 1, 2, 6]):
         alone = Features(batch.pooled[row : row + 1], batch.tokens[row : row + 1, :length])
@@ -140,7 +140,7 @@ def test_max_k_takes_as_many_as_there_are():
 
 def test_a_caption_without_words_is_finite():
     batch = features(3, 4, [4, 0, 2])
-    encoder = Encoder(small_config(), 20, 12).double()
+    encoder = TokenEncoder(small_config(), 20, 12).double()
     batch.tokens.requires_grad_()
     fused = encoder(batch).fused
     fused.sum().backward()
@@ -150,7 +150,7 @@ def test_a_caption_without_words_is_finite():
 
 def test_training_leaves_tokens_out():
     batch = features(64, 10, [10] * 64)
-    encoder = Encoder(small_config(), 20, 12).double()
+    encoder = TokenEncoder(small_config(), 20, 12).double()
     torch.manual_seed(0)
     kept = encoder(batch, token_dropout=0.2).mask
     assert 0.75 < kept.double().mean() < 0.85

@@ -199,14 +199,14 @@ def test_queue_wraps_and_keeps_the_latest():
         KeyQueue(6, 2).load_state_dict(queue.state_dict())
 
 
-def test_left_out_keys_equal_deleted_ones():
+def test_masked_keys_equal_deleted_ones():
     queries, keys, queue = normal(3, 4), normal(3, 4, seed=1), normal(8, 4, seed=2)
-    left_out = torch.rand(3, 8, generator=torch.Generator().manual_seed(0)) < 0.4
-    found = info_nce(queries, keys, queue, 0.2, left_out)
+    mask = torch.rand(3, 8, generator=torch.Generator().manual_seed(0)) < 0.4
+    found = info_nce(queries, keys, queue, 0.2, mask)
     for row in range(3):
-        alone = info_nce(queries[row : row + 1], keys[row : row + 1], queue[~left_out[row]], 0.2)
+        alone = info_nce(queries[row : row + 1], keys[row : row + 1], queue[~mask[row]], 0.2)
         torch.testing.assert_close(found[row : row + 1], alone)
-    none = torch.zeros_like(left_out)
+    none = torch.zeros_like(mask)
     torch.testing.assert_close(info_nce(queries, keys, queue, 0.2, none), info_nce(queries, keys, queue, 0.2))
 
 

@@ -16,7 +16,7 @@ def test_the_page_adds_a_backbone_that_trains(tmp_path):
         "conv_words.yaml",
     ]
     run(tmp_path, "pytest", "-q", "tests/test_conv_words.py")
-    small = "--data.train_photos 40 --data.val_photos 8 --data.test_photos 8 --data.cache_dir cache"
+    small = "--data.train_images 40 --data.val_images 8 --data.test_images 8 --data.cache_dir cache"
     short = "--training.batch_size 40 --training.max_steps 2 --training.trackers [] --evaluation.bootstrap 0"
     run(tmp_path, "clip_itm.cli", "train", "conv_words.yaml", *small.split(), *short.split())
     best = tmp_path / "runs" / "conv_words" / "best"

@@ -26,7 +26,7 @@ def test_a_method_is_a_folder_and_a_line():
 @pytest.mark.parametrize("kind", ["gce", "trimmed"])
 def test_the_page_adds_a_method_that_trains(tree, kind):
     run(tree, "pytest", "-q", f"tests/test_{kind}.py")
-    small = "--data.train_photos 200 --data.val_photos 40 --data.test_photos 40 --training.epochs 4"
+    small = "--data.train_images 200 --data.val_images 40 --data.test_images 40 --training.epochs 4"
     words = [*small.split(), "--training.trackers", "[]", "--data.cache_dir", str(tree / "cache")]
     run(tree, "clip_itm.cli", "train", f"recipes/sample/{kind}.yaml", *words)
     folder = tree / f"runs/sample/{kind}"

@@ -11,7 +11,7 @@ def test_the_page_adds_a_protocol_that_evaluates(tmp_path):
     files = apply_page("add_a_protocol.md", tmp_path)
     assert files == ["clip_itm/evaluation/one_caption.py", "tests/test_one_caption.py", "one_caption.yaml"]
     run(tmp_path, "pytest", "-q", "tests/test_one_caption.py")
-    small = "--data.train_photos 8 --data.val_photos 4 --data.test_photos 12 --data.cache_dir cache"
+    small = "--data.train_images 8 --data.val_images 4 --data.test_images 12 --data.cache_dir cache"
     asked = f"evaluate one_caption.yaml --json found.json --plot found.png --evaluation.bootstrap 0 {small}"
     said = run(tmp_path, "clip_itm.cli", *asked.split())
     assert "one-caption" in said

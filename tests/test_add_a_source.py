@@ -47,7 +47,7 @@ def test_the_page_adds_a_source_that_is_read_and_checked(tmp_path):
     small = ("--training.batch_size", "4", "--evaluation.split", "test")
     run(tmp_path, "clip_itm.cli", *checked, *small)
     splits = json.loads(report.read_text())["splits"]
-    assert {name: (split["photos"], split["captions"]) for name, split in splits.items()} == {
+    assert {name: (split["images"], split["captions"]) for name, split in splits.items()} == {
         "train": (12, 24),
         "val": (4, 8),
         "test": (4, 8),

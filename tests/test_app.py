@@ -17,7 +17,7 @@ from clip_itm.retrieval import app as app_module  # noqa: E402
 from clip_itm.retrieval.app import (  # noqa: E402
     build_app,
     compare_all,
-    find_by_photo,
+    find_by_image,
     find_by_text,
     search_target,
     serve,
@@ -63,7 +63,7 @@ def test_photos_for_a_sentence_in_the_order_of_their_similarity(pipe):
 
 def test_captions_for_a_photo_in_the_order_of_their_similarity(pipe, uploads):
     scores = similarity(pipe, CAPTIONS)[1]
-    page = find_by_photo(pipe, "text", str(uploads / "1.png"), 4)
+    page = find_by_image(pipe, "text", str(uploads / "1.png"), 4)
     rows = re.findall(r'<tr><td class="number">(\d+)</td><td.*?>(.*?)</td><td title="(\d)">(.*?)</td>', page)
     order = scores.argsort(descending=True).tolist()
     assert rows == [(str(k + 1), f"{scores[n]:.3f}", str(n), CAPTIONS[n]) for k, n in enumerate(order)]
@@ -81,7 +81,7 @@ def test_what_is_typed_is_text_and_never_a_path_or_an_address(pipe, uploads, typ
 
     typed = typed.format(folder=Path(next(pipe.galleries["image"].items()).path).parents[1])
     read = app_module.read_upload
-    monkeypatch.setattr("clip_itm.retrieval.memory_pipeline.read_photo", refuse)
+    monkeypatch.setattr("clip_itm.retrieval.memory_pipeline.load_image", refuse)
     page = find_by_text(pipe, "image", typed, 2)
     assert page.count("<li>") == 2
     assert "<script>" not in page
@@ -98,7 +98,7 @@ def test_a_request_cannot_name_a_file_that_was_not_uploaded(pipe, uploads, outsi
     PHOTOS[0].save(uploads.parent / "photos" / "0.png")
     path = str(uploads.parent / outside)
     for ask in (
-        lambda: find_by_photo(pipe, "text", path, 3),
+        lambda: find_by_image(pipe, "text", path, 3),
         lambda: compare_all(pipe, [(path, None)], "a dog"),
     ):
         with pytest.raises(ValueError, match="was not uploaded"):
@@ -109,11 +109,11 @@ def test_a_link_among_the_uploads_leads_nowhere(pipe, uploads):
     PHOTOS[0].save(uploads.parent / "secret.png")
     (uploads / "link.png").symlink_to(uploads.parent / "secret.png")
     with pytest.raises(ValueError, match="was not uploaded"):
-        find_by_photo(pipe, "text", str(uploads / "link.png"), 3)
+        find_by_image(pipe, "text", str(uploads / "link.png"), 3)
 
 
 def test_bad_uploads_become_messages(pipe, uploads):
-    find = told_on_page(lambda path: find_by_photo(pipe, "text", path, 3))
+    find = told_on_page(lambda path: find_by_image(pipe, "text", path, 3))
     (uploads / "torn.png").write_bytes((uploads / "0.png").read_bytes()[:400])
     (uploads / "words.png").write_text("no photo")
     (uploads / "empty.png").touch()
@@ -178,7 +178,7 @@ def test_heat_map_says_what_it_takes(pipe, uploads, photos, captions, why):
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize(
-    ("indexed", "by_text", "by_photo"),
+    ("indexed", "by_text", "by_image"),
     [
         (("image", "text"), "image", "text"),
         (("image",), "image", "like"),
@@ -187,12 +187,12 @@ def test_heat_map_says_what_it_takes(pipe, uploads, photos, captions, why):
     ],
 )
 def test_a_query_searches_the_other_kind_else_its_own_where_the_head_can(
-    pipe, indexed, by_text, by_photo, plain, monkeypatch
+    pipe, indexed, by_text, by_image, plain, monkeypatch
 ):
     monkeypatch.setattr(pipe, "galleries", {kind: pipe.galleries[kind] for kind in indexed})
     monkeypatch.setattr(pipe.model.head.similarity, "is_dot_product", plain)
     assert search_target(pipe, "text") == (("text" if plain else None) if by_text == "like" else by_text)
-    assert search_target(pipe, "image") == (("image" if plain else None) if by_photo == "like" else by_photo)
+    assert search_target(pipe, "image") == (("image" if plain else None) if by_image == "like" else by_image)
     app = build_app(pipe)
     found = [block.label for block in app.blocks.values() if isinstance(block, gr.Tab)]
     assert found == [
@@ -204,7 +204,7 @@ def test_a_query_searches_the_other_kind_else_its_own_where_the_head_can(
 
 
 def test_similar_photos_where_only_photos_are_indexed(pipe, uploads):
-    page = find_by_photo(pipe, "image", str(uploads / "3.png"), 2)
+    page = find_by_image(pipe, "image", str(uploads / "3.png"), 2)
     assert re.search(r'1 · <span>1\.000</span></p>\n<p class="ids">3\.png<', page)
 
 

@@ -151,7 +151,7 @@ def test_all_pairs_are_listed_as_the_run_saw_them(run, capsys):
     for row in rows:
         k, source = row["pair"], noise.source[row["pair"]]
         assert row["image_id"] == f"{k // 2:02d}.jpg"
-        assert Path(row["photo"]) == Path(load_recipe(run).data.root, row["image_id"])
+        assert Path(row["image"]) == Path(load_recipe(run).data.root, row["image_id"])
         assert row["caption"] == pairs.captions[int(source)].as_py()
         assert row["caption_id"] == f"metadata.jsonl:{source // 2 + 1}:{source % 2}"
         assert row["clean_probability"] == clean.values[k]
@@ -278,7 +278,7 @@ def test_the_cleaned_folder_has_the_rest_with_the_ids_of_the_original(run, words
     assert Path(first["image"]["path"]).name == first["image_id"], "photos are not copied"
     photos_left = len({k // 2 for k in np.flatnonzero(keep)})
     assert (note["kept_pairs"], note["dropped_pairs"]) == (keep.sum(), 48 - keep.sum())
-    assert (note["kept_photos"], note["dropped_photos"]) == (photos_left, 24 - photos_left)
+    assert (note["kept_images"], note["dropped_images"]) == (photos_left, 24 - photos_left)
     pairs, noise = pairs_of(run)
     wrong = ~noise.is_clean(pairs)
     assert note["known_wrong"] == {"kept": (wrong & keep).sum(), "dropped": (wrong & ~keep).sum()}
@@ -309,12 +309,12 @@ def test_copied_photos_move_with_the_folder(run):
 
 
 def test_photos_stored_as_bytes_become_files(tmp_path):
-    sizes = {"train_photos": 6, "val_photos": 2, "test_photos": 2, "image_size": 16, "cache_dir": str(tmp_path / "c")}
+    sizes = {"train_images": 6, "val_images": 2, "test_images": 2, "image_size": 16, "cache_dir": str(tmp_path / "c")}
     splits = load_splits(SampleData(**sizes))
     keep = np.arange(30) >= 5  # the first photo loses all
     noise = CaptionNoise.clean(splits["train"].pairs)
     counts = write_cleaned(tmp_path / "out", splits, noise, keep, None, {})
-    assert counts == {"kept_pairs": 25, "dropped_pairs": 5, "kept_photos": 5, "dropped_photos": 1}
+    assert counts == {"kept_pairs": 25, "dropped_pairs": 5, "kept_images": 5, "dropped_images": 1}
     again = load_splits(FolderData(root=str(tmp_path / "out"), cache_dir=str(tmp_path / "c")))
     assert again["train"].rows["image_id"][:] == splits["train"].rows["image_id"][1:]
     assert again["test"].sha256 == splits["test"].sha256

@@ -90,7 +90,7 @@ def test_word_dropout(kind, folder):
     _, input_ids, attention_mask = batch_of(processor)
     dropout_free(backbone)
     backbone.eval()
-    assert backbone.hide_words(input_ids, attention_mask) is input_ids
+    assert backbone.drop_words(input_ids, attention_mask) is input_ids
     still = backbone.text_trunk(input_ids, attention_mask).pooled
     assert torch.equal(still, backbone.text_trunk(input_ids, attention_mask).pooled)
     backbone.train()
@@ -99,7 +99,7 @@ def test_word_dropout(kind, folder):
     words = backbone.words(input_ids, attention_mask)
     hidden = torch.zeros(input_ids.shape)
     for _ in range(200):
-        ids = backbone.hide_words(input_ids, attention_mask)
+        ids = backbone.drop_words(input_ids, attention_mask)
         changed = ids != input_ids
         assert not changed[~words].any()
         assert (ids[changed] == backbone.config.hidden_word_id).all()

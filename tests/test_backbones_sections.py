@@ -66,12 +66,12 @@ def test_both_models_of_bert_vit_are_looked_for(monkeypatch, tmp_path):
     with pytest.raises(
         ValueError, match=r"^backbone.vision_model: org/vit: it was not downloaded before.*save_pretrained"
     ):
-        offline.demand_recipe(recipe)
+        offline.require_recipe(recipe)
     (tmp_path / "models--org--vit").mkdir()
     with pytest.raises(ValueError, match=r"^backbone.text_model: bert: "):
-        offline.demand_recipe(recipe)
+        offline.require_recipe(recipe)
     (tmp_path / "bert").mkdir()  # a folder of that name is taken first
-    offline.demand_recipe(recipe)
+    offline.require_recipe(recipe)
 
 
 def test_weights_under_a_tag_of_open_clip_are_found_in_any_repository(monkeypatch, tmp_path):
@@ -80,8 +80,8 @@ def test_weights_under_a_tag_of_open_clip_are_found_in_any_repository(monkeypatc
     keys = {"kind": "open_clip", "pretrained": "openai"}
     recipe = parse_recipe({"data": {"source": "sample"}, "backbone": keys}, "test")
     with pytest.raises(ValueError, match=r"^backbone.pretrained: openai: .*give a weights file as backbone.pretrained"):
-        offline.demand_recipe(recipe)
+        offline.require_recipe(recipe)
     snapshot = tmp_path / "models--timm--vit" / "snapshots" / "0"
     snapshot.mkdir(parents=True)
     (snapshot / "open_clip_model.safetensors").touch()
-    offline.demand_recipe(recipe)
+    offline.require_recipe(recipe)

@@ -174,7 +174,7 @@ def test_published_files_become_a_bank(golden, tmp_path, monkeypatch, capsys):
     assert main([*words, *from_file, "--ratio", "0.4"]) == 0
     assert MemoryBank.load("other.npz").sha256 == bank.sha256
     words[-1] = "third.npz"
-    assert main([*words, "--data.max_photos", "3"]) == 2
+    assert main([*words, "--data.max_images", "3"]) == 2
     assert "an entry for what the training split has not: 3 photos" in capsys.readouterr().err
 
 

@@ -21,20 +21,20 @@ from clip_itm.data.rows import ROW_FEATURES, Split
 # Which pairs
 
 
-def most_batches_by_flow(counts: list[int], batch_size: int, per_photo: int) -> int:
+def most_batches_by_flow(counts: list[int], batch_size: int, per_image: int) -> int:
     """Brute force: the largest M for which a flow photos -> batches fills M batches (unit augmenting paths)."""
     batches = 0
-    while _fills(counts, batches + 1, batch_size, per_photo):
+    while _fills(counts, batches + 1, batch_size, per_image):
         batches += 1
     return batches
 
 
-def _fills(counts, batches, batch_size, per_photo) -> bool:
+def _fills(counts, batches, batch_size, per_image) -> bool:
     placed = np.zeros((len(counts), batches), dtype=int)
 
     def give(photo, seen) -> bool:
         for batch in range(batches):
-            if batch in seen or placed[photo, batch] == per_photo:
+            if batch in seen or placed[photo, batch] == per_image:
                 continue
             seen.add(batch)
             if placed[:, batch].sum() < batch_size:
@@ -56,19 +56,19 @@ def _fills(counts, batches, batch_size, per_photo) -> bool:
 @given(
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any),
     batch_size=st.integers(1, 12),
-    per_photo=st.integers(1, 6),
+    per_image=st.integers(1, 6),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=400)
-def test_every_batch_is_full_and_no_photo_exceeds_its_share(counts, batch_size, per_photo, seed):
-    per_photo = min(per_photo, batch_size)
+def test_every_batch_is_full_and_no_photo_exceeds_its_share(counts, batch_size, per_image, seed):
+    per_image = min(per_image, batch_size)
     image = np.repeat(np.arange(len(counts)), counts)
-    drawn = draw_batches(image, batch_size, per_photo, np.random.default_rng(seed))
-    assert drawn.shape == (count_batches(image, batch_size, per_photo), batch_size)
+    drawn = draw_batches(image, batch_size, per_image, np.random.default_rng(seed))
+    assert drawn.shape == (count_batches(image, batch_size, per_image), batch_size)
     assert len(np.unique(drawn)) == drawn.size
     for batch in drawn:
         photos = image[batch]
-        assert np.bincount(photos).max() <= per_photo
+        assert np.bincount(photos).max() <= per_image
         if max(counts) <= len(drawn):
             assert np.sum(np.diff(photos) != 0) + 1 == len(np.unique(photos)), "pairs of a photo stand side by side"
 
@@ -76,29 +76,29 @@ def test_every_batch_is_full_and_no_photo_exceeds_its_share(counts, batch_size, 
 @given(
     counts=st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any),
     batch_size=st.integers(1, 6),
-    per_photo=st.integers(1, 3),
+    per_image=st.integers(1, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_other_way_of_batching_loses_fewer_pairs(counts, batch_size, per_photo):
-    per_photo = min(per_photo, batch_size)
+def test_no_other_way_of_batching_loses_fewer_pairs(counts, batch_size, per_image):
+    per_image = min(per_image, batch_size)
     image = np.repeat(np.arange(len(counts)), counts)
-    found = count_batches(image, batch_size, per_photo)
-    best = most_batches_by_flow(counts, batch_size, per_photo)
+    found = count_batches(image, batch_size, per_image)
+    best = most_batches_by_flow(counts, batch_size, per_image)
     assert found <= best
-    if batch_size % per_photo == 0 or max(counts) <= found + 1:
+    if batch_size % per_image == 0 or max(counts) <= found + 1:
         assert found == best
 
 
-@pytest.mark.parametrize(("mode", "per_photo"), [("unique", 1), ("grouped", 2), ("grouped", 3), ("grouped", 5)])
-def test_real_sizes_lose_less_than_one_batch_in_about_a_second(mode, per_photo):
+@pytest.mark.parametrize(("mode", "per_image"), [("unique", 1), ("grouped", 2), ("grouped", 3), ("grouped", 5)])
+def test_real_sizes_lose_less_than_one_batch_in_about_a_second(mode, per_image):
     image = np.repeat(np.arange(29_000), np.random.default_rng(0).choice([4, 5, 5, 5, 6], 29_000))
-    sampler = PairBatchSampler(image, mode, 256, per_photo)
+    sampler = PairBatchSampler(image, mode, 256, per_image)
     start = time.perf_counter()
     drawn = np.array(list(sampler))
     assert time.perf_counter() - start < 5
     assert len(sampler) == len(drawn) == len(image) // 256
     for batch in drawn:
-        assert np.bincount(image[batch]).max() <= per_photo
+        assert np.bincount(image[batch]).max() <= per_image
 
 
 def test_grouped_batches_keep_photos_whole():
@@ -212,14 +212,14 @@ def test_a_batch_reads_each_photo_once_and_carries_the_noisy_captions(split):
     assert [len(images) for images in processor.seen] == [3]
     assert batch["pixel_values"].shape == (3, 3, 2, 2)
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [80, 40, 0], "in order of first appearance"
-    assert batch["photo"].tolist() == [0, 1, 2, 1]
+    assert batch["image_index"].tolist() == [0, 1, 2, 1]
     assert batch["pair_ids"].tolist() == [5, 2, 0, 4]
     assert batch["image_ids"].tolist() == [2, 1, 0, 1]
     captions = noise.apply(split.pairs).take(pa.array([5, 2, 0, 4])).to_pylist()
     read = ["".join(chr(i) for i in row if i) for row in batch["input_ids"].tolist()]
     assert read == captions != [split.pairs.captions[k].as_py() for k in (5, 2, 0, 4)]
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, max(map(len, captions)))
-    for name in ("photo", "pair_ids", "image_ids"):
+    for name in ("image_index", "pair_ids", "image_ids"):
         assert batch[name].dtype == torch.int64
 
 
@@ -234,12 +234,12 @@ def test_photo_rows_show_the_photo_of_the_pair(pairs):
         SimpleNamespace(pairs=pairs_index, rows=None, regions=None),
         CaptionNoise(np.arange(6)[::-1].copy(), 1.0, "caption", None, ""),
         processor=None,
-        photo_features={"image_features": np.array([[0.0], [10.0], [20.0]], dtype=np.float32)},
+        image_features={"image_features": np.array([[0.0], [10.0], [20.0]], dtype=np.float32)},
         text_features=np.arange(6, dtype=np.float32)[:, None],
     )
     batch = dataset.__getitems__(pairs)
     expected = [10.0 * image[pair] for pair in pairs]
-    assert batch["image_features"][batch["photo"], 0].tolist() == expected
+    assert batch["image_features"][batch["image_index"], 0].tolist() == expected
     assert len(batch["image_features"]) == len(set(expected))
     assert batch["text_features"][:, 0].tolist() == [5.0 - pair for pair in pairs], "features of the noisy captions"
     assert "pixel_values" not in batch
@@ -250,7 +250,7 @@ def test_memory_mapped_features_are_read_by_row(split, tmp_path):
     np.save(tmp_path / "features.npy", np.arange(12, dtype=np.float32).reshape(3, 4))
     features = np.load(tmp_path / "features.npy", mmap_mode="r")
     dataset = PairDataset(
-        split, CaptionNoise.clean(split.pairs), TinyProcessor(), photo_features={"image_features": features}
+        split, CaptionNoise.clean(split.pairs), TinyProcessor(), image_features={"image_features": features}
     )
     batch = dataset.__getitems__([3, 5])
     assert batch["image_features"].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
@@ -326,7 +326,7 @@ def with_memory(counts: list[int], source: np.ndarray, memory: tuple[np.ndarray,
         SimpleNamespace(pairs=pairs, rows=None, regions=None),
         CaptionNoise(source, 1.0, "caption", None, ""),
         processor=None,
-        photo_features={"image_features": 10 * np.arange(len(counts), dtype=np.float32)[:, None]},
+        image_features={"image_features": 10 * np.arange(len(counts), dtype=np.float32)[:, None]},
         text_features=np.arange(len(image), dtype=np.float32)[:, None],
     )
     dataset.memory = memory
@@ -352,7 +352,7 @@ def test_the_entries_of_every_pair_come_along_each_photo_and_caption_once(counts
     entries = [image_entry[image[pair]] for pair in pairs] + [caption_entry[pair] for pair in pairs]
     photos = torch.cat([batch["image_features"], batch["memory_image_features"]])[:, 0]
     captions = torch.cat([batch["text_features"], batch["memory_text_features"]])[:, 0]
-    assert photos[batch["memory_photo"]].tolist() == [10 * image[entry] for entry in entries]
+    assert photos[batch["memory_image_index"]].tolist() == [10 * image[entry] for entry in entries]
     assert captions[batch["memory_caption"]].tolist() == [source[entry] for entry in entries]
     assert batch["memory_image_ids"].tolist() == [image[entry] for entry in entries]
     assert len(photos.unique()) == len(photos)
@@ -374,7 +374,7 @@ def test_entries_that_are_all_in_the_batch_add_nothing_to_read(split):
     dataset.memory = (np.array([1, 2, 2]), np.array([0, 1, 2, 2, 1, 0]))
     batch = dataset.__getitems__([1, 2, 0])
     assert [len(images) for images in processor.seen] == [2]
-    assert batch["memory_photo"].tolist() == [0, 1, 0, 0, 1, 0]
+    assert batch["memory_image_index"].tolist() == [0, 1, 0, 0, 1, 0]
     assert batch["memory_caption"].tolist() == [0, 1, 0, 0, 1, 2]
     for name in ("pixel_values", "input_ids", "attention_mask"):
         assert batch[f"memory_{name}"].shape == (0, *batch[name].shape[1:])
@@ -395,5 +395,5 @@ def test_entries_are_read_with_the_batch_at_one_width(split):
     assert read == noise.apply(split.pairs).take(pa.array([5, 3])).to_pylist()
     # a photo is cropped as it would be as a photo of the batch
     alone = PairDataset(split, noise, processor, random_crop=0.3).__getitems__([5, 3])
-    photos = torch.cat([batch["pixel_values"], batch["memory_pixel_values"]])[batch["memory_photo"]]
-    assert torch.equal(photos, alone["pixel_values"][alone["photo"]])
+    photos = torch.cat([batch["pixel_values"], batch["memory_pixel_values"]])[batch["memory_image_index"]]
+    assert torch.equal(photos, alone["pixel_values"][alone["image_index"]])

@@ -11,7 +11,7 @@ from clip_itm.methods.polyloss.loss import Weighting
 
 FILE = ROOT / "benchmarks" / "heads.py"
 SMALL_AAHR = {"kind": "aahr", "embed_dim": 16, "num_heads": 2, "prototypes": 4, "queue_length": 8}
-SMALL = Namespace(device="cpu", batch=4, photos=3, width=16, regions=5, words=4, rounds=2)
+SMALL = Namespace(device="cpu", batch=4, images=3, width=16, regions=5, words=4, rounds=2)
 
 
 def load_benchmark():

@@ -48,7 +48,7 @@ def test_counted_passes_are_those_of_the_step(method, monkeypatch):
     pairs = benchmark.RandomPairs(3 * size, TOY)
     step = benchmark.Steps(model, method, benchmark.make_batch(pairs, size, method))
     step()  # the first step of npc also compares the modes of the model
-    counts = [count_rows(model, name, monkeypatch) for name in ("photo_features", "caption_features")]
+    counts = [count_rows(model, name, monkeypatch) for name in ("features_of_images", "features_of_captions")]
     seconds, adamw = step()
     for rows in counts:
         assert rows == {"forwards": method.forwards * size, "backwards": method.backwards * size}

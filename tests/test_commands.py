@@ -24,7 +24,7 @@ def recipe_file(tmp_path_factory):
 def test_train_then_evaluate(recipe_file, capsys):
     assert main(["train", str(recipe_file)]) == 0
     printed = capsys.readouterr()
-    assert "best checkpoint by dev (step 4)" in printed.out
+    assert "best checkpoint by val (step 4)" in printed.out
     assert "40 photos" in printed.err
     assert main(["train", str(recipe_file)]) == 0
     assert "this run is finished" in capsys.readouterr().err
@@ -60,11 +60,11 @@ def test_compare_runs_a_grid_once(recipe_file, capsys):
     best = [row for row in comparison["rows"] if row["stage"] == "best"]
     assert [(row["noise"], row["seeds"]) for row in best] == [(0.0, 2), (0.4, 2)]
     written = (out / "comparison.md").read_text()
-    assert "best checkpoint by dev" in written
+    assert "best checkpoint by val" in written
     assert "±" in written
     assert (out / "queries.png").read_bytes().startswith(b"\x89PNG")
     hashes = {run["provenance"]["noise"]["sha256"] for run in comparison["runs"]}
-    assert len(hashes) == 2  # one draw a ratio, shared by the seeds
+    assert len(hashes) == 2  # one draw per ratio, shared by the seeds
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
     (out / "clip" / "noise-0.4" / "seed-1" / "results.json").unlink()  # as if it had been interrupted
@@ -137,7 +137,7 @@ def test_an_unfinished_run_is_not_evaluated_as_if_it_were(recipe_file, tmp_path,
 
 def test_rows_of_a_table_stand_on_the_same_data_and_noise(recipe_file, tmp_path, capsys):
     for section, key, value, message in (
-        ("data", "train_photos", 50, "data.train_photos differ"),
+        ("data", "train_images", 50, "data.train_images differ"),
         ("noise", "seed", 3, "noise.seed differ"),
         ("noise", "file", "noise.npz", "noise.file fixes the noise"),
         ("evaluation", "split", "val", "evaluation sections differ"),

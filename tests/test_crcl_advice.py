@@ -39,7 +39,7 @@ def test_dead_labels_are_told_with_what_to_change(tmp_path):
 
 
 def with_gap(gap: float, count: int = 24) -> Embeddings:
-    """A caption a photo, whose cosine is `gap` above that of all the others: p is what the formula expects."""
+    """A caption per photo, whose cosine is `gap` above that of all the others: p is what the formula expects."""
     basis = torch.linalg.qr(torch.randn(count + 1, count + 1, generator=torch.Generator().manual_seed(0)))[0]
     images = math.sqrt(gap) * basis[:count] + math.sqrt(1 - gap) * basis[count]
     return Embeddings(images, images.clone(), torch.arange(count))
@@ -86,7 +86,7 @@ def test_the_advice_on_the_temperature_holds_for_a_high_threshold_and_two_candid
 def test_labels_that_are_not_finite_are_an_error(tmp_path):
     recipe = crcl_recipe(tmp_path, head={"frozen_epochs": 1}, training={"log_every": 1})
     _, _, encoder, trainer = pieces(recipe)
-    embeddings = encoder.encode(load_data(recipe).dev)
+    embeddings = encoder.encode(load_data(recipe).val)
     trainer.encode_val = lambda: embeddings
     end_epoch = trainer.end_epoch
 
@@ -112,7 +112,7 @@ def test_without_noise_nothing_is_said_of_wrong_pairs(tmp_path):
 @pytest.mark.filterwarnings(DEAD_LABELS)
 @pytest.mark.parametrize(
     "option",
-    [{"store_filtered": False}, {"softmax_set": 16}, {"same_photo": "negative"}, {"complementary_weight": 0}],
+    [{"store_filtered": False}, {"softmax_set": 16}, {"same_image": "negative"}, {"complementary_weight": 0}],
     ids=str,
 )
 def test_options_change_the_training(tmp_path, option):

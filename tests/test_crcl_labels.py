@@ -15,7 +15,7 @@ from clip_itm.methods.crcl.labels import (
     refine,
 )
 from clip_itm.methods.crcl.loss import crcl_loss, match_both_ways, matching_probability
-from clip_itm.training.schedule import step_multiplier
+from clip_itm.training.schedule import step_lambda
 
 
 @pytest.mark.parametrize("trajectory", ["main", "warm1", "nofilter", "nomomentum"])
@@ -65,7 +65,7 @@ def test_golden_schedules(golden, case):
     for epoch, (piece, epoch_in_piece, rate, frozen, replaces) in enumerate(arrays["table"]):
         phase = phase_of(epoch, schedules, frozen_epochs)
         assert phase == (piece, epoch_in_piece, frozen, replaces)
-        multiplier = step_multiplier(phase.epoch_in_piece, int(arrays["lr_update"]))
+        multiplier = step_lambda(phase.epoch_in_piece, int(arrays["lr_update"]))
         np.testing.assert_allclose(float(arrays["base_lr"]) * multiplier, rate, rtol=1e-12)
     with pytest.raises(ValueError, match=f"have {len(arrays['table'])} epochs in all"):
         phase_of(len(arrays["table"]), schedules, frozen_epochs)

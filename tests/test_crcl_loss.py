@@ -115,21 +115,21 @@ def test_disbelieved_underflowed_pair():
     assert (similarity.grad == 0).all()
 
 
-def test_left_out_columns_equal_deleted_ones():
+def test_masked_columns_equal_deleted_ones():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 9, generator=generator, dtype=torch.float64).requires_grad_()
     targets = torch.tensor([0, 8, 3, 3, 5])
-    left_out = torch.rand(5, 9, generator=generator) < 0.4
-    left_out[torch.arange(5), targets] = False
+    mask = torch.rand(5, 9, generator=generator) < 0.4
+    mask[torch.arange(5), targets] = False
     labels = torch.tensor([0, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
-    masked = match(logits, targets, left_out)
+    masked = match(logits, targets, mask)
     loss, *_ = crcl_loss(masked, masked, labels, targets, 5.0)
     (gradient,) = torch.autograd.grad(loss, logits)
-    assert left_out.any(dim=1).all()
-    assert (masked.probabilities[left_out] == 0).all()
-    assert (gradient[left_out] == 0).all()
+    assert mask.any(dim=1).all()
+    assert (masked.probabilities[mask] == 0).all()
+    assert (gradient[mask] == 0).all()
     losses = []
-    for row, kept in enumerate(~left_out):
+    for row, kept in enumerate(~mask):
         target = kept[: targets[row]].sum()[None]
         alone = match(logits[row : row + 1, kept], target)
         torch.testing.assert_close(alone.log_probability, masked.log_probability[row : row + 1])

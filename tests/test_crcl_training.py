@@ -18,11 +18,11 @@ from clip_itm.data.rows import Split
 from clip_itm.methods.crcl import head as crcl_head
 from clip_itm.methods.crcl.labels import LabelStore, label_filter
 from clip_itm.methods.crcl.trainer import CrclTrainer, first_labels
-from clip_itm.runs.build import dev_metrics, make_trainer
+from clip_itm.runs.build import make_trainer, val_metrics
 from clip_itm.runs.setup import load_data, make_encoder, make_model, prepare
 from clip_itm.runs.train import train
 from clip_itm.training.clean_probability import CleanProbability
-from clip_itm.training.schedule import cosine_multiplier, warmup_steps
+from clip_itm.training.schedule import cosine_lambda, warmup_steps
 from clip_itm.training.trainer import ItmTrainer
 
 PIECES = {"schedules": [1, 2], "frozen_epochs": 1}  # of 2 and 3 epochs
@@ -193,7 +193,7 @@ def test_a_piece_begins_anew_and_keeps_the_labels(tmp_path, monkeypatch, accumul
     expected = []
     for epochs in (2, 3):
         length = epochs * steps_per_epoch
-        expected += [1e-3 * cosine_multiplier(s, warmup_steps(warmup, length), length) for s in range(length)]
+        expected += [1e-3 * cosine_lambda(s, warmup_steps(warmup, length), length) for s in range(length)]
     assert rates == pytest.approx(expected)
 
 
@@ -203,11 +203,11 @@ def test_the_best_checkpoint_is_the_best_of_the_last_piece(tmp_path, monkeypatch
     rsums = iter([10, 500, 400, 120, 130, 110])  # step 0, then the epochs
 
     def scripted(model, embeddings):
-        return dev_metrics(model, embeddings) | {"rsum": next(rsums)}
+        return val_metrics(model, embeddings) | {"rsum": next(rsums)}
 
-    monkeypatch.setattr("clip_itm.runs.build.dev_metrics", scripted)
+    monkeypatch.setattr("clip_itm.runs.build.val_metrics", scripted)
     results = train(recipe)
-    assert (results["best_step"], results["best_dev_rsum"]) == (24, 130)
+    assert (results["best_step"], results["best_val_rsum"]) == (24, 130)
     folder = Path(recipe.output_dir)
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-24", "checkpoint-30"}
     best = load_file(folder / "best" / "model.safetensors")
@@ -240,10 +240,10 @@ def test_max_steps_may_draw_out_a_single_piece_or_cut_it_short(tmp_path, monkeyp
 # First labels
 
 
-@pytest.mark.parametrize("same_photo", ["mask", "negative"])
+@pytest.mark.parametrize("same_image", ["mask", "negative"])
 @pytest.mark.parametrize("softmax_set", [None, 16])
-def test_first_labels_are_the_matching_probabilities_of_the_model(tmp_path, same_photo, softmax_set):
-    head = {"initial_labels": "model", "same_photo": same_photo, "softmax_set": softmax_set, "temperature": 0.1}
+def test_first_labels_are_the_matching_probabilities_of_the_model(tmp_path, same_image, softmax_set):
+    head = {"initial_labels": "model", "same_image": same_image, "softmax_set": softmax_set, "temperature": 0.1}
     recipe = crcl_recipe(tmp_path, head=head, training={"seed": 3})
     data, _, encoder, _ = pieces(recipe)
     found = first_labels(recipe.head, recipe.training, data, encoder)
@@ -258,7 +258,7 @@ def test_first_labels_are_the_matching_probabilities_of_the_model(tmp_path, same
         if len(batch) < size:
             batch = order[-size:]  # as many candidates for everybody
         for pair in batch:
-            others = [j for j in batch if j == pair or same_photo == "negative" or photo[j] != photo[pair]]
+            others = [j for j in batch if j == pair or same_image == "negative" or photo[j] != photo[pair]]
             row = [math.exp(images[photo[pair]] @ texts[source[j]] / 0.1) for j in others]
             column = [math.exp(images[photo[j]] @ texts[source[pair]] / 0.1) for j in others]
             own = math.exp(images[photo[pair]] @ texts[source[pair]] / 0.1)

@@ -69,11 +69,11 @@ def test_a_good_data_set(folder):
     train = report.splits["train"]
     assert report.ok
     assert (report.problems, report.warnings, report.duplicates) == ([], [], [])
-    assert (train.photos, train.captions, train.captions_per_photo) == (2, 3, {1: 1, 2: 1})
+    assert (train.images, train.captions, train.captions_per_image) == (2, 3, {1: 1, 2: 1})
     assert train.length == {"mean": 2.0, "median": 2.0, "p99": pytest.approx(2.98), "max": 3.0}
     assert (train.length_unit, train.cut_captions, train.formats) == ("words", None, {"JPEG": 2})
     assert "Training can start." in report.as_text()
-    assert json.loads(json.dumps(report.as_dict()))["splits"]["val"]["photos"] == 1
+    assert json.loads(json.dumps(report.as_dict()))["splits"]["val"]["images"] == 1
 
 
 def test_lengths_in_tokens_and_how_many_are_cut(folder):
@@ -157,7 +157,7 @@ def test_what_is_left_out_is_no_problem_but_told(folder):
     report = check_splits(folder.splits(skip_missing=True), progress=False)
     assert report.ok
     gone = str(folder.root / "gone.jpg")
-    assert report.splits["train"].left_out == [gone]
+    assert report.splits["train"].skipped == [gone]
     assert report.warnings == [f"split train: 1 missing photos are left out: {gone}"]
 
 
@@ -193,7 +193,7 @@ def test_captions(folder):
         "split train: 1 photos without captions",
     ]
     assert "train.jsonl:3:1" in report.problems[0]
-    assert report.splits["train"].captions_per_photo == {0: 1, 1: 1, 2: 2}
+    assert report.splits["train"].captions_per_image == {0: 1, 1: 1, 2: 2}
     odd = report.splits["val"].odd_captions
     assert sorted(odd.values()) == [["val.jsonl:2"], ["val.jsonl:3"]]
     assert report.warnings == [f"split val: 1 captions have {oddity}: {ids[0]}" for oddity, ids in odd.items()]
@@ -279,7 +279,7 @@ def test_flickr8k(real_data, tmp_path):
     data = FlickrData(root=str(real_data / "flickr8k"), cache_dir=str(tmp_path))
     report = check_splits(load_splits(data, verify=False), progress=False)
     assert report.ok
-    assert {name: split.photos for name, split in report.splits.items()} == {"train": 6000, "val": 1000, "test": 1000}
-    assert all(split.formats == {"JPEG": split.photos} and split.traits == {} for split in report.splits.values())
+    assert {name: split.images for name, split in report.splits.items()} == {"train": 6000, "val": 1000, "test": 1000}
+    assert all(split.formats == {"JPEG": split.images} and split.traits == {} for split in report.splits.values())
     pairs = [{Path(entry).name for entry in group} for group in report.duplicates]
     assert pairs == [{"2851198725_37b6027625.jpg", "3050606344_af711c726c.jpg"}]

@@ -9,9 +9,9 @@ from datasets import Dataset
 from PIL import Image
 
 from clip_itm.data.configuration import CocoData, FlickrData, FolderData, SampleData
-from clip_itm.data.left_out import find_absent
-from clip_itm.data.load import MissingPhotosError, load_splits
+from clip_itm.data.load import MissingImagesError, load_splits
 from clip_itm.data.rows import ROW_FEATURES
+from clip_itm.data.skipped import find_absent
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def test_all_missing_photos_are_reported_together(data):
     for number in range(25):
         photo(data, number).unlink()
     photo(data, 27).write_bytes(b"")
-    with pytest.raises(MissingPhotosError) as caught:
+    with pytest.raises(MissingImagesError) as caught:
         load_splits(data)
     error = caught.value
-    assert error.photos == [f"train: {photo(data, n)}" for n in range(25)] + [f"train: {photo(data, 27)} (0 bytes)"]
+    assert error.images == [f"train: {photo(data, n)}" for n in range(25)] + [f"train: {photo(data, 27)} (0 bytes)"]
     text = str(error)
     assert text.startswith("26 of 30 photos are missing or empty:\n")
     assert text.count(".jpg") == 20
@@ -74,11 +74,11 @@ def test_skip_missing_goes_on_with_the_others(data, caplog):
 def test_max_photos_counts_photos_that_are_there(data):
     photo(data, 0).unlink()
     photo(data, 20).unlink()
-    with pytest.raises(MissingPhotosError, match="1 of 10 photos are missing"):
-        load_splits(change(data, max_photos=10))
-    train = load_splits(change(data, max_photos=10, skip_missing=True))["train"]
+    with pytest.raises(MissingImagesError, match="1 of 10 photos are missing"):
+        load_splits(change(data, max_images=10))
+    train = load_splits(change(data, max_images=10, skip_missing=True))["train"]
     assert [int(Path(i).stem) for i in train.rows["image_id"]] == list(range(1, 11))
-    assert len(load_splits(change(data, max_photos=1000, skip_missing=True))["train"]) == 28
+    assert len(load_splits(change(data, max_images=1000, skip_missing=True))["train"]) == 28
 
 
 def test_nothing_left(data):
@@ -171,7 +171,7 @@ def test_an_empty_split(data, tmp_path):
 
 
 def test_sample_has_three_splits(tmp_path):
-    sample = SampleData(train_photos=6, val_photos=3, test_photos=2, image_size=32, cache_dir=str(tmp_path))
+    sample = SampleData(train_images=6, val_images=3, test_images=2, image_size=32, cache_dir=str(tmp_path))
     splits = load_splits(sample)
     assert {name: (len(split), len(split.pairs)) for name, split in splits.items()} == {
         "train": (6, 30),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from data_folders import captions_by_photo, photo, photos_of, write
+from data_folders import captions_by_photo, image_ids_of, photo, write
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -12,8 +12,8 @@ from xxhash import xxh3_128_hexdigest
 
 from clip_itm.data.configuration import CocoData, FolderData, HubData
 from clip_itm.data.formats.splits import hash_split
-from clip_itm.data.left_out import notes
 from clip_itm.data.load import load_splits
+from clip_itm.data.skipped import notes
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_folder_tables(folder, cache, table):
     data = FolderData(root=str(folder), cache_dir=cache, val_fraction=0, test_fraction=0)
     train = load_splits(data)["train"]
     assert captions_by_photo(train) == EXPECTED
-    assert photos_of(train) == [str(folder / "a.jpg"), str(folder / "sub/b.jpg")]
+    assert image_ids_of(train) == [str(folder / "a.jpg"), str(folder / "sub/b.jpg")]
 
 
 def test_folder_caption_ids_name_the_place(folder, cache):
@@ -339,9 +339,9 @@ def test_renamed_coco_photos_are_found_again(tmp_path, cache):
     write(tmp_path / "annotations/scan_split/train_caps.txt", ["a"] * 5)
     data = CocoData(root=str(tmp_path), cache_dir=cache)
     old = photo(tmp_path / "images/COCO_train2014_000000000007.jpg")
-    assert photos_of(load_splits(data)["train"]) == [str(old)]
+    assert image_ids_of(load_splits(data)["train"]) == [str(old)]
     new = old.rename(tmp_path / "images/COCO_2014_000000000007.jpg")
-    assert photos_of(load_splits(data)["train"]) == [str(new)]
+    assert image_ids_of(load_splits(data)["train"]) == [str(new)]
 
 
 def test_split_hash_knows_captions_but_no_paths(tmp_path, cache):

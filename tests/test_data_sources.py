@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from data_folders import captions_by_photo, golden_folder, photo, photos_of, write
+from data_folders import captions_by_photo, golden_folder, image_ids_of, photo, write
 
 from clip_itm.data.configuration import Cc120kData, CocoData, FlickrData, FolderData
 from clip_itm.data.formats.splits import hash_split
@@ -26,7 +26,7 @@ def test_scan_split_golden(golden, tmp_path, cache, name, section):
     splits = load_splits(section(root=str(tmp_path), cache_dir=cache), verify=False)
     for split, paths in (("train", arrays[f"{name}_train_paths"][:, 0]), ("val", arrays[f"{name}_dev_paths"])):
         pairs = splits[split].pairs
-        files = photos_of(splits[split])
+        files = image_ids_of(splits[split])
         assert [str(Path(files[k]).relative_to(tmp_path)) for k in pairs.image] == paths.tolist()
         assert [pairs.image_ids[k].as_py() for k in pairs.image] == arrays[f"{name}_sample_image_id"].tolist()
         assert pairs.captions.to_pylist() == arrays[f"{name}_caps_lines"].tolist()
@@ -44,7 +44,7 @@ def test_scan_split_finds_coco_photos_however_they_are_named(tmp_path, cache, na
     write(tmp_path / "annotations/scan_split/train_ids.txt", ["7", "42"])
     write(tmp_path / "annotations/scan_split/train_caps.txt", list("abcdefghij"))
     train = load_splits(CocoData(root=str(tmp_path), cache_dir=cache))["train"]
-    assert photos_of(train) == expected
+    assert image_ids_of(train) == expected
     assert captions_by_photo(train) == {"7": list("abcde"), "42": list("fghij")}
 
 
@@ -104,14 +104,14 @@ def test_coco_official(tmp_path, cache, year, parent):
     assert list(splits) == ["train", "val"]
     assert captions_by_photo(splits["train"]) == {"9": ["9 0", "9 1"], "3": ["3 0", "3 1"]}
     assert splits["train"].rows[0]["caption_ids"] == ["90", "91"]
-    assert photos_of(splits["val"]) == [str(tmp_path / parent / f"val{year}" / "000000000005.jpg")]
+    assert image_ids_of(splits["val"]) == [str(tmp_path / parent / f"val{year}" / "000000000005.jpg")]
 
 
-@pytest.mark.parametrize(("with_photos", "expected"), [(["2014", "2017"], "7"), (["2014"], "4")])
-def test_coco_official_newest_year_with_photos(tmp_path, cache, with_photos, expected):
+@pytest.mark.parametrize(("with_images", "expected"), [(["2014", "2017"], "7"), (["2014"], "4")])
+def test_coco_official_newest_year_with_photos(tmp_path, cache, with_images, expected):
     for year, number in (("2014", 4), ("2017", 7)):
         official(tmp_path, "train", year, [number])
-        if year in with_photos:
+        if year in with_images:
             photo(tmp_path / f"train{year}" / f"{number:012d}.jpg")
     assert load_splits(CocoData(root=str(tmp_path), cache_dir=cache))["train"].rows["image_id"][:] == [expected]
 
@@ -142,7 +142,7 @@ def test_coco_karpathy(tmp_path, cache, unified):
         "val": ["3"],
         "test": ["4"],
     }
-    assert [p for split in splits.values() for p in photos_of(split)] == [str(tmp_path / file) for file in files]
+    assert [p for split in splits.values() for p in image_ids_of(split)] == [str(tmp_path / file) for file in files]
     assert splits["test"].rows[0]["caption_ids"] == ["6", "7"]
 
 

@@ -144,7 +144,7 @@ def test_impossible_ids_are_refused(folder, ids, message):
 def test_a_batch_has_the_weights_of_its_pairs_not_of_the_captions_that_moved(folder):
     train = load(folder, "captions.csv", TABLES["captions.csv"])["train"]
     noise = CaptionNoise(np.array([2, 0, 1]), 1.0, "caption", None, train.pairs.captions_sha256)
-    features = {"photo_features": {"image_features": np.zeros((2, 1))}, "text_features": np.eye(3, dtype=np.float32)}
+    features = {"image_features": {"image_features": np.zeros((2, 1))}, "text_features": np.eye(3, dtype=np.float32)}
     batch = PairDataset(train, noise, None, **features).__getitems__([2, 0, 1])
     assert batch["pair_weight"].dtype == torch.float32
     assert batch["pair_weight"].tolist() == [1, 0.25, 0]

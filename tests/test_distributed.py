@@ -42,7 +42,7 @@ def test_a_run_in_two_processes_equals_one(tmp_path, method):
 @pytest.mark.parametrize("method", ["clip", "npc", "crcl"])
 def test_the_command_in_two_processes(tmp_path, method):
     """The recipe of the sample, made small: the losses of both runs are close from step to step."""
-    words = ["--data.train_photos", "40", "--data.val_photos", "12", "--data.test_photos", "12"]
+    words = ["--data.train_images", "40", "--data.val_images", "12", "--data.test_images", "12"]
     words += ["--data.cache_dir", str(tmp_path / "cache"), "--noise.ratio", "0.4", "--training.batch_size", "32"]
     words += ["--training.epochs", "3", "--training.learning_rate", "1e-4", "--training.log_every", "1"]
     words += ["--evaluation.bootstrap", "20"]

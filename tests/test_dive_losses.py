@@ -38,8 +38,8 @@ def leaves(golden) -> dict[str, Tensor]:
 def both_directions(images: Tensor, texts: Tensor, reduction, negatives: str, margin: float) -> tuple[Tensor, Tensor]:
     """The golden batch as the toolkit has it: a pair per caption, photos repeated."""
     scores = set_scores(images[OWNER], texts, reduction)
-    same_photo, targets = OWNER[:, None] == OWNER[None], torch.arange(30)
-    return tuple(triplet_losses(each, targets, same_photo, margin, negatives).mean() for each in (scores, scores.T))
+    same_image, targets = OWNER[:, None] == OWNER[None], torch.arange(30)
+    return tuple(triplet_losses(each, targets, same_image, margin, negatives).mean() for each in (scores, scores.T))
 
 
 def assert_gradients(leaves: dict[str, Tensor], arrays: dict, name: str, tensors: dict[str, str]) -> None:

@@ -131,7 +131,7 @@ def test_paths_are_never_asked_of_the_hub(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(offline, "hub_answers", lambda: pytest.fail("asked"))
     with pytest.raises(ValueError, match="there is no such folder"):
-        offline.demand_source(name)
+        offline.require_source(name)
 
 
 def test_names_are_looked_for_in_the_cache_and_on_the_hub(monkeypatch, tmp_path):
@@ -139,12 +139,12 @@ def test_names_are_looked_for_in_the_cache_and_on_the_hub(monkeypatch, tmp_path)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setattr(offline, "hub_answers", lambda: True)
-    offline.demand_source("org/name")
+    offline.require_source("org/name")
     monkeypatch.setattr(offline, "hub_answers", lambda: False)
     with pytest.raises(ValueError, match=r"org/name: there is no such folder here, and the Hub .* cannot be reached"):
-        offline.demand_source("org/name")
+        offline.require_source("org/name")
     (tmp_path / "hub" / "models--org--name").mkdir(parents=True)
-    offline.demand_source("org/name")
+    offline.require_source("org/name")
     assert offline.is_offline()  # so that the libraries take what is there, and ask nobody
     monkeypatch.delenv("HF_HUB_OFFLINE")
 

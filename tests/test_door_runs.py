@@ -25,7 +25,7 @@ def test_a_finished_run_is_shown_without_its_data(run, capsys):
     said = capsys.readouterr()
     assert "this run is finished" in said.err
     assert "cannot be checked: data.root: there is no folder" in said.err
-    assert "best checkpoint by dev" in said.out
+    assert "best checkpoint by val" in said.out
 
 
 def test_a_finished_run_is_not_shown_for_other_data(run, capsys):

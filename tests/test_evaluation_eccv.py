@@ -59,10 +59,10 @@ def lists(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def embeddings(photos=PHOTOS, seed=0):
+def embeddings(num_images=PHOTOS, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    owner = torch.arange(5 * photos) // 5
-    images = torch.randn(photos, 6, generator=generator)
+    owner = torch.arange(5 * num_images) // 5
+    images = torch.randn(num_images, 6, generator=generator)
     return images, images[owner] + 2 * torch.randn(len(owner), 6, generator=generator), owner
 
 
@@ -114,7 +114,7 @@ def test_bootstrap_is_the_mean_over_drawn_photos():
     for replicate in range(30):
         drawn = generator.integers(12, size=12)
         for direction, each in zip(("i2t", "t2i"), both, strict=True):
-            queries = np.concatenate([np.flatnonzero(each.photo == number) for number in drawn])
+            queries = np.concatenate([np.flatnonzero(each.image == number) for number in drawn])
             expected = 100 * query_precisions(each.ranks[queries], each.total[queries]).mean(axis=0)
             found = [draws[f"{direction}_{name}"][replicate] for name in ("r1", "map_at_r", "rprecision")]
             np.testing.assert_allclose(found, expected)
@@ -301,7 +301,7 @@ def test_compare_and_card_show_what_a_protocol_has(results, tmp_path):
     assert first[3] == f"{results['eccv'].metrics['i2t_map_at_r']:.1f}"
     assert not any("rsum_difference" in row for row in eccv)
     assert any("rsum_difference" in row for row in rows)
-    assert "## eccv, best checkpoint by dev" in markdown(rows, cells)
+    assert "## eccv, best checkpoint by val" in markdown(rows, cells)
 
     found = card_data(tiny_recipe(tmp_path), cells[0].results).eval_results
     values = {(result.dataset_config, result.metric_name): result for result in found}

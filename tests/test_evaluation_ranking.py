@@ -92,8 +92,8 @@ def test_order_of_photos_and_captions_does_not_matter(case, random):
         block_size=3,
     )
     assert moved.text_to_image.tolist() == plain.text_to_image[captions].tolist()
-    by_photo = dict(zip(plain.query_image.tolist(), plain.image_to_text.tolist(), strict=True))
-    assert moved.image_to_text.tolist() == [by_photo[photos[q]] for q in moved.query_image]
+    by_image = dict(zip(plain.query_image.tolist(), plain.image_to_text.tolist(), strict=True))
+    assert moved.image_to_text.tolist() == [by_image[photos[q]] for q in moved.query_image]
 
 
 def test_positive_scale_does_not_matter():

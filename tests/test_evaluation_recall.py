@@ -34,11 +34,11 @@ def matrix_ranks(scores, owner):
     return compute_ranks(rows, columns, owner, lambda i, t: scores[i][:, t])
 
 
-def random_ranks(seed=0, photos=60, noise=1.0):
+def random_ranks(seed=0, num_images=60, noise=1.0):
     """Photos with 0 to 4 captions each, as embeddings near their photo."""
     generator = torch.Generator().manual_seed(seed)
-    owner = torch.arange(photos).repeat_interleave(torch.randint(0, 5, (photos,), generator=generator))
-    images = torch.randn(photos, 12, generator=generator)
+    owner = torch.arange(num_images).repeat_interleave(torch.randint(0, 5, (num_images,), generator=generator))
+    images = torch.randn(num_images, 12, generator=generator)
     texts = images[owner] + noise * torch.randn(len(owner), 12, generator=generator)
     return compute_ranks(images, texts, owner)
 
@@ -159,7 +159,7 @@ def test_bootstrap_is_recall_of_the_resampled_photos():
 
 
 def test_interval_has_the_width_of_a_binomial():
-    ranks = random_ranks(photos=1500, noise=1.2)
+    ranks = random_ranks(num_images=1500, noise=1.2)
     result = RetrievalResult.from_ranks("all", [ranks], replicates=2000)
     share, queries = result.metrics["i2t_r1"] / 100, len(ranks.query_image)
     low, high = result.intervals["i2t_r1"]
@@ -200,7 +200,7 @@ def test_difference_between_the_means_of_several_runs():
 
 
 def test_pairing_narrows_the_interval():
-    first = random_ranks(photos=300, noise=1.0)
+    first = random_ranks(num_images=300, noise=1.0)
     second = matrix_like(first)
     paired = paired_difference([first], [second], replicates=400)["rsum"]
     alone = [bootstrap_recalls([ranks], 400, seed) for ranks, seed in ((first, 1), (second, 2))]
@@ -254,7 +254,7 @@ def test_published_protocols_take_the_first_five_captions():
 
 
 @pytest.mark.parametrize(
-    ("photos", "per", "protocols", "message"),
+    ("num_images", "per", "protocols", "message"),
     [
         (10, 5, ["flickr-1k"], "flickr-1k is defined for 1000 photos, and this split has 10"),
         (1000, 5, ["all", "coco-1k"], "coco-1k is defined for 5000 photos, and this split has 1000"),
@@ -264,10 +264,10 @@ def test_published_protocols_take_the_first_five_captions():
         (10, 5, "all", "expected a list"),
     ],
 )
-def test_protocols_refuse_other_splits(photos, per, protocols, message):
+def test_protocols_refuse_other_splits(num_images, per, protocols, message):
     with pytest.raises(ValueError, match=message):
         evaluate_retrieval(
-            torch.ones(photos, 2), torch.ones(photos * per, 2), torch.arange(photos * per) // per, protocols
+            torch.ones(num_images, 2), torch.ones(num_images * per, 2), torch.arange(num_images * per) // per, protocols
         )
 
 

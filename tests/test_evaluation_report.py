@@ -11,7 +11,7 @@ from paths import ROOT
 from PIL import Image
 from rich.console import Console
 
-from clip_itm.evaluation.plot import bins_needed, plot_retrieval, rank_shares
+from clip_itm.evaluation.plot import bins_needed, plot_retrieval, rank_fractions
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.ranking import Ranks
 from clip_itm.evaluation.recall import RECALLS
@@ -22,10 +22,10 @@ from clip_itm.files import write_json
 METRIC = ROOT / "clip_itm" / "evaluation" / "metric" / "image_text_recall"
 
 
-def embeddings(photos=50, seed=0, noise=1.0):
+def embeddings(num_images=50, seed=0, noise=1.0):
     generator = torch.Generator().manual_seed(seed)
-    owner = torch.arange(photos).repeat_interleave(torch.randint(1, 4, (photos,), generator=generator))
-    images = torch.randn(photos, 8, generator=generator)
+    owner = torch.arange(num_images).repeat_interleave(torch.randint(1, 4, (num_images,), generator=generator))
+    images = torch.randn(num_images, 8, generator=generator)
     return images, images[owner] + noise * torch.randn(len(owner), 8, generator=generator), owner
 
 
@@ -100,7 +100,7 @@ def test_rank_bins_hold_every_rank():
         ranks = np.array(ranks)
         folds = [Ranks(ranks, ranks, ranks, ranks, np.arange(len(ranks)), np.arange(len(ranks)))]
         bins = bins_needed({"x": RetrievalResult.from_ranks("all", folds, replicates=0)})
-        assert rank_shares(ranks, bins).tolist() == shares
+        assert rank_fractions(ranks, bins).tolist() == shares
 
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path, result, monkeypatch):

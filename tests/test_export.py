@@ -19,7 +19,7 @@ from clip_itm.cli import main
 from clip_itm.configuration import ItmConfig
 from clip_itm.hub import export_open_clip, export_transformers
 from clip_itm.hub.clip_weights import model_cfg_of, to_huggingface, to_open_clip
-from clip_itm.hub.export import check, probe_photos
+from clip_itm.hub.export import check, draw_samples
 from clip_itm.hub.export_onnx import PaddedGru
 from clip_itm.methods.clip.head import ClipHead
 from clip_itm.model import ItmModel
@@ -54,8 +54,8 @@ def demand_equal_open_clip(folder, model, processor):
     close(native.encode_text(tokenizer([*CAPTIONS, LONG]), normalize=True), texts)
     assert native.logit_scale.exp().item() == pytest.approx(model.head.scale().item(), rel=1e-6)
     assert native.logit_bias is None or native.logit_bias.item() == pytest.approx(model.head.bias().item())
-    if processor.photos_as == "open_clip":
-        photos = [*PHOTOS, *probe_photos(*pixels.shape[2:])]
+    if processor.images_as == "open_clip":
+        photos = [*PHOTOS, *draw_samples(*pixels.shape[2:])]
         close(torch.stack([preprocess(photo) for photo in photos]), processor(images=photos)["pixel_values"])
 
 
@@ -94,7 +94,7 @@ def demand_equal_transformers(folder, model, processor, padding: bool | str = Tr
     pixels, images, texts = embeddings(model, processor)
     photos = twin(images=PHOTOS, return_tensors="pt")
     assert torch.equal(photos["pixel_values"], pixels)
-    probes = probe_photos(*pixels.shape[2:])
+    probes = draw_samples(*pixels.shape[2:])
     assert torch.equal(
         twin(images=probes, return_tensors="pt")["pixel_values"], processor(images=probes)["pixel_values"]
     )

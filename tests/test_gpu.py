@@ -28,7 +28,7 @@ def test_a_run_on_the_gpu_equals_one_on_the_cpu(tmp_path, method):
 
 @pytest.mark.parametrize("method", ["clip", "npc", "crcl"])
 def test_the_command_in_bf16_stays_near_the_cpu(tmp_path, method):
-    words = ["--data.train_photos", "40", "--data.val_photos", "12", "--data.test_photos", "12"]
+    words = ["--data.train_images", "40", "--data.val_images", "12", "--data.test_images", "12"]
     words += ["--data.cache_dir", str(tmp_path / "cache"), "--noise.ratio", "0.4", "--training.batch_size", "32"]
     words += ["--training.epochs", "3", "--training.learning_rate", "1e-4", "--training.log_every", "1"]
     words += ["--evaluation.bootstrap", "20"] + ["--head.rho", "0.5"] * (method == "npc")

@@ -10,13 +10,13 @@ from clip_itm.backbones.features import Features
 from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.clip.head import ClipHead, contrastive_losses
 from clip_itm.training.configuration import TrainingSection
-from clip_itm.training.schedule import cosine_multiplier, plateau_multiplier, warmup_steps
+from clip_itm.training.schedule import cosine_lambda, plateau_lambda, warmup_steps
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def plain_head(logit_scale: float) -> ClipHead:
-    head = ClipHead(ClipHeadConfig(same_photo="negative"), logit_scale).double()
+    head = ClipHead(ClipHeadConfig(same_image="negative"), logit_scale).double()
     with torch.no_grad():
         head.logit_scale.copy_(torch.tensor(logit_scale, dtype=torch.float64))
     return head
@@ -55,7 +55,7 @@ def test_npc_clip_baseline_golden(golden):
     )
     batches, epochs = int(arrays["batches_per_epoch"]), int(arrays["epochs"])
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: cosine_multiplier(step, int(warmup), batches * epochs)
+        optimizer, lambda step: cosine_lambda(step, int(warmup), batches * epochs)
     )
     for step in range(batches * epochs):
         np.testing.assert_allclose(schedule.get_last_lr()[0], arrays["intended_lr_per_step"][step], rtol=1e-12)
@@ -76,7 +76,7 @@ def test_npc_clip_baseline_golden(golden):
 def test_schedule_golden(golden, case):
     arrays = golden("npc_lr_schedule")
     base, warmup, total = arrays[f"{case}_hyper"]
-    ours = [base * cosine_multiplier(step, int(warmup), int(total)) for step in range(len(arrays[f"{case}_lr"]))]
+    ours = [base * cosine_lambda(step, int(warmup), int(total)) for step in range(len(arrays[f"{case}_lr"]))]
     np.testing.assert_allclose(ours, arrays[f"{case}_lr"], rtol=1e-9, atol=1e-18)
 
 
@@ -85,8 +85,8 @@ def test_schedule_of_published_runs_golden(golden):
     samples, _, epochs, warmup, base = arrays["run_hyper"]
     batches = arrays["intended_lr"].shape[1]
     steps = range(int(epochs) * batches)
-    intended = [base * cosine_multiplier(step, int(warmup), len(steps)) for step in steps]
-    released = [base * plateau_multiplier(step, int(warmup), batches, int(samples), int(epochs)) for step in steps]
+    intended = [base * cosine_lambda(step, int(warmup), len(steps)) for step in steps]
+    released = [base * plateau_lambda(step, int(warmup), batches, int(samples), int(epochs)) for step in steps]
     np.testing.assert_allclose(intended, arrays["intended_lr"].ravel(), rtol=1e-9)
     np.testing.assert_allclose(released, arrays["released_lr"].ravel(), rtol=1e-9)
 

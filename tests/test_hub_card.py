@@ -71,7 +71,7 @@ def test_the_card_tells_what_made_the_model_and_repeats_it(finished, tmp_path):
     wanted = [noise["sha256"], "ratio 0.4 at caption level, seed 99", results["recipe_sha256"], "@inproceedings{x}"]
     wanted += [split["sha256"] for split in provenance["splits"].values()]
     wanted += [f"{package} {number}" for package, number in provenance["versions"].items()]
-    wanted += ["No checkpoint beats it.", "step 0 (before training)", "best by dev (this model)", "last step"]
+    wanted += ["No checkpoint beats it.", "step 0 (before training)", "best by val (this model)", "last step"]
     assert [part for part in wanted if part not in text] == []
     block = re.findall(r"```yaml\n(.*?)```", text, re.S)[0]
     assert parse_recipe(yaml.safe_load(block), "card") == recipe
@@ -134,11 +134,11 @@ def test_no_caption_leaks(finished):
 
 def test_curves_are_drawn_and_the_card_shows_them(finished, tmp_path, monkeypatch):
     recipe, results = finished
-    assert draw_curves(results["dev_history"], results["best_step"], tmp_path / "curves.png")
+    assert draw_curves(results["val_history"], results["best_step"], tmp_path / "curves.png")
     assert min(Image.open(tmp_path / "curves.png").size) > 300
     assert "](curves.png)" in model_card(recipe, results, "@x{}", curves=True)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert not draw_curves(results["dev_history"], results["best_step"], tmp_path / "none.png")
+    assert not draw_curves(results["val_history"], results["best_step"], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
     assert "curves.png" not in model_card(recipe, results, "@x{}", curves=False)
 
@@ -212,7 +212,7 @@ def test_a_run_whose_every_pair_is_wrong_has_a_card(finished, results):
 
 
 def test_a_run_that_was_never_evaluated_on_dev_has_a_card(finished, results):
-    results |= {"best_step": None, "best_dev_rsum": None, "dev_history": [], "seconds": None, "steps": 0}
+    results |= {"best_step": None, "best_val_rsum": None, "val_history": [], "seconds": None, "steps": 0}
     assert "- **Weights**: step 0, the last one" in model_card(finished[0], results, "@x{}")
 
 

@@ -239,7 +239,7 @@ def test_evaluate_an_imported_model(tmp_path, capsys):
     assert main(["evaluate", out]) == 2
     assert "say what to evaluate it on, such as --data.source coco --data.root FOLDER" in capsys.readouterr().err
     data = ["--data.source", "sample", "--data.image_size", "32", "--data.cache_dir", str(tmp_path / "cache")]
-    data += [word for split in ("train", "val", "test") for word in (f"--data.{split}_photos", "12")]
+    data += [word for split in ("train", "val", "test") for word in (f"--data.{split}_images", "12")]
     words = [*data, "--evaluation.bootstrap", "0", "--json", str(tmp_path / "results.json")]
     assert main(["evaluate", out, *words, "--data.rot", "1"]) == 2
     assert "data.rot: unknown key" in capsys.readouterr().err

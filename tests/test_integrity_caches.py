@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import tiny_recipe
 
 from clip_itm.cli import main
-from clip_itm.data.arrays import kept_array, new_array
+from clip_itm.data.arrays import cached_array, new_array
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
@@ -46,7 +46,7 @@ def frozen(folder: Path):
 def embeddings(recipe) -> np.ndarray:
     """Of photos and captions of dev: whatever a cache gives wrongly shows in them."""
     data = load_data(recipe)
-    encoded = make_encoder(recipe, *make_model(recipe, data.splits), data.image_cache).encode(data.dev)
+    encoded = make_encoder(recipe, *make_model(recipe, data.splits), data.image_cache).encode(data.val)
     return np.concatenate([encoded.images.numpy(), encoded.texts.numpy()])
 
 
@@ -110,27 +110,27 @@ def test_no_change_of_a_kept_array_is_silent(tmp_path_factory, data, tokens):
     with new_array(path, np.float16 if tokens else np.float32, values.shape, "") as array:
         array[:] = values
     whole = path.read_bytes()
-    np.testing.assert_array_equal(kept_array(path, 6), values)
+    np.testing.assert_array_equal(cached_array(path, 6), values)
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
     flipped = bytearray(whole)
     flipped[bit // 8] ^= 1 << bit % 8
     path.write_bytes(flipped)
     with pytest.raises((DamagedError, ValueError), match=r"photos\.npy"):
-        kept_array(path, 6)
+        cached_array(path, 6)
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - LENGTH - 1))])
     with pytest.raises(DamagedError):
-        kept_array(path, 6)
+        cached_array(path, 6)
     path.write_bytes(whole + b"more")
     with pytest.raises(DamagedError):
-        kept_array(path, 6)
+        cached_array(path, 6)
     path.write_bytes(whole)
     with pytest.raises(DamagedError):
-        kept_array(path, 7)
+        cached_array(path, 7)
 
 
 def test_kept_features_of_an_earlier_version_have_no_checksum_and_are_read(tmp_path):
     np.save(tmp_path / "photos.npy", np.eye(4))
-    np.testing.assert_array_equal(kept_array(tmp_path / "photos.npy", 4), np.eye(4))
+    np.testing.assert_array_equal(cached_array(tmp_path / "photos.npy", 4), np.eye(4))
     np.savez_compressed(tmp_path / "noise.npz", a=np.eye(2))
     (tmp_path / "provenance.json").write_text("{}")
     assert main(["verify", str(tmp_path)]) == 0
@@ -194,7 +194,7 @@ def test_where_the_system_cannot_reserve_the_free_room_is_looked_at(tmp_path, mo
     monkeypatch.setattr(os, "posix_fallocate", unsupported)
     with new_array(tmp_path / "a.npy", np.float32, (3, 2), "") as array:
         array[:] = 1
-    assert kept_array(tmp_path / "a.npy", 3).sum() == 6
+    assert cached_array(tmp_path / "a.npy", 3).sum() == 6
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     with (
         pytest.raises(ValueError, match="needs 24 bytes, and 5 are free"),
@@ -224,7 +224,7 @@ def test_a_full_disk_ends_with_a_sentence_and_not_with_a_signal(small_disk):
     assert not list(small_disk.iterdir())
     with new_array(small_disk / "a.npy", np.float32, (128, 1024), "make room") as array:
         array[:] = 1
-    assert kept_array(small_disk / "a.npy", 128).sum() == 128 * 1024
+    assert cached_array(small_disk / "a.npy", 128).sum() == 128 * 1024
 
 
 # Several writers, and killed ones

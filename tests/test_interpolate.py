@@ -1,4 +1,4 @@
-"""The line between two models: its ends are the models, its figures the evaluator's, its choice made on dev."""
+"""The line between two models: its ends are the models, its figures the evaluator's, its choice made on val."""
 
 import json
 import shutil
@@ -89,18 +89,18 @@ def test_states_are_float32_copies():
 def test_the_ends_are_base_and_tuned_with_the_figures_of_the_run(trained, tmp_path, capsys):
     assert interpolate(trained, "--out", tmp_path / "out", "--alphas", "0:1:0.5") == 0
     printed = capsys.readouterr().out
-    assert "dev rsum" in printed
-    assert "best rsum on dev" in printed
+    assert "val rsum" in printed
+    assert "best rsum on val" in printed
     content = json.loads((tmp_path / "out" / "interpolation.json").read_text())
     results = json.loads((trained / "run" / "results.json").read_text())
     first, middle, last = content["points"]
     assert [first["alpha"], middle["alpha"], last["alpha"]] == [0, 0.5, 1]
     assert first["results"] == results["zero_shot"]
     assert last["results"] == results["best"]
-    assert first["dev"]["rsum"] == results["dev_history"][0]["eval_rsum"]
-    assert last["dev"]["rsum"] == results["best_dev_rsum"]
-    best = max(content["points"], key=lambda point: point["dev"]["rsum"])
-    assert content["chosen"] == {"alpha": best["alpha"], "by": "best rsum on dev"}
+    assert first["val"]["rsum"] == results["val_history"][0]["eval_rsum"]
+    assert last["val"]["rsum"] == results["best_val_rsum"]
+    best = max(content["points"], key=lambda point: point["val"]["rsum"])
+    assert content["chosen"] == {"alpha": best["alpha"], "by": "best rsum on val"}
     assert (tmp_path / "out" / "interpolation.png").stat().st_size > 10_000
 
 
@@ -126,11 +126,11 @@ def test_another_base_and_keys_of_the_recipe(trained, tmp_path):
     words = ["--base", checkpoint, "--alphas", "0:1:1", "--evaluation.split", "val", "--evaluation.bootstrap", "0"]
     assert interpolate(trained, "--out", tmp_path / "out", *words) == 0
     content = json.loads((tmp_path / "out" / "interpolation.json").read_text())
-    history = json.loads((trained / "run" / "results.json").read_text())["dev_history"]
+    history = json.loads((trained / "run" / "results.json").read_text())["val_history"]
     step = int(checkpoint.name.split("-")[1])
     expected = next(entry["eval_rsum"] for entry in history if entry["step"] == step)
     assert content["split"] == "val"
-    assert content["points"][0]["results"]["all"]["metrics"]["rsum"] == expected == content["points"][0]["dev"]["rsum"]
+    assert content["points"][0]["results"]["all"]["metrics"]["rsum"] == expected == content["points"][0]["val"]["rsum"]
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def test_zero_shot_accuracy_is_that_of_loops_over_photos_and_prompts(trained, tm
             right += int(np.argmax(cosines)) == number
     assert content["points"][-1]["zero_shot"] == pytest.approx(100 * right / 9)
 
-    means = [(point["dev"]["rsum"] / 6 + point["zero_shot"]) / 2 for point in content["points"]]
+    means = [(point["val"]["rsum"] / 6 + point["zero_shot"]) / 2 for point in content["points"]]
     assert content["chosen"]["alpha"] == content["points"][int(np.argmax(means))]["alpha"]
     assert "no independent figure" in content["chosen"]["by"]
 
@@ -188,7 +188,7 @@ def test_choosing_looks_at_dev_and_never_at_the_final_split():
     points = [
         Point(alpha, {"rsum": dev}, {"all": {"metrics": {"rsum": final}}}, zero) for alpha, dev, zero, final in figures
     ]
-    assert choose(points, "dev").alpha == 0.5  # of two equal ones that closer to the base
+    assert choose(points, "val").alpha == 0.5  # of two equal ones that closer to the base
     assert choose(points, "both").alpha == 0.0
     assert choose(points, 1.0).alpha == 1.0
 

@@ -32,7 +32,7 @@ def test_the_global_generator_is_left_alone():
 
 
 def test_image_level_with_equal_counts_is_the_published_scheme_per_photo(golden):
-    # With one caption a photo the published index generator draws photo numbers: caption i goes with photo index[i].
+    # With one caption per photo the published index generator draws photo numbers: caption i goes with photo index[i].
     arrays = golden("crcl_noise_index")
     index = arrays["gen2_index"]
     noise = CaptionNoise.draw(
@@ -82,15 +82,15 @@ def test_statistics_count_what_is_true():
     statistics = noise.statistics(pairs)
     assert statistics["other_caption"] == pytest.approx(5 / 7)
     assert statistics["other_text"] == pytest.approx(4 / 7)
-    assert statistics["other_photo"] == pytest.approx(2 / 7)
-    assert statistics["photos_by_right_captions"] == pytest.approx([0, 1 / 3, 2 / 3, 0])
+    assert statistics["other_image"] == pytest.approx(2 / 7)
+    assert statistics["images_by_right_captions"] == pytest.approx([0, 1 / 3, 2 / 3, 0])
     assert statistics["ratio"] == 0.5
 
 
 def test_true_noise_is_near_the_nominal_ratio():
     pairs = make_pairs([5] * 4000)
     for level in ("caption", "image"):
-        share = CaptionNoise.draw(pairs, 0.4, level, 99).statistics(pairs)["other_photo"]
+        share = CaptionNoise.draw(pairs, 0.4, level, 99).statistics(pairs)["other_image"]
         assert 0.395 < share <= 0.4
 
 

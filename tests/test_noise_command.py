@@ -8,7 +8,7 @@ from clip_itm.data.configuration import SampleData
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise
 
-PHOTOS = {"train_photos": 20, "val_photos": 2, "test_photos": 2, "image_size": 16}
+PHOTOS = {"train_images": 20, "val_images": 2, "test_images": 2, "image_size": 16}
 
 
 @pytest.fixture

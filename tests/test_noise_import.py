@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from clip_itm.data.configuration import NoiseSection
 from clip_itm.data.load_noise import load_noise
 from clip_itm.data.noise import CaptionNoise
-from clip_itm.data.noise_import import from_captions, from_photo_index, import_noise
+from clip_itm.data.noise_import import from_captions, from_image_index, import_noise
 
 
 def photo_caption_set(noise, pairs) -> set[tuple[int, int]]:
@@ -25,9 +25,9 @@ def published_cases(arrays):
 
 
 def test_published_indices_give_the_same_photo_caption_pairs_and_clean_flags(golden):
-    for index, image_used, is_clean, num_photos, per_photo in published_cases(golden("crcl_noise_index")):
-        pairs = make_pairs([per_photo] * num_photos)
-        noise = from_photo_index(index, pairs)
+    for index, image_used, is_clean, num_images, per_photo in published_cases(golden("crcl_noise_index")):
+        pairs = make_pairs([per_photo] * num_images)
+        noise = from_image_index(index, pairs)
         expected = set(zip(image_used.tolist(), range(len(pairs)), strict=True))
         assert photo_caption_set(noise, pairs) == expected
         flag_of_caption = np.empty(len(pairs), dtype=np.int64)
@@ -41,7 +41,7 @@ def test_published_indices_give_the_same_photo_caption_pairs_and_clean_flags(gol
 def test_level_tells_whether_captions_moved_together(golden):
     arrays = golden("crcl_noise_index")
     pairs = make_pairs([5] * 12)
-    levels = {name: from_photo_index(arrays[f"{name}_index"], pairs).level for name in ("percap", "grouped", "perimg")}
+    levels = {name: from_image_index(arrays[f"{name}_index"], pairs).level for name in ("percap", "grouped", "perimg")}
     assert levels == {"percap": "caption", "grouped": "image", "perimg": "image"}
 
 
@@ -60,7 +60,7 @@ def test_a_draw_written_as_photo_index_comes_back_as_the_same_pairs(counts, rati
     noise = CaptionNoise.draw(pairs, ratio, "caption", seed)
     index = np.empty(len(pairs), dtype=np.int64)
     index[noise.source] = pairs.image
-    again = from_photo_index(index, pairs)
+    again = from_image_index(index, pairs)
     assert photo_caption_set(again, pairs) == photo_caption_set(noise, pairs)
     np.testing.assert_array_equal(again.is_clean(pairs), again.source == np.arange(len(pairs)))
 
@@ -70,7 +70,7 @@ def test_a_draw_per_photo_equals_its_published_index():
     noise = CaptionNoise.draw(pairs, 0.4, "image", 99)
     index = np.empty(50, dtype=np.int64)
     index[noise.source[::5] // 5] = np.arange(50)
-    again = from_photo_index(index, pairs)
+    again = from_image_index(index, pairs)
     np.testing.assert_array_equal(again.source, noise.source)
     assert again.level == "image"
     assert again.seed is None
@@ -80,16 +80,16 @@ def test_impossible_indices_are_named(golden):
     pairs = make_pairs([5] * 12)
     index = golden("crcl_noise_index")["percap_index"].copy()
     with pytest.raises(ValueError, match=r"index\.npy: expected 60 whole numbers .* or 12"):
-        from_photo_index(index[:-1], pairs, "index.npy")
+        from_image_index(index[:-1], pairs, "index.npy")
     with pytest.raises(ValueError, match="type float64"):
-        from_photo_index(index.astype(np.float64), pairs)
+        from_image_index(index.astype(np.float64), pairs)
     changed = index.copy()
     changed[7] = 12
     with pytest.raises(ValueError, match="entry 7 is 12, but photos are numbered 0 to 11"):
-        from_photo_index(changed, pairs)
+        from_image_index(changed, pairs)
     changed[7] = 3
     with pytest.raises(ValueError, match=r"photo 1 is used for 4 captions but has 5 \(2 such photos\)"):
-        from_photo_index(changed, pairs)
+        from_image_index(changed, pairs)
 
 
 @pytest.mark.parametrize("case", "abc")

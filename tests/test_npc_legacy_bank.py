@@ -99,7 +99,7 @@ def test_golden_entries_come_along_with_a_batch(golden, tmp_path, name, section)
         captions = torch.cat([batch["input_ids"], batch["memory_input_ids"]])
         captions = F.pad(captions, (0, 77 - captions.shape[1]))
         # of the pair itself, of the entry of its photo, of the entry of its caption
-        photo_rows = torch.stack([batch["photo"], *batch["memory_photo"].chunk(2)], dim=1)
+        photo_rows = torch.stack([batch["image_index"], *batch["memory_image_index"].chunk(2)], dim=1)
         caption_rows = torch.stack([torch.arange(len(pairs)), *batch["memory_caption"].chunk(2)], dim=1)
         np.testing.assert_array_equal(captions[caption_rows], arrays[f"{name}_train_tokens"][pairs])
         expected = torch.stack([pixels[path] for path in paths[pairs].flat])

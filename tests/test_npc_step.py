@@ -12,7 +12,7 @@ from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.methods.npc.head import NpcHead
 from clip_itm.methods.npc.step import NpcStep
 from clip_itm.methods.npc.weights import confidence_weight, improvement_ratio
-from clip_itm.training.schedule import cosine_multiplier, plateau_multiplier
+from clip_itm.training.schedule import cosine_lambda, plateau_lambda
 
 
 def golden(name: str) -> dict[str, Tensor]:
@@ -48,11 +48,11 @@ def inputs(arrays: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     return {
         "image_features": arrays[f"{prefix}batch_img"],
         "text_features": arrays[f"{prefix}batch_txt"],
-        "photo": torch.arange(count),
+        "image_index": torch.arange(count),
         "image_ids": torch.arange(count),
         "memory_image_features": torch.cat([arrays[f"{prefix}memi_img"], arrays[f"{prefix}memt_img"]]),
         "memory_text_features": torch.cat([arrays[f"{prefix}memi_txt"], arrays[f"{prefix}memt_txt"]]),
-        "memory_photo": count + torch.arange(2 * count),
+        "memory_image_index": count + torch.arange(2 * count),
         "memory_caption": count + torch.arange(2 * count),
         "memory_image_ids": count + torch.arange(2 * count),
     }
@@ -166,7 +166,7 @@ def test_adamw_steps_equal_the_golden_ones_with_both_optimisers_moments(mode, sh
     step.shares_forward = shares_forward
     clipped = 0
     for number in range(4):
-        step.optimizer.param_groups[0]["lr"] = lr * cosine_multiplier(number, int(warmup), int(total))
+        step.optimizer.param_groups[0]["lr"] = lr * cosine_lambda(number, int(warmup), int(total))
         expected = {
             key.removeprefix(f"{mode}_step{number}_"): value
             for key, value in arrays.items()
@@ -203,7 +203,7 @@ def test_the_released_program_run_over_epochs():
         mode="released",
     )
     for number in range(per_epoch * epochs):
-        rate = lr * plateau_multiplier(number, int(warmup), per_epoch, samples, epochs)
+        rate = lr * plateau_lambda(number, int(warmup), per_epoch, samples, epochs)
         assert rate == pytest.approx(arrays["lr_per_step"][number].item(), rel=1e-9)
         step.optimizer.param_groups[0]["lr"] = rate
         step(inputs(arrays, f"b{number % per_epoch}_"))
@@ -251,26 +251,26 @@ def test_equal_rows_are_encoded_once_and_change_nothing(shares_forward):
     short = {
         "image_features": photos[:3],
         "text_features": captions[:4],
-        "photo": photo,
+        "image_index": photo,
         "image_ids": photo,
         "memory_image_features": photos[3:],
         "memory_text_features": captions[4:],
-        "memory_photo": memory_photo,
+        "memory_image_index": memory_photo,
         "memory_caption": memory_caption,
         "memory_image_ids": memory_photo,
     }
     long = {
         **short,
         "image_features": photos[photo],
-        "photo": torch.arange(4),
+        "image_index": torch.arange(4),
         "memory_image_features": photos[memory_photo],
         "memory_text_features": captions[memory_caption],
-        "memory_photo": 4 + torch.arange(8),
+        "memory_image_index": 4 + torch.arange(8),
         "memory_caption": 4 + torch.arange(8),
     }
     results, encoded = [], []
     for batch in (short, long):
-        model, step = make_step(arrays, lambda values: torch.optim.AdamW(values, lr=0.05), same_photo="mask")
+        model, step = make_step(arrays, lambda values: torch.optim.AdamW(values, lr=0.05), same_image="mask")
         step.shares_forward = shares_forward
         outcome = step(batch)
         results.append((outcome.loss, outcome.weight, *(value.grad for value in step.parameters)))

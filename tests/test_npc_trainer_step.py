@@ -22,7 +22,7 @@ def memory_batch(trainer, entries: np.ndarray) -> tuple[Tensor, Tensor, Tensor, 
     plain = copy.copy(trainer.train_dataset)
     plain.memory = None
     batch = plain.__getitems__(entries.tolist())
-    return batch["pixel_values"][batch["photo"]], batch["input_ids"], batch["attention_mask"], batch["image_ids"]
+    return batch["pixel_values"][batch["image_index"]], batch["input_ids"], batch["attention_mask"], batch["image_ids"]
 
 
 def one_by_one_losses(images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> Tensor:
@@ -150,8 +150,8 @@ def total_loss(model, inputs, batches, weight, rng) -> tuple[Tensor, Tensor]:
     assert len(texts[1])
     assert len(images[1])
     scale, photo_ids = model.head.scale(), inputs["memory_image_ids"]
-    losses = one_by_one_losses(images[0][inputs["photo"]], texts[0], inputs["image_ids"], scale)
-    images, texts = torch.cat(images)[inputs["memory_photo"]], torch.cat(texts)[inputs["memory_caption"]]
+    losses = one_by_one_losses(images[0][inputs["image_index"]], texts[0], inputs["image_ids"], scale)
+    images, texts = torch.cat(images)[inputs["memory_image_index"]], torch.cat(texts)[inputs["memory_caption"]]
     count = len(losses)
     memory = sum(
         one_by_one_losses(images[half], texts[half], photo_ids[half], scale)

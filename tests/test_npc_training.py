@@ -167,7 +167,7 @@ def test_an_imported_bank_has_no_probabilities_to_tell(given_bank):
     ("override", "expected"),
     [
         (("--noise.seed", "5"), "built for other noise"),
-        (("--data.train_photos", "44"), "built for other noise"),
+        (("--data.train_images", "44"), "built for other noise"),
         (("--head.bank", "nowhere.npz"), r"memory bank nowhere\.npz does not exist"),
     ],
 )
@@ -217,7 +217,7 @@ OPTIONS = {
     "weight ratio": {"weight_fn": "ratio"},
     "base moments": {"trial_moments": "base"},
     "no moments": {"trial_moments": "none", "trial_grad_scale": 100},
-    "same photo positive": {"same_photo": "positive"},
+    "same photo positive": {"same_image": "positive"},
 }
 
 

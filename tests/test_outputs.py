@@ -43,7 +43,7 @@ def test_every_option_that_names_an_output_says_so():
 def made(tmp_path_factory):
     """A run of one step, and an index of a few photos."""
     folder = tmp_path_factory.mktemp("outputs")
-    recipe = tiny_recipe(folder, training={"max_steps": 1}, data={"train_photos": 8, "val_photos": 4, "test_photos": 4})
+    recipe = tiny_recipe(folder, training={"max_steps": 1}, data={"train_images": 8, "val_images": 4, "test_images": 4})
     recipe = recipe.with_overrides("--training.batch_size", "8")
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     assert main(["train", str(folder / "recipe.yaml")]) == 0

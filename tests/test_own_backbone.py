@@ -60,7 +60,7 @@ def test_a_run_with_a_backbone_of_ones_own_kind_ends_with_a_card(tmp_path):
     (tmp_path / "tiny.json").write_text(json.dumps(TINY_CLIP))
     content = {
         "output_dir": "run",
-        "data": {"source": "sample", "train_photos": 20, "val_photos": 4, "test_photos": 4, "cache_dir": "cache"},
+        "data": {"source": "sample", "train_images": 20, "val_images": 4, "test_images": 4, "cache_dir": "cache"},
         "backbone": {"kind": "own", "architecture": "tiny.json"},
         "training": {"batch_size": 20, "max_steps": 1, "trackers": []},
         "evaluation": {"bootstrap": 0},

@@ -19,23 +19,23 @@ from clip_itm.visible import visible
 
 PACKAGE = Path(clip_itm.__file__).parent
 HITS = {
-    "photo": [Hit(Item(HOSTILE, path="gone.png"), 0.5, 1)],
+    "image": [Hit(Item(HOSTILE, path="gone.png"), 0.5, 1)],
     "caption": [Hit(Item(HOSTILE, caption=HOSTILE), 0.5, 1)],
 }
 ROW = {
     "image_id": HOSTILE,
-    "photo": None,
+    "image": None,
     "caption_id": HOSTILE,
     "caption": HOSTILE,
     "clean_probability": 0.5,
     "rank": 1,
 }
 PARTS = {  # and how often they show the text
-    "results.html, photos": (lambda: results_page([Answer(HOSTILE, HITS["photo"])], HOSTILE), 4),
+    "results.html, photos": (lambda: results_page([Answer(HOSTILE, HITS["image"])], HOSTILE), 4),
     "results.html, captions": (lambda: results_page([Answer(HOSTILE, HITS["caption"])], HOSTILE), 5),
     "app_header.html": (lambda: app_html.header(HOSTILE, [HOSTILE]), 2),
     "app_message.html": (lambda: app_html.message(HOSTILE), 1),
-    "app_results.html, photos": (lambda: app_html.results(HOSTILE, HITS["photo"]), 2),
+    "app_results.html, photos": (lambda: app_html.results(HOSTILE, HITS["image"]), 2),
     "app_results.html, captions": (lambda: app_html.results(HOSTILE, HITS["caption"]), 3),
     "app_heat_map.html": (lambda: app_html.heat_map([(HOSTILE, b"jpeg")], [HOSTILE], torch.zeros(1, 1)), 2),
     "app_pairs.html": (lambda: app_html.pairs(HOSTILE, [{**ROW, "known_wrong": True}]), 4),

@@ -191,7 +191,7 @@ def test_thin_photos_have_the_same_pixels():
 def test_thin_photos_of_an_image_processor_of_transformers(edge, crop, monkeypatch):
     monkeypatch.setattr("clip_itm.image_processing.MODERATE", 0)
     own = CLIPImageProcessor(size={"shortest_edge": edge}, crop_size={"height": crop, "width": crop})
-    processor = ItmProcessor(own, openai_tokenizer(), photos_as="transformers")
+    processor = ItmProcessor(own, openai_tokenizer(), images_as="transformers")
     for size in THIN:
         ours = processor(images=[photo(size)])["pixel_values"][0]
         levels = (ours - own(photo(size), return_tensors="pt")["pixel_values"][0]).abs() * 0.27 * 255
@@ -207,16 +207,16 @@ def test_the_thinnest_photos_are_cheap(size):
     image = Image.new("RGB", size, (200, 100, 50))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for processor in (CLIPImageProcessor(), SiglipImageProcessor()):
-        for photos_as in ("open_clip", "transformers"):
-            wrapped = ItmProcessor(processor, openai_tokenizer(), photos_as=photos_as)
+        for images_as in ("open_clip", "transformers"):
+            wrapped = ItmProcessor(processor, openai_tokenizer(), images_as=images_as)
             assert wrapped(images=[image])["pixel_values"].std(dim=(2, 3)).max() < 1e-4
     assert len(small_jpeg(image, 256)) < 50_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kilobytes
 
 
-@pytest.mark.parametrize("photos_as", ["open_clip", "transformers"])
-def test_a_thin_photo_of_which_all_is_wanted_is_refused(photos_as):
-    uncut = ItmProcessor(CLIPImageProcessor(do_center_crop=False), openai_tokenizer(), photos_as=photos_as)
+@pytest.mark.parametrize("images_as", ["open_clip", "transformers"])
+def test_a_thin_photo_of_which_all_is_wanted_is_refused(images_as):
+    uncut = ItmProcessor(CLIPImageProcessor(do_center_crop=False), openai_tokenizer(), images_as=images_as)
     with pytest.raises(ValueError, match="a photo of 40000 x 3 pixels is too thin to be resized to 2986666 x 224"):
         uncut(images=[Image.new("RGB", (40_000, 3))])
 
@@ -230,7 +230,7 @@ def as_saved_before(folder) -> None:
     file = folder / "processor_config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     assert content["image_processor"]["image_processor_type"] in ("CLIPImageProcessor", "SiglipImageProcessor")
-    del content["photos_as"]
+    del content["images_as"]
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -247,7 +247,7 @@ def test_a_saved_processor_gives_the_same_pixels(kind, old, tmp_path):
         as_saved_before(tmp_path / "model")
     loaded = ItmProcessor.from_pretrained(tmp_path / "model")
     photos = [photo(size) for size in SIZES]
-    assert loaded.photos_as == made.photos_as
+    assert loaded.images_as == made.images_as
     assert torch.equal(loaded(images=photos)["pixel_values"], made(images=photos)["pixel_values"])
 
 
@@ -256,8 +256,8 @@ def test_an_old_processor_without_a_model_beside_it_is_one_of_open_clip(tmp_path
     made.save_pretrained(tmp_path)
     as_saved_before(tmp_path)
     assert isinstance(ItmProcessor.from_pretrained(tmp_path).image_processor, OpenClipImageProcessor)
-    with pytest.raises(ValueError, match="photos_as: expected open_clip or transformers, found 'pillow'"):
-        ItmProcessor(CLIPImageProcessor(), openai_tokenizer(), photos_as="pillow")
+    with pytest.raises(ValueError, match="images_as: expected open_clip or transformers, found 'pillow'"):
+        ItmProcessor(CLIPImageProcessor(), openai_tokenizer(), images_as="pillow")
 
 
 @pytest.mark.slow

@@ -76,12 +76,12 @@ def random_scores(seed: int, count: int = 7) -> torch.Tensor:
     return 0.3 + 0.3 * torch.randn(count, count, generator=generator, dtype=torch.float64)
 
 
-def looped(scores: torch.Tensor, same_photo: torch.Tensor, margin: float, form: str, joint: bool, floor) -> float:
+def looped(scores: torch.Tensor, same_image: torch.Tensor, margin: float, form: str, joint: bool, floor) -> float:
     """One direction as it is defined, pair by pair."""
     total = 0.0
     for i, row in enumerate(scores.tolist()):
         p = row[i]
-        gated = [s for s, same in zip(row, same_photo[i].tolist(), strict=True) if not same and s + margin > p]
+        gated = [s for s, same in zip(row, same_image[i].tolist(), strict=True) if not same and s + margin > p]
         if p >= 1 - 1e-5 or not gated:
             continue
         costs = []
@@ -99,17 +99,17 @@ def looped(scores: torch.Tensor, same_photo: torch.Tensor, margin: float, form: 
 def test_forms_against_a_loop(form, joint, floor):
     """With photos that have several captions in the batch; some pairs are active and some are not."""
     image_ids = torch.tensor([0, 1, 0, 2, 3, 1, 4])
-    same_photo = image_ids[:, None] == image_ids[None]
+    same_image = image_ids[:, None] == image_ids[None]
     weighting = Weighting(joint_clamp=joint, floor=floor)
     shares = []
     for seed in range(4):
         scores = random_scores(seed).requires_grad_()
-        found = polynomial_losses(scores, torch.arange(7), same_photo, 0.2, weighting, form)
+        found = polynomial_losses(scores, torch.arange(7), same_image, 0.2, weighting, form)
         assert found.losses.mean().item() == pytest.approx(
-            looped(scores, same_photo, 0.2, form, joint, floor), abs=1e-12
+            looped(scores, same_image, 0.2, form, joint, floor), abs=1e-12
         )
         found.losses.sum().backward()
-        assert (scores.grad[same_photo & ~torch.eye(7, dtype=torch.bool)] == 0).all()
+        assert (scores.grad[same_image & ~torch.eye(7, dtype=torch.bool)] == 0).all()
         assert scores.grad.isfinite().all()
         shares.append(found.active.float().mean().item())
     assert 0 < min(shares) < 1
@@ -154,9 +154,9 @@ def test_the_first_batch_sets_the_map():
     head = PolyLossHead(PolyLossHeadConfig(score_map="affine")).train()
     images, texts = unit_pairs()
     head.loss(images, texts, IDS, torch.arange(8))
-    mapped, same_photo = head.score_map(images @ texts.T), IDS[:, None] == IDS[None]
+    mapped, same_image = head.score_map(images @ texts.T), IDS[:, None] == IDS[None]
     assert mapped.diagonal().mean().item() == pytest.approx(0.5, abs=1e-5)
-    assert mapped[~same_photo].mean().item() == pytest.approx(0.1, abs=1e-5)
+    assert mapped[~same_image].mean().item() == pytest.approx(0.1, abs=1e-5)
     before = {name: value.clone() for name, value in head.state_dict().items()}
     loss, logs = head.loss(images.flip(0), texts, IDS, torch.arange(8))
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())

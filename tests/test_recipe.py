@@ -91,7 +91,7 @@ def test_mistakes_name_the_key_and_its_neighbours(content, expected):
             "head.frozen_epochs: 3 frozen epochs leave none of the 3 (training.epochs) to refine labels in; lower it",
         ),
         ({"kind": "crcl", "schedules": [5, 0]}, {}, "head.schedules.1: input should be greater than 0, found 0"),
-        ({"kind": "crcl", "same_photo": "positive"}, {}, "head.same_photo: input should be 'negative' or 'mask'"),
+        ({"kind": "crcl", "same_image": "positive"}, {}, "head.same_image: input should be 'negative' or 'mask'"),
         ({"kind": "clip", "warmup_epochs": 1}, {}, "head.warmup_epochs: unknown key"),
     ],
 )
@@ -213,8 +213,8 @@ def test_another_source_or_kind_leaves_the_keys_of_the_former_behind():
     """Keys that both have stay; keys that nobody has, or that were given for the wrong one, are still errors."""
     file = ROOT / "recipes" / "flickr8k" / "clip.yaml"
     words = ["--data.root", "elsewhere", "--data.source", "folder"]
-    recipe = load_recipe(file, [*words, "--data.max_photos", "5"])
-    assert recipe.data == FolderData(root="elsewhere", max_photos=5)
+    recipe = load_recipe(file, [*words, "--data.max_images", "5"])
+    assert recipe.data == FolderData(root="elsewhere", max_images=5)
     assert load_recipe(file, words).with_overrides("--data.source", "sample").data == SampleData()
     with pytest.raises(RecipeError, match=r"data.layout: unknown key"):
         load_recipe(file, [*words, "--data.layout", "karpathy"])

@@ -112,13 +112,13 @@ def test_a_recipe_file_says_what_is_written_in_it(tmp_path, word):
 def test_numbers_lists_and_mappings_are_read_as_their_type():
     recipe = parse_recipe(MINIMAL, "r").with_overrides(
         "--training.batch_size=010", "--training.learning_rate", "2e-5", "--training.activation_checkpointing", "yes",
-        "--training.betas", "[0.5, 0.9]", "--training.rate_multipliers.head", "10",
-        "--training.rate_multipliers.backbone.image_tower", "0.1", "--backbone.lora", "{rank: 4}",
+        "--training.betas", "[0.5, 0.9]", "--training.lr_multipliers.head", "10",
+        "--training.lr_multipliers.backbone.image_tower", "0.1", "--backbone.lora", "{rank: 4}",
     )  # fmt: skip
     training = recipe.training
     assert (training.batch_size, training.learning_rate, training.activation_checkpointing) == (10, 2e-5, True)
     assert training.betas == (0.5, 0.9)
-    assert training.rate_multipliers == {"head": 10, "backbone.image_tower": 0.1}
+    assert training.lr_multipliers == {"head": 10, "backbone.image_tower": 0.1}
     assert recipe.backbone.lora.rank == 4
     timm = parse_recipe({**MINIMAL, "backbone": {"kind": "timm-words"}}, "r")
     assert timm.with_overrides("--backbone.image_kwargs.pad_type", "same").backbone.image_kwargs == {"pad_type": "same"}
@@ -136,7 +136,7 @@ def test_numbers_lists_and_mappings_are_read_as_their_type():
         ("training.warmup", "inf", "training.warmup: input should be a finite number"),
         ("training.betas", "[2, 3]", "training.betas.0: input should be less than 1"),
         ("training.betas", "[0.9, .nan]", "training.betas.1: input should be a finite number"),
-        ("training.rate_multipliers", "{head: .inf}", "training.rate_multipliers.head: input should be a finite"),
+        ("training.lr_multipliers", "{head: .inf}", "training.lr_multipliers.head: input should be a finite"),
         ("training.activation_checkpointing", "maybe", "training.activation_checkpointing: input should be a valid b"),
         ("evaluation.bootstrap", "1000000000", "evaluation.bootstrap: more than 100,000 resamples"),
         ("output_dir", "a\0b", "output_dir: there is a NUL in it"),

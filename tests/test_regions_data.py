@@ -27,7 +27,7 @@ def processor(text, return_tensors):
 
 
 def test_both_conventions_give_the_same(tmp_path):
-    """A row a photo in train, a row a caption in dev and test; captions, ids and features belong together."""
+    """A row per photo in train, a row per caption in dev and test; captions, ids and features belong together."""
     root = write_regions(tmp_path)
     splits = load_splits(section(root))
     assert {name: len(split) for name, split in splits.items()} == {"train": 40, "val": 12, "test": 10}
@@ -66,7 +66,7 @@ def test_batches(tmp_path):
     noise = CaptionNoise.draw(split.pairs, 0.5, "caption", 1)
     pairs = [12, 3, 10, 4]
     batch = PairDataset(split, noise, processor).__getitems__(pairs)
-    assert batch["photo"].tolist() == [0, 1, 0, 1]
+    assert batch["image_index"].tolist() == [0, 1, 0, 1]
     assert batch["image_tokens"].shape == (2, REGIONS, WIDTH)
     features = np.load(tmp_path / "train_ims.npy")
     np.testing.assert_array_equal(batch["image_tokens"], features[[2, 0]])
@@ -81,7 +81,7 @@ def test_batches(tmp_path):
 
 
 def test_tsv_with_quotes(tmp_path):
-    """CC152K: one caption a photo; a quote at the start of a caption swallows nothing."""
+    """CC152K: one caption per photo; a quote at the start of a caption swallows nothing."""
     root = write_regions(tmp_path, {"train": 40, "dev": 10}, (), captions_per_image=1, tsv=True)
     lines = (root / "train_caps.tsv").read_text().splitlines()
     lines[1] = lines[1].split("\t")[0] + '\t"open, a dog'
@@ -96,7 +96,7 @@ def test_tsv_with_quotes(tmp_path):
 def test_dev_is_cut_as_published(tmp_path):
     root = write_regions(tmp_path, {"train": 2, "dev": 1002, "test": 1})
     assert len(load_splits(section(root))["val"]) == 1000
-    assert len(load_splits(section(root, whole_dev=True))["val"]) == 1002
+    assert len(load_splits(section(root, whole_val=True))["val"]) == 1002
 
 
 def test_testall(tmp_path):
@@ -108,14 +108,14 @@ def test_testall(tmp_path):
 
 
 def test_fewer_photos_and_captions_keep_their_regions(tmp_path):
-    """`max_photos`, and captions and photos that `skip_missing` leaves out."""
+    """`max_images`, and captions and photos that `skip_missing` leaves out."""
     root = write_regions(tmp_path, vectors=3)
     lines = (root / "train_caps.txt").read_text().splitlines()
     lines[0], lines[10:15] = " ", [""] * 5
     (root / "train_caps.txt").write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=r"6 empty captions \(train_caps.txt:1, train_caps.txt:11"):
         load_splits(section(root))
-    train = load_splits(section(root, skip_missing=True, max_photos=4, global_vectors=True))["train"]
+    train = load_splits(section(root, skip_missing=True, max_images=4, global_vectors=True))["train"]
     assert train.rows["image_id"][:] == ["1000", "1001", "1003", "1004"]
     assert len(train.pairs) == 19
     np.testing.assert_array_equal(
@@ -163,7 +163,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match=r"train_clip_ims.npy: there is no such file"):
         load_splits(section(root, global_vectors=True))
     np.save(root / "train_ims.npy", np.zeros((7, 36, 4), dtype=np.float32))
-    with pytest.raises(ValueError, match=r"train_ims.npy has 7 rows and the split 200 captions; expected one row a"):
+    with pytest.raises(ValueError, match=r"train_ims.npy has 7 rows and the split 200 captions; expected one row per"):
         load_splits(section(root))
     np.save(root / "train_ims.npy", np.zeros((40, 4), dtype=np.float32))
     with pytest.raises(ValueError, match=r"train_ims.npy: expected float32 or float16 \[n, R, C\], found float32 \[40"):
@@ -172,7 +172,9 @@ def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match=r"train_ims.npy: no array of numpy that can be mapped"):
         load_splits(section(root))
     (root / "dev_ids.txt").write_text("1\n2\n")
-    with pytest.raises(ValueError, match=r"dev_ids.txt has 2 ids; expected one a photo \(12\) or one a caption \(60\)"):
+    with pytest.raises(
+        ValueError, match=r"dev_ids.txt has 2 ids; expected one per photo \(12\) or one per caption \(60\)"
+    ):
         load_splits(section(root))
     with (root / "dev_caps.txt").open("a") as file:
         file.write("one more\n")

@@ -64,7 +64,7 @@ def test_crcl_trains_vse_infinity(golden):
     arrays = golden("crcl_vse_train_steps")
     backbone = published(part(arrays, "init_img_"), part(arrays, "init_txt_"), norm_padding=True)
     config = CrclHeadConfig(
-        temperature=float(arrays["tau"]), label_momentum=float(arrays["alpha"]), same_photo="negative"
+        temperature=float(arrays["tau"]), label_momentum=float(arrays["alpha"]), same_image="negative"
     )
     head = build_head(config, backbone.widths)
     head.labels = LabelStore(len(arrays["s0_store_after"]))

@@ -148,7 +148,7 @@ def test_bad_vocabularies(tmp_path):
 
 
 def test_golden_word_corruption(golden):
-    """Draws in the published order: one a token, and an id behind it where the token is replaced at random."""
+    """Draws in the published order: one per token, and an id behind it where the token is replaced at random."""
     arrays = golden("crcl_augment")
     ids, vocab_size = arrays["cap_ids"], int(arrays["vocab_size"])
     draws, random_ids = np.zeros(ids.shape), np.zeros(ids.shape, dtype=np.int64)
@@ -206,7 +206,7 @@ def test_golden_batch(golden, tmp_path, monkeypatch):
     np.testing.assert_array_equal(batch["pair_ids"], arrays["batch_ids"])
     np.testing.assert_array_equal(batch["input_ids"], arrays["batch_tokens"])
     np.testing.assert_array_equal(batch["attention_mask"].sum(dim=1), arrays["batch_token_lengths"])
-    np.testing.assert_array_equal(batch["image_tokens"][batch["photo"]], arrays["batch_images"])
+    np.testing.assert_array_equal(batch["image_tokens"][batch["image_index"]], arrays["batch_images"])
     np.testing.assert_array_equal(batch["image_mask"].sum(dim=1), arrays["batch_image_lengths"])
 
 

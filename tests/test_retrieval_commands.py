@@ -19,7 +19,7 @@ from clip_itm.data.images import small_jpeg
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.pipeline import load_pipeline
-from clip_itm.retrieval.show import Answer, draw_montage, photo_of, results_page
+from clip_itm.retrieval.show import Answer, draw_montage, image_of, results_page
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -130,7 +130,7 @@ def photo_items(tmp_path) -> list[Item]:
 
 def test_a_picture_shows_files_thumbnails_and_what_is_gone(tmp_path):
     items = photo_items(tmp_path)
-    assert photo_of(items[2]) is None
+    assert image_of(items[2]) is None
     answer = Answer("a long query " * 20, [Hit(item, 0.5, 1) for item in items])
     draw_montage(
         [answer, Answer(str(tmp_path / "red.png"), [Hit(Item("0", caption="a caption"), 0.1, 1)])], tmp_path / "m.png"

@@ -55,7 +55,7 @@ def exact(vectors) -> LocalIndex:
 
 @pytest.fixture(scope="module")
 def saved(vectors, tmp_path_factory) -> dict:
-    """A folder a kind, with the first 10,000 vectors."""
+    """A folder per kind, with the first 10,000 vectors."""
     folders = {}
     for kind in KINDS:
         folders[kind] = tmp_path_factory.mktemp("index") / kind

@@ -14,7 +14,7 @@ from tiny_index import QUERIES, VECTORS, file_of, items, make_index, snapshot, w
 
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Item
-from clip_itm.retrieval.storage import PENDING, describe_file, index_damages, named_files
+from clip_itm.retrieval.storage import PENDING, file_entry, index_damages, named_files
 from clip_itm.verify import verify
 
 VERSION_1 = TESTS / "index_v1"  # what clip_itm wrote before files had checksums of blocks
@@ -207,7 +207,7 @@ def test_files_that_were_made_to_fit_are_named(two, tmp_path, what):
     content = json.loads((folder / "index.json").read_text())
     for entry in named_files(content):
         if entry["name"] == path.name:
-            entry |= describe_file(path)
+            entry |= file_entry(path)
     write_index_file(folder, content)
     with pytest.raises(ValueError, match=message) as raised:
         use(folder)

@@ -46,7 +46,7 @@ def test_a_place_where_no_folder_can_be_is_refused_before_anything_is_loaded(pla
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="choose a"):
-        storage.check_place(Path(place))
+        storage.require_index_folder(Path(place))
     assert names(tmp_path) == {"file"}
 
 

@@ -164,7 +164,7 @@ def test_a_photo_that_broke_is_not_found_by_what_it_was(run, photos):
         run(photos)
     index, changes, _ = run(photos, skip_broken=True)
     assert str(changes) == "0 new, 3 kept; 1 left out"
-    assert changes.left_out[0].endswith("(what it was before is taken out)")
+    assert changes.skipped[0].endswith("(what it was before is taken out)")
     assert sorted(colours(index)) == ["0.bmp", "1.bmp", "3.bmp"]
 
 

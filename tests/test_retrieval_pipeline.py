@@ -30,7 +30,7 @@ from clip_itm.training.encode import encode_split
 def place(tmp_path_factory) -> Path:
     """A model of random weights in `model`, the photos of the sample's test split in `photos`."""
     folder = tmp_path_factory.mktemp("retrieval")
-    recipe = tiny_recipe(folder, data={"train_photos": 4, "val_photos": 4, "test_photos": 24})
+    recipe = tiny_recipe(folder, data={"train_images": 4, "val_images": 4, "test_images": 24})
     splits = load_splits(recipe.data)
     model, processor = make_model(recipe, splits)
     model.save_pretrained(folder / "model")

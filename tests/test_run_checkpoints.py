@@ -156,15 +156,15 @@ def test_a_clock_that_goes_back_loses_no_new_checkpoint(tmp_path, monkeypatch):
     placed, clock = [], [2e9]
     from clip_itm.training import guarded
 
-    place = guarded.place
+    commit = guarded.commit
 
     def place_back_in_time(run, temporary, name):
-        place(run, temporary, name)
+        commit(run, temporary, name)
         clock[0] -= 3600
         os.utime(run / name, (clock[0], clock[0]))
         placed.append(name)
 
-    monkeypatch.setattr(guarded, "place", place_back_in_time)
+    monkeypatch.setattr(guarded, "commit", place_back_in_time)
     results = train(recipe)
     assert placed == [f"checkpoint-{step}" for step in range(1, 7)]
     kept = {path.name for path in checkpoints(Path(recipe.output_dir))}

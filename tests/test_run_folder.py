@@ -13,10 +13,10 @@ from clip_itm.runs.train import train
 from clip_itm.training.folder import (
     ADDED,
     MANIFEST,
+    commit,
     delete,
     other_files,
     own_files,
-    place,
 )
 
 # --overwrite
@@ -93,7 +93,7 @@ def test_a_link_in_the_place_of_a_checkpoint_stays(tmp_path, target):
     (tmp_path / "full" / "note").write_text("mine")
     (run / "checkpoint-2").symlink_to(tmp_path / target)
     with pytest.raises(ValueError, match="checkpoint-2 is in the way"):
-        place(run, temporary, "checkpoint-2")
+        commit(run, temporary, "checkpoint-2")
     assert (run / "checkpoint-2").is_symlink()
     assert (tmp_path / "full" / "note").read_text() == "mine"
 

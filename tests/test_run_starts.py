@@ -16,7 +16,7 @@ from clip_itm.cli import main
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.distributed import OTHER_LAUNCHES, agree
 from clip_itm.recipe import Recipe, RecipeError, parse_recipe
-from clip_itm.runs.batch_checks import demand_negatives, demand_rows_for_batch_norm
+from clip_itm.runs.batch_checks import require_negatives, require_rows_for_batch_norm
 from clip_itm.runs.launch import recipe_decides
 
 
@@ -125,7 +125,7 @@ def sampler_of(tmp_path, pair_image, world_size=1, **training):
     recipe = tiny_recipe(tmp_path, training=training)
     section = recipe.training
     sampler = PairBatchSampler(
-        np.array(pair_image), section.batches, section.batch_size, section.captions_per_photo, world_size=world_size
+        np.array(pair_image), section.batches, section.batch_size, section.captions_per_image, world_size=world_size
     )
     return recipe, sampler
 
@@ -137,7 +137,7 @@ def sampler_of(tmp_path, pair_image, world_size=1, **training):
         ([0, 0, 1, 1], {"batch_size": 2}, False),
         ([0] * 5 + [1] * 5, {"batch_size": 5, "batches": "grouped"}, True),
         ([0] * 5 + [1] * 5, {"batch_size": 3, "batches": "grouped"}, True),
-        ([0] * 5 + [1] * 5, {"batch_size": 4, "batches": "grouped", "captions_per_photo": 2}, False),
+        ([0] * 5 + [1] * 5, {"batch_size": 4, "batches": "grouped", "captions_per_image": 2}, False),
         ([0, 0, 1, 1, 2, 2, 3, 3], {"batch_size": 4, "batches": "grouped"}, False),
         ([0, 1, 2], {"batch_size": 2, "batches": "unique"}, False),
     ],
@@ -146,9 +146,9 @@ def test_batches_that_show_one_photo_alone_are_refused(tmp_path, pair_image, tra
     recipe, sampler = sampler_of(tmp_path, pair_image, **training)
     if alone:
         with pytest.raises(ValueError, match=r"training.batch_size .* one photo alone.* no\s+negatives"):
-            demand_negatives(recipe, sampler)
+            require_negatives(recipe, sampler)
     else:
-        demand_negatives(recipe, sampler)
+        require_negatives(recipe, sampler)
 
 
 def test_a_split_of_one_photo_is_refused(tmp_path, capsys):
@@ -169,8 +169,8 @@ def test_a_split_of_one_photo_is_refused(tmp_path, capsys):
     [
         ([0, 1, 2, 3], 2, {"batch_size": 2}, True),  # a row in each process
         ([0, 1, 2, 3], 2, {"batch_size": 4, "batches": "unique"}, False),
-        ([0] * 4 + [1] * 4, 2, {"batch_size": 8, "batches": "grouped", "captions_per_photo": 4}, True),
-        ([0] * 4 + [1] * 4, 1, {"batch_size": 8, "batches": "grouped", "captions_per_photo": 4}, False),
+        ([0] * 4 + [1] * 4, 2, {"batch_size": 8, "batches": "grouped", "captions_per_image": 4}, True),
+        ([0] * 4 + [1] * 4, 1, {"batch_size": 8, "batches": "grouped", "captions_per_image": 4}, False),
         ([0] * 5 + list(range(1, 100)), 1, {"batch_size": 8}, False),
     ],
 )
@@ -178,12 +178,12 @@ def test_batch_norm_of_a_single_row_is_told_before_training(tmp_path, pair_image
     recipe, sampler = sampler_of(tmp_path, pair_image, world_size, **training)
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
     frozen = nn.Sequential(nn.Linear(2, 2), nn.Identity())
-    demand_rows_for_batch_norm(recipe, frozen, sampler)
+    require_rows_for_batch_norm(recipe, frozen, sampler)
     if refused:
         with pytest.raises(ValueError, match=r"1 is batch norm, which needs two photos; raise training\.batch_size"):
-            demand_rows_for_batch_norm(recipe, model, sampler)
+            require_rows_for_batch_norm(recipe, model, sampler)
     else:
-        demand_rows_for_batch_norm(recipe, model, sampler)
+        require_rows_for_batch_norm(recipe, model, sampler)
     assert not model.training
 
 

@@ -18,7 +18,7 @@ COUNT = 150
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("sample"))
-    return load_splits(SampleData(train_photos=COUNT, val_photos=20, test_photos=20, cache_dir=folder))
+    return load_splits(SampleData(train_images=COUNT, val_images=20, test_images=20, cache_dir=folder))
 
 
 def picture(row) -> Image.Image:
@@ -36,10 +36,10 @@ def test_splits_have_the_photos_that_were_asked_for(splits):
 
 
 def test_a_larger_sample_begins_with_the_smaller_one(splits, tmp_path):
-    larger = load_splits(SampleData(train_photos=COUNT + 9, val_photos=1, test_photos=1, cache_dir=str(tmp_path)))
+    larger = load_splits(SampleData(train_images=COUNT + 9, val_images=1, test_images=1, cache_dir=str(tmp_path)))
     assert larger["train"].rows[:COUNT] == splits["train"].rows[:]
     other = load_splits(
-        SampleData(train_photos=3, val_photos=1, test_photos=1, seed=1, cache_dir=str(tmp_path), image_size=32)
+        SampleData(train_images=3, val_images=1, test_images=1, seed=1, cache_dir=str(tmp_path), image_size=32)
     )
     assert other["train"].rows[0]["captions"] != splits["train"].rows[0]["captions"]
     assert picture(other["train"].rows[0]).size == (32, 32)
@@ -75,7 +75,7 @@ def test_captions_tell_the_truth(number):
     generator = np.random.default_rng(number)
     scene = sample.draw_scene(generator)
     there = {(shape.colour, shape.kind): shape for shape in scene.shapes}
-    for caption in sample.describe(scene, generator):
+    for caption in sample.captions_for(scene, generator):
         told = [(SIZE.get(size), there[colour, SAID[kind]]) for size, colour, kind in SEEN.findall(caption)]
         assert len(told) >= 2
         assert all(size in (None, shape.size) for size, shape in told)

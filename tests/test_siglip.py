@@ -34,7 +34,7 @@ def looped(images: torch.Tensor, texts: torch.Tensor, scale: float, bias: float,
 @pytest.mark.parametrize("mode", ["negative", "mask", "positive"])
 def test_against_a_loop(mode):
     """Values, and gradients of both sides and of scale and bias."""
-    head = SiglipHead(SiglipHeadConfig(same_photo=mode, temperature=0.2, bias=-2)).double()
+    head = SiglipHead(SiglipHeadConfig(same_image=mode, temperature=0.2, bias=-2)).double()
     images, texts = unit_pairs()
     loss, _ = head.loss(images, texts, IDS, PAIRS)
     expected = looped(images, texts, head.logit_scale.exp(), head.logit_bias, mode)

@@ -49,7 +49,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_a_run_counts_and_names_what_it_left_out(run):
-    names = json.loads((run / "left_out.json").read_text())
+    names = json.loads((run / "skipped.json").read_text())
     assert [(Path(out["item"]).name, out["kind"]) for out in names["train"]] == [
         ("captions.csv:12", "caption"),
         ("01.jpg", "broken"),
@@ -59,7 +59,7 @@ def test_a_run_counts_and_names_what_it_left_out(run):
     assert [Path(out["item"]).name for out in names["test"]] == ["03.jpg"]
     assert "not a photo" in names["test"][0]["reason"]
     provenance = json.loads((run / "provenance.json").read_text())["splits"]
-    counts = {name: (split["photos"], split["broken"], split["empty_captions"]) for name, split in provenance.items()}
+    counts = {name: (split["images"], split["broken"], split["empty_captions"]) for name, split in provenance.items()}
     assert counts == {"train": (10, 2, 1), "val": (5, 1, 1), "test": (5, 1, 0)}
     card = (run / "best" / "README.md").read_text()
     assert "| train | 10 | 19 | 2 broken photos, 1 empty captions |" in card
@@ -71,7 +71,7 @@ def test_every_command_on_the_run_sees_the_same_photos(run, tmp_path, capsys):
     results = json.loads((tmp_path / "results.json").read_text())
     provenance = json.loads((run / "provenance.json").read_text())
     assert results["split_sha256"] == provenance["splits"]["test"]["sha256"]
-    assert (results["photos"], [Path(out["item"]).name for out in results["left_out"]]) == (5, ["03.jpg"])
+    assert (results["images"], [Path(out["item"]).name for out in results["skipped"]]) == (5, ["03.jpg"])
     assert results["all"]["metrics"] == json.loads((run / "results.json").read_text())["best"]["all"]["metrics"]
     assert main(["audit", "--run", str(run), "--out", str(tmp_path / "audit")]) == 0
     assert main(["bank", "build", "--run", str(run), "--out", str(tmp_path / "bank.npz")]) == 0

@@ -7,13 +7,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from data_folders import captions_by_photo, photo, photos_of, write
+from data_folders import captions_by_photo, image_ids_of, photo, write
 
 from clip_itm.data.caption_file import caption_id, read_caption_file
 from clip_itm.data.configuration import CocoData, FlickrData, FolderData
 from clip_itm.data.formats.tables import read_table
-from clip_itm.data.left_out import notes
 from clip_itm.data.load import load_splits
+from clip_itm.data.skipped import notes
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_json_tables(folder, name, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"image": ["0.jpg"], "caption": []}', "expected a list of objects, one a row, or .*orient='records'"),
+        ('{"image": ["0.jpg"], "caption": []}', "expected a list of objects, one per row, or .*orient='records'"),
         ('{"image": {"0": "0.jpg"}, "caption": {"1": "x"}}', "expected a list of objects"),
         ('{"images": [], "annotations": [{}], "info": {}}', "these are COCO captions, which data.source: coco reads"),
         ('[{"image": "0.jpg", "caption": "x"}, 3]', "entry 1: expected an object with columns as keys, got '3'"),
@@ -232,17 +232,19 @@ def test_names_in_either_unicode_form(folder, written, stored):
     file = photo(folder / stored / f"{stored}.jpg")
     write(folder / "captions.csv", ["image,caption", f"{written}/{written}.jpg,a", f"{stored}/{stored}.jpg,b"])
     split = load(folder)["train"]
-    assert photos_of(split) == [str(file)]
+    assert image_ids_of(split) == [str(file)]
     assert captions_by_photo(split) == {f"{COMPOSED}/{COMPOSED}.jpg": ["a", "b"]}
     os.rename(file, file.with_name(f"{written}.jpg"))
-    assert photos_of(load(folder)["train"]) == [str(file.with_name(f"{written}.jpg"))], "the rows are from the cache"
+    assert image_ids_of(load(folder)["train"]) == [str(file.with_name(f"{written}.jpg"))], "the rows are from the cache"
 
 
 def test_two_files_of_one_name_in_two_forms(folder):
     for name in (COMPOSED, DECOMPOSED):
         photo(folder / f"{name}.jpg")
     write(folder / "captions.csv", ["image,caption", f"{DECOMPOSED}.jpg,a"])
-    assert photos_of(load(folder)["train"]) == [str(folder / f"{DECOMPOSED}.jpg")], "a name that is there is that file"
+    assert image_ids_of(load(folder)["train"]) == [str(folder / f"{DECOMPOSED}.jpg")], (
+        "a name that is there is that file"
+    )
     write(folder / "captions.csv", ["image,caption", f"{DECOMPOSED}.jpg,a", f"{COMPOSED}.jpg,b"])
     with pytest.raises(ValueError, match=r"captions.csv:3: photo .* but was .* before"):
         train(folder)
@@ -254,10 +256,10 @@ def test_backslashes_in_names(folder):
         train(folder)
     split = load(folder, skip_missing=True)["train"]
     assert captions_by_photo(split) == {"sub/0.jpg": ["a", "b"]}
-    assert photos_of(split) == [str(folder / "sub" / "0.jpg")]
+    assert image_ids_of(split) == [str(folder / "sub" / "0.jpg")]
     file = photo(folder / "a\\b.jpg")
     write(folder / "captions.csv", ["image,caption", "a\\b.jpg,a"])
-    assert photos_of(load(folder)["train"]) == [str(file)], "an archive unpacked without its folders"
+    assert image_ids_of(load(folder)["train"]) == [str(file)], "an archive unpacked without its folders"
 
 
 # rows without photo or caption, small folders -------------------------------------------------------------------------
@@ -287,7 +289,7 @@ def test_rows_without_photo_or_caption(folder):
         train(folder, "t.jsonl")
     split = load(folder, "t.jsonl", skip_broken=True)["train"]
     assert captions_by_photo(split) == {"0.jpg": ["a"]}
-    left_out = {item for item, _, _ in split.left_out}
+    left_out = {item for item, _, _ in split.skipped}
     assert left_out == {"photo t.jsonl:2", "photo t.jsonl:5", "t.jsonl:3", "t.jsonl:4"}
     write(folder / "t.jsonl", [json.dumps(lines[0]), json.dumps(lines[2])])
     with pytest.raises(ValueError, match=r"1 empty captions \(t.jsonl:2\)"):

@@ -22,7 +22,7 @@ from clip_itm.runs.trackers import available_trackers
 from clip_itm.runs.train import beaten_by_step_0, train
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.optimizer import parameter_groups
-from clip_itm.training.schedule import step_multiplier
+from clip_itm.training.schedule import step_lambda
 from clip_itm.training.trainer import mean_cosine
 
 
@@ -41,10 +41,10 @@ def test_a_run_leaves_everything_behind(finished):
         assert 0 <= results[stage]["all"]["metrics"]["rsum"] <= 600
         assert results[stage]["all"]["captions"] == 60
     assert (results["split"], results["steps"]) == ("test", 18)
-    assert [entry["step"] for entry in results["dev_history"]] == [0, 6, 12, 18]
-    trained = [entry for entry in results["dev_history"] if entry["step"] > 0]
+    assert [entry["step"] for entry in results["val_history"]] == [0, 6, 12, 18]
+    trained = [entry for entry in results["val_history"] if entry["step"] > 0]
     best = max(trained, key=lambda entry: entry["eval_rsum"])
-    assert (results["best_step"], results["best_dev_rsum"]) == (best["step"], best["eval_rsum"])
+    assert (results["best_step"], results["best_val_rsum"]) == (best["step"], best["eval_rsum"])
     checkpoints = {path.name for path in folder.glob("checkpoint-*")}
     assert checkpoints >= {"checkpoint-18", f"checkpoint-{best['step']}"}
     assert len(checkpoints) <= 2
@@ -126,7 +126,7 @@ def test_changed_data_do_not_go_on_silently(tmp_path, finished):
     "training",
     [
         {"batches": "unique"},
-        {"batches": "grouped", "captions_per_photo": 3},
+        {"batches": "grouped", "captions_per_image": 3},
         {"gradient_accumulation_steps": 3, "max_grad_norm": 1.0},
         {"precision": "bf16"},
         {"activation_checkpointing": True},
@@ -141,7 +141,7 @@ def test_every_way_of_training_runs_and_moves_the_weights(tmp_path, training):
     recipe = tiny_recipe(tmp_path, training={"max_steps": 5, **training})
     results = train(recipe)
     assert results["steps"] == 5
-    assert results["dev_history"][-1]["step"] == 5
+    assert results["val_history"][-1]["step"] == 5
     assert (Path(recipe.output_dir) / "checkpoint-5").is_dir()
     fresh, _ = make_model(recipe, load_data(recipe).splits)
     trained = load_file(Path(recipe.output_dir) / "checkpoint-5" / "model.safetensors")
@@ -158,9 +158,9 @@ def test_frozen_towers_are_encoded_once_and_stay(tmp_path):
     assert len(kept) == 1  # the training photos; the others come when they are needed
     assert "image_features" in trainer.train_dataset.__getitems__([0, 1])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with_features = encoder.encode(data.dev)
+    with_features = encoder.encode(data.val)
     encoder.frozen_images = False
-    without = encoder.encode(data.dev)
+    without = encoder.encode(data.val)
     torch.testing.assert_close(with_features.images, without.images)
     encoder.frozen_images = True
     trainer.train()
@@ -182,9 +182,9 @@ def test_tokens_of_frozen_towers_are_kept_for_heads_that_read_them(tmp_path, mon
     assert batch["image_tokens"].dtype == torch.float32
     torch.testing.assert_close(batch["image_features"], live.pooled)
     torch.testing.assert_close(batch["image_tokens"], live.tokens, rtol=1e-3, atol=1e-3)  # kept in half precision
-    with_features = encoder.encode(data.dev)
+    with_features = encoder.encode(data.val)
     encoder.frozen_images = False
-    torch.testing.assert_close(with_features.images, encoder.encode(data.dev).images, rtol=1e-2, atol=2e-3)
+    torch.testing.assert_close(with_features.images, encoder.encode(data.val).images, rtol=1e-2, atol=2e-3)
     encoder.frozen_images = True
     trainer.train()
     assert trainer.state.best_metric > 0
@@ -222,7 +222,7 @@ def test_rate_multipliers_go_by_the_longest_beginning_of_a_name(tmp_path):
     recipe = tiny_recipe(tmp_path)
     model, _ = make_model(recipe, load_data(recipe).splits)
     own = {"backbone.model.visual": 0.1, "backbone.model.visual.proj": 3.0, "head": 10.0}
-    section = TrainingSection(learning_rate=1.0, layer_decay=0.5, rate_multipliers=own)
+    section = TrainingSection(learning_rate=1.0, layer_decay=0.5, lr_multipliers=own)
     groups = parameter_groups(model, section)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     rate = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
@@ -231,12 +231,12 @@ def test_rate_multipliers_go_by_the_longest_beginning_of_a_name(tmp_path):
     assert rate["backbone.model.visual.conv1.weight"] == pytest.approx(0.1 * 0.125)
     assert rate["backbone.model.text_projection"] == 1.0
     with pytest.raises(ValueError, match=r"no trained parameter begins with 'backbone\.image'"):
-        parameter_groups(model, TrainingSection(rate_multipliers={"backbone.image": 2.0}))
+        parameter_groups(model, TrainingSection(lr_multipliers={"backbone.image": 2.0}))
 
 
 def test_the_rate_falls_at_given_epochs():
-    assert [round(step_multiplier(epoch, 15, (2, 3)), 6) for epoch in range(5)] == [1, 1, 0.1, 0.01, 0.01]
-    assert [step_multiplier(epoch, 2) for epoch in range(4)] == [1, 1, 0.1, 0.1]
+    assert [round(step_lambda(epoch, 15, (2, 3)), 6) for epoch in range(5)] == [1, 1, 0.1, 0.01, 0.01]
+    assert [step_lambda(epoch, 2) for epoch in range(4)] == [1, 1, 0.1, 0.1]
 
 
 def test_nothing_left_to_train_is_an_error(tmp_path):
@@ -252,7 +252,7 @@ def test_nothing_left_to_train_is_an_error(tmp_path):
 def test_loud_warnings(tmp_path):
     recipe = tiny_recipe(tmp_path, training={"max_steps": 2, "log_every": 1})
     _, model, encoder, trainer = pieces(recipe)
-    embeddings = encoder.encode(load_data(recipe).dev)
+    embeddings = encoder.encode(load_data(recipe).val)
     trainer.encode_val = lambda: replace(embeddings, texts=embeddings.texts[:1].expand(60, -1))
     with pytest.warns(UserWarning, match="the embeddings of texts have collapsed at step 0"):
         trainer.evaluate()
@@ -294,16 +294,16 @@ def test_kept_features_belong_to_one_architecture(tmp_path):
         (tmp_path / "tiny_clip.json").write_text(json.dumps(architecture))
         data = load_data(recipe)
         encoder = make_encoder(recipe, *make_model(recipe, data.splits))
-        kept = encoder.encode(data.dev).images
+        kept = encoder.encode(data.val).images
         encoder.frozen_images = False
-        torch.testing.assert_close(kept, encoder.encode(data.dev).images)
+        torch.testing.assert_close(kept, encoder.encode(data.val).images)
     assert len(list((tmp_path / "cache" / "features").glob("*.npy"))) == 2
 
 
 def test_saving_more_often_than_evaluating_keeps_every_evaluation(tmp_path):
     recipe = tiny_recipe(tmp_path, training={"epochs": 1, "save_every": 2})
     results = train(recipe)
-    assert [entry["step"] for entry in results["dev_history"]] == [0, 6]
+    assert [entry["step"] for entry in results["val_history"]] == [0, 6]
     folder = Path(recipe.output_dir)
     state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
     assert state["best_global_step"] == 6  # it was evaluated before it was saved
@@ -318,11 +318,11 @@ def test_a_warmup_longer_than_the_run_is_told(tmp_path):
 
 
 def test_a_run_that_only_got_worse_says_so():
-    results = {"dev_history": [{"step": 0, "eval_rsum": 27.8}, {"step": 2, "eval_rsum": 27.6}], "best_dev_rsum": 27.6}
+    results = {"val_history": [{"step": 0, "eval_rsum": 27.8}, {"step": 2, "eval_rsum": 27.6}], "best_val_rsum": 27.6}
     assert beaten_by_step_0(results).startswith(
         "No checkpoint beats the model before training on dev (rsum 27.6 against"
     )
-    assert beaten_by_step_0(results | {"best_dev_rsum": 28.0}) is None
+    assert beaten_by_step_0(results | {"best_val_rsum": 28.0}) is None
 
 
 def test_what_is_frozen_is_frozen_again_when_a_model_is_loaded(tmp_path):

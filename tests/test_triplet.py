@@ -55,7 +55,7 @@ def test_the_head_against_a_loop(negatives, reduction):
 def test_captions_of_a_photo_are_negatives_on_demand():
     images, texts = unit_pairs()
     masked, _ = TripletHead(TripletHeadConfig()).loss(images, texts, IDS, torch.arange(6))
-    released, _ = TripletHead(TripletHeadConfig(same_photo="negative")).loss(images, texts, IDS, torch.arange(6))
+    released, _ = TripletHead(TripletHeadConfig(same_image="negative")).loss(images, texts, IDS, torch.arange(6))
     distinct, _ = TripletHead(TripletHeadConfig()).loss(images, texts, torch.arange(6), torch.arange(6))
     assert released == distinct
     assert released > masked

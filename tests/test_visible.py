@@ -124,7 +124,7 @@ def test_tables_of_markdown():
 
 
 def test_a_report_of_the_data_check():
-    split = SplitReport(photos=1, captions=1, sha256="0" * 64, captions_per_photo={1: 1}, length={
+    split = SplitReport(images=1, captions=1, sha256="0" * 64, captions_per_image={1: 1}, length={
         "mean": 1.0, "median": 1.0, "p99": 1.0, "max": 1.0}, length_unit="words", formats={HOSTILE: 1})  # fmt: skip
     report = CheckReport(splits={"[bold]a": split}, problems=[HOSTILE], warnings=[HOSTILE])
     assert_plain(report.as_text(), f"PROBLEM: {visible(HOSTILE)}", f"warning: {visible(HOSTILE)}", "[bold]a")

@@ -28,7 +28,7 @@ def tiny_recipe(folder: Path, **sections: dict) -> Recipe:
     architecture.write_text(json.dumps(TINY_CLIP))
     content = {
         "output_dir": str(folder / "run"),
-        "data": {"source": "sample", "train_photos": 40, "val_photos": 12, "test_photos": 12, "image_size": 32},
+        "data": {"source": "sample", "train_images": 40, "val_images": 12, "test_images": 12, "image_size": 32},
         "noise": {"ratio": 0.4},
         "backbone": {"kind": "open_clip", "model": str(architecture)},
         "training": {

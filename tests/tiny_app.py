@@ -53,7 +53,7 @@ def write_audit(path, known: bool = True, pairs: int = 60):
     columns = {
         "pair": number[::-1],
         "image_id": [f"image {k}" for k in number],
-        "photo": [None if k % 3 == 2 else str(path.parent / ("gone.jpg" if k % 3 else "red.jpg")) for k in number],
+        "image": [None if k % 3 == 2 else str(path.parent / ("gone.jpg" if k % 3 else "red.jpg")) for k in number],
         "caption_id": [f"caption {k}" for k in number],
         "caption": [f"{WORDS[k % 5]} {k}" for k in number],
         "clean_probability": number / (pairs - 1),

@@ -16,7 +16,7 @@ from clip_itm.methods.mixture import fit_mixture
 from clip_itm.methods.pair_losses import pair_losses
 from clip_itm.recipe import Recipe
 from clip_itm.runs.folder import RunFolder
-from clip_itm.runs.setup import prepare_photos, saved_encoder
+from clip_itm.runs.setup import prepare_images, saved_encoder
 from clip_itm.training.clean_probability import FILE, CleanProbability
 from clip_itm.training.encode import scoring
 from clip_itm.training.folder import record_added
@@ -44,7 +44,7 @@ def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: 
 
 def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
     """Probability of the component with the lower losses, under a saved model. Encodes the training split once."""
-    encoder = saved_encoder(model_folder, recipe, prepare_photos(recipe, {train.name: train}))
+    encoder = saved_encoder(model_folder, recipe, prepare_images(recipe, {train.name: train}))
     embeddings = encoder.encode(train)
     losses = pair_losses(
         embeddings.images,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from clip_itm.audit.scores import clean_probability_of_run
 from clip_itm.checksums import check_files
-from clip_itm.data.images import photo_paths
+from clip_itm.data.images import image_paths
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
@@ -66,7 +66,7 @@ class Audit:
 
     @cached_property
     def known_wrong(self) -> np.ndarray | None:
-        """bool [N]: the caption was written for another photo; None where no noise was drawn, so that nobody knows."""
+        """bool [N]: the caption was written for another image; None where no noise was drawn, so that nobody knows."""
         truth = self.noise.truth(self.train.pairs)
         return None if truth is None else ~truth
 
@@ -82,14 +82,14 @@ class Audit:
 
     @cached_property
     def table(self) -> pa.Table:
-        """All pairs, most suspicious first; `rank` counts from 1. `photo` is null for photos stored in the data set."""
+        """All pairs, most suspicious first; `rank` counts from 1. `image` is null for images stored in the data set."""
         pairs, order = self.train.pairs, self.clean.order()
         image, source = pairs.image[order], pa.array(self.noise.source[order])
         wrong = self.known_wrong
         columns = {
             "pair": order,
             "image_id": pairs.image_ids.take(pa.array(image)),
-            "photo": pa.array(photo_paths(self.train.rows), pa.string()).take(pa.array(image)),
+            "image": pa.array(image_paths(self.train.rows), pa.string()).take(pa.array(image)),
             "caption_id": pairs.caption_ids.take(source),
             "caption": pairs.captions.take(source),
             "clean_probability": self.clean.values[order],
@@ -105,7 +105,7 @@ class Audit:
             pq.write_table(self.table, temporary)
 
 
-def demand_audit(out: Path) -> None:
+def require_audit(out: Path) -> None:
     """ValueError where an audit would replace files of its names that no audit wrote."""
     taken = [path for path in (out / TABLE, out / PAGE) if path.is_file()]
     if taken and not _is_audit(out / TABLE):

@@ -15,7 +15,7 @@ class Backbone(nn.Module, ABC):
     """Two towers. A kind of backbone implements the two trunks, the two lists of blocks and activation checkpointing.
 
     `config`: its section, resolved, so that `build_backbone(config, weights=False)` rebuilds the architecture offline.
-    `embed_dim`: width D of the pooled features behind the necks; `token_widths`: C of the photo tokens and of the
+    `embed_dim`: width D of the pooled features behind the necks; `token_widths`: C of the image tokens and of the
     caption tokens. `initial_logit_scale` (natural log of the multiplier)
     and `initial_logit_bias`: those of the pretrained towers, None from scratch. `output_tokens`: whether the trunks
     give tokens (off: nobody pays for them).
@@ -43,7 +43,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def image_trunk(self, pixel_values: Tensor) -> Features:
-        """Photos [P, 3, H, W] to pooled [P, C] and, where asked for, patch tokens [P, T, C'] without class token."""
+        """Images [P, 3, H, W] to pooled [P, C] and, where asked for, patch tokens [P, T, C'] without class token."""
 
     @abstractmethod
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
@@ -78,7 +78,7 @@ class Backbone(nn.Module, ABC):
         special = torch.tensor(self.config.special_token_ids, dtype=input_ids.dtype, device=input_ids.device)
         return attention_mask.bool() & ~torch.isin(input_ids, special)
 
-    def hide_words(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def drop_words(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """In training, `input_ids` with a share `word_dropout` of the words replaced; the same tensor otherwise.
 
         Start and end tokens stay (CLIP pools at the end token), and so does at least one word of every caption.

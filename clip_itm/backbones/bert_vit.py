@@ -52,7 +52,7 @@ class BertVit(Backbone):
 
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
         mask = self.words(input_ids, attention_mask) if self.output_tokens else None
-        hidden_words = self.hide_words(input_ids, attention_mask)
+        hidden_words = self.drop_words(input_ids, attention_mask)
         output = self.model.text_model(input_ids=hidden_words, attention_mask=attention_mask)
         return Features(_pooled(output), output.last_hidden_state if self.output_tokens else None, mask)
 
@@ -98,7 +98,7 @@ def processor(config: BertVitBackbone, captions: list[str] | None = None) -> Itm
         images = AutoImageProcessor.from_pretrained(config.vision_model)
     tokenizer = load_tokenizer(config.text_model)
     length = context_length(tokenizer, _load_config(config.text_model))
-    return ItmProcessor(images, tokenizer, max_length=length, photos_as="transformers")
+    return ItmProcessor(images, tokenizer, max_length=length, images_as="transformers")
 
 
 def _load(name: str):

@@ -37,8 +37,8 @@ class WordGru(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         words = self.word_dropout(self.embedding(input_ids)) * mask[..., None]
-        places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        lengths = (mask * places).amax(dim=1).clamp(min=1).cpu()
+        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        lengths = (mask * positions).amax(dim=1).clamp(min=1).cpu()
         states, last = self.gru(pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False))
         last = last.mean(dim=0)  # of the directions
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=mask.shape[1])

@@ -77,8 +77,8 @@ class OpenClipBackbone(BackboneSection):
 
 def is_open_clip_tag(name: str) -> bool:
     """Whether open_clip knows weights of this name (it is not imported); else it has to say which it knows."""
-    place = find_spec("open_clip").submodule_search_locations[0]
-    known = (Path(place) / "pretrained.py").read_text(encoding="utf-8")
+    folder = find_spec("open_clip").submodule_search_locations[0]
+    known = (Path(folder) / "pretrained.py").read_text(encoding="utf-8")
     return f" {name.replace('-', '_').lower()}=" in known
 
 

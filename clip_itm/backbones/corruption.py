@@ -2,8 +2,8 @@
 
 As in docs/papers/crcl.md 7.4, docs/papers/dive.md 7.4 and docs/papers/aahr.md 3: a word is touched with probability p
 (0.2). Of the touched ones half become the mask token, a tenth a random token of the whole vocabulary, and the others
-are deleted. One uniform draw u a word tells which: masked below 0.5 p, replaced below 0.6 p, deleted below p. A word of
-several pieces (BERT) meets one fate; its pieces are replaced one by one.
+are deleted. One uniform draw u per word tells which: masked below 0.5 p, replaced below 0.6 p, deleted below p. A word
+of several pieces (BERT) meets one fate; its pieces are replaced one by one.
 """
 
 import torch
@@ -29,8 +29,8 @@ def corrupt_words(
     caption: where all would be deleted, the word with the largest draw is left as it is.
     """
     if continues is not None:
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        draws = draws.gather(1, torch.where(continues, 0, places).cummax(dim=1).values)  # that of the first piece
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        draws = draws.gather(1, torch.where(continues, 0, positions).cummax(dim=1).values)  # that of the first piece
     touched = touchable & (draws < probability)
     deleted = touched & (draws >= REPLACED * probability)
     largest = draws.masked_fill(~touchable, -1).amax(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a tower gives, the same for photos and captions and for every kind of backbone."""
+"""What a tower gives, the same for images and captions and for every kind of backbone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ class Transformers(Backbone):
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
         mask = self.words(input_ids, attention_mask) if self.output_tokens else None
         output = self.model.get_text_features(
-            input_ids=self.hide_words(input_ids, attention_mask),
+            input_ids=self.drop_words(input_ids, attention_mask),
             attention_mask=None if self.model.config.model_type in FULL_LENGTH else attention_mask,
         )
         return (
@@ -91,7 +91,7 @@ def processor(config: TransformersBackbone, captions: list[str] | None = None) -
         tokenizer,
         max_length=context_length(tokenizer, text),
         pad_to_max_length=model_config.model_type in FULL_LENGTH,
-        photos_as="transformers",
+        images_as="transformers",
     )
 
 

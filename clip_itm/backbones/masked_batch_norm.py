@@ -34,10 +34,10 @@ class MaskedBatchNorm(nn.Module):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        share = torch.where(count > 1, self.momentum, 0.0)
-        self.running_mean += share * (mean.to(self.running_mean) - self.running_mean)
+        rate = torch.where(count > 1, self.momentum, 0.0)
+        self.running_mean += rate * (mean.to(self.running_mean) - self.running_mean)
         unbiased = variance.to(self.running_var) * count / (count - 1).clamp(min=1)
-        self.running_var += share * (unbiased - self.running_var)
+        self.running_var += rate * (unbiased - self.running_var)
 
 
 def batch_statistics(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

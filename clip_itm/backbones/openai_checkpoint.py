@@ -129,7 +129,7 @@ def openclip_name(config: dict[str, Any]) -> str | None:
     return next((name for name in open_clip.list_openai_models() if open_clip.get_model_config(name) == config), None)
 
 
-def describe(config: dict[str, Any]) -> str:
+def tower_name(config: dict[str, Any]) -> str:
     """One line on an open_clip configuration made by `openclip_config`."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     kind = "ResNet" if vision["patch_size"] is None else f"ViT with patches of {vision['patch_size']}"
@@ -156,6 +156,6 @@ def load_backbone(checkpoint: OpenAICheckpoint, text_heads: int | None = None) -
     try:
         backbone.model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{checkpoint.path}: these weights are no {describe(config)}: {error}") from None
+        raise ValueError(f"{checkpoint.path}: these weights are no {tower_name(config)}: {error}") from None
     backbone.initial_logit_scale = scale.item()
     return backbone

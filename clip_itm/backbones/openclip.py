@@ -61,7 +61,7 @@ class OpenClip(Backbone):
 
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
         mask = self.words(input_ids, attention_mask) if self.output_tokens else None
-        pooled, tokens = self._encode_text(self.hide_words(input_ids, attention_mask), attention_mask)
+        pooled, tokens = self._encode_text(self.drop_words(input_ids, attention_mask), attention_mask)
         return Features(pooled, tokens, mask) if self.output_tokens else Features(pooled)
 
     def _encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,8 @@ class GeneralisedPooling(nn.Module):
         lengths = mask.sum(dim=1)
         weights = self.weights(lengths, tokens.shape[1])
         ranked = tokens.masked_fill(~mask[..., None], -torch.inf).sort(dim=1, descending=True).values
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        ranked = ranked.masked_fill((places >= lengths[:, None])[..., None], 0)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        ranked = ranked.masked_fill((positions >= lengths[:, None])[..., None], 0)
         return (weights[..., None] * ranked).sum(dim=1)
 
     def weights(self, lengths: Tensor, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Weights of published programs on region features, under the names of this package.
 
-SCAN, SGRAF, VSE-infinity, GPO and CRCL share their layout: a list of state dictionaries, that of the photos' encoder
+SCAN, SGRAF, VSE-infinity, GPO and CRCL share their layout: a list of state dictionaries, that of the images' encoder
 (`fc`, `mlp.layers`, `mlp.bns`, `gpool`), that of the captions' (`embed`, `rnn` or `cap_rnn`, `gpool`), and with
 attention a third of the similarity (docs/papers/crcl.md 5.5, 6.2, 6.3).
 """

@@ -1,4 +1,4 @@
-"""Precomputed regions instead of photos, and captions as words: the towers of SCAN, VSE-infinity, SGRAF, DivE and AAHR.
+"""Precomputed regions instead of images, and captions as words: the towers of SCAN, VSE-infinity, SGRAF, DivE and AAHR.
 
 There is no image trunk: the data bring regions [P, R, C], and all that trains on them stands in the neck.
 """
@@ -124,7 +124,7 @@ def build(config: RegionsBackbone, weights: bool) -> Regions:
     backbone = Regions(config, tower)
     if weights and backbone.continues_word is not None:
         words = load_tokenizer(config.text_model).get_vocab()
-        backbone.continues_word[[number for word, number in words.items() if word.startswith("##")]] = True
+        backbone.continues_word[[index for word, index in words.items() if word.startswith("##")]] = True
     return backbone
 
 

@@ -47,7 +47,7 @@ class BackboneSection(Section):
     Raises `ValueError` (through pydantic) for combinations in which an option would do nothing.
     """
 
-    reads_regions: ClassVar[bool] = False  # the data bring precomputed regions, no photos
+    reads_regions: ClassVar[bool] = False  # the data bring precomputed regions, no images
     library: ClassVar[str | None] = None  # whose model class holds both towers: open_clip, transformers
     exports_to: ClassVar[tuple[str, ...]] = ("onnx",)  # targets of `clip-itm export` that can hold the towers
 

@@ -44,7 +44,7 @@ class CaptionTowerSection(BackboneSection):
     def _text_name(self) -> str:
         return self.text_model if self.text_encoder == "bert" else "words"
 
-    def _demand_defaults(self, options: tuple[str, ...], reason: str) -> None:
+    def _require_defaults(self, options: tuple[str, ...], reason: str) -> None:
         """ValueError where an option was set that does nothing here."""
         for option in options:
             if getattr(self, option) != type(self).model_fields[option].default:
@@ -121,11 +121,13 @@ class TimmWordsBackbone(CaptionTowerSection):
             raise ValueError("text_heads: only text_encoder transformer has attention heads")
         if self.text_encoder in ("bigru", "bert"):
             reason = f"text_encoder {self.text_encoder} has sizes of its own"
-            self._demand_defaults(("text_layers", "text_hidden"), reason)
+            self._require_defaults(("text_layers", "text_hidden"), reason)
             check_caption_tower(self, "bigru")
         else:
             only = ("embedding_dropout", "bidirectional", "text_pooling", "text_tokens")
-            self._demand_defaults((*only, "text_model", "text_projection"), "it belongs to text_encoder bigru and bert")
+            self._require_defaults(
+                (*only, "text_model", "text_projection"), "it belongs to text_encoder bigru and bert"
+            )
         if self.text_encoder == "transformer" and self.word_dim % self.text_heads:
             raise ValueError(f"text_heads: {self.text_heads} does not divide word_dim {self.word_dim}")
         return self
@@ -180,15 +182,15 @@ class RegionsBackbone(CaptionTowerSection):
             raise ValueError("word_dropout: regions corrupt words the published way; use word_corruption")
         check_caption_tower(self, "gru")
         if self.text_encoder == "bert":
-            self._demand_defaults(("vocabulary", "min_word_count"), "BERT brings its own words")
+            self._require_defaults(("vocabulary", "min_word_count"), "BERT brings its own words")
         if self.vocabulary is not None:
-            self._demand_defaults(("min_word_count",), "vocabulary says which words there are")
+            self._require_defaults(("min_word_count",), "vocabulary says which words there are")
         if not self.word_corruption:
-            self._demand_defaults(("corrupt_ends",), "without word_corruption it does nothing")
+            self._require_defaults(("corrupt_ends",), "without word_corruption it does nothing")
         if self.image_encoder in ("none", "linear"):
-            self._demand_defaults(("norm_padding",), "only image_encoder mlp and residual have a batch norm")
+            self._require_defaults(("norm_padding",), "only image_encoder mlp and residual have a batch norm")
         if self.global_dim is not None:
-            self._demand_defaults(("pooling", "text_pooling"), "with global_dim nothing is pooled")
+            self._require_defaults(("pooling", "text_pooling"), "with global_dim nothing is pooled")
         elif self.image_encoder == "none" and self.embed_dim != self.region_dim:
             raise ValueError(
                 f"image_encoder none leaves regions of width {self.region_dim}, and captions have embed_dim "
@@ -201,12 +203,12 @@ def check_caption_tower(section: CaptionTowerSection, gru: str) -> None:
     """ValueError for options of one caption tower with the other; `gru` is how the kind calls the GRU."""
     if section.text_encoder == "bert":
         only = ("word_dim", "embedding_dropout", "bidirectional", "text_tokens")
-        section._demand_defaults(only, f"it belongs to text_encoder {gru}")
+        section._require_defaults(only, f"it belongs to text_encoder {gru}")
         if section.text_pooling == "last":
             raise ValueError(f"text_pooling last: final states are those of text_encoder {gru}; BERT has first")
         if not section.text_projection and getattr(section, "global_dim", None) is None:
             raise ValueError("text_projection false leaves BERT's width to pooled captions: set global_dim")
     else:
-        section._demand_defaults(("text_model", "text_projection"), "it belongs to text_encoder bert")
+        section._require_defaults(("text_model", "text_projection"), "it belongs to text_encoder bert")
         if section.text_pooling == "first":
             raise ValueError("text_pooling first: the first token is one of text_encoder bert; a GRU has last")

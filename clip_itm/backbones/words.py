@@ -22,7 +22,7 @@ def word_tokenizer(captions: list[str], min_count: int, max_words: int) -> PreTr
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     words = frequent_words(captions, normalizer, splitter, min_count)
-    vocabulary = {word: number for number, word in enumerate([PAD, UNK, *words])}
+    vocabulary = {word: index for index, word in enumerate([PAD, UNK, *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     return PreTrainedTokenizerFast(
@@ -94,8 +94,8 @@ class GruTower(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [B, T] and the mask of words that count, bool [B, T]: pooled [B, D] and tokens [B, T, 2 text_hidden]."""
-        places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        lengths = (mask * places).amax(dim=1).clamp(min=1).cpu()
+        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        lengths = (mask * positions).amax(dim=1).clamp(min=1).cpu()
         embedded = self.embedding(input_ids) * mask[..., None]
         packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         tokens, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=mask.shape[1])

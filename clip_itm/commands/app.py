@@ -44,26 +44,26 @@ def run(args: argparse.Namespace) -> int:
     if find_spec("gradio") is None:
         raise ValueError("the app needs gradio: pip install 'clip-itm[app]'")
 
-    from clip_itm.files import demand_model
+    from clip_itm.files import require_model
     from clip_itm.retrieval.app_guard import Names
 
     Names.of(args.host, args.allow_host)
-    demand_model(args.model)
+    require_model(args.model)
 
     from clip_itm.retrieval.app import build_app, serve
     from clip_itm.retrieval.pipeline import load_pipeline
 
     pipe = load_pipeline(args.model, args.device)
-    places: dict[str, str] = {}
-    for place in args.index:
-        index = pipe.load_index(place)
-        if index.modality in places:
+    galleries: dict[str, str] = {}
+    for where in args.index:
+        index = pipe.load_index(where)
+        if index.modality in galleries:
             raise ValueError(
-                f"{places[index.modality]} and {place} are both indexes of {index.modality}s; give one of a kind"
+                f"{galleries[index.modality]} and {where} are both indexes of {index.modality}s; give one of a kind"
             )
         if not len(index):
-            raise ValueError(f"{place}: there is nothing in this index; add to it with clip-itm index")
-        places[index.modality] = place
+            raise ValueError(f"{where}: there is nothing in this index; add to it with clip-itm index")
+        galleries[index.modality] = where
     app = build_app(pipe, None if args.audit is None else Path(args.audit))
     serve(app, args.host, args.port, args.share, args.allow_host)
     return 0

@@ -25,8 +25,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     clean.add_argument("--clean-to", type=OutputFolder, metavar="DIR", help="write it into this empty folder")
     clean.add_argument("--copy", action="store_true", help="copy the photos, too, instead of naming where they are")
     which = clean.add_mutually_exclusive_group()
-    which.add_argument("--below", type=share, metavar="P", help="leave out pairs of a lower probability (default: 0.5)")
-    which.add_argument("--drop-share", type=share, metavar="S", help="leave out this share of the pairs, the worst")
+    which.add_argument(
+        "--below", type=fraction, metavar="P", help="leave out pairs of a lower probability (default: 0.5)"
+    )
+    which.add_argument(
+        "--drop-fraction", type=fraction, metavar="S", help="leave out this fraction of the pairs, the worst"
+    )
     which.add_argument("--down-weight", action="store_true", help="keep all pairs, weighted by their probability")
 
 
@@ -36,39 +40,41 @@ def positive(word: str) -> int:
     return number
 
 
-def share(word: str) -> float:
+def fraction(word: str) -> float:
     if not 0 <= (number := float(word)) <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {word}")
     return number
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.clean_to is None and (args.copy or args.down_weight or (args.below, args.drop_share) != (None, None)):
-        raise ValueError("--copy, --below, --drop-share and --down-weight say how to clean; say where with --clean-to")
+    if args.clean_to is None and (args.copy or args.down_weight or (args.below, args.drop_fraction) != (None, None)):
+        raise ValueError(
+            "--copy, --below, --drop-fraction and --down-weight say how to clean; say where with --clean-to"
+        )
 
     from clip_itm.data.cleaned import check_free
-    from clip_itm.offline import demand_recipe
+    from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
 
-    demand_recipe(load_recipe(args.run, args.overrides), backbone=False)
+    require_recipe(load_recipe(args.run, args.overrides), backbone=False)
     own = Path(args.run) / "audit"
     out = Path(args.out or own)
 
     if args.clean_to is not None:
         check_free(Path(args.clean_to))
 
-    from clip_itm.audit.page import audit_page, describe
-    from clip_itm.audit.table import PAGE, TABLE, Audit, demand_audit
+    from clip_itm.audit.page import audit_page, facts_of
+    from clip_itm.audit.table import PAGE, TABLE, Audit, require_audit
     from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
     from clip_itm.files import write_text
     from clip_itm.training.folder import record_added
 
-    demand_audit(out)
+    require_audit(out)
     audit = Audit.of_run(Path(args.run), args.overrides)
     if not process_state().is_main_process:
         return 0
-    print_facts(f"{audit.run}: training captions", describe(audit))
+    print_facts(f"{audit.run}: training captions", facts_of(audit))
     if out.resolve() == own.resolve():
         record_added(audit.run, f"audit/{TABLE}", f"audit/{PAGE}")
     audit.save(out / TABLE)
@@ -91,9 +97,9 @@ def clean(audit, args: argparse.Namespace) -> None:
     keep = np.ones(len(values), dtype=bool)
     if args.down_weight:
         rule, weight = {"down_weight": True}, values if weight is None else weight * values
-    elif args.drop_share is not None:
-        rule = {"drop_share": args.drop_share}
-        keep[audit.clean.order()[: round(args.drop_share * len(keep))]] = False
+    elif args.drop_fraction is not None:
+        rule = {"drop_fraction": args.drop_fraction}
+        keep[audit.clean.order()[: round(args.drop_fraction * len(keep))]] = False
     else:
         rule = {"below": THRESHOLD if args.below is None else args.below}
         keep = values >= rule["below"]
@@ -109,10 +115,10 @@ def clean(audit, args: argparse.Namespace) -> None:
         origin["known_wrong"] = {"kept": int((wrong & keep).sum()), "dropped": int((wrong & ~keep).sum())}
     folder = Path(args.clean_to)
     counts = write_cleaned(folder, audit.splits, audit.noise, keep, weight, origin, args.copy)
-    left_out = f"{counts['dropped_pairs']:,} left out"
-    if counts["dropped_photos"]:
-        left_out += f", and {counts['dropped_photos']:,} photos that keep no caption"
-    say(f"{folder}: {counts['kept_pairs']:,} training pairs, {left_out}")
+    rest = f"{counts['dropped_pairs']:,} left out"
+    if counts["dropped_images"]:
+        rest += f", and {counts['dropped_images']:,} photos that keep no caption"
+    say(f"{folder}: {counts['kept_pairs']:,} training pairs, {rest}")
     if wrong is not None:
         say(f"really wrong: {wrong[keep].mean():.1%} of the kept pairs, {wrong.mean():.1%} before")
     say(f"train on it: clip-itm train RECIPE --data.source folder --data.root {folder}")

@@ -24,25 +24,25 @@ def add_parser(verbs) -> None:
 
 
 def run(args) -> int:
-    from clip_itm.offline import demand_recipe
+    from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
 
     for file in args.recipes:  # told before torch is imported
         load_recipe(file, args.overrides)
 
-    from clip_itm.runs.compare import demand_comparison, plan
+    from clip_itm.runs.compare import plan, require_comparison
     from clip_itm.runs.folder import RunFolder
 
     out = Path(args.out)
     runs = plan(args.recipes, args.noise, args.seeds, out, args.overrides)
     for _, recipe in runs:
         if not RunFolder(Path(recipe.output_dir)).is_finished:
-            demand_recipe(recipe)
+            require_recipe(recipe)
 
     from clip_itm.training.folder import held
 
     with held(out, "compare", key="--out"):
-        demand_comparison(out)
+        require_comparison(out)
         _run(runs, out, args.montage)
     return 0
 

@@ -35,14 +35,14 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "float16":
         return run_float16(args)
-    from clip_itm.offline import demand_recipe
+    from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
-    demand_recipe(recipe, backbone=False)
+    require_recipe(recipe, backbone=False)
 
     from clip_itm.data.check import CheckReport, check_splits
-    from clip_itm.data.load import load_splits, photo_checker
+    from clip_itm.data.load import image_checker, load_splits
     from clip_itm.files import write_json
 
     try:
@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
         count_tokens, max_tokens, warnings = None, None, []
         try:
             count_tokens, max_tokens = token_counter(recipe.backbone, splits)
-        except (ValueError, OSError) as error:  # the photos can be checked without the model's files
+        except (ValueError, OSError) as error:  # the images can be checked without the model's files
             warnings = [f"lengths are in words, because the tokenizer of the backbone cannot be loaded: {error}"]
-        read_photos = None if recipe.data.cache_images else photo_checker(recipe.data)
-        report = check_splits(splits, count_tokens, max_tokens, workers=args.workers, read_photos=read_photos)
+        read_images = None if recipe.data.cache_images else image_checker(recipe.data)
+        report = check_splits(splits, count_tokens, max_tokens, workers=args.workers, read_images=read_images)
         report.warnings[:0] = warnings
         report.problems += refusals(recipe, splits)
     print(report.as_text(), end="")
@@ -80,7 +80,7 @@ def run_float16(args: argparse.Namespace) -> int:
 
 
 def refusals(recipe, splits: dict) -> list[str]:
-    """What `clip-itm train` would refuse for other reasons than photos and captions."""
+    """What `clip-itm train` would refuse for other reasons than images and captions."""
     from clip_itm.data.load_noise import load_noise
     from clip_itm.runs.setup import check_protocols, final_split, make_sampler
 

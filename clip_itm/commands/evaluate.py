@@ -26,15 +26,15 @@ def add_parser(verbs) -> None:
 
 
 def run(args) -> int:
-    from clip_itm.offline import demand_recipe
+    from clip_itm.offline import require_recipe
 
     members = [find_model(Path(what), args.overrides) for what in args.what]
     best, recipe = members[0]
     for other, own in members[1:]:
         if own.data != recipe.data:
             raise ValueError(f"{best} and {other} are of other data: an ensemble needs the same `data:` section")
-    for place, own in members:
-        demand_recipe(own, backbone=not (place / "config.json").is_file())
+    for where, own in members:
+        require_recipe(own, backbone=not (where / "config.json").is_file())
 
     from clip_itm.checksums import check_files
     from clip_itm.commands.terminal import print_table
@@ -45,7 +45,7 @@ def run(args) -> int:
     from clip_itm.files import write_json
     from clip_itm.reading import read_json
     from clip_itm.runs.ensemble import evaluate_encoders
-    from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare_photos, saved_encoder
+    from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare_images, saved_encoder
 
     with_recall = [name for name in recipe.evaluation.protocols if PROTOCOLS[name].has_recall]
     if args.plot and not with_recall:
@@ -57,25 +57,25 @@ def run(args) -> int:
     with state.main_process_first():
         splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
-    image_cache = prepare_photos(recipe, {split.name: split})
+    image_cache = prepare_images(recipe, {split.name: split})
     encoders = [
-        saved_encoder(place, own, image_cache)
-        if (place / "config.json").is_file()
+        saved_encoder(where, own, image_cache)
+        if (where / "config.json").is_file()
         else make_encoder(own, *make_model(own, splits), image_cache)
-        for place, own in members
+        for where, own in members
     ]
     results = evaluate_encoders(split, encoders, recipe.evaluation.protocols, recipe.evaluation.bootstrap)
     if not state.is_main_process:
         return 0
-    named = " + ".join(str(place) for place, _ in members)
+    named = " + ".join(str(where) for where, _ in members)
     title = (
         f"{named}: recall on {split.name} of {recipe.data.source} ({len(split)} photos, {len(split.pairs)} captions)"
     )
     print_table(terminal_table([(name, result.as_dict()) for name, result in results.items()], title=title))
     if args.json:
         content = {"model": named, "split": split.name, "split_sha256": split.sha256, "recipe": recipe.sha256}
-        content |= {"photos": len(split), "captions": len(split.pairs)}
-        content["left_out"] = [out._asdict() for out in split.left_out]
+        content |= {"images": len(split), "captions": len(split.pairs)}
+        content["skipped"] = [out._asdict() for out in split.skipped]
         for name in ("provenance", "imported_from"):
             if len(members) == 1 and (best / f"{name}.json").is_file():
                 check_files(best, (f"{name}.json",))
@@ -88,20 +88,20 @@ def run(args) -> int:
     return 0
 
 
-def find_model(place: Path, overrides: list[str]):
+def find_model(where: Path, overrides: list[str]):
     """The folder of the model and its recipe; where there is no model, the recipe's file and the recipe."""
     from clip_itm.recipe import load_recipe
     from clip_itm.runs.folder import RunFolder
 
-    run = RunFolder(place)
-    best = run.model if run.has_model else place
+    run = RunFolder(where)
+    best = run.model if run.has_model else where
     if (best / "config.json").is_file():
         has_recipe = (best / "recipe.yaml").is_file()
         return best, load_recipe(best, overrides) if has_recipe else recipe_of_model(best, overrides)
     recipe = load_recipe(best, overrides)
-    if place.is_dir():
+    if where.is_dir():
         raise ValueError(
-            f"{place}: this run is not finished (it has no best/): train it to its end, or evaluate a checkpoint in it"
+            f"{where}: this run is not finished (it has no best/): train it to its end, or evaluate a checkpoint in it"
         )
     return best, recipe
 

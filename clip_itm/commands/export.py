@@ -26,10 +26,10 @@ def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: an export takes no keys of a recipe")
 
-    from clip_itm.files import demand_free, model_folder
+    from clip_itm.files import model_folder, require_free
 
     model_folder(args.model)  # told before torch is imported, and so is a folder that is taken
-    demand_free(Path(args.out))
+    require_free(Path(args.out))
 
     from transformers.utils.logging import disable_progress_bar
 

@@ -52,24 +52,24 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
     file that holds no CLIP, and where `out` is not empty.
     """
     from clip_itm.backbones.build import build_processor
-    from clip_itm.backbones.openai_checkpoint import describe, load_backbone, openclip_name, read_checkpoint
+    from clip_itm.backbones.openai_checkpoint import load_backbone, openclip_name, read_checkpoint, tower_name
     from clip_itm.configuration import ItmConfig
-    from clip_itm.files import demand_free
+    from clip_itm.files import require_free
     from clip_itm.methods.clip.configuration import ClipHeadConfig
     from clip_itm.model import ItmModel
 
     file, out = Path(file), Path(out)
-    demand_free(out)
+    require_free(out)
     checkpoint = read_checkpoint(file)
     backbone = load_backbone(checkpoint, text_heads)
     processor = build_processor(backbone.config, None)
-    head = ClipHeadConfig(same_photo="negative")  # as these programs train
+    head = ClipHeadConfig(same_image="negative")  # as these programs train
     config = ItmConfig(backbone=backbone.config.model_dump(mode="json"), head=head.model_dump(mode="json"))
     model = ItmModel(config, backbone=backbone)
 
     architecture = backbone.config.model_config_dict["model_cfg"]
     name = openclip_name(architecture)
-    say(f"{file}: {f'recognised as {name}' if name else 'no architecture of OpenAI'}\n{describe(architecture)}")
+    say(f"{file}: {f'recognised as {name}' if name else 'no architecture of OpenAI'}\n{tower_name(architecture)}")
     if architecture["text_cfg"]["vocab_size"] != len(processor.tokenizer):
         say(f"the processor's tokens ({len(processor.tokenizer)}) are not those of this model: give it your own")
     source = {"epoch": checkpoint.epoch, "name": checkpoint.name, "recognised_as": name, "architecture": architecture}
@@ -87,14 +87,14 @@ def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) ->
     from clip_itm.backbones.build import build_backbone, build_processor
     from clip_itm.backbones.published_regions import load_parts, regions_section, regions_state
     from clip_itm.configuration import ItmConfig
-    from clip_itm.files import demand_free
+    from clip_itm.files import require_free
     from clip_itm.kinds import IMPORTED_REGIONS
     from clip_itm.methods.configuration import HeadConfig
     from clip_itm.model import ItmModel
     from clip_itm.similarity.sgraf_checkpoint import similarity_section, similarity_state
 
     file, out = Path(file), Path(out)
-    demand_free(out)
+    require_free(out)
     image, text, *similarity = load_parts(file)
     section = regions_section(image, text, vocabulary=str(vocabulary))
     if not similarity and section.pooling != "gpo":

@@ -1,4 +1,4 @@
-"""`clip-itm index MODEL GALLERY --out DIR`: encode photos or captions once, so that they can be searched."""
+"""`clip-itm index MODEL GALLERY --out DIR`: encode images or captions once, so that they can be searched."""
 
 import argparse
 import warnings
@@ -13,7 +13,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="encode a folder of photos, or captions, to be searched",
         description="Encode a gallery with a model and keep it in a folder. The same command adds what is new, and "
         "goes on after an interruption. GALLERY is a folder of photos (with the folders below it) or a file of "
-        "captions (.txt: one a line; .csv, .tsv, .jsonl, .json: a column of captions). Without it, --split takes a "
+        "captions (.txt: one per line; .csv, .tsv, .jsonl, .json: a column of captions). Without it, --split takes a "
         "split of the model's own data; keys such as --data.root say where they are now.",
         allow_abbrev=False,
     )
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < (name == "batch_size"):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected a positive number")
     _check_out(args.out)
-    from clip_itm.files import demand_model
+    from clip_itm.files import require_model
 
-    demand_model(args.model)
+    require_model(args.model)
     gallery = _given(Path(args.gallery), args.skip_broken) if args.gallery else None
 
     from clip_itm.retrieval.pipeline import load_pipeline
@@ -92,9 +92,9 @@ def _check_out(out: str) -> None:
     if out.startswith("qdrant+"):
         return
     from clip_itm.lock import locked
-    from clip_itm.retrieval.storage import check_place
+    from clip_itm.retrieval.storage import require_index_folder
 
-    check_place(Path(out))
+    require_index_folder(Path(out))
     if Path(out).is_dir():
         with locked(out, "index"):
             pass
@@ -103,21 +103,21 @@ def _check_out(out: str) -> None:
 def _given(gallery: Path, skip_broken: bool):
     """The folder, or the captions of a file by id. Raises ValueError that names file and line."""
     if gallery.is_dir():
-        from clip_itm.retrieval.photos import photo_files
+        from clip_itm.retrieval.images import image_files
 
-        photo_files(gallery)
+        image_files(gallery)
         return gallery
     if not gallery.exists():
         raise ValueError(f"{gallery}: there is no such folder of photos or file of captions")
     from clip_itm.data.caption_file import read_caption_file
 
-    left_out: list[str] = []
-    captions = read_caption_file(gallery, left_out if skip_broken else None)
-    if left_out:
-        from clip_itm.data.left_out import shown
+    skipped: list[str] = []
+    captions = read_caption_file(gallery, skipped if skip_broken else None)
+    if skipped:
+        from clip_itm.data.skipped import shown
 
-        lines = shown(left_out, separator="\n  ")
-        warnings.warn(f"{len(left_out)} captions cannot be used and are left out:\n  {lines}", stacklevel=1)
+        lines = shown(skipped, separator="\n  ")
+        warnings.warn(f"{len(skipped)} captions cannot be used and are left out:\n  {lines}", stacklevel=1)
     return captions
 
 

@@ -8,8 +8,8 @@ from clip_itm.commands.output import OutputFolder
 from clip_itm.visible import say
 
 NOTES = {
-    "dev": "best rsum on dev",
-    "both": "best mean of dev recall and zero-shot accuracy (so the latter is no independent figure for this point)",
+    "val": "best rsum on val",
+    "both": "best mean of val recall and zero-shot accuracy (so the latter is no independent figure for this point)",
 }
 
 SHOWN = {
@@ -25,8 +25,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "interpolate",
         help="evaluate the line between pretrained and fine-tuned weights (WiSE-FT) and save the best point",
-        description="Evaluate (1 - alpha) * base + alpha * tuned for every alpha: recall on dev and on the final split "
-        "of the tuned model's recipe, and zero-shot accuracy on photos in class folders. The point is chosen on dev, "
+        description="Evaluate (1 - alpha) * base + alpha * tuned for every alpha: recall on val and on the final split "
+        "of the tuned model's recipe, and zero-shot accuracy on photos in class folders. The point is chosen on val, "
         "never on the final split. Keys of the recipe may be set as for clip-itm evaluate.",
         allow_abbrev=False,
     )
@@ -45,13 +45,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--choose",
         type=rule,
-        default="dev",
+        default="val",
         metavar="RULE",
-        help="dev: best rsum on dev (default); both: best mean of dev recall and zero-shot accuracy; or an alpha",
+        help="val: best rsum on val (default); both: best mean of val recall and zero-shot accuracy; or an alpha",
     )
     zero_shot = parser.add_argument_group("a zero-shot classification set")
     zero_shot.add_argument("--zeroshot", metavar="DIR", help="folder with a subfolder of photos for each class")
-    zero_shot.add_argument("--templates", metavar="FILE", help="a sentence a line, {} for the class")
+    zero_shot.add_argument("--templates", metavar="FILE", help="a sentence per line, {} for the class")
     zero_shot.add_argument("--classes", metavar="FILE", help="CSV, TSV or JSONL: names of classes (folder, name)")
 
 
@@ -63,25 +63,25 @@ def alphas(word: str) -> list[float]:
     if not (0 <= first <= last <= 1 and 0.001 <= step <= 1):
         raise argparse.ArgumentTypeError(f"expected alphas from 0 to 1 in steps of at least 0.001, got {word}")
     count = int((last - first) / step + 1e-6) + 1
-    return [round(first + number * step, 6) for number in range(count)]
+    return [round(first + index * step, 6) for index in range(count)]
 
 
 def rule(word: str) -> str | float:
-    if word in ("dev", "both"):
+    if word in ("val", "both"):
         return word
     try:
         return float(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected dev, both or an alpha, got {word}") from None
+        raise argparse.ArgumentTypeError(f"expected val, both or an alpha, got {word}") from None
 
 
 def run(args: argparse.Namespace) -> int:
     from clip_itm.commands.evaluate import recipe_of_model
-    from clip_itm.files import demand_free, model_folder
-    from clip_itm.offline import demand_recipe
+    from clip_itm.files import model_folder, require_free
+    from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
 
-    demand_free(Path(args.out))
+    require_free(Path(args.out))
     check_choice(args)
     tuned = model_folder(args.tuned)
     base = None if args.base is None else model_folder(args.base)
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if base is None and not has_recipe:
         raise ValueError(f"{tuned}: there is no recipe that tells what this model started from; name it with --base")
     recipe = load_recipe(tuned, args.overrides) if has_recipe else recipe_of_model(tuned, args.overrides)
-    demand_recipe(recipe, backbone=base is None)
+    require_recipe(recipe, backbone=base is None)
 
     from clip_itm.data.class_folder import read_class_folder
     from clip_itm.distributed import process_state
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         tables = (None if name is None else Path(name) for name in (args.templates, args.classes))
         classes = read_class_folder(args.zeroshot, *tables)
     line = Line(recipe, base, tuned, classes)
-    if line.dev is None and isinstance(args.choose, str):
+    if line.val is None and isinstance(args.choose, str):
         raise ValueError(
             f"data: the source {recipe.data.source!r} has no val split to choose on; name a point with --choose ALPHA"
         )
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = choose(points, args.choose)
     set_weights(line.model, line.base, line.tuned, chosen.alpha)
     if process_state().is_main_process:
-        content = describe(args, line, points, chosen)
+        content = content_of(args, line, points, chosen)
         show(content)
         save(Path(args.out), line, tuned, content)
     return 0
@@ -121,17 +121,17 @@ def check_choice(args: argparse.Namespace) -> None:
         raise ValueError(f"--choose {args.choose:g} is none of the alphas ({', '.join(f'{a:g}' for a in args.alphas)})")
 
 
-def describe(args: argparse.Namespace, line, points: list, chosen) -> dict:
+def content_of(args: argparse.Namespace, line, points: list, chosen) -> dict:
     """What `interpolation.json` says; figures in percent."""
     content = {
         "base": args.base or "step 0 of the recipe",
         "tuned": str(args.tuned),
         "recipe_sha256": line.recipe.sha256,
         "split": line.final.name,
-        "splits": {split.name: split.sha256 for split in (line.dev, line.final) if split is not None},
+        "splits": {split.name: split.sha256 for split in (line.val, line.final) if split is not None},
         "chosen": {"alpha": chosen.alpha, "by": NOTES.get(args.choose, "hand")},
         "points": [
-            {"alpha": point.alpha, "dev": point.dev, "results": point.results, "zero_shot": point.zero_shot}
+            {"alpha": point.alpha, "val": point.val, "results": point.results, "zero_shot": point.zero_shot}
             for point in points
         ],
     }
@@ -139,8 +139,8 @@ def describe(args: argparse.Namespace, line, points: list, chosen) -> dict:
         classes = line.classes
         content["zero_shot"] = {
             "folder": str(args.zeroshot),
-            "photos": len(classes.rows),
-            "left_out": [out._asdict() for out in classes.left_out],
+            "images": len(classes.rows),
+            "skipped": [out._asdict() for out in classes.skipped],
             "classes": classes.names,
             "templates": classes.templates,
         }
@@ -156,14 +156,14 @@ def show(content: dict) -> None:
     protocols = list(content["points"][0]["results"])
     table = Table(title=f"alpha 0 base, 1 tuned; on {content['split']}, percent", title_justify="left")
     table.add_column("alpha", justify="right")
-    table.add_column("dev rsum", justify="right")
+    table.add_column("val rsum", justify="right")
     for protocol in protocols:
         for name in shown(content["points"][0]["results"][protocol]["metrics"]):
             table.add_column(f"{protocol} {SHOWN[name]}" if len(protocols) > 1 else SHOWN[name], justify="right")
     if "zero_shot" in content:
-        table.add_column(f"top-1 ({content['zero_shot']['photos']:,} photos)", justify="right")
+        table.add_column(f"top-1 ({content['zero_shot']['images']:,} photos)", justify="right")
     for point in content["points"]:
-        cells = [f"{point['alpha']:g}", "" if point["dev"] is None else f"{point['dev']['rsum']:.1f}"]
+        cells = [f"{point['alpha']:g}", "" if point["val"] is None else f"{point['val']['rsum']:.1f}"]
         for result in point["results"].values():
             cells += [f"{result['metrics'][name]:.1f}" for name in shown(result["metrics"])]
         if point["zero_shot"] is not None:

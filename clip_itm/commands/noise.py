@@ -54,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "info":
         return _info(args)
     from clip_itm.data.load_noise import load_noise
-    from clip_itm.offline import demand_recipe
+    from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
-    demand_recipe(recipe, backbone=False)
+    require_recipe(recipe, backbone=False)
     section = recipe.noise
     if args.action == "import":
         section = section.model_copy(update={"file": args.file, "ratio": 0.0})
@@ -98,13 +98,13 @@ def _training_pairs(recipe):
 
 LABELS = {
     "pairs": "training pairs",
-    "photos": "photos",
+    "images": "images",
     "level": "level",
     "seed": "seed",
     "ratio": "nominal ratio",
     "other_caption": "pairs with another caption",
     "other_text": "pairs with another wording",
-    "other_photo": "pairs with a caption of another photo",
+    "other_image": "pairs with a caption of another photo",
     "sha256": "sha256",
     "captions_sha256": "sha256 of the captions",
 }
@@ -118,7 +118,7 @@ def _table(facts: dict) -> str:
             value = facts[key]
             shown = f"{value:.3%}" if key.startswith("other_") else "not drawn here" if value is None else f"{value}"
             rows.append((label, shown))
-    for count, share in enumerate(facts.get("photos_by_right_captions", [])):
-        rows.append((f"photos that keep {count} right caption{'s' * (count != 1)}", f"{share:.3%}"))
+    for count, fraction in enumerate(facts.get("images_by_right_captions", [])):
+        rows.append((f"photos that keep {count} right caption{'s' * (count != 1)}", f"{fraction:.3%}"))
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)

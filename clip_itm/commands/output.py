@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from clip_itm.files import demand_place
+from clip_itm.files import require_free_name
 
 
 class OutputFile(str):
@@ -26,7 +26,7 @@ def outputs_of(args: argparse.Namespace) -> Iterator[None]:
     values = [value for value in vars(args).values() if isinstance(value, OutputFile | OutputFolder)]
     for value in values:
         if value != "-":
-            demand_place(Path(value), is_folder=isinstance(value, OutputFolder))
+            require_free_name(Path(value), is_folder=isinstance(value, OutputFolder))
         elif isinstance(value, OutputFolder):
             raise ValueError("a folder cannot be written to standard output (-): give it a name, such as ./out")
     match values.count("-"):

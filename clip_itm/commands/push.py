@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from clip_itm.hub.space import space_files
     from clip_itm.runs.publish import log_in, upload
 
-    indexes = [Path(place) for place in args.index]
+    indexes = [Path(where) for where in args.index]
     pushes = {"model": files_with_indexes(Path(args.model), args.repo, indexes, args.space, args.license)}
     if args.space:
         pushes["space"] = space_files(args.repo, args.revision, with_index=bool(indexes))

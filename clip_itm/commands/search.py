@@ -1,4 +1,4 @@
-"""`clip-itm search MODEL INDEX QUERY...`: the best photos or captions of an index, as a table, a page or a picture."""
+"""`clip-itm search MODEL INDEX QUERY...`: the best images or captions of an index, as a table, a page or a picture."""
 
 import argparse
 import os
@@ -28,7 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _as_typed(query: str) -> str:
-    """A query with the characters that an ASCII locale could not read; names of photos stay as the system has them."""
+    """A query with the characters that an ASCII locale could not read; names of images stay as the system has them."""
     try:
         query.encode()
     except UnicodeEncodeError:
@@ -41,11 +41,11 @@ def _as_typed(query: str) -> str:
     return query
 
 
-def _demand_model_and_index(args: argparse.Namespace) -> None:
+def _require_model_and_index(args: argparse.Namespace) -> None:
     """ValueError for what is not there, before anything heavy is imported."""
-    from clip_itm.files import demand_model
+    from clip_itm.files import require_model
 
-    demand_model(args.model)
+    require_model(args.model)
     if not args.index.startswith("qdrant+") and not Path(args.index).is_dir():
         raise ValueError(f"{args.index}: there is no such folder; expected an index, which clip-itm index makes")
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         from clip_itm.data.formats.annotation_files import read_lines
 
         queries += [line.strip() for line in read_lines(Path(args.queries_from)) if line.strip()]
-    _demand_model_and_index(args)
+    _require_model_and_index(args)
     if not queries:
         raise ValueError("nothing to search for: give a QUERY, or a file of them with --queries-from")
     if args.top_k < 1:

@@ -10,7 +10,7 @@ def add_parser(verbs) -> None:
     parser = verbs.add_parser(
         "train",
         help="fine-tune a model as a recipe says",
-        description="Train, evaluate on dev, keep the best and the last checkpoint, print the final table. An "
+        description="Train, evaluate on val, keep the best and the last checkpoint, print the final table. An "
         "interrupted run is resumed by the same command; a finished one is not repeated.",
         epilog=_keys,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -27,13 +27,13 @@ def _keys() -> str:
 
 
 def run(args) -> int:
-    from clip_itm.offline import demand_recipe
+    from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
     from clip_itm.runs.folder import RunFolder
 
     recipe = load_recipe(args.recipe, args.overrides)  # a wrong key is told before torch is imported
     if not RunFolder(Path(recipe.output_dir)).is_finished:
-        demand_recipe(recipe)
+        require_recipe(recipe)
 
     from clip_itm.commands.terminal import print_table
     from clip_itm.distributed import process_index
@@ -71,10 +71,10 @@ def stopped_runs(runs: list) -> str:
 
 
 def run_rows(results: dict) -> list[tuple[str, dict]]:
-    """Rows of the final table: zero-shot, best by dev, last, under every protocol."""
+    """Rows of the final table: zero-shot, best by val, last, under every protocol."""
     stages = {
         "zero_shot": "step 0 (zero-shot)",
-        "best": f"best checkpoint by dev (step {results['best_step']})",
+        "best": f"best checkpoint by val (step {results['best_step']})",
         "last": "last",
     }
     return [(label, result) for stage, label in stages.items() for result in results[stage].values()]

@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
 
     from clip_itm.verify import total_size, verify
 
-    place = Path(args.path)
-    with tqdm(total=total_size(place), unit="B", unit_scale=True, desc="reading", leave=False) as bar:
-        parts = verify(place, bar.update)
-    show(place, parts)
+    where = Path(args.path)
+    with tqdm(total=total_size(where), unit="B", unit_scale=True, desc="reading", leave=False) as bar:
+        parts = verify(where, bar.update)
+    show(where, parts)
     damages = [damage for part in parts for damage in part.damages]
     say("\n".join([f"DAMAGED  {damage}" for damage in damages] or ["no damage found"]))
     if any(part.without for part in parts):
@@ -38,17 +38,17 @@ def run(args: argparse.Namespace) -> int:
     return 1 if damages else 0
 
 
-def show(place: Path, parts: list) -> None:
+def show(where: Path, parts: list) -> None:
     from rich.table import Table
 
     from clip_itm.commands.terminal import cell, print_table
 
-    table = Table(title=cell(f"{place}: compared with checksums"), title_justify="left")
+    table = Table(title=cell(f"{where}: compared with checksums"), title_justify="left")
     table.add_column("", overflow="fold")
     for column in ("files", "bytes", "damaged", "without checksum"):
         table.add_column(column, justify="right")
     for part in parts:
-        name = part.place.relative_to(place).as_posix() if part.place.is_relative_to(place) else part.place.name
+        name = part.where.relative_to(where).as_posix() if part.where.is_relative_to(where) else part.where.name
         counts = (part.files, part.bytes, len(part.damages), len(part.without))
         table.add_row(cell(name), *(f"{count:,}" for count in counts), style="bold red" if part.damages else None)
     print_table(table)

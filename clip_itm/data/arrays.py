@@ -54,7 +54,7 @@ def _fill_holes(file: Path, free: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def kept_array(path: Path, length: int) -> np.ndarray | None:
+def cached_array(path: Path, length: int) -> np.ndarray | None:
     """The mapped array of a file of `new_array`, or of an earlier clip_itm (without a seal); None where there is none.
 
     All of it is read once and compared with the seal. Raises DamagedError where it is not what was written, or no array

@@ -1,4 +1,4 @@
-"""A file of captions without photos, to be indexed: a caption a line, or a table with a column of captions."""
+"""A file of captions without images, to be indexed: a caption per line, or a table with a column of captions."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from clip_itm.data.formats.cells import captions_of
 from clip_itm.data.formats.tables import CAPTION_COLUMNS, find_column, is_table, read_table
 
 
-def read_caption_file(file: Path, left_out: list[str] | None = None) -> dict[str, str]:
-    """The captions of a .txt (one a line) or of a table (as `data.source: folder` reads them), by id and in order.
+def read_caption_file(file: Path, skipped: list[str] | None = None) -> dict[str, str]:
+    """The captions of a .txt (one per line) or of a table (as `data.source: folder` reads them), by id and in order.
 
     An id is made of the caption itself, and its number where it occurs again: lines that come or go above it leave it
-    alone. Raises ValueError, naming the line, for a caption that is empty or no text; with `left_out` what is wrong
+    alone. Raises ValueError, naming the line, for a caption that is empty or no text; with `skipped` what is wrong
     with it is appended there instead. A file that is no such table, or has none left, is always an error.
     """
     captions: dict[str, str] = {}
@@ -25,9 +25,9 @@ def read_caption_file(file: Path, left_out: list[str] | None = None) -> dict[str
             if not all(found):
                 raise BrokenRow(f"{where}: the caption is empty; write it, or remove the row")
         except BrokenRow as error:
-            if left_out is None:
+            if skipped is None:
                 raise
-            left_out.append(str(error))
+            skipped.append(str(error))
             continue
         for caption in found:
             seen[caption] += 1

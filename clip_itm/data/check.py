@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it: every photo decoded or its regions read, every caption seen."""
+"""What is in a data set and what is wrong with it: every image decoded or its regions read, every caption seen."""
 
 import os
 from collections import Counter, defaultdict
@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
 
-from clip_itm.data.left_out import find_absent, notes, shown
+from clip_itm.data.image_check import ReadImages, image_identity, image_name
+from clip_itm.data.image_facts import EXTREME, EXTREME_RATIO, SMALLEST_SIDE, ImageFacts, inspect_image
 from clip_itm.data.load import split_problems
-from clip_itm.data.photo_check import ReadPhotos, photo_identity, photo_name
-from clip_itm.data.photo_facts import EXTREME, EXTREME_RATIO, SMALLEST_SIDE, PhotoFacts, inspect_photo
 from clip_itm.data.rows import Split
+from clip_itm.data.skipped import find_absent, notes, shown
 from clip_itm.visible import visible
 
 TOKEN_BATCH = 1000
@@ -27,34 +27,34 @@ TOKEN_BATCH = 1000
 
 @dataclass
 class SplitReport:
-    """One split. Lists name photos (file or id) and captions (id, mostly file:line)."""
+    """One split. Lists name images (file or id) and captions (id, mostly file:line)."""
 
-    photos: int
+    images: int
     captions: int
     sha256: str
-    captions_per_photo: dict[int, int]  # number of captions -> number of photos
+    captions_per_image: dict[int, int]  # number of captions -> number of images
     length: dict[str, float]  # of captions: mean, median, p99, max, in `length_unit`
     length_unit: str  # "tokens" or "words"
     cut_captions: int | None = None  # longer than `max_tokens`; None where no tokenizer was given
     max_tokens: int | None = None
-    left_out: list[str] = field(default_factory=list)  # missing photos, by skip_missing
-    broken_left_out: list[str] = field(default_factory=list)  # by skip_broken
+    skipped: list[str] = field(default_factory=list)  # missing images, by skip_missing
+    skipped_broken: list[str] = field(default_factory=list)  # by skip_broken
     missing: list[str] = field(default_factory=list)
     zero_sized: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
     odd_captions: dict[str, list[str]] = field(default_factory=dict)  # wrong encoding and the like -> captions
     formats: dict[str, int] = field(default_factory=dict)
-    traits: dict[str, list[str]] = field(default_factory=dict)  # CMYK, greyscale, ... -> photos
-    regions: str | None = None  # of a photo, where there are precomputed ones: number, width, type
-    damaged_regions: list[str] = field(default_factory=list)  # photos whose features are not finite or all zero
+    traits: dict[str, list[str]] = field(default_factory=dict)  # CMYK, greyscale, ... -> images
+    regions: str | None = None  # of an image, where there are precomputed ones: number, width, type
+    damaged_regions: list[str] = field(default_factory=list)  # images whose features are not finite or all zero
 
 
 @dataclass
 class CheckReport:
     """`problems` make training fail, `leaks` its figures meaningless, `warnings` neither.
 
-    `duplicates` are groups of byte-identical photos; those that splits share are leaks.
+    `duplicates` are groups of byte-identical images; those that splits share are leaks.
     """
 
     splits: dict[str, SplitReport] = field(default_factory=dict)
@@ -102,52 +102,52 @@ def check_splits(
     max_tokens: int | None = None,
     progress: bool = True,
     workers: int | None = None,
-    read_photos: ReadPhotos | None = None,
+    read_images: ReadImages | None = None,
 ) -> CheckReport:
     """Look at everything in `splits` (from `load_splits(config, verify=False)`).
 
     `count_tokens` gives the length of every caption of a list in tokens, special ones included, before cutting to
-    `max_tokens`; without it lengths are in words. Photos are decoded by `workers` threads (default: one a core); those
-    that could be read are written down in `read_photos`, for training.
+    `max_tokens`; without it lengths are in words. Images are decoded by `workers` threads (default: one a core); those
+    that could be read are written down in `read_images`, for training.
     """
     report = CheckReport(problems=split_problems(splits))
     for name in ("train", "val"):  # the best checkpoint is chosen on val
         if splits and name not in splits:
             report.problems.append(f"there is no {name} split, only {', '.join(splits)}")
-    places: dict[str, list[tuple[str, str]]] = defaultdict(list)  # digest -> (split, photo)
+    occurrences: dict[str, list[tuple[str, str]]] = defaultdict(list)  # digest -> (split, image)
     for name, split in splits.items():
         report.splits[name] = own = _describe_captions(split, count_tokens, max_tokens, progress)
         if split.regions is not None:
             _check_regions(own, split, progress)
         else:
-            for photo, facts in _check_photos(own, split, progress, workers, read_photos):
+            for shown_name, facts in _check_images(own, split, progress, workers, read_images):
                 if facts.digest is not None:
-                    places[facts.digest].append((name, photo))
-        report.problems += _photo_problems(name, own)
+                    occurrences[facts.digest].append((name, shown_name))
+        report.problems += _image_problems(name, own)
         report.warnings += _split_warnings(name, own)
-    _report_duplicates(report, places)
+    _report_duplicates(report, occurrences)
     report.warnings += dict.fromkeys(note for split in splits.values() for note in notes(split))
     return report
 
 
-def _check_photos(
-    report: SplitReport, split: Split, progress: bool, workers: int | None, read_photos: ReadPhotos | None
-) -> Iterator[tuple[str, PhotoFacts]]:
-    absent = {photo.row: photo for photo in find_absent(split.rows)}
-    report.zero_sized = [photo.photo for photo in absent.values() if photo.reason == "0 bytes"]
-    report.missing = [str(photo) for photo in absent.values() if photo.reason != "0 bytes"]
+def _check_images(
+    report: SplitReport, split: Split, progress: bool, workers: int | None, read_images: ReadImages | None
+) -> Iterator[tuple[str, ImageFacts]]:
+    absent = {found.row: found for found in find_absent(split.rows)}
+    report.zero_sized = [found.name for found in absent.values() if found.reason == "0 bytes"]
+    report.missing = [str(found) for found in absent.values() if found.reason != "0 bytes"]
     present = [row for row in range(len(split)) if row not in absent]
     whole = []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         inspected = pool.map(lambda row: _inspect_row(split.rows, row), present)
         bar = tqdm(inspected, desc=f"photos of {split.name}", total=len(present), disable=not progress)
-        for photo, identity, facts in bar:
-            _count_photo(report, photo, facts)
+        for shown_name, identity, facts in bar:
+            _count_image(report, shown_name, facts)
             if facts.problem is None:
                 whole.append(identity)
-            yield photo, facts
-    if read_photos is not None:
-        read_photos.keep(whole)
+            yield shown_name, facts
+    if read_images is not None:
+        read_images.keep(whole)
 
 
 def _check_regions(report: SplitReport, split: Split, progress: bool) -> None:
@@ -156,19 +156,19 @@ def _check_regions(report: SplitReport, split: Split, progress: bool) -> None:
     ids = split.pairs.image_ids
     with tqdm(desc=f"regions of {split.name}", total=len(split), disable=not progress) as bar:
         for read, damaged in split.regions.damaged():
-            report.damaged_regions += [ids[photo].as_py() for photo in damaged]
+            report.damaged_regions += [ids[shown_name].as_py() for shown_name in damaged]
             bar.update(read)
 
 
-def _report_duplicates(report: CheckReport, places: dict[str, list[tuple[str, str]]]) -> None:
+def _report_duplicates(report: CheckReport, occurrences: dict[str, list[tuple[str, str]]]) -> None:
     within, shared = defaultdict(list), defaultdict(list)
-    for same in places.values():
+    for same in occurrences.values():
         if len(same) < 2:
             continue
-        report.duplicates.append([f"{name}: {photo}" for name, photo in same])
+        report.duplicates.append([f"{name}: {shown_name}" for name, shown_name in same])
         names = tuple(dict.fromkeys(name for name, _ in same))
         if len(names) == 1:
-            within[names[0]].append(" = ".join(photo for _, photo in same))
+            within[names[0]].append(" = ".join(shown_name for _, shown_name in same))
         else:
             shared[names].append(" = ".join(report.duplicates[-1]))
     for name, groups in within.items():
@@ -180,20 +180,20 @@ def _report_duplicates(report: CheckReport, places: dict[str, list[tuple[str, st
         )
 
 
-def _inspect_row(rows: Dataset, row: int) -> tuple[str, bytes | None, PhotoFacts]:
+def _inspect_row(rows: Dataset, row: int) -> tuple[str, bytes | None, ImageFacts]:
     stored = rows[row]
-    photo = photo_name(stored)
-    image = stored["image"] | {"path": photo}
-    identity = photo_identity(image)  # before it is decoded: a photo that is replaced meanwhile is not known
-    return photo, identity, inspect_photo(image)
+    shown_name = image_name(stored)
+    image = stored["image"] | {"path": shown_name}
+    identity = image_identity(image)  # before it is decoded: an image that is replaced meanwhile is not known
+    return shown_name, identity, inspect_image(image)
 
 
-def _count_photo(report: SplitReport, photo: str, facts: PhotoFacts) -> None:
+def _count_image(report: SplitReport, shown_name: str, facts: ImageFacts) -> None:
     report.formats[facts.format] = report.formats.get(facts.format, 0) + 1
     if facts.problem is not None:
         getattr(report, facts.problem).append(facts.message)
     for trait in facts.traits:
-        report.traits.setdefault(trait, []).append(photo)
+        report.traits.setdefault(trait, []).append(shown_name)
 
 
 def _describe_captions(split: Split, count_tokens, max_tokens: int | None, progress: bool) -> SplitReport:
@@ -217,16 +217,16 @@ def _describe_captions(split: Split, count_tokens, max_tokens: int | None, progr
         "max": lengths.max(),
     }
     return SplitReport(
-        photos=len(split),
+        images=len(split),
         captions=len(captions),
         sha256=split.sha256,
-        captions_per_photo={int(count): photos for count, photos in sorted(Counter(counts.tolist()).items())},
+        captions_per_image={int(count): images for count, images in sorted(Counter(counts.tolist()).items())},
         length={name: float(value) for name, value in length.items()},
         length_unit="tokens" if count_tokens else "words",
         cut_captions=int((lengths > max_tokens).sum()) if count_tokens and max_tokens else None,
         max_tokens=max_tokens,
-        left_out=list(split.missing),
-        broken_left_out=[f"{item} ({reason})" for item, kind, reason in split.left_out if kind == "broken"],
+        skipped=list(split.missing),
+        skipped_broken=[f"{item} ({reason})" for item, kind, reason in split.skipped if kind == "broken"],
         odd_captions=dict(odd),
     )
 
@@ -246,17 +246,17 @@ def caption_oddity(caption: str) -> str | None:
     return None
 
 
-def _photo_problems(name: str, report: SplitReport) -> list[str]:
+def _image_problems(name: str, report: SplitReport) -> list[str]:
     problems = []
-    for label, photos in (("missing", report.missing), ("empty (0 bytes)", report.zero_sized)):
-        if photos:
+    for label, images in (("missing", report.missing), ("empty (0 bytes)", report.zero_sized)):
+        if images:
             advice = "put them there or set data.skip_missing: true"
-            problems.append(f"split {name}: {len(photos)} photos are {label}: {shown(photos)}; {advice}")
-    for label, photos in (("truncated", report.truncated), ("unreadable", report.unreadable)):
-        if photos:
-            listed = shown(photos, separator="\n  ")
+            problems.append(f"split {name}: {len(images)} photos are {label}: {shown(images)}; {advice}")
+    for label, images in (("truncated", report.truncated), ("unreadable", report.unreadable)):
+        if images:
+            listed = shown(images, separator="\n  ")
             problems.append(
-                f"split {name}: {len(photos)} photos are {label}:\n  {listed}\n"
+                f"split {name}: {len(images)} photos are {label}:\n  {listed}\n"
                 "  put good copies there or set data.skip_broken: true"
             )
     if report.damaged_regions:
@@ -269,11 +269,11 @@ def _photo_problems(name: str, report: SplitReport) -> list[str]:
 
 def _split_warnings(name: str, report: SplitReport) -> list[str]:
     warnings = []
-    if report.left_out:
-        warnings.append(f"split {name}: {len(report.left_out)} missing photos are left out: {shown(report.left_out)}")
-    if report.broken_left_out:
-        count = f"{len(report.broken_left_out)} photos that cannot be read are left out"
-        warnings.append(f"split {name}: {count}: {shown(report.broken_left_out)}")
+    if report.skipped:
+        warnings.append(f"split {name}: {len(report.skipped)} missing photos are left out: {shown(report.skipped)}")
+    if report.skipped_broken:
+        count = f"{len(report.skipped_broken)} photos that cannot be read are left out"
+        warnings.append(f"split {name}: {count}: {shown(report.skipped_broken)}")
     if extreme := report.traits.get(EXTREME):
         warnings.append(
             f"split {name}: {len(extreme)} photos have a side of less than {SMALLEST_SIDE} pixels, or one more than "
@@ -288,20 +288,20 @@ def _split_warnings(name: str, report: SplitReport) -> list[str]:
 
 def _cells(report: SplitReport) -> dict[str, str]:
     """Label -> text of one column of the table."""
-    per_photo = ", ".join(f"{count}: {photos}" for count, photos in report.captions_per_photo.items())
-    cells = {"hash": report.sha256[:12], "photos": str(report.photos), "captions": str(report.captions)}
-    cells["captions a photo: photos"] = per_photo
+    per_image = ", ".join(f"{count}: {images}" for count, images in report.captions_per_image.items())
+    cells = {"hash": report.sha256[:12], "images": str(report.images), "captions": str(report.captions)}
+    cells["captions per photo: photos"] = per_image
     length = report.length
     summary = f"{length['mean']:.1f} / {length['median']:.0f} / {length['p99']:.0f} / {length['max']:.0f}"
     cells[f"{report.length_unit} mean / median / 99 % / max"] = summary
     if report.cut_captions is not None:
         cells[f"captions over {report.max_tokens} tokens"] = str(report.cut_captions)
     if report.regions is not None:
-        return cells | {"regions a photo": report.regions, "damaged photos": str(len(report.damaged_regions))}
+        return cells | {"regions per photo": report.regions, "damaged photos": str(len(report.damaged_regions))}
     cells |= {f"{kind} files": str(count) for kind, count in sorted(report.formats.items())}
-    cells |= {f"{trait} photos": str(len(photos)) for trait, photos in report.traits.items()}
-    if report.broken_left_out:
-        cells["left out as broken"] = str(len(report.broken_left_out))
-    for label in ("left_out", "missing", "zero_sized", "unreadable", "truncated"):
+    cells |= {f"{trait} photos": str(len(images)) for trait, images in report.traits.items()}
+    if report.skipped_broken:
+        cells["left out as broken"] = str(len(report.skipped_broken))
+    for label in ("skipped", "missing", "zero_sized", "unreadable", "truncated"):
         cells[f"{label.replace('_', ' ')} photos"] = str(len(getattr(report, label)))
     return cells

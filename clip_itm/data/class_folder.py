@@ -1,4 +1,4 @@
-"""Photos in one subfolder per class, and the sentences that a zero-shot classifier makes of the classes."""
+"""Images in one subfolder per class, and the sentences that a zero-shot classifier makes of the classes."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from datasets import Dataset, Features
 from clip_itm.data.configuration import DataConfig
 from clip_itm.data.formats.annotation_files import written_lines
 from clip_itm.data.formats.tables import read_table
-from clip_itm.data.load import BrokenPhotosError
-from clip_itm.data.photo_check import ReadPhotos, find_unreadable
-from clip_itm.data.photo_names import PHOTO_SUFFIXES, find_photos, is_litter
-from clip_itm.data.rows import ROW_FEATURES, LeftOut
+from clip_itm.data.image_check import ReadImages, find_unreadable
+from clip_itm.data.image_names import IMAGE_SUFFIXES, find_images, is_litter
+from clip_itm.data.load import BrokenImagesError
+from clip_itm.data.rows import ROW_FEATURES, Skipped
 from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
@@ -25,16 +25,16 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """`rows` {"image": {"path", "bytes"}}, one a photo; `labels` number its class in `names`.
+    """`rows` {"image": {"path", "bytes"}}, one per image; `labels` number its class in `names`.
 
-    `left_out`: the photos that `without_broken` goes on without.
+    `skipped`: the images that `without_broken` goes on without.
     """
 
     rows: list[dict]
     labels: list[int]
     names: list[str]
     templates: tuple[str, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     @cached_property
     def prompts(self) -> pa.Array:
@@ -43,29 +43,29 @@ class ClassFolder:
 
 
 def read_class_folder(root: str | Path, templates: Path | None = None, classes: Path | None = None) -> ClassFolder:
-    """The photos below `root`, classes in the order of their folders' names.
+    """The images below `root`, classes in the order of their folders' names.
 
     A class is called like its folder, with spaces for underscores, or as the table `classes` with the columns `folder`
-    and `name` says (CSV, TSV, JSONL or JSON). `templates`: a file with a sentence a line, {} where the name goes.
-    Raises ValueError for fewer than two classes, a class without photos, and names that do not belong to the folders.
+    and `name` says (CSV, TSV, JSONL or JSON). `templates`: a file with a sentence per line, {} where the name goes.
+    Raises ValueError for fewer than two classes, a class without images, and names that do not belong to the folders.
     """
     root = Path(root)
-    folders = sorted(place for place in root.iterdir() if place.is_dir()) if root.is_dir() else []
-    folders = [place for place in folders if not is_litter(place.name)]
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    folders = [entry for entry in folders if not is_litter(entry.name)]
     if len(folders) < 2:
         raise ValueError(f"{root}: expected a folder with a subfolder of photos for each of at least two classes")
     rows, labels = [], []
-    for number, folder in enumerate(folders):
-        found = find_photos(folder)
-        for sentence in found.left_out:
+    for index, folder in enumerate(folders):
+        found = find_images(folder)
+        for sentence in found.skipped:
             logger.warning("left out: %s", sentence)
         if not found.files:
-            others = f"; left out: {found.left_out[0]}" if found.left_out else ""
+            others = f"; left out: {found.skipped[0]}" if found.skipped else ""
             raise ValueError(
-                f"{folder}: this class has no photos ({', '.join(PHOTO_SUFFIXES)}){others}; add some, or remove it"
+                f"{folder}: this class has no photos ({', '.join(IMAGE_SUFFIXES)}){others}; add some, or remove it"
             )
         rows += [{"image": {"path": str(path), "bytes": None}} for path in found.files]
-        labels += [number] * len(found.files)
+        labels += [index] * len(found.files)
     names = [folder.name.replace("_", " ") for folder in folders]
     if classes is not None:
         names = _names(classes, [folder.name for folder in folders])
@@ -73,22 +73,22 @@ def read_class_folder(root: str | Path, templates: Path | None = None, classes: 
 
 
 def without_broken(classes: ClassFolder, config: DataConfig) -> ClassFolder:
-    """The classes without photos that cannot be read, where `config.skip_broken` is set; else those are an error."""
+    """The classes without images that cannot be read, where `config.skip_broken` is set; else those are an error."""
     images = [row["image"] for row in classes.rows]
     features = Features({name: ROW_FEATURES[name] for name in ("image", "image_id")})
     rows = Dataset.from_dict({"image": images, "image_id": [image["path"] for image in images]}, features=features)
-    broken = find_unreadable(rows, ReadPhotos(config.cache_folder), progress=process_index() == 0)
+    broken = find_unreadable(rows, ReadImages(config.cache_folder), progress=process_index() == 0)
     if not broken:
         return classes
     if not config.skip_broken:
-        raise BrokenPhotosError(list(broken.values()), len(images))
-    kept = [number for number in range(len(images)) if number not in broken]
-    labels = [classes.labels[number] for number in kept]
+        raise BrokenImagesError(list(broken.values()), len(images))
+    kept = [index for index in range(len(images)) if index not in broken]
+    labels = [classes.labels[index] for index in kept]
     if empty := [name for label, name in enumerate(classes.names) if label not in labels]:
         raise ValueError(f"no photo of {', '.join(empty[:20])} can be read: {next(iter(broken.values()))}")
-    left_out = tuple(LeftOut(images[number]["path"], "broken", sentence) for number, sentence in broken.items())
+    skipped = tuple(Skipped(images[index]["path"], "broken", sentence) for index, sentence in broken.items())
     logger.warning("%d of %d photos of classes cannot be read and are left out", len(broken), len(images))
-    return replace(classes, rows=[classes.rows[number] for number in kept], labels=labels, left_out=left_out)
+    return replace(classes, rows=[classes.rows[index] for index in kept], labels=labels, skipped=skipped)
 
 
 def _names(table: Path, folders: list[str]) -> list[str]:
@@ -106,7 +106,7 @@ def _names(table: Path, folders: list[str]) -> list[str]:
 
 def _templates(file: Path) -> tuple[str, ...]:
     lines = list(written_lines(file))
-    for number, line in lines:
+    for index, line in lines:
         if "{}" not in line:
-            raise ValueError(f"{file}, line {number}: expected a sentence with {{}} where the class goes, got {line!r}")
+            raise ValueError(f"{file}, line {index}: expected a sentence with {{}} where the class goes, got {line!r}")
     return tuple(line for _, line in lines)

@@ -1,6 +1,6 @@
 """A data set without its suspicious training captions, or with a weight on each, as a folder that `folder` reads.
 
-Train captions are written as the run saw them, noise applied; val and test are written as they are. Photo ids stay,
+Train captions are written as the run saw them, noise applied; val and test are written as they are. Image ids stay,
 and every caption keeps its own id, so the hashes of val and test are those of the original.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from clip_itm.data.images import naming_photo, open_image
+from clip_itm.data.images import naming_image, open_image
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.files import filling, is_free, write_json
@@ -32,13 +32,13 @@ def write_cleaned(
     keep: np.ndarray,
     weight: np.ndarray | None,
     origin: dict,
-    copy_photos: bool = False,
+    copy_images: bool = False,
 ) -> dict[str, int]:
     """Write `metadata.jsonl` and `cleaned.json` (`origin` and the counts, which are returned) into an empty folder.
 
     `keep` bool [N] says which training pairs stay, `weight` float32 [N] in [0, 1] how much each counts (None: all 1).
-    A photo in a file is named by its absolute path, or copied to `photos/`; one that is stored as bytes is written
-    there. A photo that keeps no caption leaves the training split. Raises ValueError when nothing is left of it.
+    An image in a file is named by its absolute path, or copied to `images/`; one that is stored as bytes is written
+    there. An image that keeps no caption leaves the training split. Raises ValueError when nothing is left of it.
     """
     check_free(folder)
     if not keep.any():
@@ -48,25 +48,25 @@ def write_cleaned(
             "--clean-to writes a folder of photos and captions, and these data are precomputed regions; choose the "
             "pairs to leave out from audit.parquet"
         )
-    kept_photos = len(np.unique(splits["train"].pairs.image[keep]))
+    kept_images = len(np.unique(splits["train"].pairs.image[keep]))
     counts = {
         "kept_pairs": int(keep.sum()),
         "dropped_pairs": int((~keep).sum()),
-        "kept_photos": kept_photos,
-        "dropped_photos": len(splits["train"]) - kept_photos,
+        "kept_images": kept_images,
+        "dropped_images": len(splits["train"]) - kept_images,
     }
     with filling(folder) as new, (new / "metadata.jsonl").open("w", encoding="utf-8") as table:
         write_json(new / "cleaned.json", origin | counts)
         for name, split in splits.items():
             rows = _train_rows(split, noise, keep, weight) if name == "train" else _rows(split)
-            for number, texts in tqdm(rows, total=len(split), desc=f"writing {name}", leave=False):
-                photo = _place(split.rows[number]["image"], new, f"photos/{name}/{number:06d}", copy_photos)
-                table.write(json.dumps({"file_name": photo, "split": name, **texts}, ensure_ascii=False) + "\n")
+            for row, texts in tqdm(rows, total=len(split), desc=f"writing {name}", leave=False):
+                file_name = _file_name(split.rows[row]["image"], new, f"photos/{name}/{row:06d}", copy_images)
+                table.write(json.dumps({"file_name": file_name, "split": name, **texts}, ensure_ascii=False) + "\n")
     return counts
 
 
 def _rows(split: Split) -> Iterator[tuple[int, dict]]:
-    """(row, ids, captions and weights) of every photo."""
+    """(row, ids, captions and weights) of every image."""
     texts = split.rows.remove_columns(["image"])
     yield from enumerate(texts)
 
@@ -74,28 +74,28 @@ def _rows(split: Split) -> Iterator[tuple[int, dict]]:
 def _train_rows(
     split: Split, noise: CaptionNoise, keep: np.ndarray, weight: np.ndarray | None
 ) -> Iterator[tuple[int, dict]]:
-    """The same for the captions that the photos got, without those that are dropped."""
+    """The same for the captions that the images got, without those that are dropped."""
     pairs, captions = split.pairs, noise.apply(split.pairs)
     caption_ids, image_ids = pairs.caption_ids, pairs.image_ids
     starts = np.searchsorted(pairs.image, np.arange(len(split) + 1))
-    for number in range(len(split)):
-        kept = [k for k in range(starts[number], starts[number + 1]) if keep[k]]
+    for row in range(len(split)):
+        kept = [k for k in range(starts[row], starts[row + 1]) if keep[k]]
         if kept:
             texts = {
-                "image_id": image_ids[number].as_py(),
+                "image_id": image_ids[row].as_py(),
                 "captions": [captions[k].as_py() for k in kept],
                 "caption_ids": [caption_ids[int(noise.source[k])].as_py() for k in kept],
             }
             if weight is not None:
                 texts["caption_weights"] = [round(float(weight[k]), 6) for k in kept]
-            yield number, texts
+            yield row, texts
 
 
-def _place(image: dict, folder: Path, name: str, copy: bool) -> str:
-    """What the table says for a stored photo; `name` is that of a new file below `folder`, without suffix."""
+def _file_name(image: dict, folder: Path, name: str, copy: bool) -> str:
+    """What the table says for a stored image; `name` is that of a new file below `folder`, without suffix."""
     if image["bytes"] is None and not copy:
         return os.path.abspath(image["path"])
-    with naming_photo(image):
+    with naming_image(image):
         suffix = f".{open_image(image).format.lower()}"
     target = folder / (name + suffix)
     target.parent.mkdir(parents=True, exist_ok=True)

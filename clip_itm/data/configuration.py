@@ -1,4 +1,4 @@
-"""`data:` section of a recipe: which photos and captions, from where, and how they are read."""
+"""`data:` section of a recipe: which images and captions, from where, and how they are read."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -9,19 +9,19 @@ from clip_itm.section import Section, Seed
 
 SplitNames = dict[Literal["train", "val", "test"], str]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-DrawnPhotos = Annotated[int, Field(gt=0, le=1_000_000)]
+DrawnImages = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
 class DataSection(Section):
     """What every source shares, and what the rest of the package asks a source: never its name."""
 
-    reads_photos: ClassVar[bool] = True  # of a user's, which may be missing or broken; drawn ones are sound
-    gives_regions: ClassVar[bool] = False  # in place of photos; `global_vectors` says whether vectors come along
+    reads_images: ClassVar[bool] = True  # of a user's, which may be missing or broken; drawn ones are sound
+    gives_regions: ClassVar[bool] = False  # in place of images; `global_vectors` says whether vectors come along
     missing_split_advice: ClassVar[str] = ""  # the end of the error where there is no train or val
 
     skip_missing: bool = Field(False, description="go on without photos that are missing, and say how many")
     skip_broken: bool = Field(False, description="go on without photos that cannot be read and captions that are empty")
-    max_photos: PositiveInt | None = Field(None, description="keep only the first photos of every split (a quick look)")
+    max_images: PositiveInt | None = Field(None, description="keep only the first photos of every split (a quick look)")
     cache_images: PositiveInt | None = Field(None, description="short side, in pixels, of a cache of resized photos")
     cache_dir: str | None = Field(None, description="folder of all caches (default: ~/.cache/clip_itm)")
     num_workers: int = Field(0, ge=0, le=1024, description="loader processes per training process")
@@ -68,7 +68,7 @@ class Cc120kData(DataSection):
 
 
 class HashedSplit(DataSection):
-    """Sources that may come without splits: a seeded hash of the photo's id then decides."""
+    """Sources that may come without splits: a seeded hash of the image's id then decides."""
 
     val_fraction: Fraction = Field(0.1, description="share of photos in val where the split is by hash")
     test_fraction: Fraction = Field(0.1, description="share of photos in test where the split is by hash")
@@ -114,16 +114,16 @@ class HubData(HashedSplit):
 
 
 class RegionsData(DataSection):
-    """Precomputed region features in place of photos, in the layout of SCAN."""
+    """Precomputed region features in place of images, in the layout of SCAN."""
 
-    reads_photos: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
     gives_regions: ClassVar[bool] = True
 
     source: Literal["regions"] = "regions"
     root: str = Field(min_length=1, description="folder of train_ims.npy, train_caps.txt or .tsv, dev_..., test_...")
     test: Literal["test", "testall"] = Field("test", description="of the test split (COCO: testall has 5,000 photos)")
     captions_per_image: PositiveInt = Field(5, description="captions of a photo, on neighbouring lines (CC152K: 1)")
-    whole_dev: bool = Field(False, description="all of dev; published programs read its first 5,000 captions")
+    whole_val: bool = Field(False, description="all of val; published programs read its first 5,000 captions")
     global_vectors: bool = Field(
         False,
         description="read another model's vectors (..._clip_ims.npy, ..._clip_caps.npy) for backbone.global_dim",
@@ -132,7 +132,7 @@ class RegionsData(DataSection):
     id_mapping: str | None = Field(None, description="JSON from the ids of ..._ids.txt to names of photos in images")
 
     @model_validator(mode="after")
-    def _there_are_no_photos(self) -> Self:
+    def _there_are_no_images(self) -> Self:
         if self.cache_images is not None or self.random_crop < 1:
             raise ValueError("cache_images and random_crop do nothing for precomputed regions: leave them out")
         if (self.images is None) != (self.id_mapping is None):
@@ -141,12 +141,12 @@ class RegionsData(DataSection):
 
 
 class SampleData(DataSection):
-    reads_photos: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
 
     source: Literal["sample"] = "sample"
-    train_photos: DrawnPhotos = 2000
-    val_photos: DrawnPhotos = 500
-    test_photos: DrawnPhotos = 500
+    train_images: DrawnImages = 2000
+    val_images: DrawnImages = 500
+    test_images: DrawnImages = 500
     image_size: Annotated[int, Field(gt=0, le=1024)] = 64
     seed: Seed = 0
 

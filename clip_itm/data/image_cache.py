@@ -1,4 +1,4 @@
-"""Photos resized once to a short side: decoding them is several times cheaper than decoding the originals.
+"""Images resized once to a short side: decoding them is several times cheaper than decoding the originals.
 
 The folder is a cache in the strict sense: deleting it loses nothing, and an entry is named by the original's path,
 size and time of change, so that a changed original is simply another entry. A checksum stands at the end of every
@@ -17,16 +17,16 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from clip_itm.data.images import UnreadablePhotoError, naming_photo, open_image, to_rgb
-from clip_itm.data.photo_check import find_unreadable
+from clip_itm.data.image_check import find_unreadable
+from clip_itm.data.images import UnreadableImageError, naming_image, open_image, to_rgb
 from clip_itm.files import clear_temporary, temporary_name
-from clip_itm.seal import photo_in, sealed
+from clip_itm.seal import image_in, sealed
 
 
 class ImageCache:
-    """Copies of photos with the short side `short_side` pixels, in `folder`/<short_side>/.
+    """Copies of images with the short side `short_side` pixels, in `folder`/<short_side>/.
 
-    Photos that are not larger stay as they are (an entry without a copy says so). JPEGs become JPEGs of quality 95
+    Images that are not larger stay as they are (an entry without a copy says so). JPEGs become JPEGs of quality 95
     without chroma subsampling, everything else becomes PNG; all are upright RGB. Files appear whole (written aside and
     then renamed), so an interrupted build is continued by the next one and several processes may build one folder.
     """
@@ -42,9 +42,9 @@ class ImageCache:
         try:
             entry = self._entry(image)
             data = entry.read_bytes()
-        except OSError:  # no copy, or no original either: reading the photo says so
+        except OSError:  # no copy, or no original either: reading the image says so
             return image
-        copy = photo_in(data)
+        copy = image_in(data)
         if copy is None:
             warnings.warn(f"{entry}: this resized photo is damaged; it is made anew", stacklevel=2)
             with suppress(Exception):  # of an original that can no longer be decoded: reading it says so
@@ -55,9 +55,9 @@ class ImageCache:
         return {"path": str(entry), "bytes": copy} if copy else image
 
     def build(self, rows: Dataset, num_workers: int = 0) -> None:
-        """Make all missing copies of the photos of `rows`, in threads (0: one per core).
+        """Make all missing copies of the images of `rows`, in threads (0: one per core).
 
-        Raises ValueError naming all photos that cannot be read (count and first twenty), or the folder when it cannot
+        Raises ValueError naming all images that cannot be read (count and first twenty), or the folder when it cannot
         be written.
         """
         if broken := find_unreadable(rows, self, num_workers):
@@ -67,7 +67,7 @@ class ImageCache:
         """Whether the copy of a stored image is there, or it is known that it needs none."""
         try:
             return self._entry(image).stat().st_size > 0
-        except OSError:  # no such photo: making its copy says so
+        except OSError:  # no such image: making its copy says so
             return False
 
     def failures(self, images: Sequence[dict[str, Any]]) -> list[str | None]:
@@ -75,7 +75,7 @@ class ImageCache:
         return [self._make(image) for image in images]
 
     def _entry(self, image: dict[str, Any]) -> Path:
-        """The file for a photo, named by the original's path, size and time of change, or by its bytes."""
+        """The file for an image, named by the original's path, size and time of change, or by its bytes."""
         if image["bytes"] is not None:
             identity = image["bytes"]
         else:
@@ -85,11 +85,11 @@ class ImageCache:
         return self.folder / name[:2] / name[2:]
 
     def _make(self, image: dict[str, Any]) -> str | None:
-        """Write the copy of one photo; the reason if it cannot be read."""
+        """Write the copy of one image; the reason if it cannot be read."""
         try:
-            with naming_photo(image):
+            with naming_image(image):
                 entry, content = self._entry(image), self._resized(image)
-        except UnreadablePhotoError as error:
+        except UnreadableImageError as error:
             return str(error)
         try:
             self._write(entry, content)
@@ -114,19 +114,19 @@ class ImageCache:
                 temporary.unlink()
 
     def _resized(self, image: dict[str, Any]) -> bytes:
-        """The encoded copy; nothing where the photo is not larger than that."""
+        """The encoded copy; nothing where the image is not larger than that."""
         original = open_image(image)
         if min(original.size) <= self.short_side:
-            to_rgb(original)  # a truncated photo is found now, not in the middle of training
+            to_rgb(original)  # a truncated image is found now, not in the middle of training
             return b""
         is_jpeg = original.format in ("JPEG", "MPO")
-        photo = to_rgb(original)
-        scale = self.short_side / min(photo.size)
-        size = [max(self.short_side, round(side * scale)) for side in photo.size]
-        photo = photo.resize(size, Image.Resampling.BICUBIC)
+        resized = to_rgb(original)
+        scale = self.short_side / min(resized.size)
+        size = [max(self.short_side, round(side * scale)) for side in resized.size]
+        resized = resized.resize(size, Image.Resampling.BICUBIC)
         encoded = BytesIO()
         if is_jpeg:
-            photo.save(encoded, "JPEG", quality=95, subsampling=0)
+            resized.save(encoded, "JPEG", quality=95, subsampling=0)
         else:
-            photo.save(encoded, "PNG", compress_level=1)
+            resized.save(encoded, "PNG", compress_level=1)
         return encoded.getvalue()

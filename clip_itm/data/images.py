@@ -1,4 +1,4 @@
-"""Photos from files or bytes to RGB, the same way everywhere: turned as EXIF says, nothing clipped, nothing guessed."""
+"""Images from files or bytes to RGB, the same way everywhere: turned as EXIF says, nothing clipped, nothing guessed."""
 
 import errno
 import io
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps
 
-from clip_itm.data.photo_names import missing_decoder
+from clip_itm.data.image_names import missing_decoder
 
-try:  # an extra of Pillow for the photos of phones
+try:  # an extra of Pillow for the images of phones
     from pillow_heif import register_heif_opener
 except ImportError:
     pass
@@ -22,18 +22,18 @@ else:
 ORIENTATION_TAG = 0x0112
 LARGEST_FILE = 2**30  # bytes: as many pixels as Pillow takes, 16 bits of four channels, not compressed, are fewer
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that say nothing about a photo
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that say nothing about an image
 TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
 def read_image(image: dict, draft_size: int | None = None) -> Image.Image:
-    """The RGB photo of a row's `image` ({"path": ..., "bytes": ...}).
+    """The RGB image of a row's `image` ({"path": ..., "bytes": ...}).
 
     `draft_size` (pixels) lets the JPEG decoder shrink by 2, 4 or 8 as long as both sides stay that long: faster, and
     different by about one grey level from shrinking afterwards, so it is for training only.
-    Raises ValueError, naming the photo, if it is missing, empty, truncated, damaged or suspiciously large.
+    Raises ValueError, naming the image, if it is missing, empty, truncated, damaged or suspiciously large.
     """
-    with naming_photo(image):
+    with naming_image(image):
         opened = open_image(image)
         if draft_size is not None:
             opened.draft(None, (draft_size, draft_size))
@@ -41,8 +41,8 @@ def read_image(image: dict, draft_size: int | None = None) -> Image.Image:
 
 
 def open_image(image: dict) -> Image.Image:
-    """The photo with its header read and its pixels not yet decoded."""
-    data = photo_bytes(image)
+    """The image with its header read and its pixels not yet decoded."""
+    data = image_bytes(image)
     if not data:
         raise ValueError("the file is empty (0 bytes)")
     image = Image.open(io.BytesIO(data))
@@ -54,8 +54,8 @@ def open_image(image: dict) -> Image.Image:
     return image
 
 
-def photo_bytes(image: dict) -> bytes:
-    """The encoded photo: stored bytes, or the content of the file. ValueError for a folder or a pipe in its place."""
+def image_bytes(image: dict) -> bytes:
+    """The encoded image: stored bytes, or the content of the file. ValueError for a folder or a pipe in its place."""
     if image["bytes"] is not None:
         return image["bytes"]
     with open(image["path"], "rb", opener=_without_waiting) as file:
@@ -86,7 +86,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def small_jpeg(image: Image.Image, side: int) -> bytes:
-    """A JPEG of an RGB photo, shrunk so that its longer side has at most `side` pixels."""
+    """A JPEG of an RGB image, shrunk so that its longer side has at most `side` pixels."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
@@ -94,8 +94,8 @@ def small_jpeg(image: Image.Image, side: int) -> bytes:
     return encoded.getvalue()
 
 
-def photo_paths(rows, column: str = "image") -> list[str | None]:
-    """The file of each photo in a column of `datasets.Image(decode=False)`; None where the data set itself holds it."""
+def image_paths(rows, column: str = "image") -> list[str | None]:
+    """The file of each image in a column of `datasets.Image(decode=False)`; None where the data set itself holds it."""
     paths = []
     for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         image = batch[column].combine_chunks()
@@ -105,7 +105,7 @@ def photo_paths(rows, column: str = "image") -> list[str | None]:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF asks for a turn or a mirror image, of a decoded photo. EXIF that cannot be read asks for nothing."""
+    """Whether EXIF asks for a turn or a mirror image, of a decoded image. EXIF that cannot be read asks for nothing."""
     try:
         return image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
     except Exception:  # a damaged EXIF block raises anything from SyntaxError to struct.error, and the pixels are fine
@@ -119,8 +119,8 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((grey.clip(0) * (255 / brightest)).round().astype(np.uint8))
 
 
-class UnreadablePhotoError(ValueError):
-    """A photo that cannot be read; the message names it and says what to do.
+class UnreadableImageError(ValueError):
+    """An image that cannot be read; the message names it and says what to do.
 
     From a loader process the message arrives with the traceback before it: only its own sentence is kept.
     """
@@ -130,25 +130,25 @@ class UnreadablePhotoError(ValueError):
 
 
 @contextmanager
-def naming_photo(image: dict | None) -> Iterator[None]:
-    """Turn whatever reading and decoding raise into an `UnreadablePhotoError`."""
+def naming_image(image: dict | None) -> Iterator[None]:
+    """Turn whatever reading and decoding raise into an `UnreadableImageError`."""
     if image is None:
         raise ValueError("there is no photo to read: precomputed regions have photos only with data.images")
     name = image["path"] or "photo stored in the data set"
     try:
         yield
     except FileNotFoundError:
-        raise UnreadablePhotoError(f"{name}: there is no such photo") from None
+        raise UnreadableImageError(f"{name}: there is no such photo") from None
     except Image.DecompressionBombError as error:
-        raise UnreadablePhotoError(
+        raise UnreadableImageError(
             f"{name}: {error}; shrink the photo, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from None
     except Image.UnidentifiedImageError:
         advice = missing_decoder(name) or "replace or remove it"
-        raise UnreadablePhotoError(f"{name}: this is not a photo that Pillow can read; {advice}") from None
+        raise UnreadableImageError(f"{name}: this is not a photo that Pillow can read; {advice}") from None
     except (PermissionError, IsADirectoryError) as error:
-        raise UnreadablePhotoError(f"{name}: the file cannot be opened ({error.strerror})") from None
+        raise UnreadableImageError(f"{name}: the file cannot be opened ({error.strerror})") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
         if getattr(error, "errno", None) in OF_THE_MACHINE:
             raise ValueError(f"{name}: this machine could not read it ({error}); try again") from error
-        raise UnreadablePhotoError(f"{name}: the photo cannot be decoded ({error}); replace or remove it") from error
+        raise UnreadableImageError(f"{name}: the photo cannot be decoded ({error}); replace or remove it") from error

@@ -13,19 +13,19 @@ from datasets import Dataset
 
 from clip_itm.data.configuration import DataConfig
 from clip_itm.data.image_cache import ImageCache
-from clip_itm.data.left_out import (
+from clip_itm.data.image_check import ImageChecker, ReadImages, find_unreadable
+from clip_itm.data.rows import SPLIT_NAMES, Split
+from clip_itm.data.skipped import (
     columns_of,
     empty_captions,
     find_absent,
+    images_without_captions,
     leave_out_absent,
     leave_out_broken,
     leave_out_empty_captions,
     notes,
-    photos_without_captions,
     shown,
 )
-from clip_itm.data.photo_check import PhotoChecker, ReadPhotos, find_unreadable
-from clip_itm.data.rows import SPLIT_NAMES, Split
 from clip_itm.data.sources import cc120k, coco, flickr, folder, hub, regions, sample
 from clip_itm.distributed import process_index
 
@@ -43,28 +43,28 @@ SOURCES: dict[str, Callable[[Any], dict[str, Split]]] = {
 }
 
 
-class MissingPhotosError(ValueError):
-    """Photos of the annotations that are not there, or are files of zero bytes: all of them at once, in `photos`.
+class MissingImagesError(ValueError):
+    """Images of the annotations that are not there, or are files of zero bytes: all of them at once, in `images`.
 
     Others that cannot be read, a sentence each in `broken`, are told along with them.
     """
 
-    def __init__(self, photos: list[str], total: int, broken: list[str]):
-        self.photos, self.broken = photos, broken
+    def __init__(self, images: list[str], total: int, broken: list[str]):
+        self.images, self.broken = images, broken
         super().__init__(
-            f"{len(photos)} of {total} photos are missing or empty:\n  {shown(photos, separator=chr(10) + '  ')}\n"
+            f"{len(images)} of {total} photos are missing or empty:\n  {shown(images, separator=chr(10) + '  ')}\n"
             "Put them there, correct data.root, or set data.skip_missing: true to go on with the others."
-            + (f"\n{BrokenPhotosError(broken, total)}" if broken else "")
+            + (f"\n{BrokenImagesError(broken, total)}" if broken else "")
         )
 
 
-class BrokenPhotosError(ValueError):
-    """Photos that are there and cannot be read: all of them at once, a sentence each in `photos`."""
+class BrokenImagesError(ValueError):
+    """Images that are there and cannot be read: all of them at once, a sentence each in `images`."""
 
-    def __init__(self, photos: list[str], total: int):
-        self.photos = photos
+    def __init__(self, images: list[str], total: int):
+        self.images = images
         super().__init__(
-            f"{len(photos)} of {total} photos cannot be read:\n  {shown(photos, separator=chr(10) + '  ')}\n"
+            f"{len(images)} of {total} photos cannot be read:\n  {shown(images, separator=chr(10) + '  ')}\n"
             "Put good copies there, or set data.skip_broken: true to go on with the others "
             "(`clip-itm data check RECIPE --json FILE` lists all)."
         )
@@ -73,26 +73,26 @@ class BrokenPhotosError(ValueError):
 def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
     """The splits that the data set has, keyed train, val, test.
 
-    Photos that are not there are an error (`MissingPhotosError`), or are left out and listed in `Split.left_out` where
+    Images that are not there are an error (`MissingImagesError`), or are left out and listed in `Split.skipped` where
     `skip_missing` is set or the source is known for it (CC120K by TSV, token files without split files). `skip_broken`
-    leaves out photos that cannot be read: each is decoded once, now or in an earlier call. Either leaves out empty
-    captions and photos without captions. An empty split and a photo id that occurs twice are always errors.
+    leaves out images that cannot be read: each is decoded once, now or in an earlier call. Either leaves out empty
+    captions and images without captions. An empty split and an image id that occurs twice are always errors.
     `verify=False` leaves out the same and raises nothing: `clip-itm data check` reports it all.
     """
     found = SOURCES[config.source](config)
     splits = {name: _without_absent(found[name], config) for name in SPLIT_NAMES if name in found}
     if config.skip_missing or config.skip_broken:
         splits = {name: leave_out_empty_captions(split) for name, split in splits.items()}
-    if config.skip_broken and config.reads_photos:
+    if config.skip_broken and config.reads_images:
         if verify:  # what is told by names and captions comes before minutes of decoding
-            _demand_sound(_first_photos(splits, config), None)
-        checker = photo_checker(config)
-        splits = {name: leave_out_broken(split, checker, config.max_photos) for name, split in splits.items()}
-    splits = _first_photos(splits, config)
+            _require_sound(_first_images(splits, config), None)
+        checker = image_checker(config)
+        splits = {name: leave_out_broken(split, checker, config.max_images) for name, split in splits.items()}
+    splits = _first_images(splits, config)
     if verify:
         for note in {note: None for split in splits.values() for note in notes(split)}:
             logger.warning(note)
-        _demand_sound(splits, photo_checker(config) if config.reads_photos and not config.skip_broken else None)
+        _require_sound(splits, image_checker(config) if config.reads_images and not config.skip_broken else None)
     return splits
 
 
@@ -101,58 +101,58 @@ def _without_absent(split: Split, config: DataConfig) -> Split:
     return leave_out_absent(split, every) if every or config.skip_broken else split
 
 
-def _first_photos(splits: dict[str, Split], config: DataConfig) -> dict[str, Split]:
-    if config.max_photos is None:
+def _first_images(splits: dict[str, Split], config: DataConfig) -> dict[str, Split]:
+    if config.max_images is None:
         return splits
-    return {name: split.select(range(min(len(split), config.max_photos))) for name, split in splits.items()}
+    return {name: split.select(range(min(len(split), config.max_images))) for name, split in splits.items()}
 
 
-def _demand_sound(splits: dict[str, Split], checker: PhotoChecker | None) -> None:
-    demand_photos(splits, checker)
+def _require_sound(splits: dict[str, Split], checker: ImageChecker | None) -> None:
+    require_images(splits, checker)
     if problems := split_problems(splits):
         raise ValueError("\n".join(problems))
 
 
-def photo_checker(config: DataConfig) -> PhotoChecker:
-    """What decodes the photos of a data set: the cache of resized ones where there is one, which does it anyway."""
+def image_checker(config: DataConfig) -> ImageChecker:
+    """What decodes the images of a data set: the cache of resized ones where there is one, which does it anyway."""
     if config.cache_images is not None:
         return ImageCache(config.cache_folder / "photos", config.cache_images)
-    return ReadPhotos(config.cache_folder)
+    return ReadImages(config.cache_folder)
 
 
-def demand_readable(splits: dict[str, Split], checker: PhotoChecker, workers: int = 0) -> None:
-    """Decode every photo that `checker` does not know yet; `BrokenPhotosError` naming all that cannot be read."""
+def require_readable(splits: dict[str, Split], checker: ImageChecker, workers: int = 0) -> None:
+    """Decode every image that `checker` does not know yet; `BrokenImagesError` naming all that cannot be read."""
     broken = [
         f"{name}: {sentence}"
         for name, split in splits.items()
         for sentence in _unreadable(split.rows, checker, workers)
     ]
     if broken:
-        raise BrokenPhotosError(broken, sum(len(split) for split in splits.values()))
+        raise BrokenImagesError(broken, sum(len(split) for split in splits.values()))
 
 
-def _unreadable(rows: Dataset, checker: PhotoChecker, workers: int = 0) -> list[str]:
+def _unreadable(rows: Dataset, checker: ImageChecker, workers: int = 0) -> list[str]:
     return list(find_unreadable(rows, checker, workers, progress=process_index() == 0).values())
 
 
-def demand_photos(splits: dict[str, Split], checker: PhotoChecker | None) -> None:
-    """`MissingPhotosError` where photos are not there; only then the others are decoded here, to tell all at once."""
+def require_images(splits: dict[str, Split], checker: ImageChecker | None) -> None:
+    """`MissingImagesError` where images are not there; only then the others are decoded here, to tell all at once."""
     absent = {name: find_absent(split.rows) for name, split in splits.items() if split.regions is None}
-    missing = [f"{name}: {photo}" for name, photos in absent.items() for photo in photos]
+    missing = [f"{name}: {image}" for name, images in absent.items() for image in images]
     if not missing:
         return
     broken = []
     total = sum(len(split) for split in splits.values())
     if checker is not None and 2 * len(missing) < total:  # else it is the folder that is wrong
-        for name, photos in absent.items():
-            gone = {photo.row for photo in photos}
+        for name, images in absent.items():
+            gone = {image.row for image in images}
             present = splits[name].rows.select([row for row in range(len(splits[name])) if row not in gone])
             broken += [f"{name}: {sentence}" for sentence in _unreadable(present, checker)]
-    raise MissingPhotosError(missing, total, broken)
+    raise MissingImagesError(missing, total, broken)
 
 
 def split_problems(splits: dict[str, Split]) -> list[str]:
-    """What training cannot go on with, apart from the photos themselves; one sentence each."""
+    """What training cannot go on with, apart from the images themselves; one sentence each."""
     problems = []
     owner: dict[str, str] = {}
     if not splits:
@@ -163,7 +163,7 @@ def split_problems(splits: dict[str, Split]) -> list[str]:
         advice = "write or remove them, or set data.skip_missing: true"
         if empty := empty_captions(split):
             problems.append(f"split {name}: {len(empty)} empty captions ({shown(empty)}); {advice}")
-        if without := photos_without_captions(split):
+        if without := images_without_captions(split):
             problems.append(f"split {name}: {len(without)} photos without captions ({shown(without)}); {advice}")
         ids = Counter(columns_of(split.rows, "image_id")["image_id"].to_pylist())
         if twice := [image_id for image_id, count in ids.items() if count > 1]:
@@ -182,7 +182,7 @@ def split_problems(splits: dict[str, Split]) -> list[str]:
 def _reasons(split: Split) -> str:
     """Why nothing is left of a split."""
     kinds = {"missing": "photos are missing", "broken": "photos cannot be read", "caption": "captions are empty"}
-    by_kind = {kind: [out for out in split.left_out if out.kind == kind] for kind in kinds}
+    by_kind = {kind: [out for out in split.skipped if out.kind == kind] for kind in kinds}
     named = {kind: shown([out.item for out in found]) for kind, found in by_kind.items()}
     if broken := by_kind["broken"]:
         named["broken"] = shown([f"{out.item} ({out.reason})" for out in broken])

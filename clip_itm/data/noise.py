@@ -1,6 +1,6 @@
 """Which caption each training pair gets: drawn with the published procedure, saved with a hash, and described.
 
-Photos never move. Pair k shows photo `pairs.image[k]` with the original caption number `source[k]`, so a noise draw
+Images never move. Pair k shows image `pairs.image[k]` with the original caption number `source[k]`, so a noise draw
 is one array of integers, and everything that is true of it can be counted.
 """
 
@@ -23,8 +23,8 @@ Level = Literal["caption", "image"]
 class CaptionNoise:
     """Pair k gets the original caption number `source[k]`.
 
-    `source` int64 [N]; `ratio` is the nominal share (of captions, or of photos) that was shuffled, for imported files
-    the share of pairs that got another caption; `level` tells whether captions moved alone or all of a photo
+    `source` int64 [N]; `ratio` is the nominal share (of captions, or of images) that was shuffled, for imported files
+    the share of pairs that got another caption; `level` tells whether captions moved alone or all of an image
     together; `seed` is None for imported files; `captions_sha256` names the captions that the numbers in `source`
     count (`Pairs.captions_sha256`).
     """
@@ -42,12 +42,12 @@ class CaptionNoise:
 
     @classmethod
     def draw(cls, pairs: Pairs, ratio: float, level: Level, seed: int) -> "CaptionNoise":
-        """Shuffle a share `ratio` of the captions, or of the photos' caption sets, among themselves.
+        """Shuffle a share `ratio` of the captions, or of the images' caption sets, among themselves.
 
         Level "caption" is the procedure of the released NPC program; CRCL's draws the same numbers and reads them the
-        other way round (which photo does the caption go with?). At level "image" the captions of a photo stay
-        together and in order; sets move only between photos with equally many captions, so that every caption is used
-        exactly once. With equal counts this is the published scheme of one photo number per photo.
+        other way round (which image does the caption go with?). At level "image" the captions of an image stay
+        together and in order; sets move only between images with equally many captions, so that every caption is used
+        exactly once. With equal counts this is the published scheme of one image number per image.
         """
         if not 0 <= ratio <= 1:
             raise ValueError(f"noise.ratio must lie between 0 and 1, got {ratio}")
@@ -83,7 +83,7 @@ class CaptionNoise:
         return pairs.captions.take(pa.array(self.source))
 
     def is_clean(self, pairs: Pairs) -> np.ndarray:
-        """bool [N]: caption `source[k]` was written for the photo of pair k (siblings may change places)."""
+        """bool [N]: caption `source[k]` was written for the image of pair k (siblings may change places)."""
         self.check(pairs)
         return pairs.image[self.source] == pairs.image
 
@@ -94,22 +94,22 @@ class CaptionNoise:
     def statistics(self, pairs: Pairs) -> dict[str, Any]:
         """What is true of this draw.
 
-        Shares of pairs: `other_caption` (another caption number), `other_text` (another wording), `other_photo` (a
-        caption of another photo: the true noise). `photos_by_right_captions[c]` is the share of photos that keep
+        Shares of pairs: `other_caption` (another caption number), `other_text` (another wording), `other_image` (a
+        caption of another image: the true noise). `images_by_right_captions[c]` is the share of images that keep
         exactly c of their own captions.
         """
         clean = self.is_clean(pairs)
         right = np.bincount(pairs.image[clean], minlength=len(pairs.image_ids))
-        per_photo = np.bincount(right, minlength=int(np.bincount(pairs.image).max(initial=0)) + 1)
+        per_image = np.bincount(right, minlength=int(np.bincount(pairs.image).max(initial=0)) + 1)
         texts = pairs.captions.dictionary_encode().indices.to_numpy(zero_copy_only=False)
         return {
             **self.description(),
             "pairs": len(pairs),
-            "photos": len(pairs.image_ids),
+            "images": len(pairs.image_ids),
             "other_caption": float(np.mean(self.source != np.arange(len(pairs)))),
             "other_text": float(np.mean(texts[self.source] != texts)),
-            "other_photo": float(np.mean(~clean)),
-            "photos_by_right_captions": (per_photo / len(pairs.image_ids)).tolist(),
+            "other_image": float(np.mean(~clean)),
+            "images_by_right_captions": (per_image / len(pairs.image_ids)).tolist(),
         }
 
     def description(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def shuffled_selection(count: int, ratio: float, seed: int) -> tuple[np.ndarray,
 
 
 def _move_caption_sets(pairs: Pairs, slots: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """`source` for captions of photo `slots[j]` that go to photo `moved[j]`, as far as both have equally many captions.
+    """`source` for captions of image `slots[j]` that go to image `moved[j]`, as far as both have equally many captions.
 
     With unequal counts, `slots` and `moved` are matched within every count: the j-th of one to the j-th of the other.
     """
@@ -195,5 +195,5 @@ def _move_caption_sets(pairs: Pairs, slots: np.ndarray, moved: np.ndarray) -> np
     origin = np.arange(len(counts), dtype=np.int64)
     for count in np.unique(counts[slots]):
         origin[moved[counts[moved] == count]] = slots[counts[slots] == count]
-    place_in_photo = np.arange(len(pairs), dtype=np.int64) - starts[pairs.image]
-    return starts[origin[pairs.image]] + place_in_photo
+    position_in_image = np.arange(len(pairs), dtype=np.int64) - starts[pairs.image]
+    return starts[origin[pairs.image]] + position_in_image

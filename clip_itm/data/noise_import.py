@@ -1,6 +1,6 @@
 """Published noise files, read as `CaptionNoise`.
 
-Two kinds are around: `.npy` arrays of photo numbers (CRCL, NCR and relatives: which photo does caption i go with?)
+Two kinds are around: `.npy` arrays of image numbers (CRCL, NCR and relatives: which image does caption i go with?)
 and text files of the training captions in noisy order (NPC: which caption does pair k get?). Numbers and lines count
 the training split in file order.
 """
@@ -25,43 +25,43 @@ def import_noise(path: str | Path, pairs: Pairs) -> CaptionNoise:
     if not path.is_file():
         raise ValueError(f"noise file {path} does not exist")
     if path.suffix == ".npy":
-        return from_photo_index(_read_index(path), pairs, str(path))
+        return from_image_index(_read_index(path), pairs, str(path))
     return from_captions(read_lines(path), pairs, str(path))
 
 
-def from_photo_index(index: np.ndarray, pairs: Pairs, name: str = "index") -> CaptionNoise:
-    """Photo numbers, one per caption (int [N]) or one per photo (all its captions move), turned into captions per pair.
+def from_image_index(index: np.ndarray, pairs: Pairs, name: str = "index") -> CaptionNoise:
+    """Image numbers, one per caption (int [N]) or one per image (all its captions move), turned into captions per pair.
 
-    The index keeps captions and moves photos; here photos stay. Captions that keep their photo keep their slot, the
-    others fill the free slots of the photo they go with, both in increasing order: the set of (photo, caption) pairs
-    is the same. Raises ValueError where a photo is used more or less often than it has captions.
+    The index keeps captions and moves images; here images stay. Captions that keep their image keep their slot, the
+    others fill the free slots of the image they go with, both in increasing order: the set of (image, caption) pairs
+    is the same. Raises ValueError where an image is used more or less often than it has captions.
     """
-    num_photos = len(pairs.image_ids)
-    if index.ndim != 1 or index.dtype.kind not in "iu" or len(index) not in (len(pairs), num_photos):
+    num_images = len(pairs.image_ids)
+    if index.ndim != 1 or index.dtype.kind not in "iu" or len(index) not in (len(pairs), num_images):
         raise ValueError(
-            f"{name}: expected {len(pairs)} whole numbers (a photo per caption) or {num_photos} (a photo per photo), "
+            f"{name}: expected {len(pairs)} whole numbers (a photo per caption) or {num_images} (a photo per photo), "
             f"found an array of shape {index.shape} and type {index.dtype}"
         )
-    outside = np.flatnonzero((index < 0) | (index >= num_photos))
+    outside = np.flatnonzero((index < 0) | (index >= num_images))
     if len(outside):
         raise ValueError(
-            f"{name}: entry {outside[0]} is {index[outside[0]]}, but photos are numbered 0 to {num_photos - 1}"
+            f"{name}: entry {outside[0]} is {index[outside[0]]}, but photos are numbered 0 to {num_images - 1}"
         )
-    photo = index.astype(np.int64) if len(index) == len(pairs) else index.astype(np.int64)[pairs.image]
-    slots = np.bincount(pairs.image, minlength=num_photos)
-    used = np.bincount(photo, minlength=num_photos)
+    owner = index.astype(np.int64) if len(index) == len(pairs) else index.astype(np.int64)[pairs.image]
+    slots = np.bincount(pairs.image, minlength=num_images)
+    used = np.bincount(owner, minlength=num_images)
     wrong = np.flatnonzero(slots != used)
     if len(wrong):
         raise ValueError(
             f"{name}: photo {wrong[0]} is used for {used[wrong[0]]} captions but has {slots[wrong[0]]} "
             f"({len(wrong)} such photos): this index does not shuffle the captions of this training split"
         )
-    stays = photo == pairs.image
+    stays = owner == pairs.image
     source = np.arange(len(pairs), dtype=np.int64)
     free = np.flatnonzero(~stays)
-    source[free] = free[np.argsort(photo[free], kind="stable")]
-    first_of_photo = np.cumsum(slots) - slots
-    level = "image" if np.array_equal(photo, photo[first_of_photo[pairs.image]]) else "caption"
+    source[free] = free[np.argsort(owner[free], kind="stable")]
+    first_of_image = np.cumsum(slots) - slots
+    level = "image" if np.array_equal(owner, owner[first_of_image[pairs.image]]) else "caption"
     return _imported(source, level, pairs)
 
 

@@ -1,4 +1,4 @@
-"""Precomputed region features in place of photos: memory-mapped, a batch reads its rows and nothing reads a file whole.
+"""Precomputed region features in place of images: memory-mapped, a batch reads its rows and nothing reads a file whole.
 
 The layout of the files stands in `sources/regions.py`. (Apart from it, because `datasets` replaces `np.load` in the
 modules of its builders by one that cannot map files.)
@@ -21,13 +21,13 @@ SAMPLED = 64  # rows of a feature file that stand for its content
 class RegionFeatures:
     """The regions of one split; `batch` is the one way to read them.
 
-    Photo p of the split is photo `photos[p]` of the files, caption c is caption `captions[c]`; the features of a photo
-    stand in row `photos[p] * rows_per_photo` of `file`. `image_file` and `caption_file` hold vectors of another model.
+    Image p of the split is image `images[p]` of the files, caption c is caption `captions[c]`; the features of an image
+    stand in row `images[p] * rows_per_image` of `file`. `image_file` and `caption_file` hold vectors of another model.
     """
 
     file: Path
-    rows_per_photo: int
-    photos: np.ndarray
+    rows_per_image: int
+    images: np.ndarray
     captions: np.ndarray
     image_file: Path | None = None
     caption_file: Path | None = None
@@ -38,7 +38,7 @@ class RegionFeatures:
 
     @cached_property
     def image_vectors(self) -> np.ndarray | None:
-        """[photos of the file, G]."""
+        """[images of the file, G]."""
         return None if self.image_file is None else mapped(self.image_file)
 
     @cached_property
@@ -49,16 +49,16 @@ class RegionFeatures:
         vectors, count = mapped(self.caption_file), len(self.captions)
         return vectors[:count] if np.array_equal(self.captions, np.arange(count)) else vectors[self.captions]
 
-    def batch(self, photos: np.ndarray) -> dict[str, Tensor]:
-        """`image_tokens` float32 [P, R, C] and `image_mask` bool [P, R] of photos int64 [P] of the split.
+    def batch(self, images: np.ndarray) -> dict[str, Tensor]:
+        """`image_tokens` float32 [P, R, C] and `image_mask` bool [P, R] of images int64 [P] of the split.
 
         A region of zeros is padding. With vectors, `image_features` float32 [P, G] too.
         """
-        numbers = self.photos[photos]
-        tokens = torch.from_numpy(self.features[numbers * self.rows_per_photo].astype(np.float32, copy=False))
+        indices = self.images[images]
+        tokens = torch.from_numpy(self.features[indices * self.rows_per_image].astype(np.float32, copy=False))
         found = {"image_tokens": tokens, "image_mask": (tokens != 0).any(dim=-1)}
         if self.image_vectors is not None:
-            found["image_features"] = torch.from_numpy(self.image_vectors[numbers].astype(np.float32, copy=False))
+            found["image_features"] = torch.from_numpy(self.image_vectors[indices].astype(np.float32, copy=False))
         return found
 
     def caption_batch(self, captions: np.ndarray) -> dict[str, Tensor]:
@@ -67,9 +67,9 @@ class RegionFeatures:
             return {}
         return {"text_features": torch.from_numpy(self.caption_vectors[captions].astype(np.float32))}
 
-    def select(self, photos: np.ndarray, captions: np.ndarray) -> "RegionFeatures":
-        """Those of some photos and captions of the split."""
-        return replace(self, photos=self.photos[photos], captions=self.captions[captions])
+    def select(self, images: np.ndarray, captions: np.ndarray) -> "RegionFeatures":
+        """Those of some images and captions of the split."""
+        return replace(self, images=self.images[images], captions=self.captions[captions])
 
     @cached_property
     def identity(self) -> list[str]:
@@ -77,9 +77,9 @@ class RegionFeatures:
         return [_identity(file) for file in (self.file, self.image_file, self.caption_file) if file is not None]
 
     def damaged(self, block: int = 256) -> Iterator[tuple[int, list[int]]]:
-        """Block after block of the split, all of which is read: photos in it, and those that are not finite or zero."""
-        for start in range(0, len(self.photos), block):
-            tokens = self.batch(np.arange(start, min(start + block, len(self.photos))))["image_tokens"].flatten(1)
+        """Block after block of the split, all of which is read: images in it, and those that are not finite or zero."""
+        for start in range(0, len(self.images), block):
+            tokens = self.batch(np.arange(start, min(start + block, len(self.images))))["image_tokens"].flatten(1)
             is_damaged = ~tokens.isfinite().all(dim=1) | (tokens == 0).all(dim=1)
             yield len(tokens), (start + is_damaged.nonzero()[:, 0]).tolist()
 
@@ -107,14 +107,14 @@ def _identity(file: Path) -> str:
     return f"{file.name} {array.shape} {array.dtype.str} {digest.hexdigest()}"
 
 
-def demand_repeated_rows(file: Path, array: np.ndarray, rows_per_photo: int) -> None:
-    """With one row a caption those of a photo are equal; ValueError where the captions belong to several photos."""
-    if rows_per_photo == 1:
+def require_repeated_rows(file: Path, array: np.ndarray, rows_per_image: int) -> None:
+    """With one row per caption those of an image are equal; ValueError where the captions belong to several images."""
+    if rows_per_image == 1:
         return
-    for photo in np.unique(np.linspace(0, len(array) // rows_per_photo - 1, SAMPLED).astype(np.int64)):
-        row = int(photo) * rows_per_photo
-        if not np.array_equal(array[row], array[row + rows_per_photo - 1]):
+    for image in np.unique(np.linspace(0, len(array) // rows_per_image - 1, SAMPLED).astype(np.int64)):
+        row = int(image) * rows_per_image
+        if not np.array_equal(array[row], array[row + rows_per_image - 1]):
             raise ValueError(
-                f"{file}: rows {row} and {row + rows_per_photo - 1} differ, though {rows_per_photo} captions in a row "
+                f"{file}: rows {row} and {row + rows_per_image - 1} differ, though {rows_per_image} captions in a row "
                 "belong to one photo; set data.captions_per_image (CC152K: 1)"
             )

@@ -1,4 +1,4 @@
-"""What every source gives: rows (one a photo), splits with a hash, and the flat index of pairs."""
+"""What every source gives: rows (one per image), splits with a hash, and the flat index of pairs."""
 
 import hashlib
 from collections import Counter
@@ -29,10 +29,10 @@ WEIGHTED_ROW_FEATURES = Features({**ROW_FEATURES, "caption_weights": List(Value(
 SPLIT_NAMES = ("train", "val", "test")
 
 
-def photo_row(photo: str | Path, image_id: str, captions: list[str], caption_ids: list[str]) -> dict:
-    """A row of a photo that lies in a file; captions lose surrounding white space and are otherwise left alone."""
+def image_row(file: str | Path, image_id: str, captions: list[str], caption_ids: list[str]) -> dict:
+    """A row of an image that lies in a file; captions lose surrounding white space and are otherwise left alone."""
     return {
-        "image": {"path": str(photo), "bytes": None},
+        "image": {"path": str(file), "bytes": None},
         "image_id": image_id,
         "captions": [caption.strip() for caption in captions],
         "caption_ids": caption_ids,
@@ -50,11 +50,11 @@ def hash_strings(*columns: pa.Array) -> str:
     return digest.hexdigest()
 
 
-class LeftOut(NamedTuple):
-    """What a split goes without: a photo (its file, else its id) or a caption (its id)."""
+class Skipped(NamedTuple):
+    """What a split goes without: an image (its file, else its id) or a caption (its id)."""
 
     item: str
-    kind: Literal["missing", "broken", "caption"]  # photos that are missing or empty, or unreadable; empty captions
+    kind: Literal["missing", "broken", "caption"]  # images that are missing or empty, or unreadable; empty captions
     reason: str
 
 
@@ -62,29 +62,29 @@ class LeftOut(NamedTuple):
 class Split:
     """One split of a data set: its rows, and what is known of them.
 
-    `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row a photo, images not decoded). `sha256` covers photo ids,
+    `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row per image, images not decoded). `sha256` covers image ids,
     caption ids and captions in order, never pixels or paths: the same split on two machines has the same hash.
-    `left_out` lists what `skip_missing` and `skip_broken` left out. Where captions have weights
-    (`WEIGHTED_ROW_FEATURES`), the hash covers them too. `regions`: what stands for the photos where there are none; of
+    `skipped` lists what `skip_missing` and `skip_broken` left out. Where captions have weights
+    (`WEIGHTED_ROW_FEATURES`), the hash covers them too. `regions`: what stands for the images where there are none; of
     these the hash covers names, shapes and some rows (`RegionFeatures.identity`). `missing_is_normal`: the annotations
-    are known to name photos that nobody has, which are left out and are no error.
+    are known to name images that nobody has, which are left out and are no error.
     """
 
     name: str
     rows: Dataset
-    left_out: tuple[LeftOut, ...] = field(default=())
+    skipped: tuple[Skipped, ...] = field(default=())
     regions: "RegionFeatures | None" = None
     missing_is_normal: bool = False
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The photos that are left out because they are missing or empty."""
-        return tuple(item for item, kind, _ in self.left_out if kind == "missing")
+        """The images that are left out because they are missing or empty."""
+        return tuple(item for item, kind, _ in self.skipped if kind == "missing")
 
     @property
-    def left_out_counts(self) -> dict[str, int]:
-        """How many photos were missing, how many broken, and how many captions (or photos without any) empty."""
-        counts = Counter(kind for _, kind, _ in self.left_out)
+    def skipped_counts(self) -> dict[str, int]:
+        """How many images were missing, how many broken, and how many captions (or images without any) empty."""
+        counts = Counter(kind for _, kind, _ in self.skipped)
         return {"missing": counts["missing"], "broken": counts["broken"], "empty_captions": counts["caption"]}
 
     @cached_property
@@ -99,14 +99,14 @@ class Split:
         regions = [] if self.regions is None else [pa.array(self.regions.identity)]
         return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions, *weights, *regions)
 
-    def select(self, photos: Sequence[int]) -> "Split":
-        """Some photos of the split, in the order of `photos`, which ascend."""
-        rows = self.rows.select(photos)
+    def select(self, images: Sequence[int]) -> "Split":
+        """Some images of the split, in the order of `images`, which ascend."""
+        rows = self.rows.select(images)
         if self.regions is None:
             return replace(self, rows=rows)
-        photos = np.asarray(photos, dtype=np.int64)
-        captions = np.flatnonzero(np.isin(self.pairs.image, photos))
-        return replace(self, rows=rows, regions=self.regions.select(photos, captions))
+        images = np.asarray(images, dtype=np.int64)
+        captions = np.flatnonzero(np.isin(self.pairs.image, images))
+        return replace(self, rows=rows, regions=self.regions.select(images, captions))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,9 +114,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The flat index photo x caption of a split, in row order: pair k shows photo `image[k]` with caption number k.
+    """The flat index image x caption of a split, in row order: pair k shows image `image[k]` with caption number k.
 
-    `image` int64 [N] (row numbers, ascending); Arrow strings: `captions` and `caption_ids` [N], `image_ids` [photos].
+    `image` int64 [N] (row numbers, ascending); Arrow strings: `captions` and `caption_ids` [N], `image_ids` [images].
     `weight` float32 [N] in [0, 1] says how much pair k counts in training, whichever caption it gets; None means 1.
     """
 
@@ -128,7 +128,7 @@ class Pairs:
 
     @classmethod
     def from_rows(cls, rows: Dataset) -> "Pairs":
-        # without the images: reading them would copy all photos that are stored as bytes
+        # without the images: reading them would copy all images that are stored as bytes
         table = rows.select_columns([name for name in rows.column_names if name != "image"]).with_format("arrow")[:]
         captions = table["captions"].combine_chunks()
         weighted = "caption_weights" in rows.column_names

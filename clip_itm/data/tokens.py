@@ -23,7 +23,7 @@ class CaptionTokens:
         self.ids = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
         self.begins = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
-    def batch(self, numbers: np.ndarray) -> dict[str, Tensor]:
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` int64 [B, T] of the captions `numbers` int64 [B]."""
-        rows = [self.ids[self.begins[number] : self.begins[number + 1]].tolist() for number in numbers]
+        rows = [self.ids[self.begins[index] : self.begins[index + 1]].tolist() for index in indices]
         return {name: torch.tensor(values) for name, values in self.processor.pad(rows).items()}

@@ -20,5 +20,5 @@ class TrainingData:
         return self.splits["train"]
 
     @property
-    def dev(self) -> Split:
+    def val(self) -> Split:
         return self.splits["val"]

@@ -1,4 +1,4 @@
-"""Ranks where a query has right answers beyond the captions (or the photo) it came with."""
+"""Ranks where a query has right answers beyond the captions (or the image) it came with."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class PositiveRanks:
     `ranks` int64 [Q, R] ascending: of the right answers in the gallery, padded with the largest int64; exact up to
     `total` [Q], the number of right answers of the query, and some number beyond it where the rank is.
     `pessimistic` [Q, R]: the same with every tied wrong answer counted as ahead, and not behind.
-    `photo` [Q]: the photo of each query (itself, or that of the caption), from which the bootstrap draws.
+    `image` [Q]: the image of each query (itself, or that of the caption), from which the bootstrap draws.
     """
 
     ranks: np.ndarray
     pessimistic: np.ndarray
     total: np.ndarray
-    photo: np.ndarray
+    image: np.ndarray
 
 
 ABSENT = torch.iinfo(torch.int64).max

@@ -1,6 +1,6 @@
-"""Right answers beyond a photo's own captions, as people judged them for the COCO test split of Karpathy.
+"""Right answers beyond an image's own captions, as people judged them for the COCO test split of Karpathy.
 
-ECCV Caption (Chun et al. 2022) and CxC (Parekh et al. 2021) name the right captions of photos and the right photos of
+ECCV Caption (Chun et al. 2022) and CxC (Parekh et al. 2021) name the right captions of images and the right images of
 captions by COCO's numbers. The lists are those of the package `eccv_caption`, which is read and never imported.
 """
 
@@ -32,7 +32,7 @@ class Positives(NamedTuple):
 
 
 class JudgedSplit(NamedTuple):
-    """Photos [5000, ...] and captions [25000, ...] with their right answers; `caption_image` int64 [25000]."""
+    """Images [5000, ...] and captions [25000, ...] with their right answers; `caption_image` int64 [25000]."""
 
     images: Tensor
     texts: Tensor
@@ -51,8 +51,8 @@ def judged_split(
 ) -> JudgedSplit:
     """What competes under the protocol `name` (eccv or cxc), in the order of the split.
 
-    Photos are found by their COCO number. Captions, too, where all ids are numbers; else the n-th caption of a photo
-    stands for the n-th of its ascending COCO numbers, which is the order of all published files. What a photo has
+    Images are found by their COCO number. Captions, too, where all ids are numbers; else the n-th caption of an image
+    stands for the n-th of its ascending COCO numbers, which is the order of all published files. What an image has
     beyond its five captions is left out. Raises ValueError for another split, and without the package.
     """
     folder = package_data(name)
@@ -60,15 +60,15 @@ def judged_split(
         raise ValueError(
             f"protocol {name} needs the COCO numbers of photos and captions: pass image_ids and caption_ids"
         )
-    photos, own = match_photos(image_ids, *coco_test_ids(folder), name)
+    image_index, own = match_images(image_ids, *coco_test_ids(folder), name)
     rows, captions = match_captions(caption_ids, caption_image.numpy(), own, name)
     kept = torch.from_numpy(rows)
     return JudgedSplit(
         images,
         texts[kept.to(texts.device)],
         caption_image[kept],
-        positives(read_lists(folder / f"{name}_image_to_caption.json"), photos, captions),
-        positives(read_lists(folder / f"{name}_caption_to_image.json"), captions, photos),
+        positives(read_lists(folder / f"{name}_image_to_caption.json"), image_index, captions),
+        positives(read_lists(folder / f"{name}_caption_to_image.json"), captions, image_index),
     )
 
 
@@ -81,41 +81,41 @@ def package_data(name: str) -> Path:
 
 
 def coco_test_ids(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """COCO numbers of the photos [5000] and of their captions [5000, 5], both in Karpathy's order."""
+    """COCO numbers of the images [5000] and of their captions [5000, 5], both in Karpathy's order."""
     captions = np.load(folder / "coco_test_ids.npy", allow_pickle=False).reshape(-1, CAPTIONS_EACH)
-    photo_of = read_lists(folder / "original_caption_to_image.json")
-    return np.array([photo_of[first][0] for first in captions[:, 0].tolist()]), captions
+    image_of = read_lists(folder / "original_caption_to_image.json")
+    return np.array([image_of[first][0] for first in captions[:, 0].tolist()]), captions
 
 
 def read_lists(path: Path) -> dict[int, list[int]]:
     return {int(query): right for query, right in read_json(path, "judgements of a data set").items()}
 
 
-def match_photos(
-    image_ids: Sequence[str], test_photos: np.ndarray, test_captions: np.ndarray, name: str
+def match_images(
+    image_ids: Sequence[str], test_images: np.ndarray, test_captions: np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """COCO numbers of the photos of a split [5000], and those of their captions [5000, 5]."""
-    place = find(coco_numbers(image_ids), test_photos)
-    if len(np.unique(place)) != len(place) or len(place) != len(test_photos) or (place < 0).any():
+    """COCO numbers of the images of a split [5000], and those of their captions [5000, 5]."""
+    place = find(coco_numbers(image_ids), test_images)
+    if len(np.unique(place)) != len(place) or len(place) != len(test_images) or (place < 0).any():
         strange = next((image_ids[k] for k in np.flatnonzero(place < 0).tolist()), None)
         raise ValueError(
-            f"protocol {name} is defined for the {len(test_photos):,} photos of Karpathy's COCO test split, each once "
+            f"protocol {name} is defined for the {len(test_images):,} photos of Karpathy's COCO test split, each once "
             f"and named by its COCO number; of the {len(place):,} photos of this split {(place >= 0).sum():,} are among"
             f" them" + (f" ({strange!r} is not)" if strange else "") + "; use that split, or the protocol 'all'"
         )
-    return test_photos[place], test_captions[place]
+    return test_images[place], test_captions[place]
 
 
 def match_captions(
     caption_ids: Sequence[str], owner: np.ndarray, own: np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places and COCO numbers [25000] of the captions that are `own` [5000, 5] of their photo `owner` [Nt]."""
+    """Places and COCO numbers [25000] of the captions that are `own` [5000, 5] of their image `owner` [Nt]."""
     numbers = coco_numbers(caption_ids)
     if (numbers < 0).any():
-        by_photo = np.argsort(owner, kind="stable")
+        by_image = np.argsort(owner, kind="stable")
         counts = np.bincount(owner, minlength=len(own))
         nth = np.empty_like(owner)
-        nth[by_photo] = np.arange(len(owner)) - (counts.cumsum() - counts)[owner[by_photo]]
+        nth[by_image] = np.arange(len(owner)) - (counts.cumsum() - counts)[owner[by_image]]
         numbers = np.where(nth < CAPTIONS_EACH, own[owner, np.minimum(nth, CAPTIONS_EACH - 1)], -1)
     kept = np.flatnonzero((own[owner] == numbers[:, None]).any(axis=1))
     found = len(np.unique(numbers[kept]))

@@ -64,16 +64,16 @@ def plot_retrieval(results: Mapping[str, RetrievalResult], path: str | Path, tit
 def draw_recalls(axes, results: Mapping[str, RetrievalResult], direction: str) -> None:
     """Grouped bars of R@1, 5, 10; whiskers are the 95 % intervals."""
     width = 0.8 / len(results)
-    for number, ((label, result), color) in enumerate(zip(results.items(), COLORS, strict=False)):
+    for index, ((label, result), color) in enumerate(zip(results.items(), COLORS, strict=False)):
         names = [f"{direction}_r{k}" for k in CUTOFFS]
         heights = np.array([result.metrics[name] for name in names])
-        places = np.arange(len(CUTOFFS)) + (number - (len(results) - 1) / 2) * width
-        bars = axes.bar(places, heights, 0.92 * width, color=color, label=visible(label))
+        positions = np.arange(len(CUTOFFS)) + (index - (len(results) - 1) / 2) * width
+        bars = axes.bar(positions, heights, 0.92 * width, color=color, label=visible(label))
         tops = heights
         if result.intervals:
             low, high = np.array([result.intervals[name] for name in names]).T
             reach = np.clip([heights - low, high - heights], 0, None)
-            axes.errorbar(places, heights, reach, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.5)
+            axes.errorbar(positions, heights, reach, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.5)
             tops = np.maximum(heights, high)
         if len(results) <= 4:
             for bar, height, top in zip(bars, heights, tops, strict=True):
@@ -89,9 +89,9 @@ def draw_ranks(axes, results: Mapping[str, RetrievalResult], direction: str, bin
     """Share of queries with rank 1, 2-3, 4-7, 8-15, ...; the dashed line stands where the median rank is."""
     edges = np.arange(bins + 1)
     for (_, result), color in zip(results.items(), COLORS, strict=False):
-        share = rank_shares(all_ranks(result, direction), bins)
-        axes.stairs(share, edges, color=color, linewidth=1.6, fill=False)
-        axes.stairs(share, edges, color=color, alpha=0.16, fill=True)
+        fraction = rank_fractions(all_ranks(result, direction), bins)
+        axes.stairs(fraction, edges, color=color, linewidth=1.6, fill=False)
+        axes.stairs(fraction, edges, color=color, alpha=0.16, fill=True)
         median = result.metrics[f"{direction}_median_rank"]
         first = 2 ** np.floor(np.log2(median))
         axes.axvline(np.log2(first) + (median - first + 0.5) / first, color=color, linestyle=(0, (3, 2)), linewidth=1)
@@ -102,7 +102,7 @@ def draw_ranks(axes, results: Mapping[str, RetrievalResult], direction: str, bin
     dress(axes)
 
 
-def rank_shares(ranks: np.ndarray, bins: int) -> np.ndarray:
+def rank_fractions(ranks: np.ndarray, bins: int) -> np.ndarray:
     """Percent of the ranks in [1, 2), [2, 4), [4, 8), ... [2^(bins-1), 2^bins)."""
     return 100 * np.histogram(ranks, 2 ** np.arange(bins + 1) - 0.5)[0] / len(ranks)
 

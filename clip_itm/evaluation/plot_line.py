@@ -37,13 +37,13 @@ def draw_trade_off(axes, content: dict) -> None:
 
 
 def draw_rsum(axes, content: dict) -> None:
-    """rsum on dev and on the final split over alpha; the dashed line stands at the chosen point."""
+    """rsum on val and on the final split over alpha; the dashed line stands at the chosen point."""
     points = content["points"]
-    places = [point["alpha"] for point in points]
-    axes.plot(places, final_rsums(points), color=COLORS[0], marker="o", markersize=4, label=content["split"])
-    if points[0]["dev"] is not None and content["split"] != "val":
-        dev = [point["dev"]["rsum"] for point in points]
-        axes.plot(places, dev, color=COLORS[1], marker="o", markersize=4, label="dev")
+    positions = [point["alpha"] for point in points]
+    axes.plot(positions, final_rsums(points), color=COLORS[0], marker="o", markersize=4, label=content["split"])
+    if points[0]["val"] is not None and content["split"] != "val":
+        val = [point["val"]["rsum"] for point in points]
+        axes.plot(positions, val, color=COLORS[1], marker="o", markersize=4, label="val")
     axes.axvline(content["chosen"]["alpha"], color=INK, linestyle=(0, (3, 2)), linewidth=1)
     axes.set_xlabel("alpha: 0 base, 1 tuned (dashed: chosen)")
     axes.set_ylabel("rsum")

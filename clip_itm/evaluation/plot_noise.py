@@ -49,21 +49,21 @@ def label_ends(axes, ratio: float, ends: dict[str, tuple[float, str]]) -> None:
     bottom, top = axes.get_ylim()
     points = axes.get_window_extent().height / axes.figure.dpi * 72
     ordered = sorted(ends.items(), key=lambda end: end[1][0])
-    places = spread([rsum for _, (rsum, _) in ordered], (top - bottom) * LABEL_HEIGHT / points)
-    for (method, (_, color)), place in zip(ordered, places, strict=True):
+    positions = spread([rsum for _, (rsum, _) in ordered], (top - bottom) * LABEL_HEIGHT / points)
+    for (method, (_, color)), place in zip(ordered, positions, strict=True):
         where = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(
             visible(method), (ratio, place), color=color, weight="bold", fontsize=9, annotation_clip=False, **where
         )
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
+def spread(positions: Sequence[float], gap: float) -> list[float]:
     """The places nearest to `places` (ascending; least squares) that are at least `gap` apart."""
     groups = []  # of touching places: the sum of where each would have the first of all, and their number
-    for number, place in enumerate(places):
-        groups.append((place - number * gap, 1))
+    for index, place in enumerate(positions):
+        groups.append((place - index * gap, 1))
         while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
             (total, count), (more, others) = groups[-2:]
             groups[-2:] = [(total + more, count + others)]
     first = [total / count for total, count in groups for _ in range(count)]
-    return [start + number * gap for number, start in enumerate(first)]
+    return [start + index * gap for index, start in enumerate(first)]

@@ -37,16 +37,16 @@ def precision_metrics(both: Sequence[PositiveRanks], pessimistic: bool = False) 
 
 
 def bootstrap_precisions(both: Sequence[PositiveRanks], replicates: int, seed: int) -> dict[str, np.ndarray]:
-    """`replicates` values of each metric, from photos drawn with replacement, as `bootstrap_recalls` draws them.
+    """`replicates` values of each metric, from images drawn with replacement, as `bootstrap_recalls` draws them.
 
-    A photo brings its query and the queries among its captions along.
+    An image brings its query and the queries among its captions along.
     """
-    photos = np.unique(np.concatenate([each.photo for each in both]))
-    table = np.zeros((len(photos), 2, 1 + len(NAMES)))  # of each direction the number of queries, and their sums
+    images = np.unique(np.concatenate([each.image for each in both]))
+    table = np.zeros((len(images), 2, 1 + len(NAMES)))  # of each direction the number of queries, and their sums
     for direction, each in enumerate(both):
-        values = np.concatenate([np.ones((len(each.photo), 1)), query_precisions(each.ranks, each.total)], axis=1)
-        np.add.at(table[:, direction], np.searchsorted(photos, each.photo), values)
-    sums = resampled_sums(table.reshape(len(photos), -1), replicates, np.random.default_rng(seed))
+        values = np.concatenate([np.ones((len(each.image), 1)), query_precisions(each.ranks, each.total)], axis=1)
+        np.add.at(table[:, direction], np.searchsorted(images, each.image), values)
+    sums = resampled_sums(table.reshape(len(images), -1), replicates, np.random.default_rng(seed))
     sums = sums.reshape(replicates, 2, -1)
     means = 100 * sums[:, :, 1:] / sums[:, :, :1]
     return dict(zip(PRECISIONS, means.reshape(replicates, -1).T, strict=True))
@@ -85,8 +85,8 @@ class PrecisionResult:
         """Plain JSON: everything but the ranks; `images` and `captions` are the queries."""
         return {
             "protocol": self.protocol,
-            "images": len(self.image_to_text.photo),
-            "captions": len(self.text_to_image.photo),
+            "images": len(self.image_to_text.image),
+            "captions": len(self.text_to_image.image),
             "metrics": self.metrics,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "tie_gap": self.tie_gap,

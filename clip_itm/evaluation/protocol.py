@@ -1,4 +1,4 @@
-"""A protocol of evaluation: which photos and captions compete, how they are ranked, what is made of the ranks."""
+"""A protocol of evaluation: which images and captions compete, how they are ranked, what is made of the ranks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Result = RetrievalResult | PrecisionResult
 
 
 class EmbeddedSplit(NamedTuple):
-    """Embeddings of photos [Ni, ...] and captions [Nt, ...] that compete; `caption_image` int64 [Nt].
+    """Embeddings of images [Ni, ...] and captions [Nt, ...] that compete; `caption_image` int64 [Nt].
 
     `image_ids` [Ni] and `caption_ids` [Nt] are the names they have in their data set, where a protocol needs them.
     """
@@ -28,7 +28,7 @@ class EmbeddedSplit(NamedTuple):
     caption_ids: Sequence[str] | None = None
 
     def first_captions(self, limit: int) -> Tensor:
-        """Ascending numbers of the captions that are among the first `limit` of their photo."""
+        """Ascending numbers of the captions that are among the first `limit` of their image."""
         by_image = torch.argsort(self.caption_image, stable=True)
         counts = torch.bincount(self.caption_image, minlength=len(self.images))
         place = torch.arange(len(self.texts)) - (counts.cumsum(0) - counts)[self.caption_image[by_image]]
@@ -36,10 +36,10 @@ class EmbeddedSplit(NamedTuple):
 
 
 class Protocol(ABC):
-    """Which photos and captions of a split compete, how they are ranked, and what is made of the ranks.
+    """Which images and captions of a split compete, how they are ranked, and what is made of the ranks.
 
-    `name` is that in recipes and results. By default ranks are those of the best of a photo's own captions and of a
-    caption's own photo, and the result is their recall, the mean over the parts.
+    `name` is that in recipes and results. By default ranks are those of the best of an image's own captions and of a
+    caption's own image, and the result is their recall, the mean over the parts.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Protocols: which photos and captions of a split compete with one another, as published tables have it."""
+"""Protocols: which images and captions of a split compete with one another, as published tables have it."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from clip_itm.evaluation.precision_result import PrecisionResult
 from clip_itm.evaluation.protocol import EmbeddedSplit, Protocol, Result
 from clip_itm.evaluation.ranking import Ranks, Similarity, check_owners
 
-PUBLISHED_CAPTIONS = 5  # per photo, in every published table on Flickr30K and COCO
+PUBLISHED_CAPTIONS = 5  # per image, in every published table on Flickr30K and COCO
 
 
 class WholeSplit(Protocol):
-    """Everything against everything: any number of photos, any number of captions a photo."""
+    """Everything against everything: any number of images, any number of captions per image."""
 
     name = "all"
 
@@ -26,31 +26,31 @@ class WholeSplit(Protocol):
 
 
 class PublishedSplit(Protocol):
-    """Exactly `photos` photos with the first five captions of each, as `folds` runs of consecutive photos.
+    """Exactly `images` images with the first five captions of each, as `folds` runs of consecutive images.
 
-    A few COCO photos have six or seven captions; published tables use the first five (25,000 for 5,000 photos).
+    A few COCO images have six or seven captions; published tables use the first five (25,000 for 5,000 images).
     """
 
-    def __init__(self, name: str, photos: int, folds: int = 1):
-        self.name, self.photos, self.folds = name, photos, folds
+    def __init__(self, name: str, num_images: int, folds: int = 1):
+        self.name, self.num_images, self.folds = name, num_images, folds
 
     def select(self, split: EmbeddedSplit) -> list[EmbeddedSplit]:
         images, texts, owner, *_ = split
-        if len(images) != self.photos:
+        if len(images) != self.num_images:
             raise ValueError(
-                f"protocol {self.name} is defined for {self.photos} photos, and this split has {len(images)}; use the "
-                f"published test split, or the protocol 'all'"
+                f"protocol {self.name} is defined for {self.num_images} photos, and this split has {len(images)}; use "
+                "the published test split, or the protocol 'all'"
             )
-        counts = torch.bincount(owner, minlength=self.photos)
+        counts = torch.bincount(owner, minlength=self.num_images)
         if (poor := (counts < PUBLISHED_CAPTIONS).nonzero()).numel():
             raise ValueError(
-                f"protocol {self.name} needs {PUBLISHED_CAPTIONS} captions a photo; {len(poor)} photos have fewer, the "
-                f"first is photo {int(poor[0])} with {int(counts[poor[0]])}; use the protocol 'all'"
+                f"protocol {self.name} needs {PUBLISHED_CAPTIONS} captions per photo; {len(poor)} photos have fewer, "
+                f"the first is photo {int(poor[0])} with {int(counts[poor[0]])}; use the protocol 'all'"
             )
         kept = split.first_captions(PUBLISHED_CAPTIONS)
-        size = self.photos // self.folds
+        size = self.num_images // self.folds
         parts = []
-        for start in range(0, self.photos, size):
+        for start in range(0, self.num_images, size):
             captions = kept[(owner[kept] >= start) & (owner[kept] < start + size)]
             parts.append(
                 EmbeddedSplit(images[start : start + size], texts[captions.to(texts.device)], owner[captions] - start)
@@ -59,7 +59,7 @@ class PublishedSplit(Protocol):
 
 
 class Cxc(Protocol):
-    """The COCO test split of Karpathy; right are also captions of other photos, as people judged them for CxC."""
+    """The COCO test split of Karpathy; right are also captions of other images, as people judged them for CxC."""
 
     name = "cxc"
 
@@ -91,9 +91,9 @@ PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         WholeSplit(),
-        PublishedSplit("flickr-1k", photos=1000),
-        PublishedSplit("coco-1k", photos=5000, folds=5),
-        PublishedSplit("coco-5k", photos=5000),
+        PublishedSplit("flickr-1k", num_images=1000),
+        PublishedSplit("coco-1k", num_images=5000, folds=5),
+        PublishedSplit("coco-5k", num_images=5000),
         Cxc(),
         Eccv(),
     )

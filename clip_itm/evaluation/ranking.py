@@ -1,4 +1,4 @@
-"""Ranks of the right answers among all photos and all captions, in memory bounded by a block of scores.
+"""Ranks of the right answers among all images and all captions, in memory bounded by a block of scores.
 
 A rank is counted, never sorted: 1 + the number of candidates with a strictly greater score. The score of the right
 answer is read from the block that holds its rivals, because the same dot product in a block of another shape may be
@@ -23,13 +23,13 @@ LARGEST_EXACT_COUNT = 2**24  # float32 counts by ones up to here
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """1-based ranks of both retrieval directions, int64 arrays; Q photos that have captions, Nt captions.
+    """1-based ranks of both retrieval directions, int64 arrays; Q images that have captions, Nt captions.
 
-    `image_to_text` [Q]: 1 + the number of captions that score strictly higher than the best of the photo's own.
-    `text_to_image` [Nt]: 1 + the number of photos that score strictly higher than the caption's own.
-    `*_pessimistic`: the same with every tied rival counted as ahead; other captions of the photo are no rivals.
-    `query_image` [Q]: photo number of each entry of `image_to_text`, ascending.
-    `caption_image` [Nt]: photo number of each caption.
+    `image_to_text` [Q]: 1 + the number of captions that score strictly higher than the best of the image's own.
+    `text_to_image` [Nt]: 1 + the number of images that score strictly higher than the caption's own.
+    `*_pessimistic`: the same with every tied rival counted as ahead; other captions of the image are no rivals.
+    `query_image` [Q]: image number of each entry of `image_to_text`, ascending.
+    `caption_image` [Nt]: image number of each caption.
     """
 
     image_to_text: np.ndarray
@@ -48,27 +48,27 @@ def compute_ranks(
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> Ranks:
-    """Ranks of every photo's best caption and of every caption's photo.
+    """Ranks of every image's best caption and of every caption's image.
 
     images: [Ni, ...], texts: [Nt, ...] embeddings (for the default similarity [N, D], of any floating type).
-    caption_image: int [Nt], the photo number of each caption, in any order; a photo without captions is a rival of the
+    caption_image: int [Nt], the image number of each caption, in any order; an image without captions is a rival of the
         others but no query.
     similarity: see `Similarity`; by default the dot product in float32 (normalise before for cosines).
-    block_size: queries (photos, then captions) scored at once against all candidates; by default as many as fit
-        64 MiB of float32 scores. A block that holds all photos is scored once and serves both directions.
+    block_size: queries (images, then captions) scored at once against all candidates; by default as many as fit
+        64 MiB of float32 scores. A block that holds all images is scored once and serves both directions.
     device: where the scores are computed (default: where the embeddings are).
 
     Autocast and reduced-precision matrix products are off inside. Raises ValueError for empty or mismatched input,
-    photo numbers out of range, and scores that are not numbers.
+    image numbers out of range, and scores that are not numbers.
     """
     owner = check_owners(caption_image, len(images), len(texts))
     images, texts, similarity = prepare_scores(images, texts, similarity, block_size, device)
     owner = owner.to(images.device)
     num_images, num_texts = len(images), len(texts)
-    photos_at_once = min(num_images, block_size or max(1, BLOCK_BYTES // (4 * num_texts)))
+    images_at_once = min(num_images, block_size or max(1, BLOCK_BYTES // (4 * num_texts)))
     captions_at_once = min(num_texts, block_size or max(1, BLOCK_BYTES // (4 * num_images)))
-    one_block = photos_at_once == num_images
-    cells = photos_at_once * num_texts if one_block else max(photos_at_once * num_texts, captions_at_once * num_images)
+    one_block = images_at_once == num_images
+    cells = images_at_once * num_texts if one_block else max(images_at_once * num_texts, captions_at_once * num_images)
     scratch = torch.empty(cells, dtype=torch.float32, device=owner.device)
 
     by_image = torch.argsort(owner, stable=True)
@@ -77,17 +77,17 @@ def compute_ranks(
     text_ranks = torch.zeros(2, num_texts, dtype=torch.int64, device=owner.device)
 
     with torch.inference_mode(), exact_float32(images.device):
-        for start in range(0, num_images, photos_at_once):
-            block = slice(start, start + photos_at_once)
+        for start in range(0, num_images, images_at_once):
+            block = slice(start, start + images_at_once)
             own = by_image[first_caption[start] : first_caption[min(block.stop, num_images)]]
             scores = score(similarity, images[block], texts)
             image_ranks[:, block] = rank_best(scores, owner[own] - start, own, scratch)
             if one_block:
-                text_ranks[:] = rank_photos(scores, owner, scratch)
+                text_ranks[:] = rank_images(scores, owner, scratch)
             del scores  # before the next block is made, not after it
         for start in range(0, 0 if one_block else num_texts, captions_at_once):
             block = slice(start, start + captions_at_once)
-            text_ranks[:, block] = rank_photos(score(similarity, images, texts[block]), owner[block], scratch)
+            text_ranks[:, block] = rank_images(score(similarity, images, texts[block]), owner[block], scratch)
 
     query = torch.unique(owner)
     best, worst = image_ranks[:, query].cpu().numpy()
@@ -107,8 +107,8 @@ def rank_best(scores: Tensor, row: Tensor, column: Tensor, scratch: Tensor) -> T
     return torch.stack([1 + greater, 1 + at_least - own_at_best])
 
 
-def rank_photos(scores: Tensor, owner: Tensor, scratch: Tensor) -> Tensor:
-    """Ranks [2, c] (optimistic, pessimistic) of each caption's photo `owner` [c]; scores [Ni, c] against all photos."""
+def rank_images(scores: Tensor, owner: Tensor, scratch: Tensor) -> Tensor:
+    """Ranks [2, c] (optimistic, pessimistic) of each caption's image `owner` [c]; scores [Ni, c] against all images."""
     own = scores.gather(0, owner[None])
     greater, at_least = count_rivals(scores, own, 0, scratch)
     return torch.stack([1 + greater, at_least])

@@ -54,10 +54,10 @@ def tie_gaps(folds: Sequence[Ranks]) -> dict[str, float]:
 
 
 def bootstrap_recalls(folds: Sequence[Ranks], replicates: int, seed: int) -> dict[str, np.ndarray]:
-    """`replicates` values of each recall, of rsum and mean_r1, from photos drawn with replacement inside each fold.
+    """`replicates` values of each recall, of rsum and mean_r1, from images drawn with replacement inside each fold.
 
-    A photo brings all its captions along, so that both directions and their sum come from the same draw and captions of
-    one photo are not taken for independent. The same seed draws the same photos for every method tested on them.
+    An image brings all its captions along, so that both directions and their sum come from the same draw and captions
+    of one image are not taken for independent. The same seed draws the same images for every method tested on them.
     """
     if replicates < 1:
         raise ValueError(f"{replicates} bootstrap replicates asked for; expected at least 1")
@@ -69,22 +69,22 @@ def bootstrap_recalls(folds: Sequence[Ranks], replicates: int, seed: int) -> dic
 
 def fold_replicates(ranks: Ranks, replicates: int, generator: np.random.Generator) -> np.ndarray:
     """Recalls [replicates, 6] in percent of one fold, in the order of `RECALLS`."""
-    photos = len(ranks.query_image)
-    photo = np.searchsorted(ranks.query_image, ranks.caption_image)
-    captions = np.bincount(photo, minlength=photos)
+    images = len(ranks.query_image)
+    image = np.searchsorted(ranks.query_image, ranks.caption_image)
+    captions = np.bincount(image, minlength=images)
     found_images = [ranks.image_to_text <= k for k in CUTOFFS]
-    found_captions = [np.bincount(photo, weights=ranks.text_to_image <= k, minlength=photos) for k in CUTOFFS]
-    table = np.stack([np.ones(photos), captions, *found_images, *found_captions], axis=1)  # [photos, 8]
+    found_captions = [np.bincount(image, weights=ranks.text_to_image <= k, minlength=images) for k in CUTOFFS]
+    table = np.stack([np.ones(images), captions, *found_images, *found_captions], axis=1)  # [images, 8]
     sums = resampled_sums(table, replicates, generator)
     return 100 * np.concatenate([sums[:, 2:5] / sums[:, :1], sums[:, 5:] / sums[:, 1:2]], axis=1)
 
 
 def resampled_sums(table: np.ndarray, replicates: int, generator: np.random.Generator) -> np.ndarray:
-    """Sums [replicates, C] over the rows of a table [photos, C], the rows drawn with replacement each time."""
-    photos, columns = table.shape
+    """Sums [replicates, C] over the rows of a table [images, C], the rows drawn with replacement each time."""
+    images, columns = table.shape
     sums = np.empty((replicates, columns))
     for replicate in range(replicates):
-        times_drawn = np.bincount(generator.integers(photos, size=photos), minlength=photos)
+        times_drawn = np.bincount(generator.integers(images, size=images), minlength=images)
         sums[replicate] = times_drawn @ table
     return sums
 
@@ -108,9 +108,9 @@ def paired_difference(
 ) -> dict[str, Difference]:
     """How much better the second method is than the first on the same queries: six recalls, rsum and mean_r1.
 
-    The bootstrap draws the same photos for both, so that what is easy or hard for both cancels out; an interval without
-    0 is a difference beyond the choice of test photos (it says nothing of another training seed). Raises ValueError
-    where the two were not computed for the same photos and captions in the same order.
+    The bootstrap draws the same images for both, so that what is easy or hard for both cancels out; an interval without
+    0 is a difference beyond the choice of test images (it says nothing of another training seed). Raises ValueError
+    where the two were not computed for the same images and captions in the same order.
     """
     return paired_difference_of_runs([first], [second], replicates, seed)
 
@@ -118,7 +118,7 @@ def paired_difference(
 def paired_difference_of_runs(
     first: Sequence[Sequence[Ranks]], second: Sequence[Sequence[Ranks]], replicates: int = 1000, seed: int = 0
 ) -> dict[str, Difference]:
-    """The same between the means over several training runs of each method; all runs see the same photos drawn."""
+    """The same between the means over several training runs of each method; all runs see the same images drawn."""
     for folds in (*first[1:], *second):
         same = len(first[0]) == len(folds) and all(
             np.array_equal(a.query_image, b.query_image) and np.array_equal(a.caption_image, b.caption_image)

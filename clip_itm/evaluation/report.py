@@ -12,8 +12,8 @@ from clip_itm.visible import markdown, visible
 
 Row = tuple[str, Mapping]
 # Below, the 95 % interval of a recall of 50 % is wider than 40 to 60 %, and one query in ten or more has its answer
-# among ten photos by chance.
-FEWEST_PHOTOS = 100
+# among ten images by chance.
+FEWEST_IMAGES = 100
 METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map_at_r": "mAP@R", "rprecision": "R-Precision"}
 HEADERS = {
     f"{direction}_{metric}": f"{direction} {name}" if metric == "r1" else name
@@ -23,7 +23,7 @@ HEADERS = {
 
 
 def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: bool = True) -> Table:
-    """A table for `rich.console.Console().print`: one row a method, 95 % intervals below the figures."""
+    """A table for `rich.console.Console().print`: one row per method, 95 % intervals below the figures."""
     with_protocol, columns = protocols_differ(rows), columns_of(result["metrics"] for _, result in rows)
     table = Table(
         title=title and Text(visible(title)),
@@ -38,8 +38,8 @@ def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: boo
         table.add_column(HEADERS[name], justify="right")
     for label, result in rows:
         cells = [
-            Text.assemble(figure, "\n", (spread, "dim")) if spread else figure
-            for figure, spread in figures(result, columns, intervals)
+            Text.assemble(value, "\n", (spread, "dim")) if spread else value
+            for value, spread in metric_cells(result, columns, intervals)
         ]
         table.add_row(Text(visible(label)), *([Text(visible(result["protocol"]))] if with_protocol else []), *cells)
     return table
@@ -51,7 +51,9 @@ def markdown_table(rows: Sequence[Row], intervals: bool = True) -> str:
     left = ["method", "protocol"] if with_protocol else ["method"]
     lines = [left + [HEADERS[name] for name in columns], [":--"] * len(left) + ["--:"] * len(columns)]
     for label, result in rows:
-        cells = [f"{figure} ({spread})" if spread else figure for figure, spread in figures(result, columns, intervals)]
+        cells = [
+            f"{value} ({spread})" if spread else value for value, spread in metric_cells(result, columns, intervals)
+        ]
         lines.append([markdown(label), *([markdown(result["protocol"])] if with_protocol else []), *cells])
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     return f"{table}\n{markdown(footnote(rows))}\n"
@@ -63,7 +65,7 @@ def columns_of(metrics: Iterable[Mapping]) -> list[str]:
     return [name for name in HEADERS if name in known]
 
 
-def figures(result: Mapping, columns: Sequence[str], intervals: bool) -> list[tuple[str, str]]:
+def metric_cells(result: Mapping, columns: Sequence[str], intervals: bool) -> list[tuple[str, str]]:
     """(value, interval or "") of each column, with one decimal; a dash for what the protocol does not have."""
     metrics, spreads = result["metrics"], result["intervals"] if intervals else {}
     return [
@@ -76,16 +78,16 @@ def figures(result: Mapping, columns: Sequence[str], intervals: bool) -> list[tu
 
 
 def has_too_few(result: Mapping) -> bool:
-    return result["images"] < FEWEST_PHOTOS
+    return result["images"] < FEWEST_IMAGES
 
 
-def too_few(split: str, photos: int) -> str:
-    """A sentence on a split with fewer than `FEWEST_PHOTOS`."""
-    reach, chance = min(98 / photos**0.5, 50), min(1000 / photos, 100)
+def too_few(split: str, num_images: int) -> str:
+    """A sentence on a split with fewer than `FEWEST_IMAGES`."""
+    reach, chance = min(98 / num_images**0.5, 50), min(1000 / num_images, 100)
     return (
-        f"split {split} has {photos} photos, too few to tell models apart: a recall of 50 % is uncertain by "
+        f"split {split} has {num_images} photos, too few to tell models apart: a recall of 50 % is uncertain by "
         f"{reach:.0f} points either way, and R@10 is {chance:.0f} % by chance (expected: at least "
-        f"{FEWEST_PHOTOS} photos)"
+        f"{FEWEST_IMAGES} photos)"
     )
 
 

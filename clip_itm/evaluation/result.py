@@ -20,7 +20,7 @@ from clip_itm.files import reading_arrays, save_arrays
 class RetrievalResult:
     """Metrics (names as in `recall_metrics`), 95 % intervals, and how much of each recall hangs on ties.
 
-    `folds` holds the ranks of every query, one `Ranks` a fold; photo numbers in it count from the start of the fold.
+    `folds` holds the ranks of every query, one `Ranks` a fold; image numbers in it count from the start of the fold.
     `replicates` is the size of the bootstrap (0: no intervals), `seed` its seed.
     """
 
@@ -47,7 +47,7 @@ class RetrievalResult:
 
     @property
     def num_images(self) -> int:
-        """Photos that are queries, over all folds."""
+        """Images that are queries, over all folds."""
         return sum(len(ranks.query_image) for ranks in self.folds)
 
     @property
@@ -70,8 +70,8 @@ class RetrievalResult:
     def save(self, path: str | Path) -> None:
         """The ranks of every query as a compressed `.npz`, from which `load` makes the same result again."""
         arrays = {
-            f"fold{number}_{field.name}": getattr(ranks, field.name)
-            for number, ranks in enumerate(self.folds)
+            f"fold{index}_{field.name}": getattr(ranks, field.name)
+            for index, ranks in enumerate(self.folds)
             for field in fields(Ranks)
         }
         bootstrap = (self.replicates, self.seed)
@@ -88,7 +88,7 @@ class RetrievalResult:
                 )
             replicates, seed = saved["bootstrap"].tolist()
             folds = [
-                Ranks(**{field.name: saved[f"fold{number}_{field.name}"] for field in fields(Ranks)})
-                for number in range(int(saved["folds"]))
+                Ranks(**{field.name: saved[f"fold{index}_{field.name}"] for field in fields(Ranks)})
+                for index in range(int(saved["folds"]))
             ]
             return cls.from_ranks(str(saved["protocol"]), folds, replicates, seed)

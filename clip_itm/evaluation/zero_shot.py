@@ -10,6 +10,6 @@ def class_vectors(prompts: Tensor) -> Tensor:
 
 
 def top1_accuracy(images: Tensor, vectors: Tensor, labels: Tensor) -> float:
-    """Percent of photos [N, D] whose class, int64 [N], has the largest cosine of `vectors` [K, D]; ties: the first."""
+    """Percent of images [N, D] whose class, int64 [N], has the largest cosine of `vectors` [K, D]; ties: the first."""
     predicted = (images.float() @ vectors.T).argmax(dim=1)
     return 100 * (predicted == labels).float().mean().item()

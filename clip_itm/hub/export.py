@@ -1,6 +1,6 @@
 """A fine-tuned model taken elsewhere: a native open_clip or transformers folder, or ONNX, checked before it counts.
 
-Every target is a module with `write(model, processor, folder)`; `pixels(folder, photos)` and `embed(folder,
+Every target is a module with `write(model, processor, folder)`; `pixels(folder, images)` and `embed(folder,
 pixel_values, captions)` by the means of the target alone; and `usage(model, processor)`, what its reader has to know.
 What is written is loaded again and has to give the model's pixels and embeddings: no table of names is trusted.
 """
@@ -45,23 +45,23 @@ def export(place: str | Path, target: str, out: str | Path) -> float:
     with filling(out) as folder:
         model = ItmModel.from_pretrained(source).eval()
         processor = ItmProcessor.from_pretrained(source)
-        demand_plain_head(model)
+        require_plain_head(model)
         model = model.without_lora()
         module = import_module(f"clip_itm.hub.export_{target}")
         module.write(model, processor, folder)
         difference = check(model, processor, folder, module.embed)
-        photos = describe_pixels(processor, folder, target, module.pixels)
+        samples = describe_pixels(processor, folder, target, module.pixels)
         check_files(source, ("provenance.json", "recipe.yaml"))
         for name in ("provenance.json", "recipe.yaml"):
             if (source / name).is_file():
                 shutil.copy(source / name, folder / name)
         usage = module.usage(model, processor)
-        write_text(folder / "README.md", readme(target, model, source, difference, f"{usage.strip()}\n\n{photos}"))
+        write_text(folder / "README.md", readme(target, model, source, difference, f"{usage.strip()}\n\n{samples}"))
         write_checksums(folder)
     return difference
 
 
-def demand_plain_head(model: ItmModel) -> None:
+def require_plain_head(model: ItmModel) -> None:
     if not model.head.is_plain:
         raise ValueError(
             f"the head {model.head.config.kind} compares photos and captions by parameters or rules of its own, and no "
@@ -77,8 +77,8 @@ def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> floa
     Raises ValueError where it is above `TOLERANCE`, and for a processor that is not the model's.
     """
     draw = np.random.default_rng(0)
-    photos = [Image.fromarray(draw.integers(0, 256, (240, 320, 3), dtype=np.uint8)) for _ in PROBES]
-    batch = processor(images=photos, text=list(PROBES))
+    samples = [Image.fromarray(draw.integers(0, 256, (240, 320, 3), dtype=np.uint8)) for _ in PROBES]
+    batch = processor(images=samples, text=list(PROBES))
     try:
         own_images = model.encode_images(batch["pixel_values"])
         own_texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
@@ -100,18 +100,18 @@ def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> floa
 
 @dataclass(frozen=True)
 class PixelGap:
-    """Between what two processors make of the same photos: the most in grey levels, and the share of other values."""
+    """Between what two processors make of the same images: the most in grey levels, and the share of other values."""
 
     levels: float
-    share: float
+    fraction: float
 
     @property
     def is_small(self) -> bool:
         """At most the rounding of another library (Pillow, torchvision): a level or two at one value in a hundred."""
-        return self.levels < 2.5 and self.share <= 0.01
+        return self.levels < 2.5 and self.fraction <= 0.01
 
     def __str__(self) -> str:
-        return f"up to {self.levels:.0f} grey levels at {100 * self.share:.1f} % of the values"
+        return f"up to {self.levels:.0f} grey levels at {100 * self.fraction:.1f} % of the values"
 
 
 def pixel_gap(processor, ours: Tensor, theirs: Tensor) -> PixelGap:
@@ -123,29 +123,29 @@ def pixel_gap(processor, ours: Tensor, theirs: Tensor) -> PixelGap:
     return PixelGap(levels.max().item(), (levels > 0.5).float().mean().item())
 
 
-def probe_photos(height: int, width: int) -> list[Image.Image]:
-    """Drawn photos for an input of that size: odd, thin and tiny ones, and centres that begin between two pixels."""
+def draw_samples(height: int, width: int) -> list[Image.Image]:
+    """Drawn images for an input of that size: odd, thin and tiny ones, and centres that begin between two pixels."""
     sizes = [(width + more, height) for more in (0, 1, 2, 3, 7)] + [(width, height + more) for more in (1, 3, 5)]
     sizes += [(640, 427), (427, 640), (500, 334), (97, 31), (3, 50), (90, 7), (1, 1)]
     draw = np.random.default_rng(0)
     coarse = [Image.fromarray(draw.integers(0, 256, (9, 9, 3), dtype=np.uint8)) for _ in sizes]
-    return [photo.resize(size, Image.Resampling.BICUBIC) for photo, size in zip(coarse, sizes, strict=True)]
+    return [sample.resize(size, Image.Resampling.BICUBIC) for sample, size in zip(coarse, sizes, strict=True)]
 
 
 def describe_pixels(processor: ItmProcessor, folder: Path, target: str, pixels) -> str:
-    """A sentence for README.md on `pixels(folder, photos)`, which has to be what `processor` makes of them.
+    """A sentence for README.md on `pixels(folder, images)`, which has to be what `processor` makes of them.
 
     Raises ValueError where it is not. open_clip knows no other crop than its own: a CLIP of transformers, whose own
-    processor cuts photos at another pixel, gets open_clip's, and the sentence says what that changes.
+    processor cuts images at another pixel, gets open_clip's, and the sentence says what that changes.
     """
     images = processor.image_processor
-    photos = probe_photos(*processor(images=[Image.new("RGB", (8, 8))])["pixel_values"].shape[2:])
-    ours, theirs = processor(images=photos)["pixel_values"], pixels(folder, photos)
+    samples = draw_samples(*processor(images=[Image.new("RGB", (8, 8))])["pixel_values"].shape[2:])
+    ours, theirs = processor(images=samples)["pixel_values"], pixels(folder, samples)
     gap = pixel_gap(images, ours, theirs)
     reachable = gap
     if target == "open_clip" and not isinstance(images, OpenClipImageProcessor):
         twin = OpenClipImageProcessor.of(images)
-        reachable = pixel_gap(images, twin(photos, return_tensors="pt")["pixel_values"], theirs)
+        reachable = pixel_gap(images, twin(samples, return_tensors="pt")["pixel_values"], theirs)
     if not reachable.is_small:
         raise ValueError(
             f"the exported preprocessing gives other pixels than the model's ({reachable}), so nothing was written: "
@@ -158,10 +158,12 @@ def describe_pixels(processor: ItmProcessor, folder: Path, target: str, pixels) 
         )
         log.warning("%s: %s", target, note)
         return note
-    sentence = f"{len(photos)} drawn photos of many sizes, read by these means, had the pixels of the model's processor"
+    sentence = (
+        f"{len(samples)} drawn photos of many sizes, read by these means, had the pixels of the model's processor"
+    )
     sentence += "." if gap.levels < 0.5 else f" but for rounding ({gap})."
     if target != "open_clip" and isinstance(images, OpenClipImageProcessor):
-        plain = pixel_gap(images, ours, pixels(folder, photos, trust_remote_code=False))
+        plain = pixel_gap(images, ours, pixels(folder, samples, trust_remote_code=False))
         aside = "" if plain.is_small else " and cuts a quarter of them one pixel aside"
         sentence += (
             " `trust_remote_code=True` runs `clip_itm_image_processing.py` of this folder. Without it "

@@ -1,6 +1,6 @@
 """Both towers as ONNX, with their unit norm: `image.onnx`, `text.onnx`, tokenizer, preprocessing, `onnx.json`.
 
-A photo costs one run of `image.onnx`, a caption one of `text.onnx`; similarity is a product of matrices.
+An image costs one run of `image.onnx`, a caption one of `text.onnx`; similarity is a product of matrices.
 """
 
 import logging
@@ -83,7 +83,7 @@ class PaddedGru(nn.Module):
 
 def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
     """See `clip_itm.hub.export`. Raises ValueError where ONNX is not installed, and for towers it cannot hold."""
-    _demand_packages()
+    _require_packages()
     batch = processor(text=EXAMPLES)
     pixels = torch.zeros(2, 3, *_input_size(processor))
     words = {0: "batch"} if processor.pad_to_max_length else {0: "batch", 1: "length"}
@@ -96,7 +96,7 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
         images = with_code(images, folder)
     images.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
-    write_json(folder / DESCRIPTION, describe(model, processor))
+    write_json(folder / DESCRIPTION, onnx_json(model, processor))
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def _traceable(backbone: Backbone) -> Iterator[None]:
         backbone.text_tower = tower
 
 
-def _demand_packages() -> None:
+def _require_packages() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -148,7 +148,7 @@ def _input_size(processor: ItmProcessor) -> tuple[int, int]:
     return size["height"], size["width"]
 
 
-def describe(model: ItmModel, processor: ItmProcessor) -> dict:
+def onnx_json(model: ItmModel, processor: ItmProcessor) -> dict:
     """What a program needs to know that has neither this package nor transformers."""
     images = processor.image_processor
     mode = "shortest" if images.size.shortest_edge else "squash"
@@ -182,14 +182,14 @@ def describe(model: ItmModel, processor: ItmProcessor) -> dict:
     }
 
 
-def pixels(folder: Path, photos: list[Image.Image], trust_remote_code: bool = True) -> Tensor:
+def pixels(folder: Path, samples: list[Image.Image], trust_remote_code: bool = True) -> Tensor:
     """See `clip_itm.hub.export`."""
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return processor(photos, return_tensors="pt")["pixel_values"]
+    return processor(samples, return_tensors="pt")["pixel_values"]
 
 
 def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """See `clip_itm.hub.export`. One photo and one caption a run, so that sizes other than the examples' are tried."""
+    """See `clip_itm.hub.export`. One image and one caption per run: sizes other than the examples' are tried, too."""
     import onnxruntime
 
     described = read_json(folder / DESCRIPTION, "the description of an export")
@@ -199,7 +199,7 @@ def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tens
         onnxruntime.InferenceSession(folder / described[name]["file"], providers=["CPUExecutionProvider"])
         for name in ("image", "text")
     )
-    images = [image_tower.run(None, {"pixel_values": photo[None].numpy()})[0] for photo in pixel_values]
+    images = [image_tower.run(None, {"pixel_values": sample[None].numpy()})[0] for sample in pixel_values]
     texts = []
     padding = "max_length" if text["pad_to_max_length"] else False
     for caption in captions:

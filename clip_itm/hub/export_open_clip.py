@@ -79,10 +79,10 @@ def preprocess_cfg(image_processor) -> dict[str, Any]:
     }
 
 
-def pixels(folder: Path, photos: list[Image.Image]) -> Tensor:
+def pixels(folder: Path, samples: list[Image.Image]) -> Tensor:
     """See `clip_itm.hub.export`."""
     *_, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    return torch.stack([preprocess(photo) for photo in photos])
+    return torch.stack([preprocess(sample) for sample in samples])
 
 
 def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:

@@ -58,10 +58,10 @@ def _native(model: ItmModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     return native, towers.model.state_dict()
 
 
-def pixels(folder: Path, photos: list[Image.Image], trust_remote_code: bool = True) -> Tensor:
+def pixels(folder: Path, samples: list[Image.Image], trust_remote_code: bool = True) -> Tensor:
     """See `clip_itm.hub.export`."""
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return processor(images=photos, return_tensors="pt")["pixel_values"]
+    return processor(images=samples, return_tensors="pt")["pixel_values"]
 
 
 def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ def files_with_indexes(
 ) -> Files:
     """What a push puts into `repo`: a model as in `model_files`, and `indexes` under index/.
 
-    `shown`: a Space will show the photos of the indexes. Raises ValueError as `model_files` does, and for an index that
+    `shown`: a Space will show the images of the indexes. Raises ValueError as `model_files` does, and for an index that
     is none, of another model, or cannot be shown.
     """
     files = model_files(place, repo, licence)
@@ -24,19 +24,19 @@ def files_with_indexes(
 
 
 def _index_files(indexes: Sequence[Path], model: Path, shown: bool) -> Files:
-    """Those of photos under index/image, those of captions under index/text."""
+    """Those of images under index/image, those of captions under index/text."""
     sha256 = model_sha256(ItmModel.from_pretrained(model))
-    places: dict[str, Path] = {}
+    positions: dict[str, Path] = {}
     files: Files = {}
     for place in indexes:
         index = LocalIndex.load(place, sha256, verify=True)
-        if index.modality in places:
-            raise ValueError(f"{places[index.modality]} and {place} are both indexes of {index.modality}s; give one")
+        if index.modality in positions:
+            raise ValueError(f"{positions[index.modality]} and {place} are both indexes of {index.modality}s; give one")
         if shown and index.modality == "image" and any(item.thumbnail is None for item in index.items()):
             raise ValueError(
                 f"{place}: a Space has none of these photos, only what is in the index; make it with "
                 "`clip-itm index --thumbnails`"
             )
-        places[index.modality] = place
+        positions[index.modality] = place
         files |= {f"index/{index.modality}/{path.name}": path for path in index_files(place)}
     return files

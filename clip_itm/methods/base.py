@@ -13,7 +13,7 @@ from clip_itm.similarity.cosine import Cosine
 
 
 class Head(nn.Module, ABC):
-    """Embeddings of photos and captions and their `similarity`, a module; a subclass brings the loss.
+    """Embeddings of images and captions and their `similarity`, a module; a subclass brings the loss.
 
     `citation`: BibTeX of the method. `training_only`: names of submodules that a saved model does without. What a head
     remembers of the training pairs from step to step (a label each, say) is no part of the model: it lives in plain

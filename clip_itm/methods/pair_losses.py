@@ -32,10 +32,10 @@ def pair_losses(
 ) -> np.ndarray:
     """Symmetric loss l of each pair against the others of its batch (docs/papers/npc.md 2.2): float32 [N], by pair.
 
-    `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, by default unit vectors compared by cosine; pair k is photo
+    `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, by default unit vectors compared by cosine; pair k is image
     `pair_image[k]` with caption `source[k]`, both int64 [N]; `scale` multiplies similarities. Batches are parts of a
-    permutation drawn with `seed`, so that the captions of a photo rarely meet: in dataset order (seed None) five
-    siblings share one photo, and the text-to-image half of each of their losses is at least ln 5. A loss depends on the
+    permutation drawn with `seed`, so that the captions of an image rarely meet: in dataset order (seed None) five
+    siblings share one image, and the text-to-image half of each of their losses is at least ln 5. A loss depends on the
     size of its batch, and a small one makes wrong pairs look clean: the last batch is a whole one, too. In dataset
     order it is smaller, as published.
     """
@@ -47,9 +47,9 @@ def pair_losses(
     losses = np.empty(count, dtype=np.float32)
     with torch.inference_mode(), exact_float32(images.device):
         for batch, known in batches:
-            photos = images[torch.from_numpy(pair_image[batch])].float()
+            batch_images = images[torch.from_numpy(pair_image[batch])].float()
             captions = texts[torch.from_numpy(source[batch])].float()
-            logits = scale * similarity(photos, captions)
+            logits = scale * similarity(batch_images, captions)
             targets = torch.arange(len(batch), device=logits.device)
             both = contrastive_cross_entropy(logits, targets) + contrastive_cross_entropy(logits.T, targets)
             losses[batch[known:]] = (both / 2)[known:].cpu().numpy()

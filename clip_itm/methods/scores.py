@@ -8,11 +8,11 @@ from clip_itm.similarity.base import Similarity
 
 
 def global_scores(similarity: Similarity, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Local photos against all captions, and local captions against all photos: both [b, B], in float32 or more.
+    """Local images against all captions, and local captions against all images: both [b, B], in float32 or more.
 
     `images`, `texts` [b, ...] embeddings, row k is pair k; local pair k is column `process_index() * b + k`.
-    `columns[k, j]` is the score of photo j and caption k. Every pair is scored once, by the process of its caption, and
-    the blocks are gathered with their gradients: statistics over the photos of a batch (SAF) are those of the whole.
+    `columns[k, j]` is the score of image j and caption k. Every pair is scored once, by the process of its caption, and
+    the blocks are gathered with their gradients: statistics over the images of a batch (SAF) are those of the whole.
     """
     images, texts = (
         embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)) for embeddings in (images, texts)
@@ -32,8 +32,8 @@ def local_targets(rows: Tensor) -> Tensor:
     return torch.arange(len(rows), device=rows.device) + process_index() * len(rows)
 
 
-def same_photo(rows: Tensor, image_ids: Tensor | None) -> Tensor:
-    """Bool [b, B]: True where a column is of the row's photo, by `image_ids` int64 [b]; without: the own pair."""
+def same_image(rows: Tensor, image_ids: Tensor | None) -> Tensor:
+    """Bool [b, B]: True where a column is of the row's image, by `image_ids` int64 [b]; without: the own pair."""
     if image_ids is None:
         return torch.zeros_like(rows, dtype=torch.bool).scatter(1, local_targets(rows)[:, None], True)
     return image_ids[:, None] == gather_constant(image_ids)[None, :]

@@ -16,7 +16,7 @@ class HeadSection(Section):
 class ContrastiveSection(HeadSection):
     """What the heads around the contrastive loss have in common."""
 
-    same_photo: Literal["negative", "mask", "positive"] = Field(
+    same_image: Literal["negative", "mask", "positive"] = Field(
         "mask",
         description="another caption of the photo in a batch: a negative (as published), left out, or right too",
     )

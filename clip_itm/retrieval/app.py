@@ -1,8 +1,8 @@
-"""A page in the browser: search by text and by photo, a heat map of photos and captions, an audit to browse.
+"""A page in the browser: search by text and by image, a heat map of images and captions, an audit to browse.
 
 serve(build_app(pipe))          # of app_server.py
 
-A browser cannot name a file or an address: what is typed is text, what is uploaded is read as a photo, and the photos
+A browser cannot name a file or an address: what is typed is text, what is uploaded is read as an image, and the images
 of the index and of the audit reach the page as small JPEGs inside of it.
 """
 
@@ -20,7 +20,7 @@ from clip_itm.retrieval.app_html import SMALL_SIDE, header, heat_map, message, p
 from clip_itm.retrieval.app_server import serve as serve
 from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
 
-MOST_PHOTOS, MOST_CAPTIONS = 8, 12  # of the heat map
+MOST_IMAGES, MOST_CAPTIONS = 8, 12  # of the heat map
 MOST_RESULTS = 50
 MOST_CHARACTERS = 1000  # of a sentence or a caption; models read a few dozen words
 MOST_WAITING = 32  # requests; what comes on top is told that the queue is full
@@ -41,7 +41,7 @@ def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | None = None) -> gr
                     _text_tab(pipe, targets["text"])
             if targets["image"]:
                 with gr.Tab("By photo"):
-                    _photo_tab(pipe, targets["image"])
+                    _image_tab(pipe, targets["image"])
             with gr.Tab("Heat map"):
                 _heat_map_tab(pipe)
             if table is not None:
@@ -93,16 +93,16 @@ def _text_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
     gr.on([text.submit, count.release], find, [text, count], found, api_name="search_by_text", **ONE_AT_A_TIME)
 
 
-def _photo_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
+def _image_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            photo = gr.Image(label="photo", sources=["upload", "clipboard"], type="filepath", height=260, buttons=[])
-            photo.preprocess = path_of_upload  # its own would open the file, and fail without a word where it is none
+            image = gr.Image(label="photo", sources=["upload", "clipboard"], type="filepath", height=260, buttons=[])
+            image.preprocess = path_of_upload  # its own would open the file, and fail without a word where it is none
             count = _count_slider()
         with gr.Column(scale=2):
             found = gr.HTML(message(f"Drop or paste a photo to see {NAMES[target]}."), apply_default_css=False)
-    find = told_on_page(partial(find_by_photo, pipe, target))
-    gr.on([photo.change, count.release], find, [photo, count], found, api_name="search_by_photo", **ONE_AT_A_TIME)
+    find = told_on_page(partial(find_by_image, pipe, target))
+    gr.on([image.change, count.release], find, [image, count], found, api_name="search_by_photo", **ONE_AT_A_TIME)
 
 
 def _count_slider() -> gr.Slider:
@@ -111,8 +111,8 @@ def _count_slider() -> gr.Slider:
 
 def _heat_map_tab(pipe: ImageTextRetrievalPipeline) -> None:
     with gr.Row():
-        photos = gr.Gallery(
-            label=f"photos (up to {MOST_PHOTOS})",
+        images = gr.Gallery(
+            label=f"photos (up to {MOST_IMAGES})",
             type="filepath",
             columns=4,
             height=310,
@@ -122,11 +122,11 @@ def _heat_map_tab(pipe: ImageTextRetrievalPipeline) -> None:
             buttons=[],
             elem_classes="itm-uploads",
         )
-        captions = gr.Textbox(label=f"captions, one a line (up to {MOST_CAPTIONS})", lines=11, max_lines=12)
+        captions = gr.Textbox(label=f"captions, one per line (up to {MOST_CAPTIONS})", lines=11, max_lines=12)
     button = gr.Button("Compare", variant="primary")
     shown = gr.HTML(message("Drop some photos and type some captions."), apply_default_css=False)
     compare = told_on_page(partial(compare_all, pipe))
-    button.click(compare, [photos, captions], shown, api_name="heat_map", **ONE_AT_A_TIME)
+    button.click(compare, [images, captions], shown, api_name="heat_map", **ONE_AT_A_TIME)
 
 
 def _audit_tab(table: AuditTable) -> None:
@@ -163,12 +163,12 @@ def told_on_page(answer: Callable[..., str]) -> Callable[..., str]:
 def find_by_text(pipe: ImageTextRetrievalPipeline, target: str, text: str, count: float) -> str:
     if not text.strip():
         raise ValueError("Type a sentence, then press Enter.")
-    demand_short(text)
+    require_short(text)
     hits = pipe.search([{"text": text}], num_results(count), target)[0]
     return results(f"{NAMES[target].capitalize()} for “{text.strip()}”", hits)
 
 
-def find_by_photo(pipe: ImageTextRetrievalPipeline, target: str, upload: str | None, count: float) -> str:
+def find_by_image(pipe: ImageTextRetrievalPipeline, target: str, upload: str | None, count: float) -> str:
     if upload is None:
         raise ValueError(f"Drop or paste a photo to see {NAMES[target]}.")
     hits = pipe.search([read_upload(upload)], num_results(count), target)[0]
@@ -176,18 +176,18 @@ def find_by_photo(pipe: ImageTextRetrievalPipeline, target: str, upload: str | N
 
 
 def compare_all(pipe: ImageTextRetrievalPipeline, uploads: Sequence[tuple[str, str]] | None, lines: str) -> str:
-    """The similarity of every photo and every caption under the head's own rule."""
+    """The similarity of every image and every caption under the head's own rule."""
     captions = [line.strip() for line in lines.splitlines() if line.strip()]
     if not uploads or not captions:
         raise ValueError("Drop at least one photo and type at least one caption.")
-    for found, most, name in ((uploads, MOST_PHOTOS, "photos"), (captions, MOST_CAPTIONS, "captions")):
+    for found, most, name in ((uploads, MOST_IMAGES, "photos"), (captions, MOST_CAPTIONS, "captions")):
         if len(found) > most:
             raise ValueError(f"{len(found)} {name} are too many for one table; expected at most {most}.")
-    demand_short(*captions)
-    photos = [read_upload(upload) for upload, _ in uploads]
-    similarity = pipe.similarity(pipe.embed(photos), pipe.embed([{"text": caption} for caption in captions]))
+    require_short(*captions)
+    images = [read_upload(upload) for upload, _ in uploads]
+    similarity = pipe.similarity(pipe.embed(images), pipe.embed([{"text": caption} for caption in captions]))
     names = [Path(upload).name for upload, _ in uploads]
-    small = [small_jpeg(photo, SMALL_SIDE) for photo in photos]
+    small = [small_jpeg(image, SMALL_SIDE) for image in images]
     return heat_map(list(zip(names, small, strict=True)), captions, similarity)
 
 
@@ -205,7 +205,7 @@ def audit_page(table: AuditTable, step: int, page: float, words: str, low: float
     return number, pairs(title, rows)
 
 
-def demand_short(*texts: str) -> None:
+def require_short(*texts: str) -> None:
     for text in texts:
         if len(text) > MOST_CHARACTERS:
             raise ValueError(TOO_LONG.format(len(text)))
@@ -222,7 +222,7 @@ def path_of_upload(payload) -> str | None:
 
 
 def read_upload(path: str) -> Image.Image:
-    """Named as the user named it. Raises ValueError for a file that was not uploaded, for what is no photo, and for a
+    """Named as the user named it. Raises ValueError for a file that was not uploaded, for what is no image, and for a
     damaged or suspiciously large one.
     """
     file = Path(path).resolve()

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 PAGE_SIZE = 24
-COLUMNS = ("image_id", "photo", "caption_id", "caption", "clean_probability", "rank", "known_wrong")
+COLUMNS = ("image_id", "image", "caption_id", "caption", "clean_probability", "rank", "known_wrong")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class AuditTable:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is no Parquet file ({error}); make it with clip-itm audit --run RUN") from None
+        table = table.rename_columns({"photo": "image"}) if "photo" in table.column_names else table  # of version 0.1.0
         if missing := [name for name in COLUMNS if name not in table.column_names]:
             raise ValueError(
                 f"{path} has no column {', '.join(missing)}; expected the audit.parquet of clip-itm audit --run RUN"
@@ -45,5 +46,5 @@ class AuditTable:
             keep &= pc.match_substring(self.table["caption"], word, ignore_case=True).to_numpy()
         return np.flatnonzero(keep)
 
-    def rows(self, numbers: np.ndarray) -> list[dict]:
-        return self.table.take(numbers).to_pylist()
+    def rows(self, indices: np.ndarray) -> list[dict]:
+        return self.table.take(indices).to_pylist()

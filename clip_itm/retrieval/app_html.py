@@ -7,18 +7,18 @@ from torch import Tensor
 
 from clip_itm.pages import render
 from clip_itm.retrieval.items import Hit, Item
-from clip_itm.retrieval.show import small_photo
+from clip_itm.retrieval.show import small_image
 
-SIDE = 320  # longer side of a photo of the gallery, pixels
+SIDE = 320  # longer side of an image of the gallery, pixels
 SMALL_SIDE = 112  # above the columns of the heat map
-CACHED_PHOTOS = 2000  # of about 20 kB each
+CACHED_IMAGES = 2000  # of about 20 kB each
 STYLE = render("app.css")
 
 
-@lru_cache(CACHED_PHOTOS)
+@lru_cache(CACHED_IMAGES)
 def thumbnail(item: Item) -> bytes | None:
-    """A small JPEG of a photo; None where it cannot be read any more."""
-    return small_photo(item, SIDE)
+    """A small JPEG of an image; None where it cannot be read any more."""
+    return small_image(item, SIDE)
 
 
 def message(text: str) -> str:
@@ -31,26 +31,26 @@ def header(title: str, notes: Iterable[str]) -> str:
 
 
 def results(title: str, hits: Sequence[Hit]) -> str:
-    """Photos as cards, captions as a table; rank, score, and id or caption of each."""
+    """Images as cards, captions as a table; rank, score, and id or caption of each."""
     return render("app_results.html", title=title, hits=hits, thumbnail=thumbnail)
 
 
-def heat_map(photos: Sequence[tuple[str, bytes]], captions: Sequence[str], similarity: Tensor) -> str:
-    """A table of `similarity` [photos, captions]: a row a caption, a column a photo (name, JPEG).
+def heat_map(images: Sequence[tuple[str, bytes]], captions: Sequence[str], similarity: Tensor) -> str:
+    """A table of `similarity` [images, captions]: a row per caption, a column per image (name, JPEG).
 
     The shade goes from the smallest to the largest number. All that share the largest number of a row or a column are
     marked.
     """
     low, high = similarity.min(), similarity.max()
     heat = (similarity - low) / (high - low if high > low else 1)
-    best_photo = similarity == similarity.amax(0, keepdim=True)
+    best_image = similarity == similarity.amax(0, keepdim=True)
     best_caption = similarity == similarity.amax(1, keepdim=True)
-    columns = (part.T.tolist() for part in (similarity, heat, best_photo, best_caption))
+    columns = (part.T.tolist() for part in (similarity, heat, best_image, best_caption))
     rows = [(caption, list(zip(*cells, strict=True))) for caption, *cells in zip(captions, *columns, strict=True)]
-    return render("app_heat_map.html", photos=photos, rows=rows)
+    return render("app_heat_map.html", images=images, rows=rows)
 
 
 def pairs(title: str, rows: Iterable[dict]) -> str:
-    """Cards of rows of audit.parquet, photo beside caption."""
-    shown = [(row, thumbnail(Item(row["image_id"], path=row["photo"]))) for row in rows]
+    """Cards of rows of audit.parquet, image beside caption."""
+    shown = [(row, thumbnail(Item(row["image_id"], path=row["image"]))) for row in rows]
     return render("app_pairs.html", title=title, rows=shown)

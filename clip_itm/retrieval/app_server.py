@@ -76,11 +76,11 @@ def ended_like_ctrl_c() -> Iterator[None]:
     """SIGTERM and SIGHUP raise KeyboardInterrupt, too, where nobody has made other use of them."""
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     own = threading.current_thread() is threading.main_thread()  # others may not
-    taken = [number for number in known if own and signal.getsignal(number) is signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, signal.default_int_handler)
+    taken = [index for index in known if own and signal.getsignal(index) is signal.SIG_DFL]
+    for index in taken:
+        signal.signal(index, signal.default_int_handler)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for index in taken:
+            signal.signal(index, signal.SIG_DFL)

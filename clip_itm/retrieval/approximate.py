@@ -1,7 +1,7 @@
 """Approximate search of large galleries with faiss, which only proposes: a shortlist is scored exactly afterwards.
 
-    hnsw      a graph of neighbours over the vectors in float16: high recall, memory 2 D + 8 M bytes a vector
-    ivf-pq    lists around centroids, product-quantised residuals: about D / 8 bytes a vector
+    hnsw      a graph of neighbours over the vectors in float16: high recall, memory 2 D + 8 M bytes per vector
+    ivf-pq    lists around centroids, product-quantised residuals: about D / 8 bytes per vector
 
 An item that is proposed has the score that an exact search gives it; what is lost are items that are not proposed.
 """
@@ -23,7 +23,7 @@ from clip_itm.retrieval.rows import REMEDY
 from clip_itm.retrieval.storage import check_content, check_size
 
 KINDS = ("exact", "hnsw", "ivf-pq")
-EXACT_UP_TO = 200_000  # about 20 ms a query of 512; above, somebody waits
+EXACT_UP_TO = 200_000  # about 20 ms per query of 512; above, somebody waits
 HNSW_UP_TO = 2_000_000  # about 2.5 GB in memory; above, compressed lists
 LARGEST_TAIL = 10_000  # newest vectors that are searched exactly (1 ms) before they go into the graph or the lists,
 LARGEST_TAIL_PART = 1 / 16  # or this part of all: every change writes the whole file of faiss
@@ -123,14 +123,14 @@ class Shortlist:
         """Positions [Q, s] of living items that may be among the first `top_k`; -1 where there are fewer."""
         import faiss
 
-        number = self.num_proposed(top_k)
+        proposed = self.num_proposed(top_k)
         living = np.packbits(~dead[: self.count], bitorder="little")  # must outlive the selector
         selector = faiss.IDSelectorBitmap(living) if dead.any() else None
         if self.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(efSearch=max(HNSW_SEARCH, number), sel=selector)
+            parameters = faiss.SearchParametersHNSW(efSearch=max(HNSW_SEARCH, proposed), sel=selector)
         else:
             parameters = faiss.SearchParametersIVF(nprobe=min(IVF_PROBED, self.index.nlist), sel=selector)
-        return self.index.search(queries.numpy(), number, params=parameters)[1]
+        return self.index.search(queries.numpy(), proposed, params=parameters)[1]
 
     def is_outgrown(self, total: int) -> bool:
         """Whether lists are too few for the gallery that they have grown to."""

@@ -99,7 +99,7 @@ def rounding_margin(queries: Tensor, largest_norm: float) -> Tensor:
 def last_scores(best: Best, top_k: int, queries: Tensor) -> Tensor:
     """The score [Q] of the `top_k`-th of each query, -inf where there are fewer."""
     scores = np.full(len(queries), -np.inf, np.float32)
-    last = places(best.query) == top_k - 1
+    last = positions(best.query) == top_k - 1
     scores[best.query[last]] = best.score[last]
     return torch.from_numpy(scores).to(queries.device)
 
@@ -118,10 +118,10 @@ def merge(first: Best, second: Best, top_k: int) -> Best:
     """The best `top_k` of each query from both; equal scores in gallery order."""
     query, position, score = (np.concatenate(both) for both in zip(first, second, strict=True))
     order = np.lexsort((position, -score, query))
-    order = order[places(query[order]) < top_k]
+    order = order[positions(query[order]) < top_k]
     return Best(query[order], position[order], score[order])
 
 
-def places(query: np.ndarray) -> np.ndarray:
+def positions(query: np.ndarray) -> np.ndarray:
     """0, 1, ... within each run of equal numbers of the ascending `query` [M]."""
     return np.arange(len(query)) - np.searchsorted(query, query)

@@ -126,7 +126,7 @@ class LocalIndex(SearchIndex):
         changed since it was loaded, while somebody else writes it, and where there is no room for it.
         """
         folder = Path(folder)
-        storage.check_place(folder)
+        storage.require_index_folder(folder)
         with locked(folder, "index"):
             self.write(folder)
 
@@ -203,7 +203,7 @@ class LocalIndex(SearchIndex):
         return index
 
     def _check_own(self, folder: Path) -> None:
-        storage.check_place(folder)
+        storage.require_index_folder(folder)
         found = storage.committed(folder)
         if self._owns(folder) and found != self._commit:
             raise ValueError(f"{folder} was changed by another process since this index was loaded; load it again")

@@ -1,6 +1,6 @@
 """Bringing an index up to date with a gallery: what is there already and has not changed is not encoded again.
 
-An item is what it was made from: a caption its text, a photo the content of its file. Size and times of a file tell
+An item is what it was made from: a caption its text, an image the content of its file. Size and times of a file tell
 without reading it that nothing has changed; where they differ, the content decides. What is behind a URL is not fetched
 again to compare.
 """
@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from clip_itm.data.photo_names import is_utf8, printable
+from clip_itm.data.image_names import is_utf8, printable
 from clip_itm.retrieval.base import SearchIndex
+from clip_itm.retrieval.images import URLS, ImageBatch, ImageBatches, content_of, fetch_image, stamp_of
 from clip_itm.retrieval.items import Item
-from clip_itm.retrieval.photos import URLS, PhotoBatch, PhotoBatches, content_of, fetch_photo, stamp_of
 from clip_itm.retrieval.sources import Source
 
 SAVE_EVERY = 16384  # items: what a killed run of half an hour loses is a minute
@@ -27,7 +27,7 @@ REUSED_AT_ONCE = 4096
 @dataclass
 class Changes:
     """What a run did: numbers of items that are new, whose content changed, that have it under another name or path,
-    and that stayed; ids that the gallery no longer has; a sentence for each photo or caption that was left out."""
+    and that stayed; ids that the gallery no longer has; a sentence for each image or caption that was left out."""
 
     new: int = 0
     changed: int = 0
@@ -35,7 +35,7 @@ class Changes:
     kept: int = 0
     gone: list[str] = field(default_factory=list)
     pruned: bool = False
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = {"new": self.new, "changed": self.changed, "moved": self.moved, "kept": self.kept}
@@ -43,7 +43,7 @@ class Changes:
         if self.gone:
             done = "taken out" if self.pruned else "still in the index (--prune takes them out)"
             told += f"; {len(self.gone):,} no longer in the gallery: {done}"
-        return told + (f"; {len(self.left_out):,} left out" if self.left_out else "")
+        return told + (f"; {len(self.skipped):,} left out" if self.skipped else "")
 
 
 class Plan(NamedTuple):
@@ -85,13 +85,13 @@ class Indexer:
         """Encode what is new or has changed. Raises ValueError for what cannot be read, unless it is skipped."""
         ids = set(source.ids)
         gone = [id for id in self.index.ids() if id not in ids]
-        changes = Changes(gone=gone, pruned=prune, left_out=list(source.left_out))
+        changes = Changes(gone=gone, pruned=prune, skipped=list(source.skipped))
         source = self._storable(source, changes)
         plan = make_plan(source, self.index, gone)
         self._reuse(source, plan)
         changes.moved = len(plan.reuse)
         changes.kept = len(source) - len(plan.encode) - len(plan.reuse)
-        encode = self._encode_photos if source.modality == "image" else self._encode_captions
+        encode = self._encode_images if source.modality == "image" else self._encode_captions
         with tqdm(total=len(plan.encode), desc=f"indexing {source.modality}s", unit="") as progress:
             for start in range(0, len(plan.encode), SAVE_EVERY):
                 if start:
@@ -112,21 +112,21 @@ class Indexer:
         if not self.skip_broken:
             more = f" ({len(problems) - 1} more are like that)" if len(problems) > 1 else ""
             raise ValueError(f"{next(iter(problems.values()))}, or leave it out with --skip-broken{more}")
-        changes.left_out += problems.values()
-        return _part(source, [number for number in range(len(source)) if number not in problems])
+        changes.skipped += problems.values()
+        return _part(source, [row for row in range(len(source)) if row not in problems])
 
     def _reuse(self, source: Source, plan: Plan) -> None:
         """Items whose content is in the index under another id or path."""
-        numbers = list(plan.reuse)
-        for start in range(0, len(numbers), REUSED_AT_ONCE):
-            some = numbers[start : start + REUSED_AT_ONCE]
-            old = [plan.reuse[number][0] for number in some]
+        rows = list(plan.reuse)
+        for start in range(0, len(rows), REUSED_AT_ONCE):
+            some = rows[start : start + REUSED_AT_ONCE]
+            old = [plan.reuse[row][0] for row in some]
             stored, embeddings = self.index.find(old, thumbnails=True), self.index.embeddings_of(old)
             items = [
-                replace(stored[id], id=source.ids[number], path=source.paths[number], stamp=plan.reuse[number][1])
-                for number, id in zip(some, old, strict=True)
+                replace(stored[id], id=source.ids[row], path=source.paths[row], stamp=plan.reuse[row][1])
+                for row, id in zip(some, old, strict=True)
             ]
-            self.index.delete(source.ids[number] for number in some if source.ids[number] in plan.replaced)
+            self.index.delete(source.ids[row] for row in some if source.ids[row] in plan.replaced)
             self.index.add(items, embeddings, self.pipe.vectors_of(embeddings))
 
     def _replace(self, part: Source, replaced: set[str], encoded: Encoded, changes: Changes) -> None:
@@ -138,24 +138,24 @@ class Indexer:
         changed = sum(item.id in replaced for item in encoded.items)
         changes.changed += changed
         changes.new += len(encoded.items) - changed
-        for number, problem in encoded.problems.items():
-            was_there = part.ids[number] in replaced
-            changes.left_out.append(problem + (" (what it was before is taken out)" if was_there else ""))
+        for row, problem in encoded.problems.items():
+            was_there = part.ids[row] in replaced
+            changes.skipped.append(problem + (" (what it was before is taken out)" if was_there else ""))
 
-    def _encode_photos(self, part: Source, progress) -> Encoded:
-        photos = PhotoBatches(part.entries, part.paths, self.pipe.processor, self.thumbnails, self.skip_broken)
+    def _encode_images(self, part: Source, progress) -> Encoded:
+        images = ImageBatches(part.entries, part.paths, self.pipe.processor, self.thumbnails, self.skip_broken)
         size = self.batch_size
-        numbers = [list(range(k, min(k + size, len(part)))) for k in range(0, len(part), size)]
-        loader = DataLoader(photos, batch_sampler=numbers, collate_fn=_as_it_is, num_workers=self.num_workers)
+        rows = [list(range(k, min(k + size, len(part)))) for k in range(0, len(part), size)]
+        loader = DataLoader(images, batch_sampler=rows, collate_fn=_as_it_is, num_workers=self.num_workers)
         items, embeddings, problems = [], [], {}
-        batch: PhotoBatch
-        for asked, batch in zip(numbers, loader, strict=True):
+        batch: ImageBatch
+        for asked, batch in zip(rows, loader, strict=True):
             problems |= batch.problems
             if batch.pixels is not None:
                 embeddings.append(self.pipe.forward({"pixel_values": batch.pixels}))
-            for photo in batch.photos:
-                id, path = part.ids[photo.number], part.paths[photo.number]
-                items.append(Item(id, path, None, photo.thumbnail, photo.content, photo.stamp))
+            for read in batch.images:
+                id, path = part.ids[read.row], part.paths[read.row]
+                items.append(Item(id, path, None, read.thumbnail, read.content, read.stamp))
             progress.update(len(asked))
         return Encoded(items, torch.cat(embeddings) if embeddings else None, problems)
 
@@ -170,11 +170,11 @@ def make_plan(source: Source, index: SearchIndex, gone: Sequence[str]) -> Plan:
     plan, there = Plan([], {}, set()), index.find(source.ids)
     of_gone = {_content(item): item.id for item in index.find(gone).values()} if len(there) < len(source) else {}
     of_gone.pop(None, None)
-    for number, (id, path) in enumerate(zip(source.ids, source.paths, strict=True)):
+    for row, (id, path) in enumerate(zip(source.ids, source.paths, strict=True)):
         item, stamp = there.get(id), stamp_of(path)
         if item is not None and item.path == path and _is_untouched(item, stamp):
             continue
-        content = _content_now(source, number) if item is not None or of_gone else None
+        content = _content_now(source, row) if item is not None or of_gone else None
         if item is not None and content is not None and content == _content(item):
             if item.path == path:
                 continue
@@ -184,15 +184,15 @@ def make_plan(source: Source, index: SearchIndex, gone: Sequence[str]) -> Plan:
         if item is not None:
             plan.replaced.add(id)
         if old is None:
-            plan.encode.append(number)
+            plan.encode.append(row)
         else:
-            plan.reuse[number] = old, stamp
+            plan.reuse[row] = old, stamp
     return plan
 
 
-def _part(source: Source, numbers: Sequence[int]) -> Source:
-    ids, paths = ([column[number] for number in numbers] for column in (source.ids, source.paths))
-    return Source(source.modality, ids, _Chosen(source.entries, numbers), paths)
+def _part(source: Source, rows: Sequence[int]) -> Source:
+    ids, paths = ([column[row] for row in rows] for column in (source.ids, source.paths))
+    return Source(source.modality, ids, _Chosen(source.entries, rows), paths)
 
 
 @dataclass(frozen=True)
@@ -200,13 +200,13 @@ class _Chosen(Sequence):
     """Entries by number, read when they are asked for."""
 
     entries: Sequence[Any]
-    numbers: Sequence[int]
+    rows: Sequence[int]
 
-    def __getitem__(self, place):
-        return self.entries[self.numbers[place]]
+    def __getitem__(self, k):
+        return self.entries[self.rows[k]]
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.rows)
 
 
 def _is_untouched(item: Item, stamp: int | None) -> bool:
@@ -217,24 +217,24 @@ def _content(item: Item) -> Any:
     return item.content if item.caption is None else item.caption
 
 
-def _content_now(source: Source, number: int) -> Any:
-    """What an item of the source would be made from; None for a photo that cannot be read."""
-    entry = source.entries[number]
+def _content_now(source: Source, row: int) -> Any:
+    """What an item of the source would be made from; None for an image that cannot be read."""
+    entry = source.entries[row]
     if source.modality == "text":
         return entry
     try:
-        return content_of(fetch_photo(entry))
+        return content_of(fetch_image(entry))
     except ValueError:
         return None
 
 
 def _unstorable(source: Source) -> Iterator[tuple[int, str]]:
     """Numbers of items with a name or a caption that is no Unicode text, and a sentence for each."""
-    for number, (id, path) in enumerate(zip(source.ids, source.paths, strict=True)):
+    for row, (id, path) in enumerate(zip(source.ids, source.paths, strict=True)):
         if not is_utf8(id) or not is_utf8(path or ""):
-            yield number, f"{printable(path or id)}: this name is not UTF-8; rename it"
-        elif source.modality == "text" and not is_utf8(source.entries[number]):
-            yield number, f"caption {id}: {printable(source.entries[number])!r} has half a character; correct it"
+            yield row, f"{printable(path or id)}: this name is not UTF-8; rename it"
+        elif source.modality == "text" and not is_utf8(source.entries[row]):
+            yield row, f"caption {id}: {printable(source.entries[row])!r} has half a character; correct it"
 
 
 def _as_it_is(batch):

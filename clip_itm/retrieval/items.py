@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Item:
-    """One photo or caption of a gallery.
+    """One image or caption of a gallery.
 
-    `id` is unique in an index. A photo has the `path` of its file or, without a file, a small JPEG of it as
+    `id` is unique in an index. An image has the `path` of its file or, without a file, a small JPEG of it as
     `thumbnail`; a caption has its text as `caption`.
 
-    `content`: XXH3-64 of the photo file that was encoded; `stamp`: of its size and times then, so that an unchanged
+    `content`: XXH3-64 of the image file that was encoded; `stamp`: of its size and times then, so that an unchanged
     file need not be read to see that it is. None where there is no file, and in indexes of earlier versions.
     """
 

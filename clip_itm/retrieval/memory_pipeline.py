@@ -1,4 +1,4 @@
-"""`RetrievalPipeline`: photos and captions encoded and searched in memory, exactly. What goes along with a checkpoint.
+"""`RetrievalPipeline`: images and captions encoded and searched in memory, exactly. What goes along with a checkpoint.
 
 pipe = pipeline("image-text-retrieval", model="me/my-model", trust_remote_code=True)
 pipe.index(["a.jpg", "b.jpg"])
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from transformers import Pipeline
 
+from clip_itm.retrieval.images import load_image, modality_of
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.memory_index import MemoryIndex
-from clip_itm.retrieval.photos import modality_of, read_photo
 from clip_itm.retrieval.sources import list_source
 
 SMALLEST_SHORTLIST = 200  # candidates of a head that ranks by more than one vector
 
 
 class RetrievalPipeline(Pipeline):
-    """Search photos by text, captions by photo, and like by like, under the similarity of the model's own head.
+    """Search images by text, captions by image, and like by like, under the similarity of the model's own head.
 
     `galleries` maps "image" and "text" to the index that is searched, once `index` has set it. The package clip-itm has
     a pipeline on top of it, whose indexes are stored, added to, and approximate where they are large.
@@ -40,9 +40,9 @@ class RetrievalPipeline(Pipeline):
         self.galleries: dict[str, Any] = {}
 
     def index(self, gallery: Any, modality: str | None = None, *, batch_size: int = 64, **options) -> MemoryIndex:
-        """Encode photos or captions, and search them from now on, in memory and exactly.
+        """Encode images or captions, and search them from now on, in memory and exactly.
 
-        gallery: a list, or a mapping from ids, of photos (see `modality_of`) or of captions. modality: "image" or
+        gallery: a list, or a mapping from ids, of images (see `modality_of`) or of captions. modality: "image" or
         "text", by default recognised. Raises ValueError for what else the pipeline of the package takes.
         """
         if options or isinstance(gallery, str | Path) or hasattr(gallery, "column_names"):
@@ -57,7 +57,7 @@ class RetrievalPipeline(Pipeline):
             embeddings = self.embed_texts(list(source.entries), batch_size)
         else:
             items = [Item(id, path) for id, path in zip(source.ids, source.paths, strict=True)]
-            embeddings = self.embed([{"image": photo} for photo in source.entries], batch_size)
+            embeddings = self.embed([{"image": image} for image in source.entries], batch_size)
         index = MemoryIndex(source.modality, items, embeddings, self.vectors_of(embeddings))
         self.galleries[source.modality] = index
         return index
@@ -86,26 +86,26 @@ class RetrievalPipeline(Pipeline):
     ) -> list[list[Hit]]:
         """The best `top_k` items for each query; all items where `top_k` is larger than the gallery.
 
-        queries: texts and photos, see `modality_of`. target: the gallery to search, "image" or "text"; by default the
+        queries: texts and images, see `modality_of`. target: the gallery to search, "image" or "text"; by default the
         other kind than the query, or the only one there is. shortlist: candidates that a head with more than one vector
         an item ranks exactly (default: 10 * top_k, at least 200). Raises ValueError without an index, and for a query
-        that is neither text nor photo.
+        that is neither text nor image.
         """
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; expected at least 1")
         kinds = [modality_of(query) for query in queries]
         answers: list[list[Hit]] = [[] for _ in queries]
         for kind in dict.fromkeys(kinds):
-            numbers = [number for number, other in enumerate(kinds) if other == kind]
+            rows = [row for row, other in enumerate(kinds) if other == kind]
             goal = self._target(kind, target)  # an error before anything is encoded
-            embeddings = self.embed([queries[number] for number in numbers], batch_size)
+            embeddings = self.embed([queries[row] for row in rows], batch_size)
             found = self.postprocess(embeddings, kind=kind, target=goal, top_k=top_k, shortlist=shortlist)
-            for number, hits in zip(numbers, found, strict=True):
-                answers[number] = hits
+            for row, hits in zip(rows, found, strict=True):
+                answers[row] = hits
         return answers
 
     def embed(self, queries: Sequence[Any], batch_size: int = 64) -> Tensor:
-        """Embeddings [n, ...] of texts or of photos (not of both), equal texts encoded once; float32 on the CPU."""
+        """Embeddings [n, ...] of texts or of images (not of both), equal texts encoded once; float32 on the CPU."""
         if modality_of(queries[0]) == "text":
             texts = [query["text"] if isinstance(query, dict) else query for query in queries]
             return self.embed_texts(texts, batch_size)
@@ -115,15 +115,15 @@ class RetrievalPipeline(Pipeline):
     def embed_texts(self, texts: list[str], batch_size: int = 64, progress=None) -> Tensor:
         """Embeddings [n, ...] of texts, whatever they look like; `progress` is a bar that counts them."""
         distinct = sorted(set(texts), key=lambda text: (len(text), text))  # little padding in a batch
-        place = {text: number for number, text in enumerate(distinct)}
+        position = {text: row for row, text in enumerate(distinct)}
         parts, begun = [], 0 if progress is None else progress.n
         for start in range(0, len(distinct), batch_size):
-            batch = [{"text": text} for text in distinct[start : start + batch_size]]  # "a.jpg" is no photo here
+            batch = [{"text": text} for text in distinct[start : start + batch_size]]  # "a.jpg" is no image here
             parts.append(self.forward(self.preprocess(batch)))
             if progress is not None:
                 done = round(len(texts) * min(1, (start + batch_size) / len(distinct)))
                 progress.update(begun + done - progress.n)
-        return torch.cat(parts)[torch.tensor([place[text] for text in texts])]
+        return torch.cat(parts)[torch.tensor([position[text] for text in texts])]
 
     def _target(self, kind: str, target: str | None) -> str:
         if target is None:
@@ -152,12 +152,12 @@ class RetrievalPipeline(Pipeline):
         scores = self.similarity(*pair).flatten()
         best = torch.sort(scores, descending=True, stable=True)
         return [
-            Hit(hits[number].item, score, 1 + int((scores > score).sum()))
-            for score, number in zip(best.values[:top_k].tolist(), best.indices[:top_k].tolist(), strict=True)
+            Hit(hits[row].item, score, 1 + int((scores > score).sum()))
+            for score, row in zip(best.values[:top_k].tolist(), best.indices[:top_k].tolist(), strict=True)
         ]
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Of embeddings of photos and of texts, under the head's own rule: float32 [photos, texts] on the CPU."""
+        """Of embeddings of images and of texts, under the head's own rule: float32 [images, texts] on the CPU."""
         with torch.inference_mode():
             return self.model.head.similarity(images.to(self.device), texts.to(self.device)).float().cpu()
 
@@ -168,17 +168,17 @@ class RetrievalPipeline(Pipeline):
 
     def preprocess(self, queries: Sequence[Any]) -> dict[str, Tensor]:
         if modality_of(queries[0]) == "image":
-            photos = [read_photo(query) for query in queries]
-            return {"pixel_values": self.processor(images=photos, return_tensors="pt")["pixel_values"]}
+            images = [load_image(query) for query in queries]
+            return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
         texts = [query["text"] if isinstance(query, dict) else query for query in queries]
         return dict(self.processor(text=texts, return_tensors="pt"))
 
     def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
         head, pixel_values = self.model.head, inputs.get("pixel_values")
         if pixel_values is not None:
-            features = self.model.photo_features(pixel_values.to(self._compute))
+            features = self.model.features_of_images(pixel_values.to(self._compute))
             return head.embed_images(features.apply(Tensor.float)).float()
-        return head.embed_texts(self.model.caption_features(**inputs).apply(Tensor.float)).float()
+        return head.embed_texts(self.model.features_of_captions(**inputs).apply(Tensor.float)).float()
 
     def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[Hit]]:
         index = self.galleries[target]

@@ -1,7 +1,7 @@
-"""`ImageTextRetrievalPipeline`: index photos or captions once, then search them by text or photo.
+"""`ImageTextRetrievalPipeline`: index images or captions once, then search them by text or image.
 
 pipe = pipeline("image-text-retrieval", model="runs/my/best")
-pipe.index("photos", folder="gallery")              # encodes what is new, and keeps it in the folder
+pipe.index("images", folder="gallery")              # encodes what is new, and keeps it in the folder
 pipe("a dog in the snow", top_k=5)                  # [{"id", "score", "rank", "image"}, ...]
 """
 
@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from clip_itm.files import model_folder
 from clip_itm.lock import locked
 from clip_itm.model import ItmModel
-from clip_itm.offline import demand_source
+from clip_itm.offline import require_source
 from clip_itm.processing import ItmProcessor
 from clip_itm.retrieval.base import SearchIndex
 from clip_itm.retrieval.index import LocalIndex, open_index
@@ -27,7 +27,7 @@ from clip_itm.retrieval.indexing import Changes, Indexer
 from clip_itm.retrieval.memory_pipeline import RetrievalPipeline
 from clip_itm.retrieval.qdrant import SCHEME, QdrantIndex
 from clip_itm.retrieval.sources import make_source
-from clip_itm.retrieval.storage import check_place, committed
+from clip_itm.retrieval.storage import committed, require_index_folder
 from clip_itm.task import TASK
 from clip_itm.weights import model_sha256
 
@@ -68,15 +68,15 @@ class ImageTextRetrievalPipeline(RetrievalPipeline):
         thumbnails: bool = False,
         prune: bool = False,
     ) -> SearchIndex:
-        """Encode photos or captions, and search them from now on.
+        """Encode images or captions, and search them from now on.
 
-        gallery, modality: see `make_source`: a folder of photos, a list of photos or of captions, a data set.
+        gallery, modality: see `make_source`: a folder of images, a list of images or of captions, a data set.
         folder: keeps the index (or the address of a Qdrant collection, see `open_index`); what it has already and has
             not changed is not encoded again, so that the same call adds what is new and goes on after an interruption.
             `changes` says afterwards what it did.
-        kind, dtype: of a new index, see `LocalIndex` (default: auto, float32). num_workers: processes that read photos.
-        skip_broken: leave out photos and captions that cannot be read, and warn; default: ValueError.
-        thumbnails: keep a small JPEG of every photo in the index (without it, only of photos that have no file).
+        kind, dtype: of a new index, see `LocalIndex` (default: auto, float32). num_workers: processes that read images.
+        skip_broken: leave out images and captions that cannot be read, and warn; default: ValueError.
+        thumbnails: keep a small JPEG of every image in the index (without it, only of images that have no file).
         prune: take out what the index has and the gallery has not.
         """
         source = make_source(gallery, modality)
@@ -85,11 +85,11 @@ class ImageTextRetrievalPipeline(RetrievalPipeline):
             save = partial(index.write, folder) if folder is not None and isinstance(index, LocalIndex) else None
             options = {"batch_size": batch_size, "num_workers": num_workers, "thumbnails": thumbnails}
             self.changes = Indexer(self, index, save, skip_broken=skip_broken, **options).update(source, prune)
-        if left_out := self.changes.left_out:
-            rest = [f"and {len(left_out) - SHOWN:,} more"] if len(left_out) > SHOWN else []
-            shown = "\n  ".join([*left_out[:SHOWN], *rest])
+        if skipped := self.changes.skipped:
+            rest = [f"and {len(skipped) - SHOWN:,} more"] if len(skipped) > SHOWN else []
+            shown = "\n  ".join([*skipped[:SHOWN], *rest])
             noun = "photos cannot be read" if source.modality == "image" else "captions cannot be used"
-            warnings.warn(f"{len(left_out)} {noun} and are left out:\n  {shown}", stacklevel=2)
+            warnings.warn(f"{len(skipped)} {noun} and are left out:\n  {shown}", stacklevel=2)
         self.galleries[source.modality] = index
         return index
 
@@ -118,11 +118,11 @@ class ImageTextRetrievalPipeline(RetrievalPipeline):
 
 def load_pipeline(model: str | Path, device: str | None = None) -> ImageTextRetrievalPipeline:
     """The pipeline of a run folder (its best model), a model folder, or the name of a model on the Hub."""
-    demand_source(model)
-    place = str(model_folder(model) if Path(model).exists() else model)
+    require_source(model)
+    path_or_repo = str(model_folder(model) if Path(model).exists() else model)
     disable_progress_bar()  # of loading weights, which take a second
     try:
-        parts = ItmModel.from_pretrained(place), ItmProcessor.from_pretrained(place)
+        parts = ItmModel.from_pretrained(path_or_repo), ItmProcessor.from_pretrained(path_or_repo)
         return ImageTextRetrievalPipeline(
             parts[0], processor=parts[1], task=TASK, device=torch.device(device) if device else None
         )
@@ -134,7 +134,7 @@ def _held(folder: str | Path | None) -> AbstractContextManager:
     """The only writer of an index, from before it is read; a Qdrant collection takes several."""
     if folder is None or str(folder).startswith(SCHEME):
         return nullcontext()
-    check_place(Path(folder))
+    require_index_folder(Path(folder))
     return locked(folder, "index")
 
 

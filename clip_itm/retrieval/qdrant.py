@@ -83,10 +83,10 @@ class QdrantIndex(SearchIndex):
         self._fit(tuple(vectors.shape[1:]), None if own_embeddings is None else tuple(own_embeddings.shape[1:]))
         order = time.time_ns()  # ascending over all adds, whoever makes them
         with self._naming():
-            for numbers in batches(range(len(items))):
+            for rows in batches(range(len(items))):
                 points = [
                     self._point(items[k], order + k, vectors[k], None if own_embeddings is None else own_embeddings[k])
-                    for k in numbers
+                    for k in rows
                 ]
                 self._client.upsert(self._collection, points)
 
@@ -116,23 +116,23 @@ class QdrantIndex(SearchIndex):
         while limits:
             requests = [
                 models.QueryRequest(
-                    query=queries[number].tolist(),
+                    query=queries[row].tolist(),
                     using="vector",
                     limit=limit,
                     with_payload=True,
                     with_vector=["vector"],
                 )
-                for number, limit in limits.items()
+                for row, limit in limits.items()
             ]
             with self._naming():
                 answers = self._client.query_batch_points(self._collection, requests)
-            found |= {number: answer.points for number, answer in zip(limits, answers, strict=True)}
+            found |= {row: answer.points for row, answer in zip(limits, answers, strict=True)}
             limits = {
-                number: min(2 * limit, count)
-                for number, limit in limits.items()
-                if limit < count and not is_settled(queries[number], found[number], top_k)
+                row: min(2 * limit, count)
+                for row, limit in limits.items()
+                if limit < count and not is_settled(queries[row], found[row], top_k)
             }
-        return [best_hits(queries[number], found[number], top_k) for number in range(len(queries))]
+        return [best_hits(queries[row], found[row], top_k) for row in range(len(queries))]
 
     def embeddings_of(self, ids: Sequence[str]) -> Tensor:
         name = "vector" if self._shapes is None or self._shapes[1] is None else "embedding"
@@ -284,9 +284,9 @@ def is_settled(query: Tensor, points: list, top_k: int) -> bool:
 def best_hits(query: Tensor, points: list, top_k: int) -> list[Hit]:
     """The first `top_k` by exact score, then in gallery order."""
     vectors = torch.tensor([point.vector["vector"] for point in points])
-    number = torch.arange(len(points))
-    scores = score_pairs(query[None], vectors, torch.zeros_like(number), number).tolist()
-    order = sorted(number.tolist(), key=lambda k: (-scores[k], points[k].payload["order"]))[:top_k]
+    row = torch.arange(len(points))
+    scores = score_pairs(query[None], vectors, torch.zeros_like(row), row).tolist()
+    order = sorted(row.tolist(), key=lambda k: (-scores[k], points[k].payload["order"]))[:top_k]
     return make_hits([item_of(points[k]) for k in order], np.array([scores[k] for k in order], np.float32))
 
 

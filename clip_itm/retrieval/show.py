@@ -12,17 +12,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from clip_itm.data.images import small_jpeg
 from clip_itm.files import replacing
 from clip_itm.pages import render
+from clip_itm.retrieval.images import load_image, modality_of
 from clip_itm.retrieval.items import Hit, Item
-from clip_itm.retrieval.photos import modality_of, read_photo
 from clip_itm.visible import visible
 
-SIDE = 224  # longer side of a photo, pixels
+SIDE = 224  # longer side of an image, pixels
 LINE = 18  # height of a line of text in the picture
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A query (text, or path or URL of a photo) and what was found for it."""
+    """A query (text, or path or URL of an image) and what was found for it."""
 
     query: str
     hits: Sequence[Hit]
@@ -45,41 +45,41 @@ class Answer:
         return {"query": self.query, "results": results}
 
     @property
-    def query_photo(self) -> Image.Image | None:
-        return read_photo(self.query) if modality_of(self.query) == "image" else None
+    def query_image(self) -> Image.Image | None:
+        return load_image(self.query) if modality_of(self.query) == "image" else None
 
     @property
-    def has_photos(self) -> bool:
+    def has_images(self) -> bool:
         return any(hit.item.caption is None for hit in self.hits)
 
 
-def photo_of(item: Item) -> Image.Image | None:
-    """The photo of an item; None where it cannot be read any more."""
+def image_of(item: Item) -> Image.Image | None:
+    """The image of an item; None where it cannot be read any more."""
     try:
         if item.path is not None and Path(item.path).is_file():
-            return read_photo(item.path)
+            return load_image(item.path)
         return None if item.thumbnail is None else Image.open(BytesIO(item.thumbnail)).convert("RGB")
     except ValueError:
         return None
 
 
-def small_photo(item: Item, side: int) -> bytes | None:
-    """JPEG of the photo of an item; None where it cannot be read any more."""
-    photo = photo_of(item)
-    return None if photo is None else small_jpeg(photo, side)
+def small_image(item: Item, side: int) -> bytes | None:
+    """JPEG of the image of an item; None where it cannot be read any more."""
+    image = image_of(item)
+    return None if image is None else small_jpeg(image, side)
 
 
 def results_page(answers: Sequence[Answer], title: str) -> str:
-    """One HTML file: photos inside, no script, no network."""
+    """One HTML file: images inside, no script, no network."""
     shown = []
     for answer in answers:
-        photo = answer.query_photo
-        shown.append((answer.query, None if photo is None else small_jpeg(photo, SIDE), answer.hits))
-    return render("results.html", title=title, answers=shown, thumbnail=partial(small_photo, side=SIDE))
+        image = answer.query_image
+        shown.append((answer.query, None if image is None else small_jpeg(image, SIDE), answer.hits))
+    return render("results.html", title=title, answers=shown, thumbnail=partial(small_image, side=SIDE))
 
 
 def draw_montage(answers: Sequence[Answer], file: str | Path) -> None:
-    """A row per query: the query, then its photos from left to right, or its captions as lines beside the query."""
+    """A row per query: the query, then its images from left to right, or its captions as lines beside the query."""
     rows = [_row(answer) for answer in answers]
     width = max(row.width for row in rows)
     picture = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
@@ -92,29 +92,29 @@ def draw_montage(answers: Sequence[Answer], file: str | Path) -> None:
 
 
 def _row(answer: Answer) -> Image.Image:
-    photo, gap = answer.query_photo, 8
-    columns = len(answer.hits) if answer.has_photos else 3
-    left = 0 if photo is None else SIDE + 3 * gap
-    title = [] if photo is not None else textwrap.wrap(visible(answer.query), 24 * columns)
-    found = [] if answer.has_photos else answer.hits
+    image, gap = answer.query_image, 8
+    columns = len(answer.hits) if answer.has_images else 3
+    left = 0 if image is None else SIDE + 3 * gap
+    title = [] if image is not None else textwrap.wrap(visible(answer.query), 24 * columns)
+    found = [] if answer.has_images else answer.hits
     lines = [f"{hit.rank}   {hit.score:.3f}   {visible(answer.label(hit))}" for hit in found]
     text = [line for entry in lines for line in textwrap.wrap(entry, 30 * columns, subsequent_indent=" " * 8)]
-    body = SIDE + 2 * LINE if answer.has_photos else max(len(text) * LINE, 0 if photo is None else SIDE)
+    body = SIDE + 2 * LINE if answer.has_images else max(len(text) * LINE, 0 if image is None else SIDE)
     head = LINE * len(title) + gap
     row = Image.new("RGB", (left + columns * (SIDE + gap) + gap, head + body + 2 * gap), "white")
     draw = ImageDraw.Draw(row)
-    for number, line in enumerate(title):
-        draw.text((gap, gap + number * LINE), line, "black", ImageFont.load_default(16))
-    if photo is not None:
-        row.paste(ImageOps.contain(photo, (SIDE, SIDE)), (gap, head + gap))
+    for index, line in enumerate(title):
+        draw.text((gap, gap + index * LINE), line, "black", ImageFont.load_default(16))
+    if image is not None:
+        row.paste(ImageOps.contain(image, (SIDE, SIDE)), (gap, head + gap))
         draw.line((left - gap, head, left - gap, head + body), "#888888")
-    for number, line in enumerate(text):
-        draw.text((left + gap, head + gap + number * LINE), line, "black", ImageFont.load_default(14))
-    for number, hit in enumerate(answer.hits if answer.has_photos else []):
-        place = left + gap + number * (SIDE + gap)
-        found = photo_of(hit.item)
+    for index, line in enumerate(text):
+        draw.text((left + gap, head + gap + index * LINE), line, "black", ImageFont.load_default(14))
+    for index, hit in enumerate(answer.hits if answer.has_images else []):
+        x = left + gap + index * (SIDE + gap)
+        found = image_of(hit.item)
         shown = Image.new("RGB", (SIDE, SIDE), "#dddddd") if found is None else ImageOps.contain(found, (SIDE, SIDE))
-        row.paste(shown, (place + (SIDE - shown.width) // 2, head + gap + (SIDE - shown.height) // 2))
+        row.paste(shown, (x + (SIDE - shown.width) // 2, head + gap + (SIDE - shown.height) // 2))
         label = f"{hit.rank}   {hit.score:.3f}\n{textwrap.shorten(visible(answer.label(hit)), 30)}"
-        draw.text((place, head + gap + SIDE + 2), label, "#444444", ImageFont.load_default(12))
+        draw.text((x, head + gap + SIDE + 2), label, "#444444", ImageFont.load_default(12))
     return row

@@ -1,38 +1,38 @@
-"""What can be indexed: lists, folders and data sets of photos or captions, as ids and entries of one modality."""
+"""What can be indexed: lists, folders and data sets of images or captions, as ids and entries of one modality."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_itm.data.images import photo_paths
-from clip_itm.retrieval.photos import modality_of, photo_files
+from clip_itm.data.images import image_paths
+from clip_itm.retrieval.images import image_files, modality_of
 
 
 @dataclass(frozen=True)
 class Source:
-    """`entries` (captions, or what `read_photo` reads) of one modality, and the id of each.
+    """`entries` (captions, or what `read_image` reads) of one modality, and the id of each.
 
-    `paths`: the file of each photo, None where there is no file (and for captions). `left_out`: a sentence for each
-    file that looks like a photo and cannot be read.
+    `paths`: the file of each image, None where there is no file (and for captions). `skipped`: a sentence for each
+    file that looks like an image and cannot be read.
     """
 
     modality: str
     ids: Sequence[str]
     entries: Sequence[Any]
     paths: Sequence[str | None]
-    left_out: Sequence[str] = ()
+    skipped: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def make_source(gallery: Any, modality: str | None = None) -> Source:
-    """A folder of photos, a list of photos or of captions, a mapping id -> photo or caption, or a `datasets.Dataset`.
+    """A folder of images, a list of images or of captions, a mapping id -> image or caption, or a `datasets.Dataset`.
 
     `modality` ("image", "text") is asked for where a data set has both; otherwise it is recognised. Ids are paths below
     the folder, paths as given, the data set's own (`image_id`, `caption_ids`), else the number in the list.
-    Raises ValueError for an empty gallery, and for photos mixed with captions.
+    Raises ValueError for an empty gallery, and for images mixed with captions.
     """
     if isinstance(gallery, str | Path):
         return _folder(Path(gallery), modality)
@@ -51,10 +51,10 @@ def list_source(gallery: Any, modality: str | None = None) -> Source:
 def _folder(folder: Path, modality: str | None) -> Source:
     if modality == "text":
         raise ValueError(f"{folder}: captions are indexed from a list or a data set, not from a folder")
-    found = photo_files(folder)
+    found = image_files(folder)
     paths = [str(file.absolute()) for file in found.files]
     ids = [file.relative_to(folder).as_posix() for file in found.files]
-    return Source("image", ids, paths, paths, found.left_out)
+    return Source("image", ids, paths, paths, found.skipped)
 
 
 def _listed(entries: list, modality: str | None, ids: list[str] | None = None) -> Source:
@@ -62,49 +62,49 @@ def _listed(entries: list, modality: str | None, ids: list[str] | None = None) -
         raise ValueError("there is nothing to index: the gallery is empty")
     found = [modality_of(entry) if modality is None else modality for entry in entries]
     if len(set(found)) > 1:
-        other = next(number for number, kind in enumerate(found) if kind != found[0])
+        other = next(index for index, kind in enumerate(found) if kind != found[0])
         raise ValueError(
             f"a gallery holds photos or captions, not both: entry 0 is {found[0]}, entry {other} is {found[other]} "
             '(modality="text" or "image" says what all of them are)'
         )
     entries = [entry[found[0]] if isinstance(entry, dict) and found[0] in entry else entry for entry in entries]
     if found[0] == "text":
-        if wrong := [number for number, entry in enumerate(entries) if not isinstance(entry, str)]:
+        if wrong := [index for index, entry in enumerate(entries) if not isinstance(entry, str)]:
             raise ValueError(f"entry {wrong[0]} is {type(entries[wrong[0]]).__name__}; expected a caption (text)")
         return Source("text", ids or _numbers(entries), entries, [None] * len(entries))
     paths = [_path(entry) for entry in entries]
-    named = [str(entry) if isinstance(entry, str | Path) else str(number) for number, entry in enumerate(entries)]
+    named = [str(entry) if isinstance(entry, str | Path) else str(index) for index, entry in enumerate(entries)]
     return Source("image", ids or named, entries, paths)
 
 
-def _path(photo: Any) -> str | None:
-    if isinstance(photo, dict) and photo.get("bytes") is None:
-        photo = photo.get("path")
-    if not isinstance(photo, str | Path):
+def _path(image: Any) -> str | None:
+    if isinstance(image, dict) and image.get("bytes") is None:
+        image = image.get("path")
+    if not isinstance(image, str | Path):
         return None
-    text = str(photo)
+    text = str(image)
     return text if text.startswith(("http://", "https://")) else str(Path(text).absolute())
 
 
 def _dataset(rows, modality: str | None) -> Source:
     """Rows of this package's sources (image, image_id, captions, caption_ids), or any data set with one such column."""
     columns = rows.column_names
-    photos = [name for name in columns if type(rows.features[name]).__name__ == "Image"]
+    image_columns = [name for name in columns if type(rows.features[name]).__name__ == "Image"]
     texts = [name for name in ("captions", "caption", "text") if name in columns]
     if modality is None:
-        if photos and texts:
+        if image_columns and texts:
             raise ValueError(
-                f"this data set has photos ({photos[0]}) and captions ({texts[0]}): say which to index, "
+                f"this data set has photos ({image_columns[0]}) and captions ({texts[0]}): say which to index, "
                 'modality="image" or modality="text"'
             )
-        modality = "image" if photos else "text"
-    column = next(iter(photos if modality == "image" else texts), None)
+        modality = "image" if image_columns else "text"
+    column = next(iter(image_columns if modality == "image" else texts), None)
     if column is None:
         raise ValueError(f"no column of {modality}s in this data set; found {', '.join(columns)}")
     if len(rows) == 0:
         raise ValueError("there is nothing to index: the data set is empty")
     if modality == "image":
-        return _photos_of(rows, column)
+        return _images_of(rows, column)
     captions = rows[column][:]
     if captions and isinstance(captions[0], list):
         owned = rows["caption_ids"][:] if "caption_ids" in columns else None
@@ -115,11 +115,11 @@ def _dataset(rows, modality: str | None) -> Source:
     return Source("text", ids, captions, [None] * len(captions))
 
 
-def _photos_of(rows, column: str) -> Source:
+def _images_of(rows, column: str) -> Source:
     from datasets import Image
 
     stored = rows.cast_column(column, Image(decode=False)).select_columns([column])
-    paths = photo_paths(stored, column)
+    paths = image_paths(stored, column)
     ids = [str(id) for id in rows["image_id"]] if "image_id" in rows.column_names else _numbers(paths)
     return Source("image", ids, _Column(stored, column), paths)
 
@@ -131,12 +131,12 @@ class _Column(Sequence):
     rows: Any
     name: str
 
-    def __getitem__(self, number):
-        return self.rows[number][self.name]
+    def __getitem__(self, index):
+        return self.rows[index][self.name]
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
 def _numbers(entries: Sequence) -> list[str]:
-    return [str(number) for number in range(len(entries))]
+    return [str(index) for index in range(len(entries))]

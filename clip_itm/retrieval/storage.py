@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import torch
 import xxhash
 
-from clip_itm.files import demand_place, is_free, is_temporary, reading_arrays, replacing, save_arrays, write_json
+from clip_itm.files import is_free, is_temporary, reading_arrays, replacing, require_free_name, save_arrays, write_json
 from clip_itm.lock import LOCK_FILE
 from clip_itm.retrieval.rows import REMEDY, Parts, Rows, read_tensors, write_tensors
 from clip_itm.retrieval.segments import ITEM_COLUMNS, Segment, Selection
@@ -54,12 +54,12 @@ def names_of_save(token: str) -> set[str]:
     return tensors | {f"items-{token}.parquet", f"deleted-{token}.npz", f"hnsw-{token}.faiss", f"ivf-pq-{token}.faiss"}
 
 
-def check_place(folder: Path) -> None:
+def require_index_folder(folder: Path) -> None:
     """Raise ValueError unless an index can be kept here: the folder is not there or empty, or holds one."""
     if str(folder) == "-" or (folder.exists() and not folder.is_dir()):
         what = "standard output" if str(folder) == "-" else "a file"
         raise ValueError(f"{folder} is {what}; choose a folder for the index")
-    demand_place(folder, is_folder=True)
+    require_free_name(folder, is_folder=True)
     if is_free(folder):
         return
     if (folder / INDEX_FILE).exists():
@@ -188,7 +188,7 @@ def damaged(folder: Path, error: Exception) -> str:
     return f"{folder / INDEX_FILE} is damaged ({error!r}); {REMEDY}"
 
 
-def describe_file(path: Path) -> dict:
+def file_entry(path: Path) -> dict:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3": digest}
@@ -243,7 +243,7 @@ def write_segment(folder: Path, token: str, selection: Selection) -> dict:
         write("thumbnails", offsets=(torch.int64, (count + 1,), [offsets]), jpegs=jpegs)
     with replacing(folder / f"items-{token}.parquet") as temporary:
         pq.write_table(selection.table(), temporary)
-    return files | {"items": describe_file(folder / f"items-{token}.parquet")}
+    return files | {"items": file_entry(folder / f"items-{token}.parquet")}
 
 
 def read_segment(folder: Path, files: dict, dtype: torch.dtype) -> Segment:
@@ -287,7 +287,7 @@ def read_items(path: Path, count: int) -> pa.Table:
 def write_deleted(folder: Path, token: str, positions: np.ndarray) -> dict:
     path = folder / f"deleted-{token}.npz"
     save_arrays(path, position=positions)
-    return describe_file(path)
+    return file_entry(path)
 
 
 def read_deleted(folder: Path, entry: dict) -> np.ndarray:

@@ -8,7 +8,7 @@ from clip_itm.recipe import Recipe
 from clip_itm.similarity.saf import CaptionNorm
 
 
-def demand_pairs(recipe: Recipe) -> None:
+def require_pairs(recipe: Recipe) -> None:
     """ValueError for batches of one pair; needs no data."""
     if recipe.training.batch_size < 2:
         raise ValueError(
@@ -16,15 +16,15 @@ def demand_pairs(recipe: Recipe) -> None:
         )
 
 
-def demand_negatives(recipe: Recipe, sampler: PairBatchSampler) -> None:
-    """ValueError where batches show one photo alone: nothing can be told from anything, and the loss is 0."""
-    photos = sampler.pair_image[sampler.draw(0)]
-    alone = (photos == photos[:, :1]).all(axis=1)
+def require_negatives(recipe: Recipe, sampler: PairBatchSampler) -> None:
+    """ValueError where batches show one image alone: nothing can be told from anything, and the loss is 0."""
+    images = sampler.pair_image[sampler.draw(0)]
+    alone = (images == images[:, :1]).all(axis=1)
     training = recipe.training
     if training.batches == "grouped" and alone.any():
         raise ValueError(
-            f"training.batch_size {training.batch_size} with training.captions_per_photo "
-            f"{training.captions_per_photo}: a batch would hold the captions of one photo alone, which have no "
+            f"training.batch_size {training.batch_size} with training.captions_per_image "
+            f"{training.captions_per_image}: a batch would hold the captions of one photo alone, which have no "
             "negatives; set training.batch_size to several times as many"
         )
     if alone.all():
@@ -34,7 +34,7 @@ def demand_negatives(recipe: Recipe, sampler: PairBatchSampler) -> None:
         )
 
 
-def demand_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBatchSampler) -> None:
+def require_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBatchSampler) -> None:
     """ValueError where a process would have a single row in a layer with trained batch norm."""
     mode = model.training
     norms = [
@@ -42,7 +42,7 @@ def demand_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBa
         for name, module in model.train().named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         and module.training
-        and not isinstance(module, CaptionNorm)  # its rows are the nodes of a caption with all photos
+        and not isinstance(module, CaptionNorm)  # its rows are the nodes of a caption with all images
     ]
     model.train(mode)
     if not norms:
@@ -50,9 +50,9 @@ def demand_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBa
     training, rows = recipe.training, sampler.batch_size
     counts = torch.bincount(torch.from_numpy(sampler.pair_image))
     epochs = -(-(training.max_steps or 0) // len(sampler)) or training.epochs
-    for epoch in range(epochs if rows <= counts.max() else 0):  # else no photo fills the part of a process
-        photos = sampler.pair_image[sampler.draw(epoch)].reshape(-1, rows)
-        if (photos == photos[:, :1]).all(axis=1).any():
+    for epoch in range(epochs if rows <= counts.max() else 0):  # else no image fills the part of a process
+        images = sampler.pair_image[sampler.draw(epoch)].reshape(-1, rows)
+        if (images == images[:, :1]).all(axis=1).any():
             raise ValueError(
                 f"training.batch_size {training.batch_size}, {rows} pairs in each process: in epoch {epoch + 1} a "
                 f"process gets pairs of one photo alone, and {norms[0]} is batch norm, which needs two photos; raise "

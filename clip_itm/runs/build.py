@@ -38,7 +38,7 @@ def make_trainer(
         train,
         noise,
         encoder.processor,
-        photo_features=encoder.photo_features(train),
+        image_features=encoder.image_features(train),
         text_features=text_features,
         tokens=tokens,
         image_cache=data.image_cache,
@@ -53,17 +53,17 @@ def make_trainer(
         args=training_arguments(recipe, method, resuming),
         section=recipe.training,
         train_dataset=dataset,
-        eval_dataset=data.dev.rows,
+        eval_dataset=data.val.rows,
         sampler=sampler,
-        encode_val=lambda: encoder.encode(data.dev),
-        score=lambda embeddings: dev_metrics(model, embeddings),
+        encode_val=lambda: encoder.encode(data.val),
+        score=lambda embeddings: val_metrics(model, embeddings),
         write_provenance=lambda folder: provenance.write(folder, recipe),
         processor=encoder.processor,
         publish=publish_run,
     )
 
 
-def dev_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
+def val_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
     ranks = compute_ranks(embeddings.images, embeddings.texts, embeddings.caption_image, similarity=scoring(model))
     return recall_metrics(ranks)
 

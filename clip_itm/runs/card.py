@@ -17,7 +17,7 @@ from clip_itm.visible import code, fence, markdown, visible
 
 PLACE = "PATH_OR_REPO"  # where the model is; a push puts the name of the repository in its place
 CURVES = "curves.png"
-STAGES = {"zero_shot": "step 0 (before training)", "best": "best by dev (this model)", "last": "last step"}
+STAGES = {"zero_shot": "step 0 (before training)", "best": "best by val (this model)", "last": "last step"}
 
 
 def model_card(recipe: Recipe, results: dict, citation: str, note: str | None = None, curves: bool = False) -> str:
@@ -72,11 +72,11 @@ def _summary(recipe: Recipe, results: dict) -> str:
 
 
 def _weights(results: dict) -> str:
-    if results["best_step"] is None or results["best_dev_rsum"] is None:  # nothing was evaluated on dev
+    if results["best_step"] is None or results["best_val_rsum"] is None:  # nothing was evaluated on val
         return f"step {results['steps']}, the last one"
     return (
-        f"step {results['best_step']} of {results['steps']}, the best by recall on the dev split "
-        f"(rsum {results['best_dev_rsum']:.1f})"
+        f"step {results['best_step']} of {results['steps']}, the best by recall on the val split "
+        f"(rsum {results['best_val_rsum']:.1f})"
     )
 
 
@@ -98,7 +98,7 @@ def _recall(results: dict, note: str | None, curves: bool) -> str:
     if results["split"] == "val":
         parts.append("There is no test split: the checkpoint was chosen on the split it is evaluated on: flattering.")
     if curves:
-        parts.append(f"![Recall on the dev split over the steps of training]({CURVES})")
+        parts.append(f"![Recall on the val split over the steps of training]({CURVES})")
     return "\n\n".join(parts)
 
 
@@ -107,19 +107,19 @@ def _data(recipe: Recipe, results: dict) -> str:
     drawn = f"seed {noise['seed']}" if recipe.noise.file is None else "from a file"
     lines = ["## Data", "", "| split | photos | captions | left out | hash |", "|---|---|---|---|---|"]
     for name, split in results["provenance"]["splits"].items():
-        counts = f"{split['photos']:,} | {split['captions']:,} | {_left_out(split)}"
+        counts = f"{split['images']:,} | {split['captions']:,} | {_skipped(split)}"
         lines.append(f"| {markdown(name)} | {counts} | `{split['sha256']}` |")
     lines += [
         "",
         f"Caption noise in training: ratio {noise['ratio']:g} at {noise['level']} level, {drawn}, hash "
-        f"`{noise['sha256']}`. The dev and test splits carry none.",
+        f"`{noise['sha256']}`. The val and test splits carry none.",
     ]
     if found := results.get("wrong_pairs"):
         lines += ["", _wrong_pairs(found, results["provenance"]["splits"]["train"]["captions"])]
     return "\n".join(lines)
 
 
-def _left_out(split: dict) -> str:
+def _skipped(split: dict) -> str:
     kinds = {"missing": "missing photos", "broken": "broken photos", "empty_captions": "empty captions"}
     return ", ".join(f"{split[key]:,} {kind}" for key, kind in kinds.items() if split.get(key)) or "nothing"
 

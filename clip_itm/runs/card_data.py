@@ -13,7 +13,7 @@ from clip_itm.visible import visible
 
 COMMON = {
     "library_name": "transformers",
-    # the Hub knows no tag for retrieval between photos and sentences; CLIP models carry this one
+    # the Hub knows no tag for retrieval between images and sentences; CLIP models carry this one
     "pipeline_tag": "zero-shot-image-classification",
 }
 TAGS = ["clip-itm", "image-text-retrieval", "clip"]

@@ -15,7 +15,7 @@ from clip_itm.recipe import Recipe, RecipeError, load_recipe
 from clip_itm.visible import markdown as plain
 
 TABLE = "comparison.json"
-STAGES = {"best": "best checkpoint by dev", "last": "last epoch"}
+STAGES = {"best": "best checkpoint by val", "last": "last epoch"}
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ def plan(
     for name, file in zip(names, files, strict=True):
         for ratio in ratios:
             for seed in seeds:
-                place = out / name / f"noise-{ratio:g}" / f"seed-{seed}"
-                keys = ["--noise.ratio", f"{ratio}", "--training.seed", f"{seed}", "--output_dir", str(place)]
+                where = out / name / f"noise-{ratio:g}" / f"seed-{seed}"
+                keys = ["--noise.ratio", f"{ratio}", "--training.seed", f"{seed}", "--output_dir", str(where)]
                 runs.append((name, load_recipe(file, [*overrides, *keys])))
     for name, recipe in runs:
-        _demand_comparable(name, recipe, *runs[0])
+        _require_comparable(name, recipe, *runs[0])
     return runs
 
 
-def _demand_comparable(name: str, recipe: Recipe, first_name: str, first: Recipe) -> None:
-    """Rows of one table stand on the same photos, captions, noise draw and split."""
+def _require_comparable(name: str, recipe: Recipe, first_name: str, first: Recipe) -> None:
+    """Rows of one table stand on the same images, captions, noise draw and split."""
     if recipe.noise.file is not None:
         raise RecipeError(f"{name}: noise.file fixes the noise, and compare varies noise.ratio; leave noise.file out")
     for section, ignored in (
@@ -62,7 +62,7 @@ def _demand_comparable(name: str, recipe: Recipe, first_name: str, first: Recipe
         raise RecipeError(f"{first_name} and {name} cannot share a table: their evaluation sections differ")
 
 
-def demand_comparison(out: Path) -> None:
+def require_comparison(out: Path) -> None:
     """ValueError where tables and pictures would replace files of a folder that no comparison wrote."""
     names = (TABLE, "comparison.md", "comparison.png", "queries.png")
     if (taken := [name for name in names if (out / name).exists()]) and not _is_comparison(out / TABLE):
@@ -100,7 +100,7 @@ def summarise(cells: list[Cell]) -> list[dict]:
     for (protocol, method, ratio, stage), metrics in groups.items():
         row = {"protocol": protocol, "method": method, "noise": ratio, "stage": stage, "seeds": len(metrics)}
         for name in columns_of(metrics):
-            values = [figures[name] for figures in metrics]
+            values = [metrics_row[name] for metrics_row in metrics]
             row[name], row[f"{name}_std"] = mean(values), stdev(values) if len(values) > 1 else 0.0
         rows.append(row)
     return rows
@@ -109,7 +109,7 @@ def summarise(cells: list[Cell]) -> list[dict]:
 def add_differences(rows: list[dict], cells: list[Cell]) -> None:
     """Adds "rsum_difference" (value, low, high) to the rows of every method but the first: paired bootstrap against it.
 
-    The interval is over test photos, drawn the same for both; the differences of all seeds are averaged. Rows without
+    The interval is over test images, drawn the same for both; the differences of all seeds are averaged. Rows without
     an rsum (protocol eccv) get none.
     """
     first = cells[0].method
@@ -141,10 +141,10 @@ def table_lines(rows: list[dict], stage: str) -> list[list[str]]:
     if compared:
         lines[0].append(f"rsum against {rows[0]['method']} [95 %]")
     for row in rows:
-        figures = [
+        metrics_row = [
             f"{row[name]:.1f}" + (f" ± {row[f'{name}_std']:.1f}" if row["seeds"] > 1 else "") for name in columns
         ]
-        lines.append([f"{row['noise']:g}", row["method"], *figures, str(row["seeds"])])
+        lines.append([f"{row['noise']:g}", row["method"], *metrics_row, str(row["seeds"])])
         if compared:
             difference = row.get("rsum_difference")
             lines[-1].append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference) if difference else "")
@@ -160,8 +160,8 @@ def detection_lines(cells: list[Cell]) -> list[list[str]]:
             groups.setdefault((cell.ratio, cell.method), []).append(found)
     for (ratio, method), found in sorted(groups.items(), key=lambda entry: entry[0][0]):
         values = {name: [each[name] for each in found if each[name] is not None] for name in ("auc", "precision")}
-        figures = [f"{mean(each):.3f}" if each else "-" for each in values.values()]
-        lines.append([f"{ratio:g}", method, *figures, str(len(found))])
+        metrics_row = [f"{mean(each):.3f}" if each else "-" for each in values.values()]
+        lines.append([f"{ratio:g}", method, *metrics_row, str(len(found))])
     return lines
 
 

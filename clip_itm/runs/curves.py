@@ -1,4 +1,4 @@
-"""Training curves for a model card: recall on the dev split over the steps of a run."""
+"""Training curves for a model card: recall on the val split over the steps of a run."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 def encode_ensemble(split: Split, encoders: Sequence[Encoder]) -> tuple[Embeddings, Score]:
     """Embeddings of a split and the similarity that goes with them.
 
-    Of several models the embeddings are the numbers [N, 1] of photos and captions, by which the similarity finds those
+    Of several models the embeddings are the numbers [N, 1] of images and captions, by which the similarity finds those
     of every model: scores are still made a block at a time.
     """
     members = [(encoder.encode(split), scoring(encoder.model)) for encoder in encoders]
@@ -25,13 +25,13 @@ def encode_ensemble(split: Split, encoders: Sequence[Encoder]) -> tuple[Embeddin
         return members[0]
 
     def score(images: Tensor, texts: Tensor) -> Tensor:
-        photos, captions = images[:, 0].long(), texts[:, 0].long()
-        total = sum(own(member.images[photos], member.texts[captions]) for member, own in members)
+        image_index, caption_index = images[:, 0].long(), texts[:, 0].long()
+        total = sum(own(member.images[image_index], member.texts[caption_index]) for member, own in members)
         return total / len(members)
 
     first = members[0][0]
-    numbers = [torch.arange(len(side), dtype=torch.float64)[:, None] for side in (first.images, first.texts)]
-    return Embeddings(*numbers, first.caption_image), score
+    indices = [torch.arange(len(side), dtype=torch.float64)[:, None] for side in (first.images, first.texts)]
+    return Embeddings(*indices, first.caption_image), score
 
 
 def evaluate_encoders(

@@ -3,7 +3,7 @@
     theta(alpha) = (1 - alpha) * theta_base + alpha * theta_tuned          all weights, the temperature included
 
 Fine-tuning gains where the training data are and may lose elsewhere; points on the line often keep most of both. A
-point is chosen on the dev split (and on a zero-shot set, if asked), never on the final split.
+point is chosen on the val split (and on a zero-shot set, if asked), never on the final split.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from clip_itm.evaluation.zero_shot import class_vectors, top1_accuracy
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
-from clip_itm.runs.build import dev_metrics
-from clip_itm.runs.setup import check_protocols, final_split, make_encoder, make_model, prepare_photos
+from clip_itm.runs.build import val_metrics
+from clip_itm.runs.setup import check_protocols, final_split, make_encoder, make_model, prepare_images
 from clip_itm.runs.train import evaluate_split
-from clip_itm.training.encode import encode_captions, encode_photos
+from clip_itm.training.encode import encode_captions, encode_images
 from clip_itm.training.encoder import autocast_dtype
 
 State = dict[str, Tensor]
 
 
-def demand_same_names(base: State, tuned: State, named: str) -> None:
+def require_same_names(base: State, tuned: State, named: str) -> None:
     """ValueError where two state dicts are not of one architecture; `named` is what the first one is called."""
     if strange := base.keys() ^ tuned.keys():
         raise ValueError(
@@ -64,17 +64,17 @@ def float_state(model: nn.Module) -> State:
 
 @dataclass
 class Point:
-    """Figures at one alpha, in percent: rsum and all recalls on dev, results by protocol, top-1 accuracy."""
+    """Figures at one alpha, in percent: rsum and all recalls on val, results by protocol, top-1 accuracy."""
 
     alpha: float
-    dev: dict[str, float] | None
+    val: dict[str, float] | None
     results: dict[str, dict]
     zero_shot: float | None
 
     @property
     def both(self) -> float:
-        """The mean of the mean recall on dev and the zero-shot accuracy."""
-        return (self.dev["rsum"] / 6 + self.zero_shot) / 2
+        """The mean of the mean recall on val and the zero-shot accuracy."""
+        return (self.val["rsum"] / 6 + self.zero_shot) / 2
 
 
 class Line:
@@ -88,17 +88,17 @@ class Line:
         with process_state().main_process_first():
             splits = load_splits(recipe.data)
             self.classes = None if classes is None else without_broken(classes, recipe.data)
-        self.final, self.dev = final_split(recipe, splits), splits.get("val")
+        self.final, self.val = final_split(recipe, splits), splits.get("val")
         check_protocols(recipe, self.final)
-        self.image_cache = prepare_photos(
-            recipe, {split.name: split for split in (self.final, self.dev) if split is not None}
+        self.image_cache = prepare_images(
+            recipe, {split.name: split for split in (self.final, self.val) if split is not None}
         )
         self.processor = ItmProcessor.from_pretrained(tuned)
         start = make_model(recipe, splits)[0] if base is None else ItmModel.from_pretrained(base)
         self.base = float_state(start.without_lora())
         self.model = ItmModel.from_pretrained(tuned).without_lora().float().to(process_state().device)
         self.tuned = float_state(self.model)
-        demand_same_names(self.base, self.tuned, "step 0 of the recipe" if base is None else str(base))
+        require_same_names(self.base, self.tuned, "step 0 of the recipe" if base is None else str(base))
         if classes is not None and not self.model.head.similarity.is_dot_product:
             raise ValueError(
                 f"--zeroshot: the head {self.model.head.config.kind} compares by more than the cosine of two vectors, "
@@ -113,8 +113,8 @@ class Line:
         set_weights(self.model, self.base, self.tuned, alpha)
         # a new one for every point: it remembers what the towers made
         encoder = make_encoder(self.recipe, self.model, self.processor, self.image_cache)
-        dev = None if self.dev is None else dev_metrics(self.model, encoder.encode(self.dev))
-        return Point(alpha, dev, evaluate_split(self.recipe, self.final, encoder), self._zero_shot())
+        val = None if self.val is None else val_metrics(self.model, encoder.encode(self.val))
+        return Point(alpha, val, evaluate_split(self.recipe, self.final, encoder), self._zero_shot())
 
     @torch.inference_mode()
     def _zero_shot(self) -> float | None:
@@ -123,7 +123,7 @@ class Line:
         model, section, classes = self.model.eval(), self.recipe.evaluation, self.classes
         precision = autocast_dtype(self.recipe.training.precision)
         with torch.autocast(model.device.type, dtype=precision, enabled=precision is not None):
-            images = encode_photos(
+            images = encode_images(
                 model.encode_images,
                 classes.rows,
                 self.processor,
@@ -140,9 +140,9 @@ class Line:
 
 
 def choose(points: Sequence[Point], rule: str | float) -> Point:
-    """The point with the best rsum on dev ("dev"), the best `Point.both` ("both"), or at an alpha; ties: the lowest."""
-    if rule == "dev":
-        return max(points, key=lambda point: point.dev["rsum"])
+    """The point with the best rsum on val ("val"), the best `Point.both` ("both"), or at an alpha; ties: the lowest."""
+    if rule == "val":
+        return max(points, key=lambda point: point.val["rsum"])
     if rule == "both":
         return max(points, key=lambda point: point.both)
     return next(point for point in points if point.alpha == rule)

@@ -1,4 +1,4 @@
-"""A picture of a few captions with the photos that each model finds for them."""
+"""A picture of a few captions with the images that each model finds for them."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from clip_itm.distributed import process_state
 from clip_itm.files import replacing
 from clip_itm.recipe import load_recipe
 from clip_itm.runs.folder import RunFolder
-from clip_itm.runs.setup import final_split, prepare_photos, saved_encoder
+from clip_itm.runs.setup import final_split, prepare_images, saved_encoder
 from clip_itm.training.encode import scoring
 from clip_itm.visible import visible
 
 
 def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int = 6) -> None:
-    """For `queries` captions spread over the final split, the `top` photos of every run (label -> run folder) as a PNG.
+    """For `queries` captions spread over the final split, the `top` images of every run (label -> run folder) as a PNG.
 
-    The right photo has a green frame; its rank stands at the start of the row. Raises ValueError without matplotlib.
+    The right image has a green frame; its rank stands at the start of the row. Raises ValueError without matplotlib.
     """
     try:
         from matplotlib import rc_context
@@ -44,39 +44,41 @@ def _draw(make_figure, found: dict[str, list[dict]], file: Path, queries: int, t
             line[0].set_ylabel(
                 f"{visible(label)}\nright one: rank {answer['rank']}", rotation=0, ha="right", va="center", fontsize=8
             )
-            for axis, (photo, right) in zip(line, answer["photos"], strict=False):
-                axis.imshow(photo)
+            for axis, (image, right) in zip(line, answer["images"], strict=False):
+                axis.imshow(image)
                 axis.set_xticks([])
                 axis.set_yticks([])
                 for side in axis.spines.values():
                     side.set_color("tab:green" if right else "lightgrey")
                     side.set_linewidth(4 if right else 1)
-            for axis in line[len(answer["photos"]) :]:
+            for axis in line[len(answer["images"]) :]:
                 axis.axis("off")
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def _search(folder: Path, queries: int, top: int) -> list[dict]:
-    """Captions of the final split with the photos of highest similarity under the best model of one run."""
+    """Captions of the final split with the images of highest similarity under the best model of one run."""
     recipe = load_recipe(folder)
     splits = load_splits(recipe.data)
     split = final_split(recipe, splits)
-    encoder = saved_encoder(RunFolder(folder).model, recipe, prepare_photos(recipe, {split.name: split}))
+    encoder = saved_encoder(RunFolder(folder).model, recipe, prepare_images(recipe, {split.name: split}))
     embeddings = encoder.encode(split)
     answers = []
-    photos = torch.linspace(0, len(embeddings.images) - 1, queries + 2).long()[1:-1].tolist()
-    for query, asked in enumerate(photos):
+    sampled = torch.linspace(0, len(embeddings.images) - 1, queries + 2).long()[1:-1].tolist()
+    for query, asked in enumerate(sampled):
         own = (embeddings.caption_image == asked).nonzero()[:, 0]
-        number = int(own[query % len(own)])  # the first of one photo, the second of the next: captions differ by place
-        scores = scoring(encoder.model)(embeddings.images, embeddings.texts[number : number + 1])[:, 0]
-        right = int(embeddings.caption_image[number])
+        caption_index = int(
+            own[query % len(own)]
+        )  # the first of one image, the second of the next: captions differ by place
+        scores = scoring(encoder.model)(embeddings.images, embeddings.texts[caption_index : caption_index + 1])[:, 0]
+        right = int(embeddings.caption_image[caption_index])
         best = scores.topk(min(top, len(scores))).indices.tolist()
         answers.append(
             {
-                "caption": split.pairs.captions[number].as_py(),
+                "caption": split.pairs.captions[caption_index].as_py(),
                 "rank": 1 + int((scores > scores[right]).sum()),
-                "photos": [(read_image(split.rows[photo]["image"]), photo == right) for photo in best],
+                "images": [(read_image(split.rows[image]["image"]), image == right) for image in best],
             }
         )
     return answers

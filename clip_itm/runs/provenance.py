@@ -18,7 +18,7 @@ PACKAGES = ("clip-itm", "torch", "transformers", "open_clip_torch", "timm", "dat
 class Provenance:
     """Hashes and versions of one run; written as `provenance.json` into the run and into every checkpoint.
 
-    `splits` name -> {sha256, photos, captions} and the numbers left out {missing, broken, empty_captions}; `noise`
+    `splits` name -> {sha256, images, captions} and the numbers left out {missing, broken, empty_captions}; `noise`
     {sha256, ratio, level, seed} of the training captions;
     `method`, hashes of what the recipe's method reads for these pairs, such as a memory bank.
     """
@@ -58,7 +58,7 @@ def describe_run(recipe: Recipe, splits: dict, noise, method: dict[str, str]) ->
     return Provenance(
         recipe_sha256=recipe.sha256,
         splits={
-            name: {"sha256": split.sha256, "photos": len(split), "captions": len(split.pairs), **split.left_out_counts}
+            name: {"sha256": split.sha256, "images": len(split), "captions": len(split.pairs), **split.skipped_counts}
             for name, split in splits.items()
         },
         noise={"sha256": noise.sha256, "ratio": noise.ratio, "level": noise.level, "seed": noise.seed},

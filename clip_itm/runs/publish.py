@@ -23,7 +23,7 @@ KEPT = (".json", ".jinja", ".md", ".model", ".npz", ".png", ".py", ".safetensors
 TRAINING_STATE = "trainer_state.json"
 
 
-def model_files(place: Path, repo: str, licence: str | None = None) -> Files:
+def model_files(where: Path, repo: str, licence: str | None = None) -> Files:
     """What a push of a run (its best model) or of a saved model puts into `repo`.
 
     `licence`: of the weights, for the card; default: as it says. Raises ValueError for a wrong name, a run that is not
@@ -31,9 +31,9 @@ def model_files(place: Path, repo: str, licence: str | None = None) -> Files:
     """
     check_name(repo)
     check_licence(licence)
-    folder = model_folder(place)
-    if folder != place:
-        RunFolder(place).require_finished()
+    folder = model_folder(where)
+    if folder != where:
+        RunFolder(where).require_finished()
     config = _check_model(folder)
     check_files(folder)
     training_state = {TRAINING_STATE, *state_files()}

@@ -14,12 +14,12 @@ from clip_itm.reading import read_json
 from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.runs.card import CURVES
 from clip_itm.runs.provenance import Provenance, describe_run
-from clip_itm.runs.setup import demand_splits
+from clip_itm.runs.setup import require_splits
 from clip_itm.runs.stored import read_provenance, read_results
 from clip_itm.training.folder import (
     FIRST,
-    LEFT_OUT,
     RESULTS,
+    SKIPPED,
     STATE,
     checkpoints,
     clear_half_written,
@@ -32,7 +32,7 @@ from clip_itm.training.folder import (
     record_added,
     seal_run,
 )
-from clip_itm.training.stored import demand_trainer_state
+from clip_itm.training.stored import require_trainer_state
 
 
 def finished(recipe: Recipe, folder: Path) -> dict | None:
@@ -41,7 +41,7 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
     ValueError for a run of another recipe, unless it left nothing that would be lost: a start that failed is no run.
     """
     if holds_work(folder):
-        _demand_name(folder)
+        _require_name(folder)
     if not (folder / "recipe.yaml").is_file():
         return None
     check_files(folder, ("recipe.yaml", "provenance.json"))
@@ -59,11 +59,11 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
     except (OSError, ValueError) as error:  # results stand where their data are gone
         say(f"{folder}: whether its data are still the same cannot be checked: {error}")
         return read_results(folder / RESULTS)
-    demand_splits(recipe, splits)
+    require_splits(recipe, splits)
     noise = load_noise(recipe.noise, splits["train"].pairs)
     method = method_of(recipe.head)
     method.open(noise, splits["train"].pairs)
-    _demand_unchanged(folder, describe_run(recipe, splits, noise, method.provenance))
+    _require_unchanged(folder, describe_run(recipe, splits, noise, method.provenance))
     return read_results(folder / RESULTS)
 
 
@@ -73,9 +73,9 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
     if not complete:
         return None
     last, there = complete[-1], {path.name for path in complete}
-    _demand_whole(folder, complete)
-    demand_trainer_state(complete[-1])
-    _demand_unchanged(folder, provenance)
+    _require_whole(folder, complete)
+    require_trainer_state(complete[-1])
+    _require_unchanged(folder, provenance)
     for path in complete:
         try:
             found, began = load_recipe(path), read_provenance(path / "provenance.json")
@@ -106,11 +106,11 @@ def begin(recipe: Recipe, folder: Path, provenance: Provenance, data: TrainingDa
     record(folder, [*FIRST, *ranks, "best/README.md", f"best/{CURVES}"])
     provenance.write(folder, recipe)
     data.noise.save(folder / "noise.npz")
-    write_left_out(folder / LEFT_OUT, data.splits)
+    write_skipped(folder / SKIPPED, data.splits)
     seal_run(folder)
 
 
-def _demand_whole(run: Path, complete: list[Path]) -> None:
+def _require_whole(run: Path, complete: list[Path]) -> None:
     """ValueError where what the run goes on from is not what was written; all of it is read, by the first process."""
     last, anew = complete[-1], "start anew with --overwrite"
     earlier = f"delete {last} to go on from {complete[-2].name}" if complete[1:] else anew
@@ -133,7 +133,7 @@ def _best_step(checkpoint: Path) -> int | None:
     return read_json(checkpoint / STATE, "the state of a trainer").get("best_global_step")
 
 
-def _demand_name(folder: Path) -> None:
+def _require_name(folder: Path) -> None:
     """ValueError where it is not said which run is in a folder."""
     last = last_complete_checkpoint(folder)
     what, copy = (RESULTS, folder / "best") if last is None else (last.name, last)
@@ -156,8 +156,8 @@ def _differences(first: Recipe, second: Recipe) -> list[str]:
     return keys
 
 
-def _demand_unchanged(folder: Path, provenance: Provenance) -> None:
-    """A run goes on, and its results stand, only with the photos, captions and method's files that it began with."""
+def _require_unchanged(folder: Path, provenance: Provenance) -> None:
+    """A run goes on, and its results stand, only with the images, captions and method's files that it began with."""
     if not (folder / "provenance.json").is_file():
         return
     began = read_provenance(folder / "provenance.json")
@@ -168,8 +168,8 @@ def _demand_unchanged(folder: Path, provenance: Provenance) -> None:
         )
 
 
-def write_left_out(path: Path, splits: dict[str, Split]) -> None:
-    """What the splits go without, photo by photo and caption by caption; no file where that is nothing."""
-    if any(split.left_out for split in splits.values()):
+def write_skipped(path: Path, splits: dict[str, Split]) -> None:
+    """What the splits go without, image by image and caption by caption; no file where that is nothing."""
+    if any(split.skipped for split in splits.values()):
         record_added(path.parent, path.name)
-        write_json(path, {name: [out._asdict() for out in split.left_out] for name, split in splits.items()})
+        write_json(path, {name: [out._asdict() for out in split.skipped] for name, split in splits.items()})

@@ -10,20 +10,20 @@ import torch
 from clip_itm.backbones.build import build_processor
 from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.image_cache import ImageCache
-from clip_itm.data.load import demand_readable, load_splits, photo_checker
+from clip_itm.data.load import image_checker, load_splits, require_readable
 from clip_itm.data.load_noise import load_noise
 from clip_itm.data.rows import Split, hash_strings
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocol import EmbeddedSplit
 from clip_itm.evaluation.protocols import PROTOCOLS
-from clip_itm.evaluation.report import FEWEST_PHOTOS, too_few
+from clip_itm.evaluation.report import FEWEST_IMAGES, too_few
 from clip_itm.methods.method import Method, method_of
 from clip_itm.model import ItmModel
-from clip_itm.offline import demand_recipe
+from clip_itm.offline import require_recipe
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
-from clip_itm.runs.batch_checks import demand_negatives, demand_pairs
+from clip_itm.runs.batch_checks import require_negatives, require_pairs
 from clip_itm.runs.provenance import Provenance, describe_run
 from clip_itm.runs.trackers import available_trackers
 from clip_itm.training.encoder import Encoder, autocast_dtype
@@ -33,13 +33,13 @@ def final_split(recipe: Recipe, splits: dict[str, Split]) -> Split:
     """The split of the final table: test, or val where the source has no test. Warns of one that is too small."""
     for name in (recipe.evaluation.split, "val"):
         if name in splits:
-            if len(splits[name]) < FEWEST_PHOTOS and process_state().is_main_process:
+            if len(splits[name]) < FEWEST_IMAGES and process_state().is_main_process:
                 warnings.warn(too_few(name, len(splits[name])), stacklevel=1)
             return splits[name]
     raise ValueError(f"data: the source {recipe.data.source!r} has neither test nor val (found: {', '.join(splits)})")
 
 
-def demand_splits(recipe: Recipe, splits: dict[str, Split]) -> None:
+def require_splits(recipe: Recipe, splits: dict[str, Split]) -> None:
     for name in ("train", "val"):
         if name not in splits:
             raise ValueError(
@@ -49,18 +49,18 @@ def demand_splits(recipe: Recipe, splits: dict[str, Split]) -> None:
 
 
 def load_data(recipe: Recipe) -> TrainingData:
-    """Splits, noise and readable photos. Raises ValueError naming file, row or key before any model is built."""
+    """Splits, noise and readable images. Raises ValueError naming file, row or key before any model is built."""
     data = load_pairs(recipe)
-    data.image_cache = prepare_photos(recipe, data.splits)
+    data.image_cache = prepare_images(recipe, data.splits)
     return data
 
 
 def load_pairs(recipe: Recipe) -> TrainingData:
-    """Splits and noise, before photos are decoded: the same ones in every process."""
+    """Splits and noise, before images are decoded: the same ones in every process."""
     state = process_state()
     with state.main_process_first():
         splits = load_splits(recipe.data)
-    demand_splits(recipe, splits)
+    require_splits(recipe, splits)
     own = hash_strings(pa.array([split.sha256 for split in splits.values()]))
     if not is_same_everywhere(own, state.device):
         raise ValueError(
@@ -70,16 +70,16 @@ def load_pairs(recipe: Recipe) -> TrainingData:
     return TrainingData(splits, load_noise(recipe.noise, splits["train"].pairs))
 
 
-def prepare_photos(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | None:
-    """Find the photos of `splits` readable, or raise `BrokenPhotosError`; those of earlier calls are not decoded again.
+def prepare_images(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | None:
+    """Find the images of `splits` readable, or raise `BrokenImagesError`; those of earlier calls are not decoded again.
 
-    Gives the cache of resized photos that `data.cache_images` asks for, complete for `splits`.
+    Gives the cache of resized images that `data.cache_images` asks for, complete for `splits`.
     """
-    if recipe.data.cache_images is None and (recipe.data.skip_broken or not recipe.data.reads_photos):
+    if recipe.data.cache_images is None and (recipe.data.skip_broken or not recipe.data.reads_images):
         return None  # found while the splits were loaded, or there is nothing to find
     with process_state().main_process_first():
-        checker = photo_checker(recipe.data)
-        demand_readable(splits, checker, recipe.data.num_workers if recipe.data.cache_images else 0)
+        checker = image_checker(recipe.data)
+        require_readable(splits, checker, recipe.data.num_workers if recipe.data.cache_images else 0)
     return checker if isinstance(checker, ImageCache) else None
 
 
@@ -89,7 +89,7 @@ def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
         train.pairs.image,
         mode=training.batches,
         batch_size=training.batch_size,
-        captions_per_photo=training.captions_per_photo,
+        captions_per_image=training.captions_per_image,
         seed=training.seed,
         rank=state.process_index,
         world_size=state.num_processes,
@@ -156,15 +156,15 @@ class Prepared(NamedTuple):
 def prepare(recipe: Recipe) -> Prepared:
     """All that can be checked before a model is built."""
     available_trackers(recipe.training.trackers)
-    demand_recipe(recipe)
-    demand_pairs(recipe)
+    require_recipe(recipe)
+    require_pairs(recipe)
     data = load_pairs(recipe)
     check_protocols(recipe, final_split(recipe, data.splits))
     method = method_of(recipe.head)
     method.open(data.noise, data.train.pairs)
     sampler = make_sampler(recipe, data.train)
-    demand_negatives(recipe, sampler)
+    require_negatives(recipe, sampler)
     if caution := method.caution(recipe.backbone.random_part):
         warnings.warn(caution, stacklevel=1)
-    data.image_cache = prepare_photos(recipe, data.splits)  # minutes of decoding come last
+    data.image_cache = prepare_images(recipe, data.splits)  # minutes of decoding come last
     return Prepared(data, sampler, method, describe_run(recipe, data.splits, data.noise, method.provenance))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from clip_itm.data.images import UnreadablePhotoError
+from clip_itm.data.images import UnreadableImageError
 from clip_itm.data.rows import Split
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, process_state, say
@@ -17,7 +17,7 @@ from clip_itm.evaluation.protocol import Result
 from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
-from clip_itm.runs.batch_checks import demand_rows_for_batch_norm
+from clip_itm.runs.batch_checks import require_rows_for_batch_norm
 from clip_itm.runs.build import make_trainer
 from clip_itm.runs.card import CURVES, model_card
 from clip_itm.runs.curves import draw_curves
@@ -29,7 +29,7 @@ from clip_itm.runs.stored import read_provenance
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
 from clip_itm.training.encoder import Encoder
-from clip_itm.training.folder import LEFT_OUT, RESULTS, demand_room, failed_write, held, record_added, seal_run, staged
+from clip_itm.training.folder import RESULTS, SKIPPED, failed_write, held, record_added, require_room, seal_run, staged
 from clip_itm.training.trainer import ItmTrainer
 
 
@@ -62,14 +62,14 @@ def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
 
 
 def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
-    demand_room(folder, anew=overwrite)
+    require_room(folder, anew=overwrite)
     data, sampler, method, provenance = prepare(recipe)
     checkpoint = None if overwrite else last_own_checkpoint(recipe, folder, provenance)
     say(_summary(recipe, data, len(sampler)))
     model, processor = make_model(recipe, data.splits)
     encoder = make_encoder(recipe, model, processor, data.image_cache)
     final = final_split(recipe, data.splits)
-    demand_rows_for_batch_norm(recipe, model, sampler)
+    require_rows_for_batch_norm(recipe, model, sampler)
     trainer = make_trainer(recipe, data, sampler, method, provenance, encoder, resuming=checkpoint is not None)
     by_first(lambda: begin(recipe, folder, provenance, data, checkpoint))
 
@@ -85,7 +85,7 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
         trainer.load_method_state(checkpoint)
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except UnreadablePhotoError as error:
+    except UnreadableImageError as error:
         raise ValueError(
             f"{error}. It could be read when this run began: put it back and give the same command again, which goes "
             "on from the last checkpoint"
@@ -96,10 +96,10 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
     results["best"] = evaluate_split(recipe, final, encoder, folder / "ranks_best")
     results |= {
         "best_step": trainer.state.best_global_step,
-        "best_dev_rsum": trainer.state.best_metric,
+        "best_val_rsum": trainer.state.best_metric,
         "steps": trainer.state.global_step,
         "seconds": None if checkpoint else outcome.metrics["train_runtime"],  # of a run that was not interrupted
-        "dev_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
+        "val_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
         "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in method.history)],
         "provenance": read_provenance(folder / "provenance.json"),
     }
@@ -113,7 +113,7 @@ def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, Resu
 
 
 def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks: Path | None = None) -> dict:
-    """The same as plain mappings; the ranks of every query go into the folder `ranks`, a file a protocol."""
+    """The same as plain mappings; the ranks of every query go into the folder `ranks`, a file per protocol."""
     results = retrieve(recipe, split, encoder)
     if ranks is not None and process_state().is_main_process:
         for name, result in results.items():
@@ -122,21 +122,21 @@ def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks: Path |
 
 
 def beaten_by_step_0(results: dict) -> str | None:
-    """A sentence where no checkpoint is better on dev than the model was before training."""
-    before = results["dev_history"][0]
-    if before["step"] > 0 or before["eval_rsum"] <= results["best_dev_rsum"]:
+    """A sentence where no checkpoint is better on val than the model was before training."""
+    before = results["val_history"][0]
+    if before["step"] > 0 or before["eval_rsum"] <= results["best_val_rsum"]:
         return None
     return (
-        f"No checkpoint beats the model before training on dev (rsum {results['best_dev_rsum']:.1f} against "
+        f"No checkpoint beats the model before training on val (rsum {results['best_val_rsum']:.1f} against "
         f"{before['eval_rsum']:.1f})."
     )
 
 
 def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
     lines = [f"{name:5s} {len(split):7d} photos  {len(split.pairs):7d} captions" for name, split in data.splits.items()]
-    if left_out := [out for split in data.splits.values() for out in split.left_out]:
-        item, _, reason = left_out[0]
-        lines.append(f"left out: {len(left_out)} photos and captions, such as {item} ({reason}); all in {LEFT_OUT}")
+    if skipped := [out for split in data.splits.values() for out in split.skipped]:
+        item, _, reason = skipped[0]
+        lines.append(f"left out: {len(skipped)} photos and captions, such as {item} ({reason}); all in {SKIPPED}")
     noise = data.noise
     drawn = f"from {recipe.noise.file}" if recipe.noise.file else f"seed {noise.seed}"
     lines.append(f"noise {noise.ratio:g} ({noise.level} level, {drawn}), hash {noise.sha256[:12]}")
@@ -187,7 +187,7 @@ def _show(recipe: Recipe, folder: Path, results: dict, model: ItmModel | None = 
     with best_effort("the model card", again):
         curves = False
         with best_effort("the picture of the card", again):
-            curves = draw_curves(results["dev_history"], results["best_step"], best / CURVES)
+            curves = draw_curves(results["val_history"], results["best_step"], best / CURVES)
         citation = (model or ItmModel.from_pretrained(best)).head.citation
         write_text(best / "README.md", model_card(recipe, results, citation, beaten_by_step_0(results), curves))
 

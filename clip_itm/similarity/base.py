@@ -1,4 +1,4 @@
-"""What every similarity of photos and captions has in common."""
+"""What every similarity of images and captions has in common."""
 
 from abc import ABC, abstractmethod
 
@@ -10,7 +10,7 @@ from clip_itm.backbones.features import Features
 class Similarity(nn.Module, ABC):
     """From features to embeddings, and from embeddings to scores.
 
-    An embedding is one tensor an item: a vector, a set or a grid of them; all of a split stack.
+    An embedding is one tensor per item: a vector, a set or a grid of them; all of a split stack.
     `needs_tokens`: whether it reads `Features.tokens`. `is_dot_product`: whether scores are dot products of
     embeddings [B, D], so that an index of vectors gives them itself and no candidate has to be ranked again.
     """
@@ -28,7 +28,7 @@ class Similarity(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Scores [Ni, Nt] of embeddings [Ni, ...] and [Nt, ...], rows are photos."""
+        """Scores [Ni, Nt] of embeddings [Ni, ...] and [Nt, ...], rows are images."""
 
     @abstractmethod
     def vectors(self, embeddings: Tensor) -> Tensor:

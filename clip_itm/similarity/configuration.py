@@ -1,4 +1,4 @@
-"""`head.similarity:` section of a recipe: how a photo and a caption are compared."""
+"""`head.similarity:` section of a recipe: how an image and a caption are compared."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""The cosine of pooled features: one vector a photo and a caption."""
+"""The cosine of pooled features: one vector per image and a caption."""
 
 import torch
 import torch.nn.functional as F

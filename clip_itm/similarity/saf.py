@@ -14,7 +14,7 @@ from clip_itm.similarity.tokens import EPSILON, l2, linear
 
 
 class CaptionNorm(nn.BatchNorm1d):
-    """A batch norm of one channel whose batch is a caption with all photos (docs/papers/crcl.md 6.10)."""
+    """A batch norm of one channel whose batch is a caption with all images (docs/papers/crcl.md 6.10)."""
 
     # those of torch may be None, where statistics are not tracked
     running_mean: Tensor
@@ -28,7 +28,7 @@ class CaptionNorm(nn.BatchNorm1d):
     def forward(  # type: ignore[override]
         self, values: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised `values` [Ni, Nt, N], and mean and unbiased variance [Nt] of each caption, over photos and nodes.
+        """Normalised `values` [Ni, Nt, N], and mean and unbiased variance [Nt] of each caption, over images and nodes.
 
         In evaluation the running ones stand for them. `mask` bool [Nt, N]: False at padding.
         """
@@ -50,7 +50,7 @@ class CaptionNorm(nn.BatchNorm1d):
 
 
 def caption_statistics(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and unbiased variance [Nt] of `values` [Ni, Nt, N] over photos and the nodes in `mask` [Nt, N]."""
+    """Mean, variance and unbiased variance [Nt] of `values` [Ni, Nt, N] over images and the nodes in `mask` [Nt, N]."""
     count = len(values) * mask.sum(dim=-1)
     mean = (values * mask).sum(dim=(0, 2)) / count
     squares = ((values - mean[:, None]) * mask).square().sum(dim=(0, 2))

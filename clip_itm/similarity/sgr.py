@@ -1,6 +1,6 @@
 """Similarity graph reasoning (Diao et al., AAAI 2021; docs/papers/crcl.md 6.7).
 
-E = softmax(Q(z) K(z)^T)        z <- ReLU(W(E z))        some rounds over the nodes of a photo and a caption
+E = softmax(Q(z) K(z)^T)        z <- ReLU(W(E z))        some rounds over the nodes of an image and a caption
 S = sigmoid(w z_0 + b)
 """
 

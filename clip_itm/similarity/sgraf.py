@@ -55,7 +55,7 @@ class GlobalVector(nn.Module):
 
 
 class GraphSimilarity(TokenSimilarity):
-    """Similarity vectors of every photo and caption; a subclass makes a score in (0, 1) of them."""
+    """Similarity vectors of every image and caption; a subclass makes a score in (0, 1) of them."""
 
     config: GraphSection
 
@@ -93,5 +93,5 @@ class GraphSimilarity(TokenSimilarity):
         return self.in_blocks(compare, images, texts, self.text_vector(texts))
 
     def bytes_of_pair(self, regions: int, words: int) -> int:
-        """About four matrices of regions x words, four vectors a word in both widths, and the graph."""
+        """About four matrices of regions x words, four vectors per word in both widths, and the graph."""
         return 16 * words * (regions + self.dim + 2 * self.config.similarity_dim)

@@ -1,4 +1,4 @@
-"""Similarities of token grids: regions or patches of a photo against words of a caption, padded with zero vectors.
+"""Similarities of token grids: regions or patches of an image against words of a caption, padded with zero vectors.
 
 An embedding [B, T, D] carries its own mask: a row of zeros is padding. So it can be stored, gathered and cut into
 blocks as one tensor.
@@ -104,7 +104,7 @@ class TokenSimilarity(Similarity):
 
     @abstractmethod
     def bytes_of_pair(self, regions: int, words: int) -> int:
-        """Memory that one photo and one caption take while they are compared in float32."""
+        """Memory that one image and one caption take while they are compared in float32."""
 
     def in_blocks(self, compare: Callable, images: Tensor, texts: Tensor, *of_texts: Tensor) -> list:
         """What `compare(images, texts, *of_texts)` returns for blocks of captions, whose memory is bounded.

@@ -3,14 +3,14 @@ const cards = [...list.children].map((card) => ({
   card,
   rank: Number(card.dataset.rank),
   probability: Number(card.dataset.probability),
-  photo: Number(card.dataset.photo),
+  image: Number(card.dataset.image),
   truth: card.dataset.truth,
   words: (card.querySelector(".caption").textContent + " " + card.querySelector(".ids").textContent).toLowerCase(),
 }));
 const orders = {
   rank: (one, other) => one.rank - other.rank,
   least: (one, other) => other.rank - one.rank,
-  photo: (one, other) => one.photo - other.photo || one.rank - other.rank,
+  image: (one, other) => one.image - other.image || one.rank - other.rank,
   caption: (one, other) => one.words.localeCompare(other.words),
 };
 const probabilities = cards.map((one) => one.probability).sort((one, other) => one - other);

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from transformers import ProgressCallback, TrainerCallback
 
-SHARES = "label_share_"
+LABEL_BINS = "label_share_"
 
 
 class EpochCallback(TrainerCallback):
@@ -54,18 +54,18 @@ class ConsoleCallback(ProgressCallback):
                 direction: "/".join(f"{logs[f'eval_{direction}_r{k}']:.1f}" for k in (1, 5, 10))
                 for direction in ("i2t", "t2i")
             }
-            body = f"dev  i2t {recalls['i2t']}  t2i {recalls['t2i']}  rsum {logs['eval_rsum']:.1f}"
+            body = f"val  i2t {recalls['i2t']}  t2i {recalls['t2i']}  rsum {logs['eval_rsum']:.1f}"
         else:
             first = [name for name in ("loss", "grad_norm", "learning_rate") if name in logs]
             others = [name for name in logs if name not in ("epoch", "method_epoch", *first)]
-            shown = first + [name for name in others if not name.startswith(SHARES)]
+            shown = first + [name for name in others if not name.startswith(LABEL_BINS)]
             body = "  ".join(f"{name} {logs[name]:.4g}" for name in shown)
-            if shares := [value for name, value in logs.items() if name.startswith(SHARES)]:
-                body += f"  labels 0 {sparkline(shares)} 1"
+            if fractions := [value for name, value in logs.items() if name.startswith(LABEL_BINS)]:
+                body += f"  labels 0 {sparkline(fractions)} 1"
         self.training_bar.write(f"{head}  {body}")
 
 
-def sparkline(shares: Sequence[float]) -> str:
+def sparkline(fractions: Sequence[float]) -> str:
     """A histogram in one line: a bar for each share, the largest one full."""
-    top = max(shares) or 1
-    return "".join(" ▁▂▃▄▅▆▇█"[math.ceil(8 * share / top)] for share in shares)
+    top = max(fractions) or 1
+    return "".join(" ▁▂▃▄▅▆▇█"[math.ceil(8 * fraction / top)] for fraction in fractions)

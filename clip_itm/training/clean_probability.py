@@ -1,4 +1,4 @@
-"""How likely it is that each training caption belongs to its photo, as a run sees it.
+"""How likely it is that each training caption belongs to its image, as a run sees it.
 
 Methods for wrong captions estimate this while they train, and the run keeps it in a file; for any other run it is
 estimated afterwards (`audit/scores.py`).
@@ -17,7 +17,7 @@ FILE = "clean_probability.npz"
 
 @dataclass(frozen=True, eq=False)
 class CleanProbability:
-    """`values` float32 [N] in [0, 1]: probability that the caption which pair k got belongs to its photo.
+    """`values` float32 [N] in [0, 1]: probability that the caption which pair k got belongs to its image.
 
     `ranking` float32 [N] orders pairs of equal probability (higher is cleaner), such as minus the loss; `method` says
     in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`).

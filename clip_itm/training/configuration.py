@@ -17,15 +17,15 @@ class TrainingSection(Section):
     batch_size: PositiveInt = Field(256, description="pairs of one contrastive batch, over all processes")
     batches: Literal["random", "unique", "grouped"] = Field(
         "random",
-        description="random pairs; no photo twice in a batch; or a photo once with captions_per_photo captions",
+        description="random pairs; no photo twice in a batch; or a photo once with captions_per_image captions",
     )
-    captions_per_photo: PositiveInt = Field(5, description="grouped batches only")
+    captions_per_image: PositiveInt = Field(5, description="grouped batches only")
     gradient_accumulation_steps: PositiveInt = Field(1, description="contrastive batches per optimiser step")
     learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 1e-5
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each block below the top learns this much slower than the one above it"
     )
-    rate_multipliers: dict[str, NonNegativeFloat] = Field(
+    lr_multipliers: dict[str, NonNegativeFloat] = Field(
         {},
         description="factors on the learning rate by the beginning of parameter names, the longest that fits counts: "
         "{head: 10, backbone.image_tower: 0.1}",

@@ -1,4 +1,4 @@
-"""Encoding a split once: every photo once, every distinct caption once, over all processes."""
+"""Encoding a split once: every image once, every distinct caption once, over all processes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from clip_itm.data.images import read_image
 from clip_itm.data.rows import Pairs
 from clip_itm.distributed import gather_constant, num_processes, process_index
 
-PhotoInputs = Callable[[np.ndarray], dict[str, Tensor]]
+ImageInputs = Callable[[np.ndarray], dict[str, Tensor]]
 """`inputs(photo numbers [b])` gives what `ItmModel.encode_images` takes instead of pixels."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """`images` [Ni, ...] and `texts` [Nt, ...] float32 on the CPU; `caption_image` int64 [Nt], the photo of each."""
+    """`images` [Ni, ...] and `texts` [Nt, ...] float32 on the CPU; `caption_image` int64 [Nt], the image of each."""
 
     images: Tensor
     texts: Tensor
     caption_image: Tensor
 
 
-class _Photos(torch.utils.data.Dataset):
-    """Whole batches of preprocessed photos by row number."""
+class _Images(torch.utils.data.Dataset):
+    """Whole batches of preprocessed images by row number."""
 
     def __init__(self, rows: Rows, processor, image_cache=None):
         self.rows, self.processor, self.image_cache = rows, processor, image_cache
@@ -37,13 +37,13 @@ class _Photos(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, numbers: list[int]) -> Tensor:
-        stored = (self.rows[number]["image"] for number in numbers)
-        photos = [read_image(self.image_cache.image(image) if self.image_cache else image) for image in stored]
-        return self.processor(images=photos, return_tensors="pt")["pixel_values"]
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        stored = (self.rows[index]["image"] for index in indices)
+        images = [read_image(self.image_cache.image(image) if self.image_cache else image) for image in stored]
+        return self.processor(images=images, return_tensors="pt")["pixel_values"]
 
 
-def encode_photos(
+def encode_images(
     encode: Callable[[Tensor], Tensor],
     rows: Rows,
     processor,
@@ -53,9 +53,9 @@ def encode_photos(
     image_cache=None,
     description: str = "photos",
 ) -> Tensor:
-    """`encode` (pixels [b, 3, H, W] -> [b, ...]) over all photos: float32 [Ni, ...] on the CPU, on every process."""
+    """`encode` (pixels [b, 3, H, W] -> [b, ...]) over all images: float32 [Ni, ...] on the CPU, on every process."""
     loader = DataLoader(
-        _Photos(rows, processor, image_cache),
+        _Images(rows, processor, image_cache),
         batch_sampler=list(_batches(len(rows), batch_size)),
         collate_fn=_as_it_is,
         num_workers=num_workers,
@@ -66,12 +66,12 @@ def encode_photos(
 
 
 def encode_stored(
-    encode: Callable[..., Tensor], inputs: PhotoInputs, count: int, device: torch.device, batch_size: int
+    encode: Callable[..., Tensor], inputs: ImageInputs, count: int, device: torch.device, batch_size: int
 ) -> Tensor:
-    """`encode` over what stands for photos 0..count-1: float32 [Ni, ...] on the CPU, on every process."""
+    """`encode` over what stands for images 0..count-1: float32 [Ni, ...] on the CPU, on every process."""
     parts = []
-    for numbers in _progress(list(_batches(count, batch_size)), "photos"):
-        batch = {name: tensor.to(device) for name, tensor in inputs(np.array(numbers)).items()}
+    for indices in _progress(list(_batches(count, batch_size)), "photos"):
+        batch = {name: tensor.to(device) for name, tensor in inputs(np.array(indices)).items()}
         parts.append(encode(**batch).float())
     return _merge(parts, count, device)
 
@@ -92,11 +92,11 @@ def encode_captions(
     encoded = captions.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
     first = np.unique(encoded.indices.to_numpy(), return_index=True)[1]
-    by_length = sorted(range(len(distinct)), key=lambda number: len(distinct[number]))  # little padding in a batch
+    by_length = sorted(range(len(distinct)), key=lambda index: len(distinct[index]))  # little padding in a batch
     parts = []
     for batch in _progress(list(_batches(len(distinct), batch_size)), description):
-        chosen = [by_length[number] for number in batch]
-        tokens = processor(text=[distinct[number] for number in chosen], return_tensors="pt").to(device)
+        chosen = [by_length[index] for index in batch]
+        tokens = processor(text=[distinct[index] for index in chosen], return_tensors="pt").to(device)
         own = [] if vectors is None else [torch.from_numpy(np.array(vectors[first[chosen]])).to(device)]
         parts.append(encode(tokens["input_ids"], tokens["attention_mask"], *own).float())
     merged = _merge(parts, len(distinct), device)
@@ -114,26 +114,26 @@ def encode_split(
     batch_size: int = 128,
     num_workers: int = 0,
     precision: torch.dtype | None = None,
-    photo_inputs: PhotoInputs | None = None,
+    image_inputs: ImageInputs | None = None,
     text_features: np.ndarray | None = None,
     image_cache=None,
     caption_vectors: np.ndarray | None = None,
 ) -> Embeddings:
     """Embeddings of a whole split under `model` (an `ItmModel`), in evaluation mode, under autocast to `precision`.
 
-    `photo_inputs` and `text_features` [Nt, C] stand for photos and captions where outputs of frozen towers were kept,
+    `image_inputs` and `text_features` [Nt, C] stand for images and captions where outputs of frozen towers were kept,
     or where there are regions; `caption_vectors` [Nt, C]: see `encode_captions`.
     """
     was_training, device = model.training, model.device
     model.eval()
     try:
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            if photo_inputs is None:
-                images = encode_photos(
+            if image_inputs is None:
+                images = encode_images(
                     model.encode_images, rows, processor, device, batch_size, num_workers, image_cache, "photos"
                 )
             else:
-                images = encode_stored(model.encode_images, photo_inputs, len(rows), device, max(batch_size, 256))
+                images = encode_stored(model.encode_images, image_inputs, len(rows), device, max(batch_size, 256))
             if text_features is None:
                 texts = encode_captions(
                     model.encode_texts, pairs.captions, processor, device, batch_size, vectors=caption_vectors
@@ -152,7 +152,7 @@ def _encode_features(encode: Callable[[Tensor], Tensor], features: np.ndarray, d
 
 
 def scoring(model) -> Callable[[Tensor, Tensor], Tensor]:
-    """A model's similarity as evaluation uses it: in evaluation mode, on its device; scores where the photos are."""
+    """A model's similarity as evaluation uses it: in evaluation mode, on its device; scores where the images are."""
     similarity = model.head.similarity
     if similarity.is_dot_product:
         return similarity
@@ -179,17 +179,17 @@ def _merge(parts: list[Tensor], count: int, device: torch.device) -> Tensor:
     """The rows of all processes in order: the inverse of `_batches`."""
     if num_processes() == 1:
         return torch.cat(parts).cpu()
-    share = -(-count // num_processes())
+    per_process = -(-count // num_processes())
     own = torch.cat(parts) if parts else None
     sizes = torch.zeros(1, 4, dtype=torch.int64, device=device)  # of an embedding; a process may have none
     if own is not None:
         sizes[0, : own.ndim - 1] = torch.tensor(own.shape[1:])
     shape = [size for size in gather_constant(sizes).amax(dim=0).tolist() if size]
-    padded = torch.zeros(share, *shape, device=device)
+    padded = torch.zeros(per_process, *shape, device=device)
     if own is not None:
         padded[: len(own)] = own
-    gathered = gather_constant(padded).view(num_processes(), share, *shape)
-    return gathered.transpose(0, 1).reshape(num_processes() * share, *shape)[:count].cpu()
+    gathered = gather_constant(padded).view(num_processes(), per_process, *shape)
+    return gathered.transpose(0, 1).reshape(num_processes() * per_process, *shape)[:count].cpu()
 
 
 def _progress(batches, description: str):

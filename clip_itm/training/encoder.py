@@ -14,8 +14,8 @@ from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
 from clip_itm.processing import ItmProcessor
-from clip_itm.training.encode import Embeddings, PhotoInputs, encode_split
-from clip_itm.training.feature_cache import caption_features, is_frozen, photo_features
+from clip_itm.training.encode import Embeddings, ImageInputs, encode_split
+from clip_itm.training.feature_cache import caption_features, image_features, is_frozen
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Encoder:
     """Embeddings of any split under the current weights of `model`, from cached features where a tower is frozen.
 
     `cache_folder` is where these features lie; `precision`: that of autocast (None: float32); `random_crop`: smallest
-    part of a photo that training crops (1: none).
+    part of an image that training crops (1: none).
     """
 
     model: nn.Module
@@ -38,15 +38,15 @@ class Encoder:
     def __post_init__(self):
         self.frozen_images = is_frozen(self.model.backbone.image_blocks())
         self.frozen_texts = is_frozen(self.model.backbone.text_blocks())
-        self._kept: dict[tuple[str, str], Any] = {}
+        self._cached: dict[tuple[str, str], Any] = {}
 
-    def photo_features(self, split: Split) -> dict[str, np.ndarray] | None:
-        """Outputs of a frozen image tower by photo number; None where the tower trains, photos are cropped at random or
+    def image_features(self, split: Split) -> dict[str, np.ndarray] | None:
+        """Outputs of a frozen image tower by image number; None where the tower trains, images are cropped at random or
         the data are regions."""
         if split.regions is not None or not self.frozen_images or self.random_crop < 1:
             return None
-        if ("photos", split.name) not in self._kept:
-            self._kept["photos", split.name] = photo_features(
+        if ("photos", split.name) not in self._cached:
+            self._cached["photos", split.name] = image_features(
                 self.model,
                 split,
                 self.processor,
@@ -55,24 +55,24 @@ class Encoder:
                 self.num_workers,
                 self.image_cache,
             )
-        return self._kept["photos", split.name]
+        return self._cached["photos", split.name]
 
-    def photo_inputs(self, split: Split) -> PhotoInputs | None:
-        """What stands for the photos of `split` in the model's inputs; None where they are read."""
+    def image_inputs(self, split: Split) -> ImageInputs | None:
+        """What stands for the images of `split` in the model's inputs; None where they are read."""
         if split.regions is not None:
             return split.regions.batch
-        kept = self.photo_features(split)
-        return None if kept is None else partial(rows_of, kept)
+        cached = self.image_features(split)
+        return None if cached is None else partial(rows_of, cached)
 
     def text_features(self, split: Split) -> np.ndarray | None:
         """Outputs of a frozen text tower [Nt, C]; None where the tower trains, or the head reads words."""
         if not self.frozen_texts or self.model.backbone.output_tokens:
             return None
-        if ("captions", split.name) not in self._kept:
-            self._kept["captions", split.name] = caption_features(
+        if ("captions", split.name) not in self._cached:
+            self._cached["captions", split.name] = caption_features(
                 self.model, split, self.processor, self.cache_folder, self.batch_size
             )
-        return self._kept["captions", split.name]
+        return self._cached["captions", split.name]
 
     def encode(self, split: Split) -> Embeddings:
         return encode_split(
@@ -83,7 +83,7 @@ class Encoder:
             self.batch_size,
             self.num_workers,
             self.precision,
-            self.photo_inputs(split),
+            self.image_inputs(split),
             self.text_features(split),
             self.image_cache,
             None if split.regions is None else split.regions.caption_vectors,

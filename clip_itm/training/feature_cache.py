@@ -1,7 +1,7 @@
-"""Features of frozen towers, encoded once and kept on disk: what makes real photos trainable on a laptop.
+"""Features of frozen towers, encoded once and kept on disk: what makes real images trainable on a laptop.
 
 A file is named by the hash of everything it depends on: architecture and weights of the tower, the preprocessing, and
-the photos (path, size and time of change, or the bytes) or captions themselves. Another tower or a changed photo is
+the images (path, size and time of change, or the bytes) or captions themselves. Another tower or a changed image is
 another file, never a stale answer. Every file is compared with its checksum before it is used, and made anew where it
 is damaged. Runs that need the same features at the same time each encode them; the last one's file stays.
 """
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from clip_itm.backbones.blocks import Block, parameters
-from clip_itm.data.arrays import kept_array, new_array
+from clip_itm.data.arrays import cached_array, new_array
 from clip_itm.data.rows import Split, hash_strings
 from clip_itm.distributed import gather_constant, process_state
 from clip_itm.files import DamagedError
-from clip_itm.training.encode import encode_captions, encode_photos
+from clip_itm.training.encode import encode_captions, encode_images
 from clip_itm.weights import add_tensors
 
-PHOTOS_AT_ONCE = 8192
+IMAGES_AT_ONCE = 8192
 NO_ROOM = "make room, or choose a folder on another disk with data.cache_dir"
 
 
@@ -38,20 +38,20 @@ def is_frozen(blocks: list[Block]) -> bool:
     return not any(parameter.requires_grad for parameter in parameters(blocks))
 
 
-def photo_features(
+def image_features(
     model, split: Split, processor, folder: Path, batch_size: int, num_workers: int, image_cache=None
 ) -> dict[str, np.ndarray]:
-    """Outputs of the image tower for the photos of `split`, memory-mapped: `image_features` float32 [Ni, C] and, where
+    """Outputs of the image tower for the images of `split`, memory-mapped: `image_features` float32 [Ni, C] and, where
     the head reads tokens, `image_tokens` float16 [Ni, T, C']."""
     resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
     preprocessing = [processor.image_processor.to_json_string(), type(processor.image_processor).__name__, resized]
-    key = _key(model, model.backbone.image_blocks(), preprocessing, _photo_identities(split))
+    key = _key(model, model.backbone.image_blocks(), preprocessing, _image_identities(split))
     paths = {"image_features": folder / f"photos-{key}.npy"}
     if model.backbone.output_tokens:
         paths["image_tokens"] = folder / f"photos-{key}-tokens.npy"
     what = f"photos of {split.name} (kept in {folder})"
     encode = partial(
-        encode_photos,
+        encode_images,
         processor=processor,
         device=model.device,
         batch_size=batch_size,
@@ -64,13 +64,13 @@ def photo_features(
         model.eval()
         _write_features(model, split, encode, paths)
 
-    arrays = _kept(list(paths.values()), len(split), write)
+    arrays = _cached(list(paths.values()), len(split), write)
     return dict(zip(paths, arrays, strict=True))
 
 
 @torch.inference_mode()
 def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: dict[str, Path]) -> None:
-    """All processes encode, the first one writes; a part of the photos at a time, because tokens are many."""
+    """All processes encode, the first one writes; a part of the images at a time, because tokens are many."""
     shapes: list[tuple[int, ...]] = []
 
     def tower(pixels: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: d
     state = process_state()
     with ExitStack() as files:
         arrays: list[np.ndarray] = []
-        for start in range(0, len(split), PHOTOS_AT_ONCE):
-            rows = split.rows.select(range(start, min(start + PHOTOS_AT_ONCE, len(split))))
+        for start in range(0, len(split), IMAGES_AT_ONCE):
+            rows = split.rows.select(range(start, min(start + IMAGES_AT_ONCE, len(split))))
             columns = encode(tower, rows)
             if not state.is_main_process:
                 continue
@@ -122,10 +122,10 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
                 array[:] = features
         process_state().wait_for_everyone()
 
-    return _kept([path], len(split.pairs), write)[0]
+    return _cached([path], len(split.pairs), write)[0]
 
 
-def _kept(paths: list[Path], length: int, write: Callable[[], None]) -> list[np.ndarray]:
+def _cached(paths: list[Path], length: int, write: Callable[[], None]) -> list[np.ndarray]:
     """The arrays of `paths`, which have `length` rows each, after `write` where they are not there or damaged.
 
     `write` runs in all processes or in none, and not before everybody has looked.
@@ -140,7 +140,7 @@ def _is_usable(path: Path, length: int) -> bool:
     if not process_state().is_local_main_process:  # one process reads all of a file
         return path.is_file()
     try:
-        return kept_array(path, length) is not None
+        return cached_array(path, length) is not None
     except DamagedError as error:
         warnings.warn(f"{error}; these features are encoded anew", stacklevel=2)
         return False
@@ -157,7 +157,7 @@ def _key(model, blocks: list[Block], preprocessing: list, inputs: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def _photo_identities(split: Split) -> str:
+def _image_identities(split: Split) -> str:
     identities = []
     for image in split.rows["image"]:
         if image["bytes"] is not None:

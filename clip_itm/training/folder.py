@@ -19,16 +19,16 @@ from clip_itm.distributed import by_first
 from clip_itm.files import clear_temporary, is_free, is_temporary, temporary_name, write_json
 from clip_itm.lock import LOCK_FILE, locked
 
-MANIFEST, STATE, RESULTS, LEFT_OUT = "written.json", "trainer_state.json", "results.json", "left_out.json"
+MANIFEST, STATE, RESULTS, SKIPPED = "written.json", "trainer_state.json", "results.json", "skipped.json"
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 # what every run writes beside its folders, and what some runs and `clip-itm audit` add to it
 FIRST = ("recipe.yaml", "provenance.json", "noise.npz", RESULTS, MANIFEST, CHECKSUMS)
-ADDED = ("bank.npz", "clean_probability.npz", LEFT_OUT, "audit/audit.parquet", "audit/audit.html")
+ADDED = ("bank.npz", "clean_probability.npz", SKIPPED, "audit/audit.parquet", "audit/audit.html")
 OWN = (*FIRST, *ADDED)
 # what is a run's own where there is no written.json: it is of an earlier version, or the list was lost
 EARLIER = re.compile(
     r"""(?x)
-    (recipe\.yaml | (noise|bank|clean_probability)\.npz | (provenance|results|checksums|left_out)\.json
+    (recipe\.yaml | (noise|bank|clean_probability)\.npz | (provenance|results|checksums|left_out|skipped)\.json
     | ranks_(best|last)/[a-z0-9-]+\.npz
     | audit/audit\.(parquet|html)
     | (best | checkpoint-[0-9]+)/
@@ -54,7 +54,7 @@ def held(folder: Path, doing: str, key: str = "output_dir") -> Iterator[None]:
     with ExitStack() as stack:
 
         def hold() -> None:
-            demand_folder(folder, key)
+            require_folder(folder, key)
             if not folder.exists():
                 stack.callback(_remove_empty, folder)
             stack.enter_context(locked(folder, doing))
@@ -63,12 +63,12 @@ def held(folder: Path, doing: str, key: str = "output_dir") -> Iterator[None]:
         yield
 
 
-def demand_folder(folder: Path, key: str) -> None:
+def require_folder(folder: Path, key: str) -> None:
     """ValueError where a file is in the way of a folder."""
-    for place in (folder, *folder.parents):
-        if os.path.lexists(place) and not place.is_dir():
-            where = "" if place == folder else f", in {folder},"
-            raise ValueError(f"{key}: {place}{where} is no folder; name a folder, or one that is not there yet")
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path) and not path.is_dir():
+            where = "" if path == folder else f", in {folder},"
+            raise ValueError(f"{key}: {path}{where} is no folder; name a folder, or one that is not there yet")
 
 
 def _remove_empty(folder: Path) -> None:
@@ -83,7 +83,7 @@ class Watched:
         self.run, self.began_as = run, os.stat(run)
         self.marks = [run / name for name in ("recipe.yaml", "provenance.json") if (run / name).is_file()]
 
-    def demand(self) -> None:
+    def require(self) -> None:
         """ValueError where the folder is gone, empty or another one."""
         with suppress(OSError):
             if os.path.samestat(self.began_as, os.stat(self.run)) and all(mark.is_file() for mark in self.marks):
@@ -140,7 +140,7 @@ def delete(run: Path, names: Iterable[str] | None = None) -> None:
         write_json(run / MANIFEST, {"files": sorted(_manifest(run) - names)})
 
 
-def demand_room(run: Path, anew: bool) -> None:
+def require_room(run: Path, anew: bool) -> None:
     """ValueError naming what is in the way of a run in this folder; `anew`: the run there is to be deleted."""
     if not run.is_dir():
         return
@@ -185,12 +185,12 @@ def _own(run: Path, found: list[str]) -> list[str]:
 
 def _files(folder: Path) -> Iterator[str]:
     """All files below, and links to folders; neither locks nor what is half-written."""
-    for place, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_temporary(Path(name))]
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        links = [name for name in folders if os.path.islink(os.path.join(where, name))]
         for name in (*files, *links):
             if name != LOCK_FILE and not is_temporary(Path(name)):
-                yield Path(os.path.relpath(os.path.join(place, name), folder)).as_posix()
+                yield Path(os.path.relpath(os.path.join(where, name), folder)).as_posix()
 
 
 def _some(names: list[str]) -> str:
@@ -208,12 +208,12 @@ def staged(run: Path, name: str) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        place(run, temporary, name)
+        commit(run, temporary, name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def place(run: Path, temporary: Path, name: str) -> None:
+def commit(run: Path, temporary: Path, name: str) -> None:
     """Give a filled folder its checksums and its name, in the place of an earlier one of the run."""
     write_checksums(temporary)
     delete(run, [own for own in own_files(run) if own.startswith(f"{name}/")])

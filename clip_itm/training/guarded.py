@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from clip_itm.distributed import agree
 from clip_itm.files import temporary_name
-from clip_itm.training.folder import STATE, Watched, failed_write, last_complete_checkpoint, place, rotate
+from clip_itm.training.folder import STATE, Watched, commit, failed_write, last_complete_checkpoint, rotate
 
 
 class GuardedTrainer(Trainer):
@@ -66,7 +66,7 @@ class GuardedTrainer(Trainer):
             return self.lost("weights are not finite", self.state.global_step)
         try:
             if self.watched is not None:
-                self.watched.demand()
+                self.watched.require()
         except ValueError as error:
             return error
         return None
@@ -87,19 +87,19 @@ class GuardedTrainer(Trainer):
             agree(self._failure)
             with self._noting_failures():
                 if self.args.should_save:
-                    self._place(name)
+                    self._commit(name)
             agree(self._failure)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
 
-    def _place(self, name: str) -> None:
+    def _commit(self, name: str) -> None:
         best = self.state.best_global_step
         if best is not None:  # else the state would name the temporary folder
             self.state.best_model_checkpoint = str(self.run / f"checkpoint-{best}")
             self.state.save_to_json(str(self._staging / name / STATE))
-        self.watched.demand()
-        place(self.run, self._staging / name, name)
+        self.watched.require()
+        commit(self.run, self._staging / name, name)
         rotate(self.run, best)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:

@@ -7,27 +7,27 @@ from clip_itm.backbones.blocks import parameters
 from clip_itm.training.configuration import TrainingSection
 
 
-def block_multipliers(blocks: list[list], decay: float) -> list[float]:
+def block_lr_multipliers(blocks: list[list], decay: float) -> list[float]:
     """Learning-rate multiplier of each block, from input to output: the top one 1, each below `decay` times it."""
-    return [decay ** (len(blocks) - 1 - number) for number in range(len(blocks))]
+    return [decay ** (len(blocks) - 1 - index) for index in range(len(blocks))]
 
 
 def parameter_groups(model, section: TrainingSection) -> list[dict]:
     """Groups for AdamW: every trainable parameter of an `ItmModel` in exactly one, with its rate and decay.
 
-    Raises `ValueError` for a `rate_multipliers` key with which no trainable parameter begins.
+    Raises `ValueError` for a `lr_multipliers` key with which no trainable parameter begins.
     """
     multiplier: dict[nn.Parameter, float] = {}
     for blocks in (model.backbone.image_blocks(), model.backbone.text_blocks()):
-        for block, value in zip(blocks, block_multipliers(blocks, section.layer_decay), strict=True):
+        for block, value in zip(blocks, block_lr_multipliers(blocks, section.layer_decay), strict=True):
             for parameter in parameters([block]):
                 multiplier[parameter] = value
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    own_rates = _own_rates([name for name, _ in trained], section.rate_multipliers)
+    own_multipliers = _own_multipliers([name for name, _ in trained], section.lr_multipliers)
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in trained:
         decays = section.decay_all or parameter.ndim >= 2
-        key = (own_rates[name] * multiplier.get(parameter, 1.0), section.weight_decay if decays else 0.0)
+        key = (own_multipliers[name] * multiplier.get(parameter, 1.0), section.weight_decay if decays else 0.0)
         group = groups.setdefault(key, {"params": [], "lr": section.learning_rate * key[0], "weight_decay": key[1]})
         group["params"].append(parameter)
     if not groups:
@@ -38,13 +38,13 @@ def parameter_groups(model, section: TrainingSection) -> list[dict]:
     return [groups[key] for key in sorted(groups, reverse=True)]
 
 
-def _own_rates(names: list[str], multipliers: dict[str, float]) -> dict[str, float]:
+def _own_multipliers(names: list[str], multipliers: dict[str, float]) -> dict[str, float]:
     """The factor of each parameter name: that of the longest key with which it begins, else 1."""
     for key in multipliers:
         if not any(name.startswith(key) for name in names):
             parts = sorted({".".join(name.split(".")[:2]) for name in names})
             raise ValueError(
-                f"training.rate_multipliers: no trained parameter begins with {key!r}; expected the beginning of such "
+                f"training.lr_multipliers: no trained parameter begins with {key!r}; expected the beginning of such "
                 f"names as {', '.join(parts)}"
             )
     keys = sorted(multipliers, key=len, reverse=True)

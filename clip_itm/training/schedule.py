@@ -9,18 +9,18 @@ def warmup_steps(warmup: float, total_steps: int) -> int:
     return round(warmup * total_steps) if warmup < 1 else round(warmup)
 
 
-def cosine_multiplier(step: int, warmup: int, total: int) -> float:
+def cosine_lambda(step: int, warmup: int, total: int) -> float:
     """(s + 1) / W in the warm-up of W steps, then half a cosine that would reach 0 at `total`."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def constant_multiplier(step: int, warmup: int) -> float:
+def constant_lambda(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup))
 
 
-def step_multiplier(epoch: int, every: int, at: Sequence[int] = ()) -> float:
+def step_lambda(epoch: int, every: int, at: Sequence[int] = ()) -> float:
     """A tenth after every `every` epochs, or from each of the epochs `at` on, if given.
 
     `epoch` counts from 0, within a piece of CRCL (docs/papers/crcl.md 5.1).
@@ -28,10 +28,10 @@ def step_multiplier(epoch: int, every: int, at: Sequence[int] = ()) -> float:
     return 0.1 ** (sum(epoch >= begin for begin in at) if at else epoch // every)
 
 
-def plateau_multiplier(step: int, warmup: int, steps_per_epoch: int, num_samples: int, epochs: int) -> float:
+def plateau_lambda(step: int, warmup: int, steps_per_epoch: int, num_samples: int, epochs: int) -> float:
     """The published indexing slip, for comparison only: s = samples * epoch + step in epoch, total = samples * epochs.
 
     The rate is flat within an epoch and falls at its borders; it never comes near zero.
     """
     epoch, step_in_epoch = divmod(step, steps_per_epoch)
-    return cosine_multiplier(num_samples * epoch + step_in_epoch, warmup, num_samples * epochs)
+    return cosine_lambda(num_samples * epoch + step_in_epoch, warmup, num_samples * epochs)

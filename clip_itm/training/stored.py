@@ -7,7 +7,7 @@ from pathlib import Path
 from clip_itm.reading import reading
 
 
-def demand_trainer_state(checkpoint: Path) -> None:
+def require_trainer_state(checkpoint: Path) -> None:
     """ValueError where `trainer_state.json` of a checkpoint is not that of its step."""
     from transformers import TrainerState
 
@@ -36,7 +36,7 @@ def reading_state(checkpoint: str | Path | None, *names: str) -> Iterator[None]:
             raise error
 
 
-def demand_weights(checkpoint: str | Path, wanted: set[str]) -> None:
+def require_weights(checkpoint: str | Path, wanted: set[str]) -> None:
     """ValueError where `model.safetensors` of a checkpoint has not all the weights `wanted`."""
     from safetensors import safe_open
 

@@ -24,13 +24,13 @@ from clip_itm.training.encode import Embeddings
 from clip_itm.training.guarded import GuardedTrainer
 from clip_itm.training.optimizer import make_optimizer
 from clip_itm.training.schedule import (
-    constant_multiplier,
-    cosine_multiplier,
-    plateau_multiplier,
-    step_multiplier,
+    constant_lambda,
+    cosine_lambda,
+    plateau_lambda,
+    step_lambda,
     warmup_steps,
 )
-from clip_itm.training.stored import demand_weights, reading_state
+from clip_itm.training.stored import reading_state, require_weights
 
 COLLAPSE_COSINE = 0.99
 
@@ -39,7 +39,7 @@ class ItmTrainer(GuardedTrainer):
     """Trains an `ItmModel` on pairs.
 
     `train_dataset` makes whole batches, `sampler` says which pairs stand in each (global batches, split over
-    processes), `encode_val` gives the embeddings of the dev split (`eval_dataset`, its rows) under the current
+    processes), `encode_val` gives the embeddings of the val split (`eval_dataset`, its rows) under the current
     weights and `score` turns them into a dictionary of metrics with "rsum", by which the best checkpoint is chosen.
     `write_provenance` adds recipe and hashes to a checkpoint folder; `publish` sends a finished run to the Hub.
     """
@@ -114,26 +114,26 @@ class ItmTrainer(GuardedTrainer):
                     stacklevel=2,
                 )
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, self.rate_rule(num_training_steps, warmup)
+                optimizer or self.optimizer, self.lr_lambda(num_training_steps, warmup)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def rate_rule(self, total_steps: int, warmup: int) -> Callable[[int], float]:
+    def lr_lambda(self, total_steps: int, warmup: int) -> Callable[[int], float]:
         """Multiplier of the learning rate by optimiser step."""
         section = self.section
         match section.schedule:
             case "cosine":
-                return lambda step: cosine_multiplier(step, warmup, total_steps)
+                return lambda step: cosine_lambda(step, warmup, total_steps)
             case "constant":
-                return lambda step: constant_multiplier(step, warmup)
+                return lambda step: constant_lambda(step, warmup)
             case "step":
                 return lambda step: (
-                    constant_multiplier(step, warmup)
-                    * step_multiplier(step // self._steps_per_epoch, section.decay_every, section.decay_at)
+                    constant_lambda(step, warmup)
+                    * step_lambda(step // self._steps_per_epoch, section.decay_every, section.decay_at)
                 )
             case "per_epoch_plateau":
-                return lambda step: plateau_multiplier(
+                return lambda step: plateau_lambda(
                     step, warmup, self._steps_per_epoch, len(self.train_dataset), section.epochs
                 )
 
@@ -174,7 +174,7 @@ class ItmTrainer(GuardedTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         own = self.model
         with reading_state(resume_from_checkpoint, "model.safetensors"):
-            demand_weights(resume_from_checkpoint, own.state_dict().keys() - set(own._keys_to_ignore_on_save or ()))
+            require_weights(resume_from_checkpoint, own.state_dict().keys() - set(own._keys_to_ignore_on_save or ()))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -192,7 +192,7 @@ class ItmTrainer(GuardedTrainer):
     # Evaluation and checkpoints
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Recall on the dev split under the current weights; keys `eval_<metric>`."""
+        """Recall on the val split under the current weights; keys `eval_<metric>`."""
         embeddings = self.encode_val()
         if not (embeddings.images.isfinite().all() and embeddings.texts.isfinite().all()):
             raise self.lost("the embeddings are not finite", self.state.global_step)
@@ -264,7 +264,7 @@ def mean_cosine(embeddings: Tensor) -> float:
 
 
 def cosine_gap(images: Tensor, texts: Tensor, caption_image: Tensor) -> float:
-    """Mean cosine of a caption with its own photo, minus that with all photos; unit vectors [Ni, D] and [Nt, D]."""
+    """Mean cosine of a caption with its own image, minus that with all images; unit vectors [Ni, D] and [Nt, D]."""
     images, texts = images.double(), texts.double()
     own = (images[caption_image] * texts).sum(dim=1).mean()
     return float(own - images.mean(dim=0) @ texts.mean(dim=0))

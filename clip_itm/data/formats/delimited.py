@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clip_itm.data.formats.annotation_files import read_text, split_lines
-from clip_itm.data.photo_names import PHOTO_SUFFIXES
+from clip_itm.data.image_names import IMAGE_SUFFIXES
 
 QUOTED = r'"(?:[^"]++|"")*+"'
 FIELD = {separator: rf'(?:{QUOTED}|[^"\n\r{separator}]*+(?:\r(?!\n)[^"\n\r{separator}]*+)*+)' for separator in ",\t"}
 RECORD = {separator: re.compile(rf"{field}(?:{separator}{field})*+") for separator, field in FIELD.items()}
 WHOLE_FIELDS = {separator: re.compile(rf"(?:{field}{separator})*+") for separator, field in FIELD.items()}
 NEXT_FIELD = {separator: re.compile(rf"({field})(?:{separator}|\Z)") for separator, field in FIELD.items()}
-PHOTO_NAME = re.compile(rf"\w(?:{'|'.join(map(re.escape, PHOTO_SUFFIXES))})\b", re.IGNORECASE)
+IMAGE_NAME = re.compile(rf"\w(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\b", re.IGNORECASE)
 QUOTING = "a field with quotes, separators or line breaks in it needs double quotes around it, and quotes in it doubled"
 SEPARATING_COMMA = re.compile(r",(?=\S|$)")  # behind those of prose there is a space
 SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
@@ -157,8 +157,8 @@ def _refuse_swallowed_rows(fields: list[str], columns: int, end: str, number: in
         counted = [(line, count) for line, count in zip(lines, counts, strict=True) if line.strip()]
         are_several = any(count > 1 for _, count in counted) or len(counted) >= MANY_LINES
         are_rows = all(len(SEPARATING_COMMA.findall(line)) == count - 1 for line, count in counted)
-        name_photos = any(line.count(",") == count - 1 > 0 and PHOTO_NAME.search(line) for line, count in counted)
-        if (are_several and are_rows) or name_photos:
+        name_images = any(line.count(",") == count - 1 > 0 and IMAGE_NAME.search(line) for line, count in counted)
+        if (are_several and are_rows) or name_images:
             raise ValueError(
                 f"{path}, line {number}: one field goes over {len(lines)} lines, which look like rows: a quote opens "
                 f"by mistake ({lines[0][:60]!r}); {QUOTING}"
@@ -192,7 +192,7 @@ def _refuse_quoted_lines(lines: list[str], number: int, columns: int, end: str, 
     """ValueError where a quoting program may have written one row over several lines, and they are no rows."""
     record = _whole_record(lines[number - 1], ((k, lines[k]) for k in range(number, len(lines))), end)
     below = [line for line in record.split(end)[1:] if line.strip()]
-    are_rows = all(line.count("\t") == columns - 1 and PHOTO_NAME.search(line) for line in below)
+    are_rows = all(line.count("\t") == columns - 1 and IMAGE_NAME.search(line) for line in below)
     if below and not are_rows and RECORD["\t"].fullmatch(record) and len(_fields(record, "\t")) == columns:
         _refuse_quoted(path, number, record)
 

@@ -1,4 +1,4 @@
-"""Names of photos in tables, which other systems write differently: Unicode forms, backslashes, URLs, drive letters."""
+"""Names of images in tables, which other systems write differently: Unicode forms, backslashes, URLs, drive letters."""
 
 import os
 import re
@@ -15,12 +15,12 @@ WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 def canonical(name: str) -> str:
-    """The one spelling of a photo's name: composed characters (NFC), slashes."""
+    """The one spelling of an image's name: composed characters (NFC), slashes."""
     return name if name.isascii() and "\\" not in name else unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
 def check_name(name: object, where: str) -> str:
-    """The name of a photo in a cell, without white space around it.
+    """The name of an image in a cell, without white space around it.
 
     Raises BrokenRow where there is none, and ValueError for a URL and for a path of a Windows machine; both begin with
     `where`.
@@ -39,15 +39,15 @@ def check_name(name: object, where: str) -> str:
     return name
 
 
-def are_two_photos(path: str, other: str) -> bool:
+def are_two_images(path: str, other: str) -> bool:
     """Whether two spellings of one name are files of their own."""
     return os.path.exists(path) and os.path.exists(other) and not os.path.samefile(path, other)
 
 
 def found_on_disk(rows: Dataset) -> Dataset:
-    """The rows with the names that their photos have on the disk, where a table spells them otherwise.
+    """The rows with the names that their images have on the disk, where a table spells them otherwise.
 
-    Only names that can be spelled otherwise are looked at, and only where all photos are files. Raises ValueError where
+    Only names that can be spelled otherwise are looked at, and only where all images are files. Raises ValueError where
     several files fit.
     """
     paths: list[str] = []

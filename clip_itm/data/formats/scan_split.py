@@ -31,10 +31,10 @@ def scan_split_files(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_scan_split(ids_file: Path, captions_file: Path, captions_per_image: int) -> Iterator[ImageCaptions]:
-    """The photos of one split, in file order, with their captions.
+    """The images of one split, in file order, with their captions.
 
-    Published files come in two conventions, and both are accepted: one id a caption (used as it is; equal neighbours
-    are one photo) or one id a photo (`captions_per_image` caption lines each). Raises ValueError otherwise.
+    Published files come in two conventions, and both are accepted: one id per caption (used as it is; equal neighbours
+    are one image) or one id per image (`captions_per_image` caption lines each). Raises ValueError otherwise.
     """
     ids, captions = [line.strip() for line in read_lines(ids_file)], read_lines(captions_file)
     if "" in ids:
@@ -45,8 +45,8 @@ def read_scan_split(ids_file: Path, captions_file: Path, captions_per_image: int
         runs = [(image_id, captions_per_image) for image_id in ids]
     else:
         raise ValueError(
-            f"{ids_file} has {len(ids)} ids and {captions_file.name} has {len(captions)} captions; expected one id a "
-            f"caption ({len(captions)} ids) or one id a photo of {captions_per_image} captions "
+            f"{ids_file} has {len(ids)} ids and {captions_file.name} has {len(captions)} captions; expected one id per "
+            f"caption ({len(captions)} ids) or one id per photo of {captions_per_image} captions "
             f"({len(ids) * captions_per_image} captions)"
         )
     start = 0

@@ -1,4 +1,4 @@
-"""Which split a photo belongs to: names as people write them, lists of names, or a hash of the photo's id."""
+"""Which split an image belongs to: names as people write them, lists of names, or a hash of the image's id."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from clip_itm.data.formats.annotation_files import written_lines
 ALIASES = {
     "train": "train",
     "training": "train",
-    "restval": "train",  # Karpathy's part of the COCO validation photos that everybody trains on
+    "restval": "train",  # Karpathy's part of the COCO validation images that everybody trains on
     "val": "val",
     "valid": "val",
     "validation": "val",
@@ -29,7 +29,7 @@ def split_name(value: object, where: str) -> str:
 
 
 def hash_split(image_id: str, seed: int, val_fraction: float, test_fraction: float) -> str:
-    """A photo's split by SHA-256 of seed and id: the same on every machine, whatever other photos there are."""
+    """An image's split by SHA-256 of seed and id: the same on every machine, whatever other images there are."""
     digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < test_fraction:
@@ -38,12 +38,12 @@ def hash_split(image_id: str, seed: int, val_fraction: float, test_fraction: flo
 
 
 def hashed_splits(image_ids: Iterable[str], data: HashedSplit) -> dict[str, str]:
-    """Photo id -> split by hash. ValueError, naming the keys to set, where train or val would stay empty."""
-    shares = data.split_seed, data.val_fraction, data.test_fraction
-    splits = {image_id: hash_split(image_id, *shares) for image_id in image_ids}
-    shares = {"train": 1 - data.val_fraction - data.test_fraction, "val": data.val_fraction}
-    for name, share in shares.items():
-        if splits and share and name not in splits.values():
+    """Image id -> split by hash. ValueError, naming the keys to set, where train or val would stay empty."""
+    fractions = data.split_seed, data.val_fraction, data.test_fraction
+    splits = {image_id: hash_split(image_id, *fractions) for image_id in image_ids}
+    fractions = {"train": 1 - data.val_fraction - data.test_fraction, "val": data.val_fraction}
+    for name, fraction in fractions.items():
+        if splits and fraction and name not in splits.values():
             key, change = ("test_fraction", "lower") if name == "train" else ("val_fraction", "higher")
             raise ValueError(
                 f"data: {len(splits)} photos are too few for a split by hash with data.val_fraction "
@@ -55,7 +55,7 @@ def hashed_splits(image_ids: Iterable[str], data: HashedSplit) -> dict[str, str]
 
 
 def read_split_files(files: dict[str, Path]) -> dict[str, str]:
-    """Photo name -> split, from {split: file with one photo name a line}."""
+    """Image name -> split, from {split: file with one image name a line}."""
     splits: dict[str, str] = {}
     for split, file in files.items():
         for number, line in written_lines(file):

@@ -58,7 +58,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(content, dict):
         content = _rows_of_columns(content, path)
     if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a list of objects, one a row, got {str(content)[:80]!r}")
+        raise ValueError(f"{path}: expected a list of objects, one per row, got {str(content)[:80]!r}")
     for number, values in enumerate(content):
         yield f"{path.name}[{number}]", _object(values, f"{path}, entry {number}")
 
@@ -74,8 +74,8 @@ def _rows_of_columns(content: dict, path: Path) -> list[dict]:
         if {"images", "annotations"} <= content.keys():
             raise ValueError(f"{path}: these are COCO captions, which data.source: coco reads, and no table")
         raise ValueError(
-            f"{path}: expected a list of objects, one a row, or an object of columns of equal length; found an object "
-            f"of {', '.join(list(content)[:8])} (pandas: to_json({path.name!r}, orient='records'))"
+            f"{path}: expected a list of objects, one per row, or an object of columns of equal length; found an "
+            f"object of {', '.join(list(content)[:8])} (pandas: to_json({path.name!r}, orient='records'))"
         )
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -1,6 +1,6 @@
 """The one builder under every source that is read from files or drawn: rows in, memory-mapped Arrow out.
 
-The builder is instantiated directly (`datasets` runs no loading scripts any more). What is cached is text: a photo is
+The builder is instantiated directly (`datasets` runs no loading scripts any more). What is cached is text: an image is
 stored as its path. The cache answers only for exactly the same question, so its key covers the values of the section,
 the content of everything named by `depends_on` and the code that reads it: an edited caption file is never served
 stale. What is kept is compared with its checksums, and prepared anew where it is damaged.
@@ -31,10 +31,10 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
     """What most sources are made of: a subclass has `split_rows`, and `depends_on` if it reads files.
 
     `load()` gives the splits, keyed train, val, test. What a reader has to say about the files ("5 lines without a
-    photo") it appends to `notes`; they are kept with the cache, in `Dataset.info.description`.
+    image") it appends to `notes`; they are kept with the cache, in `Dataset.info.description`.
     """
 
-    # True where a list of photos is known to name some that nobody has: they are left out, and no error
+    # True where a list of images is known to name some that nobody has: they are left out, and no error
     missing_is_normal = False
 
     def __init__(self, data: DataSection):
@@ -77,7 +77,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
 
     def _key(self) -> str:
         values = self.data.model_dump(exclude=set(DataSection.model_fields))
-        values["skip_broken"] = self.data.skip_broken  # what has no photo or caption is then a row without, no error
+        values["skip_broken"] = self.data.skip_broken  # what has no image or caption is then a row without, no error
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         code = {Path(sys.modules[type(self).__module__].__file__), *Path(__file__).parents[1].rglob("*.py")}
         for path in [*sorted(code), *self.depends_on()]:

@@ -1,11 +1,11 @@
-"""CC120K, and other parts of Conceptual Captions: one caption a photo.
+"""CC120K, and other parts of Conceptual Captions: one caption per image.
 
-    root/annotations/scan_split/{train,dev,test}_{ids,caps}.txt with photos root/images/<id>.jpg
-    root/{train,dev,test}.tsv      `caption<TAB>path or URL`, photos below root/images
+    root/annotations/scan_split/{train,dev,test}_{ids,caps}.txt with images root/images/<id>.jpg
+    root/{train,dev,test}.tsv      `caption<TAB>path or URL`, images below root/images
 
-A path starts at the photo folder; of a URL the last part is the file name there. Web photos vanish: rows of a TSV
-without a photo are left out, counted and named. Where several URLs end in the same name nobody can tell whose photo the
-file is, so all of them are left out.
+A path starts at the image folder; of a URL the last part is the file name there. Web images vanish: rows of a TSV
+without an image are left out, counted and named. Where several URLs end in the same name nobody can tell whose image
+the file is, so all of them are left out.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from clip_itm.data.configuration import Cc120kData
 from clip_itm.data.formats.annotation_files import existing_root, first_existing, given_path, written_lines
 from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
-from clip_itm.data.rows import Split, photo_row
+from clip_itm.data.rows import Split, image_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 TSV_FILES = {
@@ -25,8 +25,8 @@ TSV_FILES = {
 }
 
 
-def photo_name(reference: str) -> str:
-    """The photo's path below the photo folder, from a path or a URL."""
+def image_name(reference: str) -> str:
+    """The image's path below the image folder, from a path or a URL."""
     if "://" in reference:
         return unquote(urlsplit(reference).path).rsplit("/", 1)[-1]
     return reference.removeprefix("./")
@@ -44,14 +44,14 @@ def read_tsv(path: Path) -> list[tuple[int, str, str]]:
 
 
 def load(data: Cc120kData) -> dict[str, Split]:
-    """Captions of the web, one a photo; ValueError where `root` has neither of the layouts above."""
+    """Captions of the web, one per image; ValueError where `root` has neither of the layouts above."""
     return Cc120kImages(data).load()
 
 
 class Cc120kImages(CaptionedImages):
     def __init__(self, data: Cc120kData):
         self.root = existing_root(data.root)
-        self.photos = given_path(data.images or "images", self.root)
+        self.image_folder = given_path(data.images or "images", self.root)
         self.scan_split = find_scan_split(self.root)
         files = {split: first_existing(self.root, names) for split, names in TSV_FILES.items()}
         self.tsv_files = {split: file for split, file in files.items() if file is not None}
@@ -72,7 +72,7 @@ class Cc120kImages(CaptionedImages):
         files = scan_split_files(self.scan_split)
         return {
             split: (
-                photo_row(self.photos / f"{image_id}.jpg", image_id, captions, caption_ids)
+                image_row(self.image_folder / f"{image_id}.jpg", image_id, captions, caption_ids)
                 for image_id, captions, caption_ids in read_scan_split(*pair, captions_per_image=1)
             )
             for split, pair in files.items()
@@ -81,17 +81,17 @@ class Cc120kImages(CaptionedImages):
     def _tsv_rows(self) -> dict[str, list[dict]]:
         lines = {split: read_tsv(file) for split, file in self.tsv_files.items()}
         references = {reference for rows in lines.values() for _, _, reference in rows}
-        owners = Counter(photo_name(reference) for reference in references)
+        owners = Counter(image_name(reference) for reference in references)
         splits: dict[str, list[dict]] = {}
         for split, file in self.tsv_files.items():
-            photos: dict[str, tuple[list[str], list[str]]] = {}
+            texts_of: dict[str, tuple[list[str], list[str]]] = {}
             ambiguous = []
             for number, caption, reference in lines[split]:
-                name = photo_name(reference)
+                name = image_name(reference)
                 if owners[name] > 1 or not name:
                     ambiguous.append(reference)
                     continue
-                captions, caption_ids = photos.setdefault(name, ([], []))
+                captions, caption_ids = texts_of.setdefault(name, ([], []))
                 captions.append(caption)
                 caption_ids.append(f"{file.name}:{number}")
             if ambiguous:
@@ -99,5 +99,5 @@ class Cc120kImages(CaptionedImages):
                     f"{file.name}: {len(ambiguous)} rows left out, because their file name is not theirs alone: "
                     f"{', '.join(ambiguous[:20])}"
                 )
-            splits[split] = [photo_row(self.photos / name, name, *texts) for name, texts in photos.items()]
+            splits[split] = [image_row(self.image_folder / name, name, *texts) for name, texts in texts_of.items()]
         return splits

@@ -5,7 +5,7 @@
     root/annotations/scan_split/{train,dev,test}_{ids,caps}.txt
 
 Layout "auto" takes Karpathy's file if there is one, then scan_split, then the official files; of the official years the
-newest whose photo folders are there. Photos lie in {train,val}{2014,2017}/, in images/{train,val}{2014,2017}/ or in
+newest whose image folders are there. Images lie in {train,val}{2014,2017}/, in images/{train,val}{2014,2017}/ or in
 images/, named as COCO ships them (COCO_val2014_000000000042.jpg, 000000000042.jpg) or COCO_2014_000000000042.jpg.
 """
 
@@ -19,30 +19,30 @@ from clip_itm.data.formats.annotation_files import check_text, existing_root, fi
 from clip_itm.data.formats.cells import captions_of
 from clip_itm.data.formats.karpathy import read_karpathy
 from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
-from clip_itm.data.rows import Split, photo_row
+from clip_itm.data.rows import Split, image_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
 
 FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 KARPATHY_FILES = ("dataset_coco.json", "annotations/dataset_coco.json")
-PHOTO_NAME = re.compile(r"(?:COCO_(?:train2014|val2014|2014)_)?(\d{12})\.jpg")
+IMAGE_NAME = re.compile(r"(?:COCO_(?:train2014|val2014|2014)_)?(\d{12})\.jpg")
 
 
-def photo_folders(root: Path) -> list[Path]:
+def image_folders(root: Path) -> list[Path]:
     candidates = [parent / name for parent in (root, root / "images") for name in FOLDERS]
     return [folder for folder in [*candidates, root / "images"] if folder.is_dir()]
 
 
-def index_photos(root: Path) -> dict[int, str]:
-    """COCO id -> photo file, over all photo folders; the 2014 and 2017 releases hold the same photo under an id."""
-    photos: dict[int, str] = {}
-    for folder in photo_folders(root):
+def index_images(root: Path) -> dict[int, str]:
+    """COCO id -> image file, over all image folders; the 2014 and 2017 releases hold the same image under an id."""
+    images: dict[int, str] = {}
+    for folder in image_folders(root):
         for name in os.listdir(folder):
-            if match := PHOTO_NAME.fullmatch(name):
-                photos.setdefault(int(match[1]), os.path.join(folder, name))
-    return photos
+            if match := IMAGE_NAME.fullmatch(name):
+                images.setdefault(int(match[1]), os.path.join(folder, name))
+    return images
 
 
-def read_official(annotations: Path, photo_folder: Path) -> Iterator[dict]:
+def read_official(annotations: Path, image_folder: Path) -> Iterator[dict]:
     """Rows of one captions_*.json, in the order of its `images`. Ids may be numbers or their text."""
     data = read_json(annotations)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
@@ -70,7 +70,7 @@ def read_official(annotations: Path, photo_folder: Path) -> Iterator[dict]:
     for image in data["images"]:
         image_id = whole_number(image["id"], "id")
         texts = [list(column) for column in zip(*captions[image_id], strict=True)] or [[], []]
-        yield photo_row(photo_folder / image["file_name"], image_id, *texts)
+        yield image_row(image_folder / image["file_name"], image_id, *texts)
 
 
 def whole_number(value: object, key: str) -> str:
@@ -110,47 +110,47 @@ class CocoImages(CaptionedImages):
         return "scan_split" if self.scan_split is not None else "official"
 
     def _official_files(self) -> dict[str, tuple[Path, Path]]:
-        """{split: (captions file, photo folder)} of one year: the newest that has photos."""
+        """{split: (captions file, image folder)} of one year: the newest that has images."""
         years = {}
         for year in ("2017", "2014"):
             for split in ("train", "val"):
                 name = f"captions_{split}{year}.json"
                 if annotations := first_existing(self.root, (f"annotations/{name}", name)):
-                    photos = first_existing(self.root, (f"{split}{year}", f"images/{split}{year}"))
-                    years.setdefault(year, {})[split] = (annotations, photos or self.root / f"{split}{year}")
+                    images = first_existing(self.root, (f"{split}{year}", f"images/{split}{year}"))
+                    years.setdefault(year, {})[split] = (annotations, images or self.root / f"{split}{year}")
         if not years:
             raise ValueError(
                 f"{self.root}: found none of dataset_coco.json, annotations/scan_split/, "
                 "annotations/captions_{train,val}{2014,2017}.json"
             )
-        with_photos = [files for files in years.values() if all(photos.is_dir() for _, photos in files.values())]
-        return (with_photos or list(years.values()))[0]
+        with_images = [files for files in years.values() if all(images.is_dir() for _, images in files.values())]
+        return (with_images or list(years.values()))[0]
 
     def depends_on(self) -> list[Path]:
         if self.layout == "official":
             return [path for pair in self.official.values() for path in pair]
         if self.layout == "karpathy":
-            return [self.karpathy, *photo_folders(self.root)]
+            return [self.karpathy, *image_folders(self.root)]
         files = scan_split_files(self.scan_split).values()
-        return [file for pair in files for file in pair] + photo_folders(self.root)
+        return [file for pair in files for file in pair] + image_folders(self.root)
 
     def split_rows(self) -> dict[str, Rows]:
         if self.layout == "official":
             return {split: read_official(*files) for split, files in self.official.items()}
-        photos = index_photos(self.root)
+        images = index_images(self.root)
         if self.layout == "karpathy":
-            return read_karpathy(self.karpathy, lambda image: self._locate(image, photos))
+            return read_karpathy(self.karpathy, lambda image: self._locate(image, images))
         files = scan_split_files(self.scan_split)
-        return {split: self._scan_split_rows(*pair, photos) for split, pair in files.items()}
+        return {split: self._scan_split_rows(*pair, images) for split, pair in files.items()}
 
-    def _locate(self, image: dict, photos: dict[int, str]) -> tuple[str, str]:
+    def _locate(self, image: dict, images: dict[int, str]) -> tuple[str, str]:
         expected = self.root / image.get("filepath", "images") / image["filename"]
         number = whole_number(image["cocoid"], "cocoid")
-        return photos.get(int(number) if number.isdecimal() else None, str(expected)), number
+        return images.get(int(number) if number.isdecimal() else None, str(expected)), number
 
-    def _scan_split_rows(self, ids_file: Path, captions_file: Path, photos: dict[int, str]) -> Rows:
+    def _scan_split_rows(self, ids_file: Path, captions_file: Path, images: dict[int, str]) -> Rows:
         for line, captions, caption_ids in read_scan_split(ids_file, captions_file, self.data.captions_per_image):
             if not line.isdecimal():
                 raise ValueError(f"{ids_file}: photo id {line!r} is not a COCO number")
             expected = self.root / "images" / f"COCO_2014_{int(line):012d}.jpg"
-            yield photo_row(photos.get(int(line), str(expected)), str(int(line)), captions, caption_ids)
+            yield image_row(images.get(int(line), str(expected)), str(int(line)), captions, caption_ids)

@@ -1,11 +1,11 @@
-"""People's own data: a photo folder and a table (CSV, TSV, JSONL, JSON) of an image column and one or more captions.
+"""People's own data: an image folder and a table (CSV, TSV, JSONL, JSON) of an image column and one or more captions.
 
-Captions of a photo may stand in a list (in JSON, or written into a cell: `formats/cells.py`), in several columns, or
-in several rows. The split comes from a column, from `split_files` (lists of photo names, or one caption table a split),
-or from a seeded hash of the photo's path, so that adding photos never moves old ones to another split.
+Captions of an image may stand in a list (in JSON, or written into a cell: `formats/cells.py`), in several columns, or
+in several rows. The split comes from a column, from `split_files` (lists of image names, or one caption table a split),
+or from a seeded hash of the image's path, so that adding images never moves old ones to another split.
 
 A column `caption_weights` (or `caption_weight`) says how much each caption of the row counts in training, from 0 to 1.
-The columns `image_id` and `caption_ids`, both together, keep the ids that photo and captions have elsewhere; without
+The columns `image_id` and `caption_ids`, both together, keep the ids that image and captions have elsewhere; without
 them ids are the path below the root and the place in the table: a line that is put in between renames the captions
 below it, which changes the split's hash as any edit does.
 """
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from clip_itm.data.configuration import FolderData
 from clip_itm.data.formats.annotation_files import BrokenRow, existing_root, first_existing, given_path
 from clip_itm.data.formats.cells import captions_of, ids_of, weights_of
-from clip_itm.data.formats.name_spelling import are_two_photos, canonical, check_name
+from clip_itm.data.formats.name_spelling import are_two_images, canonical, check_name
 from clip_itm.data.formats.splits import hashed_splits, read_split_files, split_name
 from clip_itm.data.formats.tables import (
     CAPTION_COLUMNS,
@@ -33,8 +33,8 @@ from clip_itm.data.formats.tables import (
     is_table,
     read_table,
 )
-from clip_itm.data.left_out import shown
-from clip_itm.data.rows import WEIGHTED_ROW_FEATURES, Split, photo_row
+from clip_itm.data.rows import WEIGHTED_ROW_FEATURES, Split, image_row
+from clip_itm.data.skipped import shown
 from clip_itm.data.sources.builder import CaptionedImages
 
 TABLES = (
@@ -62,11 +62,11 @@ class Columns(NamedTuple):
     captions: list[str]
     split: str | None
     weights: str
-    ids: list[str]  # of the photo, of the captions
+    ids: list[str]  # of the image, of the captions
 
 
 def load(data: FolderData) -> dict[str, Split]:
-    """A photo folder and its table; ValueError where there is no table, a column is missing or a row cannot be used."""
+    """An image folder and its table; ValueError where the table or a column is missing or a row cannot be used."""
     return FolderImages(data).load()
 
 
@@ -105,24 +105,24 @@ class FolderImages(CaptionedImages):
 
     def split_rows(self) -> dict[str, list[dict]]:
         if self.split_tables:
-            return {split: self._read_photos(file, split)[split] for split, file in self.split_tables.items()}
-        return self._read_photos(self.table, None)
+            return {split: self._read_images(file, split)[split] for split, file in self.split_tables.items()}
+        return self._read_images(self.table, None)
 
-    def _read_photos(self, table: Path, table_split: str | None) -> dict[str, list[dict]]:
-        """Rows by split, photos in the order of their first row in the table."""
-        photos: dict[str, dict] = {}
+    def _read_images(self, table: Path, table_split: str | None) -> dict[str, list[dict]]:
+        """Rows by split, images in the order of their first row in the table."""
+        images: dict[str, dict] = {}
         splits: dict[str, str] = {}
         columns = None
         for where, values in read_table(table):
             columns = columns or self._columns(values, table)
-            row = self._photo(values, columns, where, photos)
+            row = self._image(values, columns, where, images)
             captions, caption_ids = self._row_captions(values, columns, where)
             if table_split is None and columns.split is not None:
                 split = split_name(values.get(columns.split), f"{where}, column {columns.split!r}")
                 if splits.setdefault(row["image_id"], split) != split:
                     was = splits[row["image_id"]]
                     raise ValueError(f"{where}: photo {row['image_id']} is in split {split}, but was in {was} before")
-            photos[row["image_id"]] = row
+            images[row["image_id"]] = row
             row["captions"] += [caption.strip() for caption in captions]
             row["caption_ids"] += caption_ids
             weights, count = values.get(columns.weights, [1.0] * len(captions)), len(captions)
@@ -132,40 +132,40 @@ class FolderImages(CaptionedImages):
         if self.broken and not self.data.skip_broken:
             raise _all_of(self.broken)
         if table_split is not None:
-            return {table_split: list(photos.values())}
-        return self._by_split(photos, splits)
+            return {table_split: list(images.values())}
+        return self._by_split(images, splits)
 
-    def _photo(self, values: dict, columns: Columns, where: str, photos: dict[str, dict]) -> dict:
-        """The row of a photo, one of `photos` where it was named before."""
+    def _image(self, values: dict, columns: Columns, where: str, images: dict[str, dict]) -> dict:
+        """The row of an image, one of `images` where it was named before."""
         try:
             name = check_name(values.get(columns.image), f"{where}: column {columns.image!r}")
         except BrokenRow as error:
             self.broken.append(error)
-            return photo_row("", where, [], []) | {"image": None, "caption_weights": []}
+            return image_row("", where, [], []) | {"image": None, "caption_weights": []}
         path, image_id = self._locate(name)
         own_id = all(column in values for column in columns.ids)
         if own_id and (values[columns.ids[0]] is None or not (image_id := str(values[columns.ids[0]])).strip()):
             raise ValueError(f"{where}: column {columns.ids[0]!r} is empty")
-        row = photos.get(image_id)
+        row = images.get(image_id)
         if row is None:
-            return photo_row(path, image_id, [], []) | {"caption_weights": []}
+            return image_row(path, image_id, [], []) | {"caption_weights": []}
         was = row["image"]["path"]
-        if was != path and (own_id or are_two_photos(was, path)):
+        if was != path and (own_id or are_two_images(was, path)):
             raise ValueError(f"{where}: photo {image_id} is {path}, but was {was} before")
         return row
 
-    def _by_split(self, photos: dict[str, dict], splits: dict[str, str]) -> dict[str, list[dict]]:
+    def _by_split(self, images: dict[str, dict], splits: dict[str, str]) -> dict[str, list[dict]]:
         if self.split_lists:
             listed = read_split_files(self.split_lists)
             splits = {self._locate(name)[1]: split for name, split in listed.items()}
-            if unknown := [name for name in splits if name not in photos]:
+            if unknown := [name for name in splits if name not in images]:
                 raise ValueError(f"{self.table}: no row for {len(unknown)} photos of data.split_files: {unknown[:20]}")
-            if unused := len(photos) - len(splits):
+            if unused := len(images) - len(splits):
                 self.notes.append(f"{self.table.name}: {unused} photos are in no split file")
         elif not splits:
-            splits = hashed_splits(photos, self.data)
+            splits = hashed_splits(images, self.data)
         rows: dict[str, list[dict]] = {}
-        for image_id, row in photos.items():
+        for image_id, row in images.items():
             if image_id in splits:
                 rows.setdefault(splits[image_id], []).append(row)
         return rows
@@ -196,7 +196,7 @@ class FolderImages(CaptionedImages):
         return Columns(image, captions, split, weights, [find_column(values, name) or name for name in ID_COLUMNS])
 
     def _locate(self, name: str) -> tuple[str, str]:
-        """Photo file and photo id: the path below the root, so that the id is the same on every machine."""
+        """Image file and image id: the path below the root, so that the id is the same on every machine."""
         path = os.path.normpath(os.path.join(self.root, name))
         below = os.path.join(self.root, "")
         image_id = path.removeprefix(below) if path.startswith(below) else name
@@ -205,7 +205,7 @@ class FolderImages(CaptionedImages):
 
     def _row_captions(self, values: dict, columns: Columns, where: str) -> tuple[list[str], list[str]]:
         """Captions and their ids; of several columns the empty ones only mean that there are fewer captions."""
-        captions, places = [], []
+        captions, positions = [], []
         several = len(columns.captions) > 1
         for column in columns.captions:
             value = values.get(column)
@@ -218,10 +218,10 @@ class FolderImages(CaptionedImages):
                 found = [""]
             place = f"{where}:{column}" if several else where
             captions += found
-            places += [place] if len(found) == 1 else [f"{place}:{number}" for number in range(len(found))]
+            positions += [place] if len(found) == 1 else [f"{place}:{index}" for index in range(len(found))]
         if all(column in values for column in columns.ids):
             return captions, ids_of(values[columns.ids[1]], len(captions), f"{where}, column {columns.ids[1]!r}")
-        return captions, places
+        return captions, positions
 
 
 def _all_of(broken: list[BrokenRow]) -> BrokenRow:

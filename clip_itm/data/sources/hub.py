@@ -1,7 +1,7 @@
-"""Any data set of the Hub, or one written by `save_to_disk`: columns are mapped, photos stay where they are.
+"""Any data set of the Hub, or one written by `save_to_disk`: columns are mapped, images stay where they are.
 
 No builder is needed: `datasets` has the rows in Arrow already, and only the small text columns are built anew beside
-the untouched image column. Rows of the same photo are one photo, wherever they stand: `sources/hub_photos.py`.
+the untouched image column. Rows of the same image are one image, wherever they stand: `sources/hub_images.py`.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from clip_itm.data.formats.cells import captions_of
 from clip_itm.data.formats.name_spelling import found_on_disk
 from clip_itm.data.formats.splits import ALIASES, hashed_splits, split_name
 from clip_itm.data.rows import ROW_FEATURES, Split
-from clip_itm.data.sources.hub_photos import column_of, images_of, photos_of
+from clip_itm.data.sources.hub_images import column_of, image_ids_of, images_of
 
 
 def load(data: HubData) -> dict[str, Split]:
@@ -73,11 +73,11 @@ def _divide(dataset: Dataset, data: HubData, name: str) -> dict[str, Dataset]:
         where = f"{data.path}, row %d, column {data.split_column!r}"
         found = [split_name(cell, where % row) for row, cell in enumerate(column_of(dataset, "split_column", data))]
         first_rows: dict[int, int] = {}
-        for row, photo in enumerate(owner):
-            first = first_rows.setdefault(photo, row)
+        for row, image in enumerate(owner):
+            first = first_rows.setdefault(image, row)
             if found[row] != found[first]:
                 raise ValueError(
-                    f"{where % row}: photo {image_ids[photo]} is in split {found[row]}, but in row {first} it is in "
+                    f"{where % row}: photo {image_ids[image]} is in split {found[row]}, but in row {first} it is in "
                     f"{found[first]}"
                 )
         splits = [found[row] for row in first_rows.values()]
@@ -90,14 +90,14 @@ def _divide(dataset: Dataset, data: HubData, name: str) -> dict[str, Dataset]:
 
 
 def _to_rows(dataset: Dataset, data: HubData, name: str) -> tuple[Dataset, list[int]]:
-    """ROW_FEATURES, one row a photo in the order of their first rows; and the photo [rows] of every given row."""
+    """ROW_FEATURES, one row per image in the order of their first rows; and the image [rows] of every given row."""
     cells = column_of(dataset, "caption_column", data)
     images = images_of(dataset, data, name)
-    image_ids, by = photos_of(dataset, images, data, name)
+    image_ids, by = image_ids_of(dataset, images, data, name)
     firsts: dict[str, int] = {}
     for row, image_id in enumerate(image_ids):
         firsts.setdefault(image_id, row)
-    numbers = {image_id: number for number, image_id in enumerate(firsts)}
+    rows_of = {image_id: number for number, image_id in enumerate(firsts)}
     captions: list[list[str]] = [[] for _ in image_ids]
     caption_ids: list[list[str]] = [[] for _ in image_ids]
     for row, image_id in enumerate(image_ids):
@@ -106,7 +106,7 @@ def _to_rows(dataset: Dataset, data: HubData, name: str) -> tuple[Dataset, list[
         caption_ids[firsts[image_id]] += [f"{name}:{row}:{number}" for number in range(len(found))]
     columns = {"image_id": image_ids, "captions": captions, "caption_ids": caption_ids}
     texts = Dataset.from_dict(columns, features=Features({key: ROW_FEATURES[key] for key in columns}))
-    # rows are chosen after the columns are joined: joining would copy the photos of chosen rows
+    # rows are chosen after the columns are joined: joining would copy the images of chosen rows
     rows = datasets.concatenate_datasets([images, texts], axis=1)
     rows.info.description = ""  # the Hub's text about the data set is no note of ours
     if len(firsts) < len(rows):
@@ -114,7 +114,7 @@ def _to_rows(dataset: Dataset, data: HubData, name: str) -> tuple[Dataset, list[
         rows.info.description = (
             f"split {name}: {len(image_ids)} rows are {len(firsts)} photos (the same {by} is one photo)"
         )
-    return rows, [numbers[image_id] for image_id in image_ids]
+    return rows, [rows_of[image_id] for image_id in image_ids]
 
 
 def _captions(cell: object, data: HubData, where: str) -> list[str]:

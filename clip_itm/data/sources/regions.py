@@ -1,10 +1,10 @@
 """Data sets of precomputed region features in the layout of SCAN and its successors (docs/papers/crcl.md 7.1).
 
-root/{train,dev,test,testall}_ims.npy    [n, R, C] float32 or float16, one row a photo or one a caption
-root/..._caps.txt                        a caption a line, all captions of a photo on neighbouring lines
+root/{train,dev,test,testall}_ims.npy    [n, R, C] float32 or float16, one row per image or one per caption
+root/..._caps.txt                        a caption per line, all captions of an image on neighbouring lines
 root/..._caps.tsv                        or `id<TAB>caption` (CC152K), without quoting
-root/..._ids.txt                         optional: photo ids, one a photo or one a caption
-root/..._clip_ims.npy, ..._clip_caps.npy optional: vectors [photos, G] and [captions, G] of another model
+root/..._ids.txt                         optional: image ids, one per image or one per caption
+root/..._clip_ims.npy, ..._clip_caps.npy optional: vectors [images, G] and [captions, G] of another model
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ import numpy as np
 
 from clip_itm.data.configuration import RegionsData
 from clip_itm.data.formats.annotation_files import existing_root, first_existing, given_path, read_json, read_lines
-from clip_itm.data.region_features import RegionFeatures, demand_repeated_rows, mapped
-from clip_itm.data.rows import Split, photo_row
+from clip_itm.data.region_features import RegionFeatures, mapped, require_repeated_rows
+from clip_itm.data.rows import Split, image_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
 
-DEV_CAPTIONS = 5000  # what published programs read of dev
+VAL_CAPTIONS = 5000  # what published programs read of val
 
 
 def load(data: RegionsData) -> dict[str, Split]:
-    """Rows with regions in place of photos; ValueError where a file does not fit its captions."""
+    """Rows with regions in place of images; ValueError where a file does not fit its captions."""
     return RegionsImages(data).load()
 
 
 class RegionsImages(CaptionedImages):
-    """The rows of a region data set: photos without pixels, unless `images` and `id_mapping` tell their files."""
+    """The rows of a region data set: images without pixels, unless `images` and `id_mapping` tell their files."""
 
     def __init__(self, data: RegionsData):
         self.root = existing_root(data.root)
@@ -58,7 +58,7 @@ class RegionsImages(CaptionedImages):
         return {split: self._rows(split, files) for split in self.names}
 
     def read_captions(self, split: str) -> list[str]:
-        """All captions of the split's file, before dev is cut; ValueError where they do not divide among photos."""
+        """All captions of the split's file, before val is cut; ValueError where they do not divide among images."""
         file = self._captions(self.names[split])
         captions = read_tsv_captions(file) if file.suffix == ".tsv" else read_lines(file)
         if len(captions) % self.data.captions_per_image:
@@ -71,9 +71,9 @@ class RegionsImages(CaptionedImages):
     def kept_captions(self, split: str, count: int) -> int:
         """How many of `count` captions are read."""
         per_image = self.data.captions_per_image
-        if split != "val" or self.data.whole_dev:
+        if split != "val" or self.data.whole_val:
             return count
-        return min(count, DEV_CAPTIONS // per_image * per_image)
+        return min(count, VAL_CAPTIONS // per_image * per_image)
 
     def _rows(self, split: str, files: dict[str, str] | None) -> Iterator[dict]:
         captions, per_image = self.read_captions(split), self.data.captions_per_image
@@ -83,10 +83,10 @@ class RegionsImages(CaptionedImages):
             lines = range(start, start + per_image)
             texts = [captions[line] for line in lines], [f"{name}:{line + 1}" for line in lines]
             image_id = ids[start // per_image]
-            row = photo_row(self._photo(image_id, files), image_id, *texts)
+            row = image_row(self._image(image_id, files), image_id, *texts)
             yield row if files is not None else {**row, "image": None}
 
-    def _photo(self, image_id: str, files: dict[str, str] | None) -> Path:
+    def _image(self, image_id: str, files: dict[str, str] | None) -> Path:
         if files is None:
             return Path()
         if image_id not in files:
@@ -94,7 +94,7 @@ class RegionsImages(CaptionedImages):
         return given_path(self.data.images, self.root) / files[image_id]
 
     def _ids(self, split: str, count: int) -> list[str]:
-        """One id a photo; without an ids file their numbers."""
+        """One id per image; without an ids file their numbers."""
         name, per_image = self.names[split], self.data.captions_per_image
         file = self.root / f"{name}_ids.txt"
         if not file.exists():
@@ -104,7 +104,7 @@ class RegionsImages(CaptionedImages):
         ids = [line.strip() for line in read_lines(file)]
         if len(ids) not in (count, count // per_image):
             raise ValueError(
-                f"{file} has {len(ids)} ids; expected one a photo ({count // per_image}) or one a caption ({count})"
+                f"{file} has {len(ids)} ids; expected one per photo ({count // per_image}) or one per caption ({count})"
             )
         return ids[::per_image] if len(ids) == count else ids
 
@@ -117,11 +117,11 @@ class RegionsImages(CaptionedImages):
             raise ValueError(f"{file}: expected float32 or float16 [n, R, C], found {array.dtype} {list(array.shape)}")
         if len(array) not in (count, count // per_image):
             raise ValueError(
-                f"{file} has {len(array)} rows and the split {count} captions; expected one row a caption ({count}) or "
-                f"one a photo of {per_image} captions ({count // per_image}); see data.captions_per_image"
+                f"{file} has {len(array)} rows and the split {count} captions; expected one row per caption ({count}) "
+                f"or one per photo of {per_image} captions ({count // per_image}); see data.captions_per_image"
             )
-        rows_per_photo = per_image if len(array) == count else 1
-        demand_repeated_rows(file, array, rows_per_photo)
+        rows_per_image = per_image if len(array) == count else 1
+        require_repeated_rows(file, array, rows_per_image)
         kept = self.kept_captions(split, count)
         vectors: list[Path | None] = [None, None]
         if self.data.global_vectors:
@@ -129,7 +129,7 @@ class RegionsImages(CaptionedImages):
             for path, rows in zip(vectors, (count // per_image, count), strict=True):
                 if len(mapped(path)) != rows:
                     raise ValueError(f"{path} has {len(mapped(path))} rows, expected {rows}")
-        return RegionFeatures(file, rows_per_photo, np.arange(kept // per_image), np.arange(kept), *vectors)
+        return RegionFeatures(file, rows_per_image, np.arange(kept // per_image), np.arange(kept), *vectors)
 
 
 def read_tsv_captions(file: Path) -> list[str]:

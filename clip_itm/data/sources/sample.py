@@ -2,7 +2,7 @@
 
 Two or three shapes of eight colours and two sizes lie on one of five backgrounds. A caption tells everything, or only
 a part, the way people do, in varying words; so a tiny model learns retrieval from 2,000 scenes in about a minute, and
-wrong captions hurt it as they hurt on photos. Scene n of a split depends on (seed, split, n) alone: a larger data set
+wrong captions hurt it as they hurt on images. Scene n of a split depends on (seed, split, n) alone: a larger data set
 begins with the smaller one.
 """
 
@@ -89,11 +89,11 @@ class SampleImages(CaptionedImages):
         return {split: self._rows(split) for split in SPLIT_NAMES}
 
     def _rows(self, split: str) -> Iterator[dict]:
-        for number in range(getattr(self.data, f"{split}_photos")):
-            generator = np.random.default_rng([self.data.seed, SPLIT_NAMES.index(split), number])
+        for index in range(getattr(self.data, f"{split}_images")):
+            generator = np.random.default_rng([self.data.seed, SPLIT_NAMES.index(split), index])
             scene = draw_scene(generator)
-            captions = describe(scene, generator)
-            name = f"{split}-{number:05d}"
+            captions = captions_for(scene, generator)
+            name = f"{split}-{index:05d}"
             yield {
                 "image": {"path": None, "bytes": png(paint(scene, self.data.image_size, generator))},
                 "image_id": name,
@@ -129,7 +129,7 @@ def pick(generator: np.random.Generator, choices):
 # Words
 
 
-def describe(scene: Scene, generator: np.random.Generator) -> list[str]:
+def captions_for(scene: Scene, generator: np.random.Generator) -> list[str]:
     """Five captions: everything, a relation, its reverse with the ground, a list, and one shape with its place."""
     first, second, *others = (scene.shapes[k] for k in generator.permutation(len(scene.shapes)))
 

@@ -34,7 +34,7 @@ from clip_itm.methods.aahr.relation import (
     regulariser,
 )
 from clip_itm.methods.aahr.triplet import sampled_triplet_losses
-from clip_itm.methods.scores import local_targets, same_photo
+from clip_itm.methods.scores import local_targets, same_image
 
 
 class Gates(NamedTuple):
@@ -80,10 +80,10 @@ class AahrCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses [b] of each term that takes part, weighted; in evaluation mode those of the triplets alone.
 
-        `scores`: see `global_scores`; `keys`: [b, D] of the momentum encoders, of photos and captions.
+        `scores`: see `global_scores`; `keys`: [b, D] of the momentum encoders, of images and captions.
         """
         config = self.config
-        positive = same_photo(scores[0], image_ids)
+        positive = same_image(scores[0], image_ids)
         losses = {"triplet": config.reference_batch * self.triplet(*scores, positive)}
         if not self.training:
             return losses
@@ -150,11 +150,11 @@ class AahrCriterion(nn.Module):
         return total, regulariser(relation, v, t)[own]
 
     def queue_losses(self, images: Encoded, texts: Encoded, keys: tuple[Tensor, Tensor], image_ids: Tensor) -> Tensor:
-        """L_queue [b]: captions are the keys of photos, and the other way round."""
+        """L_queue [b]: captions are the keys of images, and the other way round."""
         queue, config = self.queue, self.config
         queue.move_to(keys[0])
-        left_out = image_ids[:, None] == queue.ids if config.mask_same_image else None
+        mask = image_ids[:, None] == queue.ids if config.mask_same_image else None
         queries = [side.fused if config.queue_query == "fused" else side.local for side in (images, texts)]
         queries = [rows.to(keys[0]) for rows in queries]
-        found = info_nce(queries[0], keys[1], queue.texts, config.queue_temperature, left_out)
-        return found + info_nce(queries[1], keys[0], queue.images, config.queue_temperature, left_out)
+        found = info_nce(queries[0], keys[1], queue.texts, config.queue_temperature, mask)
+        return found + info_nce(queries[1], keys[0], queue.images, config.queue_temperature, mask)

@@ -21,7 +21,7 @@ from clip_itm.methods.aahr.configuration import AahrHeadConfig
 
 
 class Encoded(NamedTuple):
-    """What the loss needs of a photo or a caption."""
+    """What the loss needs of an image or a caption."""
 
     fused: Tensor  # f [B, D]
     local: Tensor  # l [B, D], not normalised
@@ -72,8 +72,8 @@ def max_k(tokens: Tensor, mask: Tensor, k: int) -> Tensor:
     return largest.masked_fill(absent[..., None], 0).sum(dim=1) / count.clamp(min=1)[:, None]
 
 
-class Encoder(nn.Module):
-    """Photos or captions to `Encoded`. Padding changes nothing, unless `config.mask_padding` is off."""
+class TokenEncoder(nn.Module):
+    """Images or captions to `Encoded`. Padding changes nothing, unless `config.mask_padding` is off."""
 
     def __init__(self, config: AahrHeadConfig, tokens_width: int, pooled_width: int, projection: str = "linear"):
         super().__init__()

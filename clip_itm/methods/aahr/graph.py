@@ -1,7 +1,7 @@
 """The instance graph of AAHR, in training only (docs/papers/aahr.md 7.3, 7.4).
 
 G(x; M, W, b) = LeakyReLU_0.2(M (dropout(x) W) + b)                       M is not normalised
-x1 = [G(v; R_ii), G(t; R_tt)],  x2 = G(x1; R),  x3 = x2 / |x2| + [v; t]   R [2B, 2B], photos before captions
+x1 = [G(v; R_ii), G(t; R_tt)],  x2 = G(x1; R),  x3 = x2 / |x2| + [v; t]   R [2B, 2B], images before captions
 v', t' = rows of a transformer layer over x3 with bias w_m * R where nodes are connected, of unit length
 """
 
@@ -31,7 +31,7 @@ def attention_bias(relevance: Tensor, connected: Tensor, weight: float) -> Tenso
 
 
 class InstanceGraph(nn.Module):
-    """Photos and captions of a batch as 2B nodes that learn from each other."""
+    """Images and captions of a batch as 2B nodes that learn from each other."""
 
     def __init__(self, width: int, num_heads: int, dropout: float, graph_dropout: float, bias_weight: float):
         super().__init__()

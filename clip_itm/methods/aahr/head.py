@@ -6,7 +6,7 @@ from torch import Tensor
 from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.methods.aahr.configuration import AahrHeadConfig
 from clip_itm.methods.aahr.criterion import AahrCriterion
-from clip_itm.methods.aahr.encoder import Encoded, Encoder
+from clip_itm.methods.aahr.encoder import Encoded, TokenEncoder
 from clip_itm.methods.base import Head
 from clip_itm.methods.scores import global_scores
 from clip_itm.similarity.base import Similarity
@@ -20,9 +20,9 @@ class FusedDotProduct(Similarity):
 
     def __init__(self, config: AahrHeadConfig, widths: FeatureWidths):
         super().__init__()
-        self.image_encoder = Encoder(config, widths.image_tokens, widths.pooled, config.image_projection)
-        self.text_encoder = Encoder(config, widths.text_tokens, widths.pooled)
-        self.text_encoder.projection.linear.reset_parameters()  # photos have Xavier's, as published
+        self.image_encoder = TokenEncoder(config, widths.image_tokens, widths.pooled, config.image_projection)
+        self.text_encoder = TokenEncoder(config, widths.text_tokens, widths.pooled)
+        self.text_encoder.projection.linear.reset_parameters()  # images have Xavier's, as published
 
     def embed_images(self, features: Features) -> Tensor:
         return self.image_encoder(features).fused
@@ -40,7 +40,7 @@ class FusedDotProduct(Similarity):
 class AahrHead(Head):
     """Two-grain embeddings, trained by sampled triplets, shared prototypes, an instance graph and momentum queues.
 
-    `keys` are the embeddings [b, D] of photos and captions of this batch under the momentum encoders. Training sets
+    `keys` are the embeddings [b, D] of images and captions of this batch under the momentum encoders. Training sets
     them before every batch; without them there is no queue.
     """
 

@@ -11,7 +11,7 @@ from clip_itm.distributed import gather_constant
 
 
 class KeyQueue:
-    """The latest keys of photos and captions, `images` and `texts` [M, D], `ids` of their photos int64 [M].
+    """The latest keys of images and captions, `images` and `texts` [M, D], `ids` of their images int64 [M].
 
     `pointer` is the place of the next key, `count` how many are there. Every process holds all of them, and they stay
     equal. They live where the keys that are written live.
@@ -31,9 +31,9 @@ class KeyQueue:
         """Put the keys [b, D] of all processes in, in their order, in place of the oldest ones."""
         images, texts, image_ids = (gather_constant(rows.detach()) for rows in (images, texts, image_ids))
         self.move_to(images)
-        places = (self.pointer + torch.arange(len(images), device=images.device)) % len(self.ids)
-        self.images[places], self.texts[places] = F.normalize(images, dim=1), F.normalize(texts, dim=1)
-        self.ids[places] = image_ids
+        positions = (self.pointer + torch.arange(len(images), device=images.device)) % len(self.ids)
+        self.images[positions], self.texts[positions] = F.normalize(images, dim=1), F.normalize(texts, dim=1)
+        self.ids[positions] = image_ids
         self.pointer = (self.pointer + len(images)) % len(self.ids)
         self.count = min(self.count + len(images), len(self.ids))
 
@@ -56,16 +56,14 @@ class KeyQueue:
         self.pointer, self.count = state["place"].tolist()
 
 
-def info_nce(
-    queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, left_out: Tensor | None = None
-) -> Tensor:
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """Cross-entropy [b] of each query [b, D] with its own key [b, D] among the `queue` [M, D].
 
-    `left_out` bool [b, M]: keys in the queue that are no negatives of the query.
+    `skipped` bool [b, M]: keys in the queue that are no negatives of the query.
     """
     queries, keys, queue = (F.normalize(rows, dim=1) for rows in (queries, keys, queue))
     own, others = (queries * keys).sum(dim=1, keepdim=True), queries @ queue.T
-    if left_out is not None:
-        others = others.masked_fill(left_out, -torch.inf)
+    if mask is not None:
+        others = others.masked_fill(mask, -torch.inf)
     logits = torch.cat([own, others], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device), reduction="none")

@@ -1,10 +1,10 @@
-"""How photos and captions of a batch relate: relevance and connections (docs/papers/aahr.md 7.1, 7.2, 7.6).
+"""How images and captions of a batch relate: relevance and connections (docs/papers/aahr.md 7.1, 7.2, 7.6).
 
 Within a modality, from the local embeddings x of unit length:     R_ab = exp(-|x_a - x_b| / sigma)
 Across, from fragments (unit regions r, unit words w):             s_wr = LeakyReLU_0.1(w . r)
 
-    R_ci = mean_w max_r s_wr / |s_:r|      what photo i says to caption c
-    R_ic = mean_r max_w s_wr / |s_w:|      what caption c says to photo i
+    R_ci = mean_w max_r s_wr / |s_:r|      what image i says to caption c
+    R_ic = mean_r max_w s_wr / |s_w:|      what caption c says to image i
 
 Rows receive. Fragments carry no gradient, so neither does relevance across modalities, unless an MLP of the best
 fragment scores is added to it.
@@ -31,13 +31,13 @@ class Relation(NamedTuple):
     text_text: Tensor
 
     def joint(self) -> Tensor:
-        """[2B, 2B], photos before captions."""
+        """[2B, 2B], images before captions."""
         top = torch.cat([self.image_image, self.image_text], dim=1)
         return torch.cat([top, torch.cat([self.text_image, self.text_text], dim=1)])
 
 
 class FragmentScores(NamedTuple):
-    """Of b photos and B captions, 0 at fragments that do not count."""
+    """Of b images and B captions, 0 at fragments that do not count."""
 
     words: Tensor  # [b, B, L]: max_r s_wr / |s_:r|
     regions: Tensor  # [b, B, R]: max_w s_wr / |s_w:|
@@ -111,7 +111,7 @@ class EdgeMlp(nn.Module):
 def connections(scores: Tensor, neighbours: float) -> Tensor:
     """Bool [N, M]: of each row the floor(neighbours * M) largest, at least one, and what ties with them (7.2).
 
-    Pairs of one photo tie, though their scores may have been rounded differently.
+    Pairs of one image tie, though their scores may have been rounded differently.
     """
     count = max(1, int(neighbours * scores.shape[1]))
     return scores >= scores.topk(count, dim=1).values[:, -1:] - _rounding(scores)
@@ -136,5 +136,5 @@ def gather_fragments(fragments: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gather_columns(rows: Tensor) -> Tensor:
-    """[b, B] of every process, one row a photo, to all columns [B, B], one column a photo."""
+    """[b, B] of every process, one row per image, to all columns [B, B], one column per image."""
     return gather_with_gradient(rows).T

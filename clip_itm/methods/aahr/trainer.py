@@ -23,9 +23,9 @@ class MomentumEncoders:
     "eval" it takes over running statistics as they are, in "train" it has its own.
     """
 
-    def __init__(self, model: nn.Module, share: float, mode: str):
+    def __init__(self, model: nn.Module, decay: float, mode: str):
         self.model, self.mode = model, mode
-        self.average = get_ema_multi_avg_fn(share)
+        self.average = get_ema_multi_avg_fn(decay)
         own = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
         own[id(model.head.criterion)] = model.head.criterion
         self.copy = copy.deepcopy(model, own)
@@ -95,13 +95,13 @@ class AahrTrainer(ItmTrainer):
 
     @torch.no_grad()
     def _keys(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Embeddings [b, D] of photos and captions under the momentum encoders, row k of pair k."""
-        about_pairs = ("photo", "image_ids", "pair_ids", "pair_weight")
+        """Embeddings [b, D] of images and captions under the momentum encoders, row k of pair k."""
+        about_pairs = ("image_index", "image_ids", "pair_ids", "pair_weight")
         encoded = {name: value for name, value in inputs.items() if name not in about_pairs}
         with self.accelerator.autocast():
             output = self.momentum.copy(**encoded)
-        images, photo = output.image_embeds, inputs.get("photo")
-        return (images if photo is None else images[photo]), output.text_embeds
+        images, image_index = output.image_embeds, inputs.get("image_index")
+        return (images if image_index is None else images[image_index]), output.text_embeds
 
     # Checkpoints
 

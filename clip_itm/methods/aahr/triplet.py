@@ -63,7 +63,7 @@ def triplet_losses(scores: Tensor, triplets: Triplets, margin: float) -> Tensor:
 def sampled_triplet_losses(
     rows: Tensor, columns: Tensor, positive: Tensor, margin: float, cutoff: float, clamp: bool = True
 ) -> Tensor:
-    """Both directions of the local pairs, [b]: `rows` [b, B] photo to captions, `columns` [b, B] caption to photos."""
+    """Both directions of the local pairs, [b]: `rows` [b, B] image to captions, `columns` [b, B] caption to images."""
     total = 0
     for scores in (rows, columns):
         triplets = draw_triplets(negative_weights(scores, positive, cutoff, clamp), positive)

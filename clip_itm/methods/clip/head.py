@@ -1,17 +1,17 @@
 """The plain contrastive head: CLIP's loss (Radford et al. 2021, section 2.3).
 
-    S = exp(logit_scale) * A B^T                         A [B, D] photos, B [B, D] captions, rows of unit length
+    S = exp(logit_scale) * A B^T                         A [B, D] images, B [B, D] captions, rows of unit length
     l[k] = (CE(S[k, :], k) + CE(S[:, k], k)) / 2         one value per pair
     loss = mean_k l[k]
 
-Two pairs of the same photo in one batch make a caption of a photo its own "negative". `same_photo` says what becomes
+Two pairs of the same image in one batch make a caption of an image its own "negative". `same_image` says what becomes
 of it:
 
-    negative   as published: one target per row. Summed over the k captions of a photo this is the cross-entropy
+    negative   as published: one target per row. Summed over the k captions of an image this is the cross-entropy
                against a target shared equally among them; a mode for shared targets would change nothing.
-    mask       the other captions of the photo are neither right nor wrong; they leave the denominator.
-    positive   -log of the probability of all captions of the photo together (multiple-instance NCE, Miech et al.
-               2020, eq. 1): one of them has to be right, not every one; a photo counts once among the candidates.
+    mask       the other captions of the image are neither right nor wrong; they leave the denominator.
+    positive   -log of the probability of all captions of the image together (multiple-instance NCE, Miech et al.
+               2020, eq. 1): one of them has to be right, not every one; an image counts once among the candidates.
 """
 
 import math
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_itm.methods.base import Head
-from clip_itm.methods.scores import global_scores, local_targets, same_photo
+from clip_itm.methods.scores import global_scores, local_targets, same_image
 from clip_itm.methods.section import ContrastiveSection
 from clip_itm.similarity.base import Similarity
 from clip_itm.similarity.build import build_similarity
@@ -29,18 +29,18 @@ from clip_itm.similarity.cosine import Cosine
 
 
 def contrastive_cross_entropy(
-    logits: Tensor, targets: Tensor, same_photo: Tensor | None = None, mode: str = "negative"
+    logits: Tensor, targets: Tensor, same_image: Tensor | None = None, mode: str = "negative"
 ) -> Tensor:
     """Cross-entropy of every row, in one direction.
 
-    `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B] (True where the column
-    is a pair of the row's photo, the own one included; not needed for "negative"). Returns [b].
+    `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_image` bool [b, B] (True where the column
+    is a pair of the row's image, the own one included; not needed for "negative"). Returns [b].
     """
-    if mode == "negative" or same_photo is None:
+    if mode == "negative" or same_image is None:
         return F.cross_entropy(logits, targets, reduction="none")
     if mode == "positive":
-        return logits.logsumexp(dim=1) - logits.masked_fill(~same_photo, -torch.inf).logsumexp(dim=1)
-    siblings = same_photo.scatter(1, targets[:, None], False)
+        return logits.logsumexp(dim=1) - logits.masked_fill(~same_image, -torch.inf).logsumexp(dim=1)
+    siblings = same_image.scatter(1, targets[:, None], False)
     return F.cross_entropy(logits.masked_fill(siblings, -torch.inf), targets, reduction="none")
 
 
@@ -55,13 +55,13 @@ def contrastive_losses(
     """Per-pair loss l of the local pairs against the global batch (docs/papers/npc.md 2.2).
 
     `images`, `captions` [b, ...] embeddings, row k is pair k, by default unit vectors [b, D] compared by cosine;
-    `scale` multiplies similarities; `image_ids` int64 [b] names the photo of each pair (needed unless `mode` is
+    `scale` multiplies similarities; `image_ids` int64 [b] names the image of each pair (needed unless `mode` is
     "negative"). Returns [b]; its mean is the loss.
     """
     rows, columns = global_scores(similarity or Cosine(), images, captions)
     targets, siblings = local_targets(rows), None
     if image_ids is not None and mode != "negative":
-        siblings = same_photo(rows, image_ids)
+        siblings = same_image(rows, image_ids)
     image_to_text = contrastive_cross_entropy(scale * rows, targets, siblings, mode)
     text_to_image = contrastive_cross_entropy(scale * columns, targets, siblings, mode)
     return (image_to_text + text_to_image) / 2
@@ -110,7 +110,7 @@ class ClipHead(Head):
 
     def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
         """Per-pair loss [b] of the local pairs against the global batch."""
-        return contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_photo, self.similarity)
+        return contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_image, self.similarity)
 
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
         losses = self.losses(images, texts, image_ids)

@@ -34,7 +34,7 @@ class CrclHeadConfig(HeadSection):
     softmax_set: Annotated[int, Field(ge=2)] | None = Field(
         None, description="candidates of a pair, so that probabilities mean the same in larger batches; default: all"
     )
-    same_photo: Literal["negative", "mask"] = Field(
+    same_image: Literal["negative", "mask"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as published), or left out"
     )
 

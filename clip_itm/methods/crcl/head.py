@@ -37,7 +37,7 @@ class CrclHead(Head):
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
         """See `Head.loss`. In training it refines the labels; `pair_weight` has become their first value."""
         config = self.config
-        siblings = image_ids if config.same_photo == "mask" else None
+        siblings = image_ids if config.same_image == "mask" else None
         scores = global_scores(self.similarity, images, texts)
         rows, columns, targets = match_both_ways(*scores, config.temperature, siblings, config.softmax_set)
         p = matching_probability(rows, columns)

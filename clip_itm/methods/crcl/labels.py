@@ -110,8 +110,8 @@ class LabelStore:
 
     def histogram(self, bins: int = 10) -> list[float]:
         """Shares of the (finite) labels in `bins` equal parts of [0, 1], the upper end counted in the last."""
-        places = (self.labels.cpu() * bins).long().clamp(0, bins - 1)
-        return (torch.bincount(places, minlength=bins) / len(places)).tolist()
+        positions = (self.labels.cpu() * bins).long().clamp(0, bins - 1)
+        return (torch.bincount(positions, minlength=bins) / len(positions)).tolist()
 
 
 def expected_probability(gap: float, temperature: float, candidates: int) -> float:

@@ -1,6 +1,6 @@
 """The active complementary loss of CRCL (Qin et al., NeurIPS 2023; docs/papers/crcl.md 3).
 
-    P = softmax(S / tau) of every row, Q = softmax(S^T / tau) of every row       S [B, B], rows are photos
+    P = softmax(S / tau) of every row, Q = softmax(S^T / tau) of every row       S [B, B], rows are images
     p_i = (P_ii + Q_ii) / 2                                                      moves the label y_i, see labels.py
     A_i = -log P_ii - log Q_ii                                                   active: InfoNCE in both directions
     C_i(P) = sum_{j != i} tan P_ij / (sum_j tan P_ij)^(1 - y_i)                  complementary, one direction
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip_itm.methods.scores import local_targets, same_photo
+from clip_itm.methods.scores import local_targets, same_image
 
 
 class Matching(NamedTuple):
@@ -27,15 +27,15 @@ class Matching(NamedTuple):
     probabilities: Tensor  # [b, B], rows add up to 1
 
 
-def match(logits: Tensor, targets: Tensor, left_out: Tensor | None = None) -> Matching:
+def match(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Matching:
     """Softmax of every row, in float32 or more.
 
-    `logits` [b, B], similarity over temperature; `targets` int64 [b], column of the row's own pair; `left_out` bool
+    `logits` [b, B], similarity over temperature; `targets` int64 [b], column of the row's own pair; `skipped` bool
     [b, B], columns that are no candidates of the row: their probability is 0 (never the own column).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if left_out is not None:
-        logits = logits.masked_fill(left_out, -torch.inf)
+    if mask is not None:
+        logits = logits.masked_fill(mask, -torch.inf)
     log_probabilities = logits.log_softmax(dim=1)
     return Matching(log_probabilities.gather(1, targets[:, None])[:, 0], log_probabilities.exp())
 
@@ -47,24 +47,24 @@ def match_both_ways(
     image_ids: Tensor | None = None,
     softmax_set: int | None = None,
 ) -> tuple[Matching, Matching, Tensor]:
-    """The local pairs against the global batch: photo to captions, caption to photos, and `targets` int64 [b].
+    """The local pairs against the global batch: image to captions, caption to images, and `targets` int64 [b].
 
-    `rows`, `columns` [b, B]: see `global_scores`. With `image_ids` int64 [b] other pairs of the photo
+    `rows`, `columns` [b, B]: see `global_scores`. With `image_ids` int64 [b] other pairs of the image
     are no candidates. With `softmax_set` = k the candidates of pair g of the global batch are the pairs of its block
     g // k, so that p means the same in a larger batch (docs/papers/crcl.md 9); ValueError where k does not divide it.
     """
     targets = local_targets(rows)
     candidates = torch.arange(rows.shape[1], device=rows.device)
-    left_out = torch.zeros_like(rows, dtype=torch.bool)
+    mask = torch.zeros_like(rows, dtype=torch.bool)
     if image_ids is not None:
-        left_out |= same_photo(rows, image_ids)
+        mask |= same_image(rows, image_ids)
     if softmax_set is not None:
         if len(candidates) % softmax_set:
             raise ValueError(f"softmax_set {softmax_set} does not divide the global batch of {len(candidates)} pairs")
-        left_out |= (targets // softmax_set)[:, None] != (candidates // softmax_set)[None, :]
-    left_out.scatter_(1, targets[:, None], False)
-    image_to_text = match(rows / temperature, targets, left_out)
-    text_to_image = match(columns / temperature, targets, left_out)
+        mask |= (targets // softmax_set)[:, None] != (candidates // softmax_set)[None, :]
+    mask.scatter_(1, targets[:, None], False)
+    image_to_text = match(rows / temperature, targets, mask)
+    text_to_image = match(columns / temperature, targets, mask)
     return image_to_text, text_to_image, targets
 
 

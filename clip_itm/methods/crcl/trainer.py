@@ -87,16 +87,16 @@ class CrclTrainer(ItmTrainer):
         self.optimizer.optimizer.state.clear()
         self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
 
-    def rate_rule(self, total_steps: int, warmup: int) -> Callable[[int], float]:
+    def lr_lambda(self, total_steps: int, warmup: int) -> Callable[[int], float]:
         """Every piece runs through the schedule from its beginning."""
         if len(self.schedules) == 1:
-            return super().rate_rule(total_steps, warmup)
+            return super().lr_lambda(total_steps, warmup)
         lengths = [
             epochs * self._steps_per_epoch for epochs in piece_lengths(self.schedules, self.config.frozen_epochs)
         ]
         starts = np.cumsum([0, *lengths[:-1]])
         rules = [
-            super(CrclTrainer, self).rate_rule(length, warmup_steps(self.section.warmup, length)) for length in lengths
+            super(CrclTrainer, self).lr_lambda(length, warmup_steps(self.section.warmup, length)) for length in lengths
         ]
 
         def multiplier(step: int) -> float:
@@ -140,7 +140,7 @@ class CrclTrainer(ItmTrainer):
             )
         summary = {"method_epoch": epoch + 1, "piece": phase.piece, "label_mean": float(labels.mean())}
         summary |= {"label_zero": store.share_zero}
-        summary |= {f"label_share_{number}": share for number, share in enumerate(store.histogram())}
+        summary |= {f"label_share_{bin}": fraction for bin, fraction in enumerate(store.histogram())}
         if self.is_clean is not None:
             for name, scores in (("label", labels), ("probability", store.probabilities.cpu().numpy())):
                 known = ~np.isnan(scores)
@@ -202,17 +202,17 @@ def first_labels(
     if head.initial_labels == "one":
         return None if pairs.weight is None else torch.tensor(pairs.weight)  # Arrow's own is read-only
     embeddings = encoder.encode(data.train)
-    source, photo = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
+    source, image_index = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
     labels = torch.empty(len(pairs))
-    siblings = photo if head.same_photo == "mask" else None
+    siblings = image_index if head.same_image == "mask" else None
     candidates, score = head.softmax_set or training.batch_size, scoring(encoder.model)
     for batch, _ in seeded_batches(len(pairs), candidates, training.seed):
-        logits = score(embeddings.images[photo[batch]], embeddings.texts[source[batch]]) / head.temperature
+        logits = score(embeddings.images[image_index[batch]], embeddings.texts[source[batch]]) / head.temperature
         targets = torch.arange(len(batch))
-        left_out = None
+        mask = None
         if siblings is not None:
-            left_out = (siblings[batch, None] == siblings[None, batch]).fill_diagonal_(False)
-        labels[batch] = matching_probability(match(logits, targets, left_out), match(logits.T, targets, left_out))
+            mask = (siblings[batch, None] == siblings[None, batch]).fill_diagonal_(False)
+        labels[batch] = matching_probability(match(logits, targets, mask), match(logits.T, targets, mask))
     if pairs.weight is not None:
         labels *= torch.tensor(pairs.weight)
     return label_filter(labels, head.label_threshold)

@@ -62,7 +62,7 @@ class TripletSection(Section):
 
 
 class InfoNceSection(Section):
-    """The contrastive loss on set similarities; other captions of a photo are left out."""
+    """The contrastive loss on set similarities; other captions of an image are left out."""
 
     kind: Literal["infonce"] = "infonce"
     temperature: PositiveFloat | None = Field(
@@ -71,7 +71,7 @@ class InfoNceSection(Section):
 
 
 class DiveHeadConfig(HeadSection):
-    """A set of diverse embeddings a photo and a caption, compared by smooth-Chamfer similarity."""
+    """A set of diverse embeddings per image and a caption, compared by smooth-Chamfer similarity."""
 
     kind: Literal["dive"] = "dive"
     image_elements: PositiveInt = Field(4, description="elements of a photo's set")

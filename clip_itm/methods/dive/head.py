@@ -1,4 +1,4 @@
-"""DivE: a set of diverse embeddings a photo and a caption (Kim et al., CVPR 2023; docs/papers/dive.md)."""
+"""DivE: a set of diverse embeddings per image and a caption (Kim et al., CVPR 2023; docs/papers/dive.md)."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from clip_itm.methods.dive.configuration import DiveHeadConfig
 from clip_itm.methods.dive.losses import circular_variance, discrepancy, diversity, orthogonality, triplet_losses
 from clip_itm.methods.dive.set_prediction import SetOutput, SetPrediction
 from clip_itm.methods.dive.set_similarity import SetSimilarity
-from clip_itm.methods.scores import global_scores, local_targets, same_photo
+from clip_itm.methods.scores import global_scores, local_targets, same_image
 
 
 class DiveHead(Head):
@@ -52,10 +52,10 @@ class DiveHead(Head):
         return self.similarity.text_sets(features)
 
     def pair_losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [b] of the local pairs on their sets [b, K, D]: photo to caption, caption to photo."""
+        """Losses [b] of the local pairs on their sets [b, K, D]: image to caption, caption to image."""
         rows, columns = global_scores(self.similarity, images, texts)
         targets = local_targets(rows)
-        siblings = same_photo(rows, image_ids)
+        siblings = same_image(rows, image_ids)
         loss = self.config.loss
         if loss.kind == "infonce":
             return tuple(

@@ -2,13 +2,13 @@
 
     L = i2t + t2i + 0.01 MMD + 0.01 (Div_images + Div_captions)
 
-    i2t = mean_k [ margin - S_kk + max_{j: another photo's} S_kj ]_+      S [B, B], rows are photos, row k is pair k
+    i2t = mean_k [ margin - S_kk + max_{j: another image's} S_kj ]_+      S [B, B], rows are images, row k is pair k
     t2i   the same of S^T
-    MMD = mean kernel(X, X) - 2 mean kernel(X, Y) + mean kernel(Y, Y)     X elements of all photos, Y of all captions
+    MMD = mean kernel(X, X) - 2 mean kernel(X, Y) + mean kernel(Y, Y)     X elements of all images, Y of all captions
     kernel(a, b) = exp(-gamma |a - b|)
     Div = mean over items of 2 / (K (K - 1)) sum_{k<l} exp(-2 |e_k - e_l|^2)      e_k unit slots
 
-Both directions are means over pairs, so that the scale does not depend on the batch. A photo with several captions in
+Both directions are means over pairs, so that the scale does not depend on the batch. An image with several captions in
 the batch stands in several rows: each of its captions is an anchor, none a negative.
 """
 
@@ -20,19 +20,19 @@ from clip_itm.distributed import gather_constant, gather_with_gradient
 from clip_itm.methods.triplet.head import hinge_losses
 
 
-def triplet_losses(scores: Tensor, targets: Tensor, same_photo: Tensor, margin: float, negatives: str) -> Tensor:
+def triplet_losses(scores: Tensor, targets: Tensor, same_image: Tensor, margin: float, negatives: str) -> Tensor:
     """Loss of every local pair in one direction; the mean over all processes' pairs is that of the batch (6.1, 6.2).
 
-    `scores` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B] (no negatives).
+    `scores` [b, B], `targets` int64 [b] (column of the row's own pair), `same_image` bool [b, B] (no negatives).
     `negatives`: "hardest" of the row; "all": the mean over all negatives of the batch; "clamped": hinges cut at the
     margin, over the number of those above 0. A row without negatives costs nothing.
     """
     if negatives == "hardest":
-        return hinge_losses(scores, targets, same_photo, margin, hardest=True)
+        return hinge_losses(scores, targets, same_image, margin, hardest=True)
     if negatives == "all":
-        sums, counts = hinge_losses(scores, targets, same_photo, margin, hardest=False), (~same_photo).sum()
+        sums, counts = hinge_losses(scores, targets, same_image, margin, hardest=False), (~same_image).sum()
     else:
-        hinges = (margin - scores.gather(1, targets[:, None]) + scores).masked_fill(same_photo, 0).clamp(0, margin)
+        hinges = (margin - scores.gather(1, targets[:, None]) + scores).masked_fill(same_image, 0).clamp(0, margin)
         sums, counts = hinges.sum(dim=1), (hinges > 0).sum()
     return sums * scores.shape[1] / gather_constant(counts[None]).sum().clamp(min=1)
 
@@ -50,7 +50,7 @@ def laplacian_kernel(rows: Tensor, columns: Tensor, gamma: float = 0.5, squared:
 
 
 def discrepancy(images: Tensor, texts: Tensor, gamma: float = 0.5, squared: bool = False) -> Tensor:
-    """MMD of the elements of all photos and captions; the mean over processes is that of the batch (6.3).
+    """MMD of the elements of all images and captions; the mean over processes is that of the batch (6.3).
 
     `images` [b, K, D], `texts` [b, L, D]: local sets, each against those of all processes.
     """

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 LONGEST, LARGEST_SIDE = 100, 50  # rows of the learned tables
 
 
-def sine(places: Tensor, count: Tensor | int, width: int) -> Tensor:
+def sine(positions: Tensor, count: Tensor | int, width: int) -> Tensor:
     """Places p [...] (1-based) among `count` to [..., width]: sine at even, cosine at odd channels, in float32.
 
     The angle 2 pi p / count runs once around; channels i, i + 1 slow it down by 10000^(i / width), i even.
     """
-    angle = 2 * math.pi * places.float() / (count + 1e-6)
-    frequency = 10000 ** (torch.arange(0, width, 2, device=places.device) / width)
+    angle = 2 * math.pi * positions.float() / (count + 1e-6)
+    frequency = 10000 ** (torch.arange(0, width, 2, device=positions.device) / width)
     phase = angle[..., None] / frequency
     return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2)
 
@@ -49,12 +49,12 @@ class Positions(nn.Module):
         """`mask` bool [B, N], tokens that count, to [B, N, C] or, on a grid, [N, C]."""
         if self.kind.endswith("_grid"):
             return self._grid(mask)
-        places = (torch.ones_like(mask) if self.of_batch else mask).cumsum(dim=1)
+        positions = (torch.ones_like(mask) if self.of_batch else mask).cumsum(dim=1)
         if self.kind == "sine":
-            return sine(places, places[:, -1:], self.channels)
+            return sine(positions, positions[:, -1:], self.channels)
         if mask.shape[1] > LONGEST:
             raise ValueError(f"head.module: learned positions go up to {LONGEST} tokens, not {mask.shape[1]}; use sine")
-        return self.table[(places - 1).clamp(min=0)]
+        return self.table[(positions - 1).clamp(min=0)]
 
     def _grid(self, mask: Tensor) -> Tensor:
         side = math.isqrt(mask.shape[1])

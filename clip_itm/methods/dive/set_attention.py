@@ -1,4 +1,4 @@
-"""Slots that compete for the tokens of a photo or a caption (docs/papers/dive.md 4).
+"""Slots that compete for the tokens of an image or a caption (docs/papers/dive.md 4).
 
     A = softmax over slots of q k^T / sqrt(dh)       [h, K, N], every token is shared out among the slots
     W = A / (sum of A over tokens + 1e-7)            a slot takes the mean of its shares

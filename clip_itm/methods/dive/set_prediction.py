@@ -1,4 +1,4 @@
-"""From the features of a photo or a caption to its set of unit vectors (docs/papers/dive.md 4.7, 4.9 and 11)."""
+"""From the features of an image or a caption to its set of unit vectors (docs/papers/dive.md 4.7, 4.9 and 11)."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
 """Similarities of two sets of unit vectors (DivE, Kim et al., CVPR 2023; docs/papers/dive.md 5).
 
-    c_kl = <s_k, t_l>                        s_1 .. s_K elements of a photo, t_1 .. t_L of a caption
+    c_kl = <s_k, t_l>                        s_1 .. s_K elements of an image, t_1 .. t_L of a caption
 
     smooth-Chamfer     1/2 [ mean_k log sum_l exp(alpha c_kl) + mean_l log sum_k exp(alpha c_kl) ] / alpha
     Chamfer            1/2 [ mean_k max_l c_kl + mean_l max_k c_kl ]

@@ -1,9 +1,9 @@
-"""NPC's frozen memory: for every photo and every caption, the nearest pair that is surely clean (docs/papers/npc.md 4).
+"""NPC's frozen memory: for every image and every caption, the nearest pair that is surely clean (docs/papers/npc.md 4).
 
     l[k]    loss of pair k under one model, in seeded batches
     p[k]    posterior of the low-loss component of a mixture fitted to all l
     C       = {k : p[k] > rho}
-    entry of a photo    the pair of C whose photo is nearest to it
+    entry of an image    the pair of C whose image is nearest to it
     entry of a caption  the pair of C whose caption is nearest to it
 
 An entry is a whole pair, nearest is by cosine, and a clean pair may be its own entry. The released builder does not
@@ -38,7 +38,7 @@ BLOCK = 4096  # queries and keys scored at once: 64 MiB of float32
 class MemoryBank:
     """Entries are numbers of pairs of the training split.
 
-    `image_entry` int64 [photos], `caption_entry` int64 [N]: the entry of each photo, and of the caption that each
+    `image_entry` int64 [images], `caption_entry` int64 [N]: the entry of each image, and of the caption that each
     pair got. `noise_sha256` names these captions (`CaptionNoise.sha256`), `model` the weights behind the embeddings.
     The rest is None in banks that were not built here: threshold `rho`; `seed` of permutation and mixture;
     `batch_size` of the losses; `losses` and `posterior` float32 [N]; `mixture`.
@@ -144,9 +144,9 @@ def build_bank(
     batch_size: int = 256,
     seed: int = 0,
 ) -> MemoryBank:
-    """The bank of training pairs whose photos and captions have the embeddings `images` [Ni, D] and `texts` [Nt, D].
+    """The bank of training pairs whose images and captions have the embeddings `images` [Ni, D] and `texts` [Nt, D].
 
-    Pair k is photo `pair_image[k]` with caption `source[k]` (int64 [N]); rows have unit length and may be on a GPU,
+    Pair k is image `pair_image[k]` with caption `source[k]` (int64 [N]); rows have unit length and may be on a GPU,
     where the search then runs. `scale` multiplies cosines in the losses. Raises ValueError when no posterior exceeds
     `rho`.
     """
@@ -184,8 +184,8 @@ def nearest_pairs(queries: Tensor, keys: Tensor, key_pairs: np.ndarray, block: i
     a query that equals a key takes that key: the same dot product in another block may be rounded differently, which
     must not decide between them.
     """
-    numbers: dict[bytes, int] = {}
-    group = np.array([numbers.setdefault(row, len(numbers)) for rows in (keys, queries) for row in _row_hashes(rows)])
+    indices: dict[bytes, int] = {}
+    group = np.array([indices.setdefault(row, len(indices)) for rows in (keys, queries) for row in _row_hashes(rows)])
     of_keys, of_queries = np.split(group, [len(keys)])
     first = np.unique(group, return_index=True)[1]  # row of each group's first member; the groups of keys come first
     num_keys = of_keys.max() + 1
@@ -197,7 +197,7 @@ def nearest_pairs(queries: Tensor, keys: Tensor, key_pairs: np.ndarray, block: i
 
 
 def _row_hashes(rows: Tensor):
-    """16 bytes a row: equal for equal rows."""
+    """16 bytes per row: equal for equal rows."""
     for row in np.ascontiguousarray(rows.float().cpu().numpy() + np.float32(0)):  # -0.0 becomes 0.0
         yield hashlib.blake2b(row, digest_size=16).digest()
 

@@ -153,10 +153,10 @@ def _facts(bank) -> list[tuple[str, str]]:
     if bank.posterior is None:
         return [*rows, ("built by", "another program (no losses and posteriors in it)")]
     clean, total = bank.clean, len(bank.caption_entry)
-    for number, name in enumerate(("clean", "wrong")):
-        mean, deviation = bank.mixture.means[number], bank.mixture.variances[number] ** 0.5
-        share = f"{bank.mixture.weights[number]:.1%} of the pairs"
-        rows.append((f"losses, {name} component", f"mean {mean:.3f}, deviation {deviation:.3f}, {share}"))
+    for index, name in enumerate(("clean", "wrong")):
+        mean, deviation = bank.mixture.means[index], bank.mixture.variances[index] ** 0.5
+        percent = f"{bank.mixture.weights[index]:.1%} of the pairs"
+        rows.append((f"losses, {name} component", f"mean {mean:.3f}, deviation {deviation:.3f}, {percent}"))
     return [
         *rows,
         (f"clean pairs (posterior above {bank.rho:g})", f"{len(clean):,} ({len(clean) / total:.1%})"),

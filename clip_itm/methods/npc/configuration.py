@@ -13,7 +13,7 @@ class NpcHeadConfig(ContrastiveSection):
     kind: Literal["npc"] = "npc"
     mode: Literal["intended", "released"] = Field(
         "intended",
-        description="the method as described, or what the released program computes (one weight a batch, memory loss "
+        description="the method as described, or what the released program computes (one weight per batch, memory loss "
         "without gradient, trial gradient times 4)",
     )
     warmup_epochs: NonNegativeInt = Field(

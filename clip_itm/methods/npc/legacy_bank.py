@@ -1,6 +1,6 @@
 """Published memory banks: two .npy files a noise ratio, each a pickled dictionary, read without executing anything.
 
-    <ratio>_mbank_img_idx.npy   decimal photo id -> pair number
+    <ratio>_mbank_img_idx.npy   decimal image id -> pair number
     <ratio>_mbank_txt_idx.npy   decimal pair number -> pair number; pairs count the lines of train_caps.txt
 
 Values are integer arrays of one element, NumPy scalars or plain integers (docs/papers/npc.md 4.3).
@@ -24,17 +24,17 @@ FILES = ("{}_mbank_img_idx.npy", "{}_mbank_txt_idx.npy")
 
 
 def find_legacy_bank(folder: str | Path, ratio: float) -> tuple[Path, Path]:
-    """The photo file and the caption file of a noise ratio, in `folder` or where the programs keep them below it.
+    """The image file and the caption file of a noise ratio, in `folder` or where the programs keep them below it.
 
     Raises ValueError when there is none, or more than one.
     """
     folder = Path(folder)
-    places = [parent / name for parent in (folder, folder / "annotations") for name in ("", *FOLDERS)]
+    positions = [parent / name for parent in (folder, folder / "annotations") for name in ("", *FOLDERS)]
     spellings = dict.fromkeys([f"{ratio:g}", str(float(ratio))])
-    candidates = [tuple(place / file.format(text) for file in FILES) for place in places for text in spellings]
+    candidates = [tuple(place / file.format(text) for file in FILES) for place in positions for text in spellings]
     found = [files for files in candidates if all(file.is_file() for file in files)]
     if not found:
-        others = sorted(str(file) for place in places for file in place.glob("*_mbank_*_idx.npy"))
+        others = sorted(str(file) for place in positions for file in place.glob("*_mbank_*_idx.npy"))
         raise ValueError(
             f"{folder}: no {' and '.join(file.format(f'{ratio:g}') for file in FILES)} here, in "
             f"{', '.join(FOLDERS)} or in annotations/; found {', '.join(others) or 'no memory bank at all'}"
@@ -50,11 +50,11 @@ def find_legacy_bank(folder: str | Path, ratio: float) -> tuple[Path, Path]:
 def read_legacy_bank(image_file: Path, caption_file: Path, pairs: "Pairs", noise: "CaptionNoise") -> MemoryBank:
     """The two files as the bank of these training pairs with this noise; nothing in the files names their noise.
 
-    Raises ValueError where photo ids are no whole numbers, pairs do not count the lines of train_caps.txt, keys are
+    Raises ValueError where image ids are no whole numbers, pairs do not count the lines of train_caps.txt, keys are
     missing or too many, and for entries that are no training pair.
     """
     noise.check(pairs)
-    _demand_published_order(pairs)
+    _require_published_order(pairs)
     bank = MemoryBank(
         image_entry=_entries(image_file, _whole_numbers(pairs.image_ids.to_pylist()), "photo"),
         caption_entry=_entries(caption_file, list(range(len(pairs))), "pair"),
@@ -154,8 +154,8 @@ def _number(value: Any) -> int:
     return int.from_bytes(data, "big" if order == ">" else "little", signed=code[0] == "i")
 
 
-def _demand_published_order(pairs: "Pairs") -> None:
-    """Pair k has to be line k + 1 of train_caps.txt: other layouts, and left out photos, number pairs differently."""
+def _require_published_order(pairs: "Pairs") -> None:
+    """Pair k has to be line k + 1 of train_caps.txt: other layouts, and left out images, number pairs differently."""
     for number, caption_id in enumerate(pairs.caption_ids.to_pylist()):
         if caption_id != f"train_caps.txt:{number + 1}":
             raise ValueError(

@@ -7,7 +7,7 @@
 The released program computes something else (docs/papers/npc.md 2.6); mode "released" repeats it: mean(w) * mean(l), a
 memory loss without gradient, a trial gradient that is four times too large.
 
-Photos and captions that occur more than once in a batch and its memory entries are encoded once. Where training and
+Images and captions that occur more than once in a batch and its memory entries are encoded once. Where training and
 inference mode compute the same (no dropout, no batch norm), the forward pass under theta serves for the trial, for the
 losses before it and for training: with 3 B distinct rows 13 forward units instead of 16, and 9 instead of 12 when
 the memory does not train (docs/papers/npc.md 10). Otherwise trial and memory are computed in inference mode, as
@@ -42,26 +42,26 @@ class NpcOutcome(NamedTuple):
 class Batch:
     """A batch of b pairs with its memory entries, as `PairDataset` makes it when it knows a bank.
 
-    Photos and captions of the pairs, then (keys `memory_...`) those of the 2 b entries that are not among them:
-    `memory_photo` and `memory_caption` int64 [2 b] are rows of the two together, first the image-keyed entries.
+    Images and captions of the pairs, then (keys `memory_...`) those of the 2 b entries that are not among them:
+    `memory_image` and `memory_caption` int64 [2 b] are rows of the two together, first the image-keyed entries.
     """
 
     def __init__(self, inputs: dict[str, Tensor]):
         self.images, self.texts = _pick(inputs, IMAGE_KEYS), _pick(inputs, TEXT_KEYS)
         self.memory_images = _pick(inputs, IMAGE_KEYS, "memory_")
         self.memory_texts = _pick(inputs, TEXT_KEYS, "memory_")
-        self.photo, self.image_ids = inputs["photo"], inputs["image_ids"]
+        self.image_index, self.image_ids = inputs["image_index"], inputs["image_ids"]
         self.pair_weight = inputs.get("pair_weight")
-        self.memory_photo, self.memory_caption = inputs["memory_photo"], inputs["memory_caption"]
+        self.memory_image_index, self.memory_caption = inputs["memory_image_index"], inputs["memory_caption"]
         self.memory_image_ids = inputs["memory_image_ids"]
 
     def distinct_memory(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor]:
-        """Photos and captions of the entries, each once, and the rows [2 b] that the entries have among them."""
-        photos, photo = torch.unique(self.memory_photo, return_inverse=True)
+        """Images and captions of the entries, each once, and the rows [2 b] that the entries have among them."""
+        distinct, image_index = torch.unique(self.memory_image_index, return_inverse=True)
         captions, caption = torch.unique(self.memory_caption, return_inverse=True)
-        images = {name: torch.cat([self.images[name], self.memory_images[name]])[photos] for name in self.images}
+        images = {name: torch.cat([self.images[name], self.memory_images[name]])[distinct] for name in self.images}
         texts = {name: torch.cat([self.texts[name], self.memory_texts[name]])[captions] for name in self.texts}
-        return images, photo, texts, caption
+        return images, image_index, texts, caption
 
 
 class NpcStep:
@@ -83,7 +83,7 @@ class NpcStep:
         )
         self.shares_forward: bool | None = None
 
-    def __call__(self, inputs: dict[str, Tensor], share: float = 1.0) -> NpcOutcome:
+    def __call__(self, inputs: dict[str, Tensor], fraction: float = 1.0) -> NpcOutcome:
         """Adds `share` times the gradient to `.grad` of the parameters."""
         config, batch = self.config, Batch(inputs)
         if not self.shares_forward:  # there may be running statistics
@@ -107,12 +107,12 @@ class NpcStep:
         total = self._total(losses, weight, memory)
         gradients = average(torch.autograd.grad(total, self.parameters, allow_unused=True, materialize_grads=True))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            gradient = gradient * share if share != 1 else gradient
+            gradient = gradient * fraction if fraction != 1 else gradient
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return NpcOutcome(total.detach(), losses.detach(), ratio, weight)
 
     def _total(self, losses: Tensor, weight: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
-        assert losses.shape == weight.shape, "one weight a pair: a broadcast would hide the difference"
+        assert losses.shape == weight.shape, "one weight per pair: a broadcast would hide the difference"
         if self.config.mode == "intended":
             total = (weight * losses).mean()
         else:
@@ -127,7 +127,7 @@ class NpcStep:
         Without `memory` the entries are not encoded again: `known` (constants, for the logged total) stands for them.
         """
         images, texts, scale = self.encode(batch.images, batch.texts)
-        losses = self._losses(images[batch.photo], texts, batch.image_ids, scale)
+        losses = self._losses(images[batch.image_index], texts, batch.image_ids, scale)
         if batch.pair_weight is not None:  # a part of the plain loss, so of the trial step, too
             losses = batch.pair_weight * losses
         if not memory:
@@ -139,7 +139,7 @@ class NpcStep:
             images = images if more_images is None else torch.cat([images, more_images])
             texts = texts if more_texts is None else torch.cat([texts, more_texts])
             return losses, self._memory_losses(
-                images[batch.memory_photo], texts[batch.memory_caption], batch.memory_image_ids, scale
+                images[batch.memory_image_index], texts[batch.memory_caption], batch.memory_image_ids, scale
             )
 
     def _trial_step(self, losses: Tensor) -> None:
@@ -163,10 +163,10 @@ class NpcStep:
 
     @torch.no_grad()
     def _memory_after(self, batch: Batch) -> tuple[Tensor, ...]:
-        images, photo, texts, caption = batch.distinct_memory()
+        images, image_index, texts, caption = batch.distinct_memory()
         trial = {f"model.{name}": value for name, value in self.trial.items()}
         images, texts, scale = functional_call(self.encode, trial, (images, texts))
-        return self._memory_losses(images[photo], texts[caption], batch.memory_image_ids, scale)
+        return self._memory_losses(images[image_index], texts[caption], batch.memory_image_ids, scale)
 
     def _memory_losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         """Two batches of their own: image-keyed entries are no negatives of caption-keyed ones."""
@@ -175,7 +175,7 @@ class NpcStep:
 
     def _losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            return contrastive_losses(images, texts, scale, image_ids, self.config.same_photo)
+            return contrastive_losses(images, texts, scale, image_ids, self.config.same_image)
 
     def _copy_base_moments(self) -> None:
         for parameter, value in zip(self.parameters, self.trial.values(), strict=True):
@@ -184,7 +184,7 @@ class NpcStep:
 
     def _modes_agree(self, batch: Batch) -> bool:
         """Whether a forward pass in training mode equals one in inference mode to the bit, on every process."""
-        device = batch.photo.device
+        device = batch.image_index.device
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             training = self.encode(batch.images, batch.texts)
@@ -226,7 +226,7 @@ class NpcStep:
 
 
 class _Encode(nn.Module):
-    """What `functional_call` runs under other weights: photos and captions to embeddings and the scale."""
+    """What `functional_call` runs under other weights: images and captions to embeddings and the scale."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

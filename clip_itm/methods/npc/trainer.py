@@ -51,7 +51,7 @@ class NpcTrainer(ItmTrainer):
         if epoch >= self.config.warmup_epochs and self.bank is None:
             self.use_bank(self.build_bank())
             if self.watched is not None:
-                self.watched.demand()
+                self.watched.require()
                 record_added(self.run, BANK)
                 self.bank.save(self.run / BANK)
             if described := self._describe_bank():
@@ -69,14 +69,14 @@ class NpcTrainer(ItmTrainer):
         if self.step is None:
             self.step = NpcStep(self.model, self.optimizer.optimizer, self.config)
             self.step.load_state_dict(self._step_state)
-        share = 1 / self.current_gradient_accumulation_steps
+        fraction = 1 / self.current_gradient_accumulation_steps
         with self.accelerator.autocast():  # the step calls the towers itself, past the wrapped forward
-            outcome = self.step(inputs, share)
+            outcome = self.step(inputs, fraction)
         self._head_logs["logit_scale"].append(self.model.head.logit_scale.detach().exp())
         self._head_logs["batch_loss"].append(outcome.losses.mean())
         found = gather_constant(torch.stack([outcome.ratio, outcome.weight], dim=1).float())
         self.seen[:, gather_constant(inputs["pair_ids"])] = found.T
-        return outcome.loss * share
+        return outcome.loss * fraction
 
     def end_epoch(self, epoch: int) -> None:
         ratio, weight = self.seen.cpu().numpy()

@@ -3,7 +3,7 @@
     r[k] = (before_image[k] / after_image[k] + before_caption[k] / after_caption[k]) / 2
     w[k] = tanh(r[k]) if r[k] < 1, else 1
 
-`before` and `after` are losses of the memory entries of pair k (the one of its photo, the one of its caption) under the
+`before` and `after` are losses of the memory entries of pair k (the one of its image, the one of its caption) under the
 weights before and after the trial step. Entries that got worse (r < 1) say that the pair is harmful.
 """
 

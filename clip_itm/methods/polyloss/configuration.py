@@ -27,7 +27,7 @@ class PolyLossHeadConfig(HeadSection):
     form: Literal["max", "avg"] = Field("max", description="the hardest negative, or the mean over those in the margin")
     joint_clamp: bool = Field(False, description="clamp the sum of both polynomials at 0 instead of each")
     neg_floor: bool = Field(False, description="no penalty below the larger root, where the polynomial rises again")
-    same_photo: Literal["negative", "mask"] = Field(
+    same_image: Literal["negative", "mask"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as released), or left out"
     )
     score_map: Literal["none", "affine"] = Field(

@@ -8,7 +8,7 @@ from clip_itm.methods.base import Head
 from clip_itm.methods.clip.head import contrastive_cross_entropy
 from clip_itm.methods.polyloss.configuration import PolyLossHeadConfig
 from clip_itm.methods.polyloss.loss import Anchors, Weighting, polynomial_losses
-from clip_itm.methods.scores import global_scores, local_targets, same_photo
+from clip_itm.methods.scores import global_scores, local_targets, same_image
 from clip_itm.similarity.base import Similarity
 
 MAPPED_NEGATIVES, MAPPED_POSITIVES = 0.1, 0.5  # docs/papers/polyloss.md 11
@@ -76,7 +76,7 @@ class PolyLossHead(Head):
         config = self.config
         rows, columns = global_scores(self.similarity, images, texts)
         targets = local_targets(rows)
-        siblings = same_photo(rows, image_ids if config.same_photo == "mask" else None)
+        siblings = same_image(rows, image_ids if config.same_image == "mask" else None)
         warming_up = self.epoch < config.warmup_epochs
         if self.score_map is not None:
             if self.training and not warming_up:

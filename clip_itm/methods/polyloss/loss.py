@@ -56,19 +56,19 @@ def polynomial(values: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 def polynomial_losses(
     scores: Tensor,
     targets: Tensor,
-    same_photo: Tensor,
+    same_image: Tensor,
     margin: float,
     weighting: Weighting = Weighting(),  # noqa: B008 (immutable)
     form: str = "max",
 ) -> Anchors:
-    """`scores` [b, B], `targets` int64 [b] (the row's own column); `same_photo` bool [b, B]: columns that are no
+    """`scores` [b, B], `targets` int64 [b] (the row's own column); `same_image` bool [b, B]: columns that are no
     negatives of the row, the own one among them.
 
     `form` "avg" replaces the hardest negative by the mean over all that pass the gate, each by itself.
     """
     positives = scores.gather(1, targets[:, None])
     # argmax and not max: of equal negatives the first one gets the whole gradient, on every device
-    candidates = scores.masked_fill(same_photo, -torch.inf)
+    candidates = scores.masked_fill(same_image, -torch.inf)
     hardest = candidates.gather(1, candidates.argmax(dim=1, keepdim=True))
     gated = (positives < SATURATED) & (candidates + margin > positives)
     active = gated.any(dim=1)

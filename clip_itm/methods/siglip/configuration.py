@@ -9,7 +9,7 @@ from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
 
 
 class SiglipHeadConfig(HeadSection):
-    """Every photo and caption of the batch is a yes-or-no question of its own."""
+    """Every image and caption of the batch is a yes-or-no question of its own."""
 
     kind: Literal["siglip"] = "siglip"
     similarity: SimilarityConfig = CosineSection()
@@ -17,6 +17,6 @@ class SiglipHeadConfig(HeadSection):
         None, description="temperature at the start; default: the pretrained one, 0.1 from scratch"
     )
     bias: float | None = Field(None, description="bias at the start; default: the pretrained one, -10 from scratch")
-    same_photo: Literal["negative", "mask", "positive"] = Field(
+    same_image: Literal["negative", "mask", "positive"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as published), left out, or right too"
     )

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from clip_itm.methods.base import Head
 from clip_itm.methods.clip.head import first_logit_scale
-from clip_itm.methods.scores import global_scores, local_targets, same_photo
+from clip_itm.methods.scores import global_scores, local_targets, same_image
 from clip_itm.methods.siglip.configuration import SiglipHeadConfig
 from clip_itm.similarity.base import Similarity
 from clip_itm.similarity.build import build_similarity
 
 
-def sigmoid_losses(logits: Tensor, targets: Tensor, same_photo: Tensor, mode: str) -> Tensor:
-    """[b], one direction: `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_photo` bool [b, B]
+def sigmoid_losses(logits: Tensor, targets: Tensor, same_image: Tensor, mode: str) -> Tensor:
+    """[b], one direction: `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_image` bool [b, B]
     (the own pair among them), whose other columns are negatives, left out ("mask"), or positives, by `mode`."""
-    own = torch.zeros_like(same_photo).scatter(1, targets[:, None], True)
-    right = same_photo if mode == "positive" else own
+    own = torch.zeros_like(same_image).scatter(1, targets[:, None], True)
+    right = same_image if mode == "positive" else own
     losses = -F.logsigmoid(torch.where(right, logits, -logits))
-    return (losses.masked_fill(same_photo & ~own, 0) if mode == "mask" else losses).sum(dim=1)
+    return (losses.masked_fill(same_image & ~own, 0) if mode == "mask" else losses).sum(dim=1)
 
 
 class SiglipHead(Head):
@@ -64,9 +64,9 @@ class SiglipHead(Head):
 
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
         """See `Head.loss`. Each entry of S counts half in its row and half in its column: weights act on both."""
-        mode = self.config.same_photo
+        mode = self.config.same_image
         rows, columns = global_scores(self.similarity, images, texts)
-        targets, siblings = local_targets(rows), same_photo(rows, None if mode == "negative" else image_ids)
+        targets, siblings = local_targets(rows), same_image(rows, None if mode == "negative" else image_ids)
         both = [
             sigmoid_losses(self.scale() * scores + self.logit_bias, targets, siblings, mode)
             for scores in (rows, columns)

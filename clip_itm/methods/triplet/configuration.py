@@ -19,7 +19,7 @@ class TripletHeadConfig(HeadSection):
     warmup_epochs: NonNegativeInt = Field(
         0, description="epochs with all negatives at the start; hardest ones can make towers from scratch collapse"
     )
-    same_photo: Literal["negative", "mask"] = Field(
+    same_image: Literal["negative", "mask"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as published), or left out"
     )
 

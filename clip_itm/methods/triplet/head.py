@@ -10,20 +10,20 @@ from torch import Tensor
 
 from clip_itm.distributed import num_processes
 from clip_itm.methods.base import Head
-from clip_itm.methods.scores import global_scores, local_targets, same_photo
+from clip_itm.methods.scores import global_scores, local_targets, same_image
 from clip_itm.methods.triplet.configuration import TripletHeadConfig
 from clip_itm.similarity.base import Similarity
 
 
-def hinge_losses(scores: Tensor, targets: Tensor, same_photo: Tensor, margin: float, hardest: bool) -> Tensor:
-    """[b], one direction: `scores` [b, B], `targets` int64 [b] (the row's own column); `same_photo` bool [b, B]:
+def hinge_losses(scores: Tensor, targets: Tensor, same_image: Tensor, margin: float, hardest: bool) -> Tensor:
+    """[b], one direction: `scores` [b, B], `targets` int64 [b] (the row's own column); `same_image` bool [b, B]:
     columns that are no negatives of the row, the own one among them."""
     positives = scores.gather(1, targets[:, None])
     if hardest:
         # argmax and not max: of equal negatives the first one gets the whole gradient, on every device
-        column = scores.masked_fill(same_photo, -torch.inf).argmax(dim=1, keepdim=True)
-        scores, same_photo = scores.gather(1, column), same_photo.gather(1, column)
-    return (margin + scores - positives).relu().masked_fill(same_photo, 0).sum(dim=1)
+        column = scores.masked_fill(same_image, -torch.inf).argmax(dim=1, keepdim=True)
+        scores, same_image = scores.gather(1, column), same_image.gather(1, column)
+    return (margin + scores - positives).relu().masked_fill(same_image, 0).sum(dim=1)
 
 
 class TripletHead(Head):
@@ -44,7 +44,7 @@ class TripletHead(Head):
         hardest = config.negatives == "hardest" and self.epoch >= config.warmup_epochs
         rows, columns = global_scores(self.similarity, images, texts)
         targets = local_targets(rows)
-        siblings = same_photo(rows, image_ids if config.same_photo == "mask" else None)
+        siblings = same_image(rows, image_ids if config.same_image == "mask" else None)
         both = [hinge_losses(scores, targets, siblings, config.margin, hardest) for scores in (rows, columns)]
         losses = both[0] + both[1]
         logs = {

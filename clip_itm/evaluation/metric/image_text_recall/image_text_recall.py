@@ -1,7 +1,7 @@
 """Image-text retrieval recall as a module of the `evaluate` library; `README.md` beside this file has an example.
 
-Captions and photos differ in number, and everything that `evaluate` collects must have one length: the captions'
-embeddings and their photo numbers are collected (in batches, if need be), the photos' embeddings come with `compute`.
+Captions and images differ in number, and everything that `evaluate` collects must have one length: the captions'
+embeddings and their image numbers are collected (in batches, if need be), the images' embeddings come with `compute`.
 """
 
 import datasets

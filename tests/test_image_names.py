@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clip_itm.data import photo_names
+from clip_itm.data import image_names
 from clip_itm.data.class_folder import read_class_folder
+from clip_itm.data.image_names import find_images, is_image_name, is_utf8, missing_decoder, printable
 from clip_itm.data.images import read_image
-from clip_itm.data.photo_names import find_photos, is_photo_name, is_utf8, missing_decoder, printable
 
 LITTER = (
     "._dog.jpg",
@@ -35,7 +35,7 @@ def put(folder: Path, *names: str) -> None:
 
 
 def found(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in find_photos(folder).files]
+    return [path.relative_to(folder).as_posix() for path in find_images(folder).files]
 
 
 def test_photos_of_all_formats_in_folders_below_and_no_litter(tmp_path):
@@ -43,7 +43,7 @@ def test_photos_of_all_formats_in_folders_below_and_no_litter(tmp_path):
     put(tmp_path, *photos, "below/k.avif", "below/l.heic", "below/further/m.HEIF", *LITTER)
     expected = sorted([*photos, "below/k.avif", "below/l.heic", "below/further/m.HEIF"], key=Path)
     assert found(tmp_path) == expected
-    assert find_photos(tmp_path).left_out == []
+    assert find_images(tmp_path).skipped == []
 
 
 def test_a_folder_that_is_hidden_itself_is_searched_when_it_is_asked_for(tmp_path):
@@ -70,7 +70,7 @@ def test_what_looks_like_a_photo_and_is_none_is_named(tmp_path):
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.jpg")
     assert found(tmp_path) == ["a.jpg", "folder.jpg/b.jpg"]
-    assert find_photos(tmp_path).left_out == [
+    assert find_images(tmp_path).skipped == [
         f"{tmp_path}/gone.jpg: the link leads nowhere",
         f"{tmp_path}/pipe.jpg: this is no regular file",
     ]
@@ -81,18 +81,18 @@ def test_a_folder_without_permission_is_named(tmp_path):
     put(tmp_path, "a.jpg", "locked/b.jpg")
     (tmp_path / "locked").chmod(0)
     try:
-        assert find_photos(tmp_path).left_out == [f"{tmp_path}/locked: this folder cannot be read (Permission denied)"]
+        assert find_images(tmp_path).skipped == [f"{tmp_path}/locked: this folder cannot be read (Permission denied)"]
     finally:
         (tmp_path / "locked").chmod(0o700)
 
 
 def test_formats_without_their_decoder_name_the_package(tmp_path, monkeypatch):
     put(tmp_path, "a.heic", "b.HEIF", "c.avif", "d.jpg")
-    monkeypatch.setattr(photo_names, "find_spec", lambda name: None)
-    monkeypatch.setattr(photo_names.features, "check", lambda name: False)
-    photos = find_photos(tmp_path)
+    monkeypatch.setattr(image_names, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_names.features, "check", lambda name: False)
+    photos = find_images(tmp_path)
     assert [path.name for path in photos.files] == ["d.jpg"]
-    assert [sentence.split(": ")[1] for sentence in photos.left_out] == [
+    assert [sentence.split(": ")[1] for sentence in photos.skipped] == [
         "HEIC photos need the package pillow-heif (pip install pillow-heif)",
         "HEIF photos need the package pillow-heif (pip install pillow-heif)",
         "AVIF photos need Pillow 11.3 or newer (pip install --upgrade pillow)",
@@ -115,14 +115,14 @@ def test_names_that_are_not_utf8_are_found_and_can_be_shown(tmp_path):
     put(tmp_path, "a.jpg")
     with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg"), "wb"):
         pass
-    names = [path.name for path in find_photos(tmp_path).files]
+    names = [path.name for path in find_images(tmp_path).files]
     assert [(is_utf8(name), printable(name)) for name in names] == [(True, "a.jpg"), (False, r"caf\xe9.jpg")]
 
 
 @given(st.text(st.characters(), max_size=20))
 def test_every_name_can_be_shown_and_stored(name):
     printable(name).encode()
-    assert is_photo_name(f"{name}.JPG")
+    assert is_image_name(f"{name}.JPG")
     if is_utf8(name):
         assert printable(name) == name.replace(r"\udc", r"\x")
 
@@ -139,6 +139,6 @@ def test_class_folders_hold_photos_only(tmp_path, caplog):
 
 def test_a_class_whose_photos_cannot_be_read_says_why(tmp_path, monkeypatch):
     put(tmp_path, "cat/a.jpg", "dog/b.heic")
-    monkeypatch.setattr(photo_names, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_names, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"dog: this class has no photos .*left out: .*b\.heic: HEIC photos need"):
         read_class_folder(tmp_path)

@@ -1,4 +1,4 @@
-"""What a user may hand over as a photo or a text, and reading the photos of a gallery in batches."""
+"""What a user may hand over as an image or a text, and reading the images of a gallery in batches."""
 
 import os
 import urllib.request
@@ -13,24 +13,24 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
-from clip_itm.data.images import naming_photo, photo_bytes, read_image, small_jpeg, to_rgb
-from clip_itm.data.photo_names import PHOTO_SUFFIXES, FoundPhotos, find_photos, is_photo_name
+from clip_itm.data.image_names import IMAGE_SUFFIXES, FoundImages, find_images, is_image_name
+from clip_itm.data.images import image_bytes, naming_image, read_image, small_jpeg, to_rgb
 
 URLS = ("http://", "https://")
 THUMBNAIL_SIDE = 256  # longer side, pixels
-LARGEST_DOWNLOAD = 64 * 2**20  # bytes of a photo behind a URL
+LARGEST_DOWNLOAD = 64 * 2**20  # bytes of an image behind a URL
 
 
 def modality_of(value: Any) -> str:
     """ "image" or "text".
 
-    Text that ends like the name of a photo file, and a URL, mean that photo; {"text": ...} and {"image": ...} say it.
-    Raises ValueError for anything that is neither photo nor text.
+    Text that ends like the name of an image file, and a URL, mean that image; {"text": ...} and {"image": ...} say it.
+    Raises ValueError for anything that is neither image nor text.
     """
     if isinstance(value, dict) and len(value) == 1 and (key := next(iter(value))) in ("image", "text"):
         return key
     if isinstance(value, str):
-        return "image" if value.startswith(URLS) or is_photo_name(value) else "text"
+        return "image" if value.startswith(URLS) or is_image_name(value) else "text"
     if isinstance(value, Path | Image.Image | np.ndarray | bytes):
         return "image"
     raise ValueError(
@@ -39,13 +39,13 @@ def modality_of(value: Any) -> str:
     )
 
 
-def read_photo(value: Any) -> Image.Image:
-    """RGB from whatever `modality_of` calls a photo. Raises ValueError that names it."""
-    return decode_photo(fetch_photo(value))
+def load_image(value: Any) -> Image.Image:
+    """RGB from whatever `modality_of` calls an image. Raises ValueError that names it."""
+    return decode_image(fetch_image(value))
 
 
-def fetch_photo(value: Any) -> dict | np.ndarray | Image.Image:
-    """A photo that is encoded as {"path", "bytes"}, read from its file or URL; one that is decoded as it is."""
+def fetch_image(value: Any) -> dict | np.ndarray | Image.Image:
+    """An image that is encoded as {"path", "bytes"}, read from its file or URL; one that is decoded as it is."""
     if isinstance(value, dict) and "image" in value:
         value = value["image"]
     if isinstance(value, str) and value.startswith(URLS):
@@ -56,28 +56,28 @@ def fetch_photo(value: Any) -> dict | np.ndarray | Image.Image:
         value = {"path": str(value)}
     if isinstance(value, dict):  # also a row of `datasets`
         image = {"path": value.get("path"), "bytes": value.get("bytes")}
-        with naming_photo(image):
-            return {**image, "bytes": photo_bytes(image)}
+        with naming_image(image):
+            return {**image, "bytes": image_bytes(image)}
     if isinstance(value, np.ndarray | Image.Image):
         return value
     raise ValueError(f"{type(value).__name__} is no photo; expected a path, URL, PIL image, array or bytes")
 
 
-def decode_photo(photo: dict | np.ndarray | Image.Image) -> Image.Image:
-    """RGB of what `fetch_photo` gives."""
-    if isinstance(photo, dict):
-        return read_image(photo)
-    with naming_photo({"path": "a PIL image"}):
-        return to_rgb(photo if isinstance(photo, Image.Image) else _from_array(photo))
+def decode_image(image: dict | np.ndarray | Image.Image) -> Image.Image:
+    """RGB of what `fetch_image` gives."""
+    if isinstance(image, dict):
+        return read_image(image)
+    with naming_image({"path": "a PIL image"}):
+        return to_rgb(image if isinstance(image, Image.Image) else _from_array(image))
 
 
-def content_of(photo: dict | np.ndarray | Image.Image) -> int:
-    """XXH3-64 of what `fetch_photo` gives: equal for the same file, and for the same pixels where there is none."""
-    if isinstance(photo, dict):
-        return xxhash.xxh3_64_intdigest(photo["bytes"])
-    with naming_photo({"path": "a PIL image"}):
-        pixels = np.asarray(photo)
-        kind = photo.mode if isinstance(photo, Image.Image) else "array"
+def content_of(image: dict | np.ndarray | Image.Image) -> int:
+    """XXH3-64 of what `fetch_image` gives: equal for the same file, and for the same pixels where there is none."""
+    if isinstance(image, dict):
+        return xxhash.xxh3_64_intdigest(image["bytes"])
+    with naming_image({"path": "a PIL image"}):
+        pixels = np.asarray(image)
+        kind = image.mode if isinstance(image, Image.Image) else "array"
     return xxhash.xxh3_64_intdigest(f"{kind} {pixels.shape} {pixels.dtype}".encode() + pixels.tobytes())
 
 
@@ -113,71 +113,71 @@ def _download(url: str) -> bytes:
     return data
 
 
-def photo_files(folder: Path) -> FoundPhotos:
-    """All photo files in a folder and the folders below. Raises ValueError where there are none."""
+def image_files(folder: Path) -> FoundImages:
+    """All image files in a folder and the folders below. Raises ValueError where there are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder of photos")
-    found = find_photos(folder)
+    found = find_images(folder)
     if not found.files:
-        left_out = f" (left out: {'; '.join(found.left_out[:3])})" if found.left_out else ""
+        skipped = f" (left out: {'; '.join(found.skipped[:3])})" if found.skipped else ""
         raise ValueError(
-            f"{folder}: no photos in it{left_out}; expected files that end with {', '.join(PHOTO_SUFFIXES)}"
+            f"{folder}: no photos in it{skipped}; expected files that end with {', '.join(IMAGE_SUFFIXES)}"
         )
     return found
 
 
 @dataclass(frozen=True)
-class ReadPhoto:
-    """A photo of a gallery by its `number`: a small JPEG, if it is wanted, and what tells that it is the same later."""
+class ReadImage:
+    """An image of a gallery by its `row`: a small JPEG, if it is wanted, and what tells that it is the same later."""
 
-    number: int
+    row: int
     thumbnail: bytes | None
     content: int
     stamp: int | None
 
 
 @dataclass(frozen=True)
-class PhotoBatch:
-    """`photos` that could be read, their `pixels` [b, 3, H, W] (None: no photo), and what is wrong with the others, by
+class ImageBatch:
+    """`images` that could be read, their `pixels` [b, 3, H, W] (None: no image), and what is wrong with the others, by
     their numbers."""
 
-    photos: list[ReadPhoto]
+    images: list[ReadImage]
     pixels: Tensor | None
     problems: dict[int, str]
 
 
-class PhotoBatches(torch.utils.data.Dataset):
-    """Whole batches of preprocessed photos by their numbers.
+class ImageBatches(torch.utils.data.Dataset):
+    """Whole batches of preprocessed images by their numbers.
 
-    `paths`: the file of each photo, None where there is none. `thumbnails`: keep a small JPEG of each (else only where
-    there is no file). Photos that cannot be read are an error, or with `skip_broken` are left out and told in the
+    `paths`: the file of each image, None where there is none. `thumbnails`: keep a small JPEG of each (else only where
+    there is no file). Images that cannot be read are an error, or with `skip_broken` are left out and told in the
     batch.
     """
 
     def __init__(
-        self, photos: Sequence[Any], paths: Sequence[str | None], processor, thumbnails: bool, skip_broken: bool
+        self, images: Sequence[Any], paths: Sequence[str | None], processor, thumbnails: bool, skip_broken: bool
     ):
-        self.photos, self.paths, self.processor = photos, paths, processor
+        self.images, self.paths, self.processor = images, paths, processor
         self.thumbnails, self.skip_broken = thumbnails, skip_broken
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.images)
 
-    def __getitems__(self, numbers: list[int]) -> PhotoBatch:
+    def __getitems__(self, rows: list[int]) -> ImageBatch:
         read, images, problems = [], [], {}
-        for number in numbers:
-            path = self.paths[number]
+        for row in rows:
+            path = self.paths[row]
             try:
                 stamp = stamp_of(path)  # before it is read: what is written meanwhile then looks new, not old
-                fetched = fetch_photo(self.photos[number])
-                image = decode_photo(fetched)
+                fetched = fetch_image(self.images[row])
+                image = decode_image(fetched)
             except ValueError as error:
                 if not self.skip_broken:
                     raise
-                problems[number] = str(error)
+                problems[row] = str(error)
                 continue
             images.append(image)
             small = small_jpeg(image, THUMBNAIL_SIDE) if self.thumbnails or path is None else None
-            read.append(ReadPhoto(number, small, content_of(fetched), stamp))
+            read.append(ReadImage(row, small, content_of(fetched), stamp))
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"] if images else None
-        return PhotoBatch(read, pixels, problems)
+        return ImageBatch(read, pixels, problems)

@@ -1,4 +1,4 @@
-"""Which files of a folder are photos: one rule for everything that looks for them."""
+"""Which files of a folder are images: one rule for everything that looks for them."""
 
 import os
 from dataclasses import dataclass, field
@@ -7,70 +7,70 @@ from pathlib import Path
 
 from PIL import features
 
-PHOTO_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif"),
 )
-# what file managers and archives put beside photos; whatever begins with a dot (._photo.jpg, .DS_Store) belongs to it
-NO_PHOTOS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini")
+# what file managers and archives put beside images; whatever begins with a dot (._image.jpg, .DS_Store) belongs to it
+NO_IMAGES = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini")
 
 
 @dataclass
-class FoundPhotos:
-    """`files` in the order of their paths; `left_out`, a sentence for each that looks like a photo and cannot be read.
+class FoundImages:
+    """`files` in the order of their paths; `skipped`, a sentence for each that looks like an image and cannot be read.
 
     A name that is not UTF-8 is among the files all the same: `is_utf8` tells.
     """
 
     files: list[Path] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
-def find_photos(folder: str | Path) -> FoundPhotos:
-    """The photos in `folder` and below, also behind links.
+def find_images(folder: str | Path) -> FoundImages:
+    """The images in `folder` and below, also behind links.
 
     Hidden files and folders and the litter of other programs are passed over. A folder that is reached in two ways (a
     link to a folder within, or around in a circle) is read once, under its own name before any link's.
     """
-    found = FoundPhotos()
+    found = FoundImages()
     seen: set[tuple[int, int]] = set()
     waiting, links = [Path(folder)], []
     while waiting or links:
-        place = waiting.pop() if waiting else links.pop(0)
+        path_of_folder = waiting.pop() if waiting else links.pop(0)
         try:
-            status = place.stat()
+            status = path_of_folder.stat()
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(place) as entries:
+            with os.scandir(path_of_folder) as entries:
                 entries = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            found.left_out.append(f"{printable(place)}: this folder cannot be read ({error.strerror})")
+            found.skipped.append(f"{printable(path_of_folder)}: this folder cannot be read ({error.strerror})")
             continue
         for entry in entries:
             if is_litter(entry.name):
                 continue
-            path = place / entry.name
+            path = path_of_folder / entry.name
             if os.path.isdir(path):  # unlike entry.is_dir(), it knows links that lead to themselves
                 (links if entry.is_symlink() else waiting).append(path)
-            elif is_photo_name(entry.name):
+            elif is_image_name(entry.name):
                 if reason := _why_not(path):
-                    found.left_out.append(f"{printable(path)}: {reason}")
+                    found.skipped.append(f"{printable(path)}: {reason}")
                 else:
                     found.files.append(path)
     found.files.sort()
-    found.left_out.sort()
+    found.skipped.sort()
     return found
 
 
-def is_photo_name(name: str) -> bool:
-    """Whether a name ends like that of a photo, in either case."""
-    return name.lower().endswith(PHOTO_SUFFIXES)
+def is_image_name(name: str) -> bool:
+    """Whether a name ends like that of an image, in either case."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name belongs to a file manager or an archive, or is hidden."""
-    return name.startswith(".") or name.lower() in NO_PHOTOS
+    return name.startswith(".") or name.lower() in NO_IMAGES
 
 
 def is_utf8(name: str | Path) -> bool:
@@ -88,7 +88,7 @@ def printable(name: str | Path) -> str:
 
 
 def missing_decoder(name: str) -> str | None:
-    """What to install to read a photo of this name, or None where nothing is known to be lacking."""
+    """What to install to read an image of this name, or None where nothing is known to be lacking."""
     suffix = Path(name).suffix.lower()
     if suffix in (".heic", ".heif") and find_spec("pillow_heif") is None:
         return f"{suffix[1:].upper()} photos need the package pillow-heif (pip install pillow-heif)"

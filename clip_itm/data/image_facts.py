@@ -1,4 +1,4 @@
-"""What a photo is, and what is wrong or unusual about it."""
+"""What an image is, and what is wrong or unusual about it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from PIL import Image
 from clip_itm.data.images import (
     SIXTEEN_BIT_MODES,
     TRANSPARENT_MODES,
+    image_bytes,
     is_turned,
-    naming_photo,
+    naming_image,
     open_image,
-    photo_bytes,
     to_rgb,
 )
 
@@ -22,8 +22,8 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
-class PhotoFacts:
-    """One photo: digest of its bytes, what is wrong with it, and what is unusual about it."""
+class ImageFacts:
+    """One image: digest of its bytes, what is wrong with it, and what is unusual about it."""
 
     digest: str | None = None
     problem: str | None = None  # "truncated" or "unreadable"
@@ -32,12 +32,12 @@ class PhotoFacts:
     traits: tuple[str, ...] = ()  # greyscale, palette, CMYK, 16-bit, transparent, EXIF-rotated, extreme shape
 
 
-def inspect_photo(image: dict) -> PhotoFacts:
+def inspect_image(image: dict) -> ImageFacts:
     """Decode a row's `image` completely and say what it is."""
     digest, kind, traits = None, "unknown", ()
     try:
-        with naming_photo(image):
-            data = photo_bytes(image)
+        with naming_image(image):
+            data = image_bytes(image)
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
             opened = open_image({"path": image["path"], "bytes": data})
             kind = opened.format
@@ -46,8 +46,8 @@ def inspect_photo(image: dict) -> PhotoFacts:
             to_rgb(opened)
     except ValueError as error:
         problem = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        return PhotoFacts(digest, problem, str(error), kind, traits)
-    return PhotoFacts(digest, format=kind, traits=traits)
+        return ImageFacts(digest, problem, str(error), kind, traits)
+    return ImageFacts(digest, format=kind, traits=traits)
 
 
 def _traits(image: Image.Image, data: bytes) -> tuple[str, ...]:

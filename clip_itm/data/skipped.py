@@ -1,4 +1,4 @@
-"""What a split goes without: photos that are missing or cannot be read, and captions that are empty."""
+"""What a split goes without: images that are missing or cannot be read, and captions that are empty."""
 
 import logging
 import os
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
-from clip_itm.data.photo_check import PhotoChecker, find_unreadable, photo_name
-from clip_itm.data.rows import LeftOut, Split
+from clip_itm.data.image_check import ImageChecker, find_unreadable, image_name
+from clip_itm.data.rows import Skipped, Split
 from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
@@ -23,18 +23,18 @@ SHOWN = 20
 
 
 class Absent(NamedTuple):
-    """A row without a photo, as its folder alone tells."""
+    """A row without an image, as its folder alone tells."""
 
     row: int
-    photo: str
+    name: str
     reason: str = ""  # what is there in its place; "" where nothing is
 
     def __str__(self) -> str:
-        return self.photo + (f" ({self.reason})" if self.reason else "")
+        return self.name + (f" ({self.reason})" if self.reason else "")
 
 
 def find_absent(rows: Dataset) -> list[Absent]:
-    """Rows whose photo is null, missing, of zero bytes or no file, in row order, by one listing of every folder."""
+    """Rows whose image is null, missing, of zero bytes or no file, in row order, by one listing of every folder."""
     by_folder: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     absent = []
     start = 0
@@ -84,43 +84,43 @@ def _state(entry: os.DirEntry) -> str | None:
 
 
 def leave_out_absent(split: Split, every: bool = True) -> Split:
-    """Without the rows that have no photo; `every=False`: only those where something else is in its place."""
+    """Without the rows that have no image; `every=False`: only those where something else is in its place."""
     absent = find_absent(split.rows) if split.regions is None else []
     kind = "missing" if every else "broken"
-    left_out = {
-        photo.row: LeftOut(photo.photo, kind, photo.reason or "not there") for photo in absent if every or photo.reason
+    skipped = {
+        found.row: Skipped(found.name, kind, found.reason or "not there") for found in absent if every or found.reason
     }
-    return _without(split, left_out, "photos are missing or empty and left out")
+    return _without(split, skipped, "photos are missing or empty and left out")
 
 
-def leave_out_broken(split: Split, checker: PhotoChecker, limit: int | None = None) -> Split:
-    """Without the photos that cannot be read; with a `limit`, only so many are looked at as leave that number."""
-    absent = {photo.row for photo in find_absent(split.rows)}
+def leave_out_broken(split: Split, checker: ImageChecker, limit: int | None = None) -> Split:
+    """Without the images that cannot be read; with a `limit`, only so many are looked at as leave that number."""
+    absent = {found.row for found in find_absent(split.rows)}
     present = [row for row in range(len(split)) if row not in absent]
     wanted = len(present) if limit is None else limit
-    broken: dict[int, LeftOut] = {}
+    broken: dict[int, Skipped] = {}
     end = 0
     while end < len(present) and end - len(broken) < wanted:
         start, end = end, min(len(present), wanted + len(broken))
         rows = split.rows.select(present[start:end])
         for row, sentence in find_unreadable(rows, checker, progress=process_index() == 0).items():
-            photo = photo_name(rows[row])
-            reason = sentence.removeprefix(f"{photo}: ").partition("; ")[0]  # without advice
-            broken[present[start + row]] = LeftOut(photo, "broken", reason)
+            name = image_name(rows[row])
+            reason = sentence.removeprefix(f"{name}: ").partition("; ")[0]  # without advice
+            broken[present[start + row]] = Skipped(name, "broken", reason)
     return _without(split, broken, "photos cannot be read and are left out")
 
 
-def _without(split: Split, left_out: dict[int, LeftOut], what: str) -> Split:
-    if not left_out:
+def _without(split: Split, skipped: dict[int, Skipped], what: str) -> Split:
+    if not skipped:
         return split
-    named = shown([f"{item} ({reason})" for item, _, reason in left_out.values()])
-    logger.warning("%s: %d of %d %s: %s", split.name, len(left_out), len(split), what, named)
-    kept = split.rows.select([row for row in range(len(split)) if row not in left_out])
-    return replace(split, rows=kept, left_out=(*split.left_out, *left_out.values()))
+    named = shown([f"{item} ({reason})" for item, _, reason in skipped.values()])
+    logger.warning("%s: %d of %d %s: %s", split.name, len(skipped), len(split), what, named)
+    kept = split.rows.select([row for row in range(len(split)) if row not in skipped])
+    return replace(split, rows=kept, skipped=(*split.skipped, *skipped.values()))
 
 
 def leave_out_empty_captions(split: Split) -> Split:
-    empty, without = empty_captions(split), photos_without_captions(split)
+    empty, without = empty_captions(split), images_without_captions(split)
     if not empty and not without:
         return split
 
@@ -128,10 +128,10 @@ def leave_out_empty_captions(split: Split) -> Split:
 
     def keep(*columns: list) -> dict:
         kept = [values for values in zip(*columns, strict=True) if values[texts.index("captions")].strip()]
-        return {name: [values[place] for values in kept] for place, name in enumerate(texts)}
+        return {name: [values[index] for values in kept] for index, name in enumerate(texts)}
 
     kept = split.rows.select_columns(texts).map(keep, input_columns=texts, keep_in_memory=True)
-    rows = concatenate_datasets([split.rows.remove_columns(texts), kept], axis=1)  # stored photos are not copied
+    rows = concatenate_datasets([split.rows.remove_columns(texts), kept], axis=1)  # stored images are not copied
     regions = split.regions
     if regions is not None:
         written = pc.not_equal(pc.utf8_trim_whitespace(split.pairs.captions), "").to_numpy(zero_copy_only=False)
@@ -140,9 +140,9 @@ def leave_out_empty_captions(split: Split) -> Split:
     split = replace(split, rows=rows, regions=regions).select([row for row, count in enumerate(counts) if count])
     note = f"{split.name}: {len(empty)} empty captions and {counts.count(0)} photos without captions are left out"
     logger.warning("%s: %s", note, shown(empty + without))
-    left_out = [LeftOut(caption, "caption", "empty caption") for caption in empty]
-    left_out += [LeftOut(photo, "caption", "photo without a caption") for photo in without]
-    split = replace(split, left_out=(*split.left_out, *left_out))
+    skipped = [Skipped(caption, "caption", "empty caption") for caption in empty]
+    skipped += [Skipped(name, "caption", "photo without a caption") for name in without]
+    split = replace(split, skipped=(*split.skipped, *skipped))
     split.rows.info.description = "\n".join([*notes(split), note])
     return split
 
@@ -154,8 +154,8 @@ def empty_captions(split: Split) -> list[str]:
     return pc.list_flatten(table["caption_ids"]).filter(is_empty).to_pylist()
 
 
-def photos_without_captions(split: Split) -> list[str]:
-    """Ids of photos that have no caption at all."""
+def images_without_captions(split: Split) -> list[str]:
+    """Ids of images that have no caption at all."""
     table = columns_of(split.rows, "image_id", "captions")
     return table["image_id"].filter(pc.equal(pc.list_value_length(table["captions"]), 0)).to_pylist()
 

@@ -1,4 +1,4 @@
-"""Photos that cannot be read, all of them found before anything depends on them.
+"""Images that cannot be read, all of them found before anything depends on them.
 
 Each is decoded once, in threads, by the code that training reads it with (a JPEG at an eighth of its size: the whole
 file is gone through, few pixels are made). Which ones were whole is kept, so that the next start only looks at sizes
@@ -20,15 +20,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from clip_itm.data import images
-from clip_itm.data.images import UnreadablePhotoError, read_image
+from clip_itm.data.images import UnreadableImageError, read_image
 
-BLOCK = 64  # photos that a thread takes at once
+BLOCK = 64  # images that a thread takes at once
 
 
-class PhotoChecker(Protocol):
-    """What knows some photos to be readable already, and finds out about the others.
+class ImageChecker(Protocol):
+    """What knows some images to be readable already, and finds out about the others.
 
-    Those are `ReadPhotos`, and the cache of resized photos, which decodes them anyway.
+    Those are `ReadImages`, and the cache of resized images, which decodes them anyway.
     """
 
     description: str  # of what it does, for the progress bar
@@ -40,11 +40,11 @@ class PhotoChecker(Protocol):
         """What is wrong with each, in a sentence that names it; None for those that can be read."""
 
 
-class ReadPhotos:
-    """A `PhotoChecker` that decodes, and keeps a list of the photos that could be read, in the folder of all caches.
+class ReadImages:
+    """A `ImageChecker` that decodes, and keeps a list of the images that could be read, in the folder of all caches.
 
-    A photo in a file is known by path, size, time of change and permissions, a stored one by its bytes. Lists of other
-    versions of Pillow or of this package's reader are not looked at. Broken photos are decoded anew every time.
+    An image in a file is known by path, size, time of change and permissions, a stored one by its bytes. Lists of other
+    versions of Pillow or of this package's reader are not looked at. Broken images are decoded anew every time.
     """
 
     description = "checking photos"
@@ -59,15 +59,15 @@ class ReadPhotos:
             self.known = set()
 
     def is_ready(self, image: dict) -> bool:
-        return photo_identity(image) in self.known
+        return image_identity(image) in self.known
 
     def failures(self, images: Sequence[dict]) -> list[str | None]:
         found, whole = [], []
         for image in images:
-            identity = photo_identity(image)  # before it is decoded: a photo that is replaced meanwhile is not known
+            identity = image_identity(image)  # before it is decoded: an image that is replaced meanwhile is not known
             try:
                 read_image(image, draft_size=1)
-            except UnreadablePhotoError as error:
+            except UnreadableImageError as error:
                 found.append(str(error))
             else:
                 found.append(None)
@@ -76,7 +76,7 @@ class ReadPhotos:
         return found
 
     def keep(self, identities: Sequence[bytes | None]) -> None:
-        """Write down photos that could be read: lines of one write, so that several threads and processes may."""
+        """Write down images that could be read: lines of one write, so that several threads and processes may."""
         lines = {identity for identity in identities if identity is not None} - self.known
         if not lines:
             return
@@ -89,10 +89,10 @@ class ReadPhotos:
             pass
 
 
-def find_unreadable(rows: Dataset, checker: PhotoChecker, workers: int = 0, progress: bool = True) -> dict[int, str]:
-    """Row -> what is wrong, in row order, for the photos of `rows` that cannot be read; in threads (0: one a core)."""
+def find_unreadable(rows: Dataset, checker: ImageChecker, workers: int = 0, progress: bool = True) -> dict[int, str]:
+    """Row -> what is wrong, in row order, for the images of `rows` that cannot be read; in threads (0: one a core)."""
     rows = rows.select_columns(["image", "image_id"])
-    waiting = [number for number, image in enumerate(_images(rows)) if not checker.is_ready(image)]
+    waiting = [index for index, image in enumerate(_images(rows)) if not checker.is_ready(image)]
     blocks = [waiting[start : start + BLOCK] for start in range(0, len(waiting), BLOCK)]
     broken = {}
     if not waiting:
@@ -104,7 +104,7 @@ def find_unreadable(rows: Dataset, checker: PhotoChecker, workers: int = 0, prog
         try:
             found = pool.map(lambda block: checker.failures(_named(rows, block)), blocks)
             for block, failures in zip(blocks, found, strict=True):
-                broken |= {number: failure for number, failure in zip(block, failures, strict=True) if failure}
+                broken |= {index: failure for index, failure in zip(block, failures, strict=True) if failure}
                 bar.update(len(block))
         except BaseException:  # a full disk or Ctrl-C: do not work through the rest before saying so
             pool.shutdown(wait=False, cancel_futures=True)
@@ -120,22 +120,22 @@ def _images(rows: Dataset) -> Iterator[dict]:
             yield {"path": path, "bytes": content.as_buffer()}
 
 
-def _named(rows: Dataset, numbers: list[int]) -> list[dict]:
-    return [row["image"] | {"path": photo_name(row)} for row in (rows[number] for number in numbers)]
+def _named(rows: Dataset, indices: list[int]) -> list[dict]:
+    return [row["image"] | {"path": image_name(row)} for row in (rows[index] for index in indices)]
 
 
-def photo_name(row: dict) -> str:
-    """The file of a row's photo; one that is stored without a name is called by its id."""
+def image_name(row: dict) -> str:
+    """The file of a row's image; one that is stored without a name is called by its id."""
     return row["image"]["path"] or f"photo {row['image_id']}"
 
 
-def photo_identity(image: dict) -> bytes | None:
-    """32 characters for the content of a photo; None where there is none."""
+def image_identity(image: dict) -> bytes | None:
+    """32 characters for the content of an image; None where there is none."""
     if image["bytes"] is not None:
         return xxhash.xxh3_128_hexdigest(image["bytes"]).encode()
     try:
         status = os.stat(image["path"])
     except (OSError, ValueError):
         return None
-    place = f"{os.path.abspath(image['path'])}\n{status.st_size} {status.st_mtime_ns} {status.st_mode}"
-    return xxhash.xxh3_128_hexdigest(place.encode(errors="surrogateescape")).encode()
+    identity = f"{os.path.abspath(image['path'])}\n{status.st_size} {status.st_mtime_ns} {status.st_mode}"
+    return xxhash.xxh3_128_hexdigest(identity.encode(errors="surrogateescape")).encode()

@@ -1,8 +1,8 @@
-"""Which rows of a data set are one photo: many sets have a row a caption, and a split must never tear them apart.
+"""Which rows of a data set are one image: many sets have a row per caption, and a split must never tear them apart.
 
-A photo is known by `data.image_id_column`, else by a column `image_id`, else by its bytes, or by its path where the
+An image is known by `data.image_id_column`, else by a column `image_id`, else by its bytes, or by its path where the
 data set only names it. That is its id, so a split by hash does not depend on where a row stands. A column `image_id`
-that the recipe does not name may number rows: a photo that has several ids there keeps the first.
+that the recipe does not name may number rows: an image that has several ids there keeps the first.
 """
 
 import os
@@ -20,7 +20,7 @@ from clip_itm.data.formats.name_spelling import canonical, check_name
 from clip_itm.data.formats.tables import find_column
 
 BATCH = 100  # rows; their bytes are looked at where they lie
-TAIL = 1024  # bytes at the end of a photo, in which those of one size nearly always differ
+TAIL = 1024  # bytes at the end of an image, in which those of one size nearly always differ
 
 
 def column_of(dataset: Dataset, key: str, data: HubData) -> list:
@@ -34,7 +34,7 @@ def column_of(dataset: Dataset, key: str, data: HubData) -> list:
 
 
 def images_of(dataset: Dataset, data: HubData, name: str) -> Dataset:
-    """The column of photos alone, as `image`, not decoded. Raises ValueError for a column of anything else."""
+    """The column of images alone, as `image`, not decoded. Raises ValueError for a column of anything else."""
     kind = dataset.features.get(data.image_column)
     is_text = isinstance(kind, Value) and kind.dtype in ("string", "large_string", "binary", "large_binary", "null")
     is_struct = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
@@ -52,8 +52,8 @@ def images_of(dataset: Dataset, data: HubData, name: str) -> Dataset:
     return images.cast_column("image", Image(decode=False))
 
 
-def photos_of(dataset: Dataset, images: Dataset, data: HubData, name: str) -> tuple[list[str], str]:
-    """The photo id [rows] of every row, and what it was made of. Raises ValueError for a row that names no photo."""
+def image_ids_of(dataset: Dataset, images: Dataset, data: HubData, name: str) -> tuple[list[str], str]:
+    """The image id [rows] of every row, and what it was made of. Raises ValueError for a row that names no image."""
     place = f"{data.path}, split {name}"
     sizes, paths = _sizes_and_paths(images)
     for row, (size, path) in enumerate(zip(sizes, paths, strict=True)):
@@ -71,7 +71,7 @@ def photos_of(dataset: Dataset, images: Dataset, data: HubData, name: str) -> tu
         if doubt is None and data.image_id_column is not None:
             return [str(value) for value in ids], f"{id_column!r}"
         if doubt is None:
-            return _one_id_a_photo([str(value) for value in ids], images, sizes, paths, name, id_column)
+            return _one_id_per_image([str(value) for value in ids], images, sizes, paths, name, id_column)
         if data.image_id_column is not None:
             raise ValueError(f"{place}{doubt}")
     ids = [f"{name}/row {row}" if path is None else os.path.normpath(canonical(path)) for row, path in enumerate(paths)]
@@ -81,10 +81,10 @@ def photos_of(dataset: Dataset, images: Dataset, data: HubData, name: str) -> tu
     return ids, "path" if all(size is None for size in sizes) else "content"
 
 
-def _one_id_a_photo(
+def _one_id_per_image(
     ids: list[str], images: Dataset, sizes: list[int | None], paths: list[str | None], name: str, column: str
 ) -> tuple[list[str], str]:
-    """The ids, where a photo of several gets the first of them; and what tells photos apart."""
+    """The ids, where an image of several gets the first of them; and what tells images apart."""
     alike: dict[tuple, list[int]] = defaultdict(list)
     if any(size is not None for size in sizes):
         for row, content in enumerate(_contents(images, name)):
@@ -97,14 +97,16 @@ def _one_id_a_photo(
     first: dict[str, str] = {}  # content or path -> id
     same: dict[str, str] = {}  # id -> id
     for row, content in zip(doubtful, _contents(images.select(doubtful), name), strict=True):
-        photo = os.path.normpath(canonical(paths[row])) if content is None else xxhash.xxh3_128_hexdigest(content)
-        same[ids[row]] = first.setdefault(photo, same.get(ids[row], ids[row]))
+        content_or_path = (
+            os.path.normpath(canonical(paths[row])) if content is None else xxhash.xxh3_128_hexdigest(content)
+        )
+        same[ids[row]] = first.setdefault(content_or_path, same.get(ids[row], ids[row]))
     several = any(own != other for own, other in same.items())
     return [same.get(own, own) for own in ids], f"{column!r} or content" if several else f"{column!r}"
 
 
 def _sizes_and_paths(images: Dataset) -> tuple[list[int | None], list[str | None]]:
-    """Bytes of every row's photo (None: it is a file), and its path."""
+    """Bytes of every row's image (None: it is a file), and its path."""
     sizes: list[int | None] = []
     paths: list[str | None] = []
     for batch in images.with_format("arrow").iter(batch_size=1000):
@@ -124,14 +126,14 @@ def _contents(images: Dataset, name: str) -> Iterator[pa.Buffer | None]:
 
 
 def _doubt(ids: list, sizes: list[int | None], paths: list[str | None], column: str) -> str | None:
-    """Why a column does not tell photos apart: an id is null, or rows with the same one have different photos."""
+    """Why a column does not tell images apart: an id is null, or rows with the same one have different images."""
     seen: dict[str, int] = {}
     for row, (value, size, path) in enumerate(zip(ids, sizes, paths, strict=True)):
         if value is None or not str(value).strip():
             return f", row {row}: column {column!r} names no photo"
         first = seen.setdefault(str(value), row)
-        photo, other = (path, paths[first]) if size is None else (size, sizes[first])
-        if photo != other and photo is not None and other is not None:
+        content_or_path, other = (path, paths[first]) if size is None else (size, sizes[first])
+        if content_or_path != other and content_or_path is not None and other is not None:
             return (
                 f": rows {first} and {row} have the same id {value!r} in column {column!r}, but different photos; name "
                 "the column that tells photos apart with data.image_id_column"

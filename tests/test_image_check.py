@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from photo_faults import FAULTS, FORMATS, PAGE, damaged, encoded, picture
 
-from clip_itm.data import photo_check
+from clip_itm.data import image_check
 from clip_itm.data.image_cache import ImageCache
-from clip_itm.data.images import UnreadablePhotoError, read_image
-from clip_itm.data.left_out import find_absent
-from clip_itm.data.photo_check import ReadPhotos, find_unreadable
+from clip_itm.data.image_check import ReadImages, find_unreadable
+from clip_itm.data.images import UnreadableImageError, read_image
 from clip_itm.data.rows import ROW_FEATURES
+from clip_itm.data.skipped import find_absent
 
 
 def rows_of(*images: str | Path | bytes | None) -> Dataset:
@@ -88,7 +88,7 @@ def test_what_is_no_file_is_found_and_nothing_waits_for_it(photos):
     ]
     assert str(find_absent(rows)[4]) == "photo id 5 (null)"
     for number, message in ((0, "no regular file"), (1, "a directory"), (2, "no regular file"), (3, "symbolic links")):
-        with pytest.raises(UnreadablePhotoError, match=message):
+        with pytest.raises(UnreadableImageError, match=message):
             read_image(rows[number]["image"])
 
 
@@ -99,12 +99,12 @@ def test_a_file_that_may_not_be_read(photos, tmp_path, monkeypatch):
         return os.open(path, flags)
 
     monkeypatch.setattr("clip_itm.data.images._without_waiting", opener)
-    assert find_unreadable(rows_of(*photos), ReadPhotos(tmp_path / "read")) == {
+    assert find_unreadable(rows_of(*photos), ReadImages(tmp_path / "read")) == {
         1: f"{photos[1]}: the file cannot be opened (Permission denied)"
     }
 
 
-@pytest.mark.parametrize("checker", [ReadPhotos, lambda folder: ImageCache(folder, 16)])
+@pytest.mark.parametrize("checker", [ReadImages, lambda folder: ImageCache(folder, 16)])
 def test_too_many_open_files_are_no_broken_photos(photos, tmp_path, monkeypatch, checker):
     def opener(path, flags):
         raise OSError(24, "Too many open files")
@@ -123,60 +123,60 @@ def decoded(monkeypatch) -> list[str]:
         paths.append(image["path"])
         return read_image(image, draft_size)
 
-    monkeypatch.setattr(photo_check, "read_image", reading)
+    monkeypatch.setattr(image_check, "read_image", reading)
     return paths
 
 
 def test_a_photo_is_decoded_once_and_again_when_it_changes(photos, tmp_path, decoded):
     rows = rows_of(*photos, photos[0].read_bytes())
-    assert find_unreadable(rows, ReadPhotos(tmp_path / "read")) == {}
+    assert find_unreadable(rows, ReadImages(tmp_path / "read")) == {}
     assert sorted(decoded) == [*map(str, photos), "photo id 5"]
     decoded.clear()
-    assert find_unreadable(rows, ReadPhotos(tmp_path / "read")) == {}
+    assert find_unreadable(rows, ReadImages(tmp_path / "read")) == {}
     assert decoded == []
 
     photos[3].write_bytes(photos[3].read_bytes()[:-90])
-    broken = find_unreadable(rows, ReadPhotos(tmp_path / "read"))
+    broken = find_unreadable(rows, ReadImages(tmp_path / "read"))
     assert list(broken) == [3]
     assert broken[3].startswith(f"{photos[3]}: the photo cannot be decoded (image file is truncated")
     assert decoded == [str(photos[3])]
-    find_unreadable(rows, ReadPhotos(tmp_path / "read"))
+    find_unreadable(rows, ReadImages(tmp_path / "read"))
     assert decoded == [str(photos[3])] * 2  # a broken photo is looked at every time: it may be the disk
 
     photos[3].write_bytes(photos[2].read_bytes())
     os.utime(photos[1])
     decoded.clear()
-    assert find_unreadable(rows, ReadPhotos(tmp_path / "read")) == {}
+    assert find_unreadable(rows, ReadImages(tmp_path / "read")) == {}
     assert sorted(decoded) == [str(photos[1]), str(photos[3])]
 
 
 def test_what_was_kept_under_another_version_of_pillow_is_not_believed(photos, tmp_path, decoded, monkeypatch):
-    find_unreadable(rows_of(*photos), ReadPhotos(tmp_path / "read"))
-    monkeypatch.setattr(photo_check.PIL, "__version__", "99.0")
-    find_unreadable(rows_of(*photos), ReadPhotos(tmp_path / "read"))
+    find_unreadable(rows_of(*photos), ReadImages(tmp_path / "read"))
+    monkeypatch.setattr(image_check.PIL, "__version__", "99.0")
+    find_unreadable(rows_of(*photos), ReadImages(tmp_path / "read"))
     assert len(decoded) == 2 * len(photos)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"\0" * 50 + data, lambda data: b"x\n" * 9])
 def test_a_damaged_list_only_means_that_photos_are_decoded_again(photos, tmp_path, decoded, damage):
-    read = ReadPhotos(tmp_path / "read")
+    read = ReadImages(tmp_path / "read")
     find_unreadable(rows_of(*photos), read)
     read.file.write_bytes(damage(read.file.read_bytes()))
     photos[4].write_bytes(PAGE)
     for _ in range(2):  # what is appended to half a line is lost, too, and written again
-        assert list(find_unreadable(rows_of(*photos), ReadPhotos(tmp_path / "read"))) == [4]
+        assert list(find_unreadable(rows_of(*photos), ReadImages(tmp_path / "read"))) == [4]
     decoded.clear()
-    find_unreadable(rows_of(*photos), ReadPhotos(tmp_path / "read"))
+    find_unreadable(rows_of(*photos), ReadImages(tmp_path / "read"))
     assert decoded == [str(photos[4])]
 
 
 def test_a_list_that_cannot_be_written_costs_time_only(photos, tmp_path):
     (tmp_path / "read").write_text("a file in place of the folder")
-    assert find_unreadable(rows_of(*photos), ReadPhotos(tmp_path / "read")) == {}
+    assert find_unreadable(rows_of(*photos), ReadImages(tmp_path / "read")) == {}
 
 
 def test_an_interrupted_check_goes_on_where_it_stopped(photos, tmp_path, decoded, monkeypatch):
-    monkeypatch.setattr(photo_check, "BLOCK", 1)
+    monkeypatch.setattr(image_check, "BLOCK", 1)
 
     def interrupted(image, draft_size=None):
         if image["path"] == str(photos[2]):
@@ -184,10 +184,10 @@ def test_an_interrupted_check_goes_on_where_it_stopped(photos, tmp_path, decoded
         return read_image(image, draft_size)
 
     with monkeypatch.context() as context:
-        context.setattr(photo_check, "read_image", interrupted)
+        context.setattr(image_check, "read_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            find_unreadable(rows_of(*photos), ReadPhotos(tmp_path / "read"), workers=1)
-    find_unreadable(rows_of(*photos), ReadPhotos(tmp_path / "read"))
+            find_unreadable(rows_of(*photos), ReadImages(tmp_path / "read"), workers=1)
+    find_unreadable(rows_of(*photos), ReadImages(tmp_path / "read"))
     assert str(photos[0]) not in decoded
     assert str(photos[2]) in decoded
 
@@ -197,7 +197,7 @@ def test_broken_photos_among_many_are_found_in_order(tmp_path):
     generator = np.random.default_rng(0)
     broken = sorted(generator.choice(500, 40, replace=False).tolist())
     rows = rows_of(*(good[: 60 + number % 7] if number in broken else good for number in range(500)))
-    found = find_unreadable(rows, ReadPhotos(tmp_path / "read"), workers=3)
+    found = find_unreadable(rows, ReadImages(tmp_path / "read"), workers=3)
     assert list(found) == broken
     assert all(sentence.startswith(f"photo id {number}: ") for number, sentence in found.items())
 
