@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -42,6 +43,7 @@ class ItmModel(PreTrainedModel):
     main_input_name = "pixel_values"
     _no_split_modules: list[str] = []  # noqa: RUF012
     supports_gradient_checkpointing = True
+    processor: ItmProcessor | None = None  # what makes its inputs, where it is known
 
     def __init__(self, config: ItmConfig, backbone: nn.Module | None = None):
         super().__init__(config)
@@ -103,7 +105,9 @@ class ItmModel(PreTrainedModel):
             backbone=backbone.config.model_dump(mode="json"),
             head=(head or ClipHeadConfig()).model_dump(mode="json"),
         )
-        return cls(config, backbone=backbone)
+        model = cls(config, backbone=backbone)
+        model.processor = processor
+        return model
 
     def without_lora(self) -> "ItmModel":
         """A model that computes the same without adapters: what they add is in the weights. Without any, this one."""
@@ -156,6 +160,27 @@ class ItmModel(PreTrainedModel):
     def encode_texts(self, *args, **kwargs) -> Tensor:
         """Embeddings [B, ...]; arguments: see `caption_features`."""
         return self.head.embed_texts(self.features_of_captions(*args, **kwargs))
+
+    def embed(self, pixel_values: Tensor | None = None, **captions: Tensor) -> Tensor:
+        """Embeddings [b, ...] float32 of one batch: towers in the type of their weights, the head in float32."""
+        if pixel_values is None:
+            return self.head.embed_texts(self.features_of_captions(**captions).apply(Tensor.float)).float()
+        pixels = pixel_values.to(next(self.backbone.parameters()).dtype)
+        return self.head.embed_images(self.features_of_images(pixels).apply(Tensor.float)).float()
+
+    def encode(self, inputs: Any, batch_size: int = 64, convert_to: str = "numpy", progress: bool | None = None):
+        """Embeddings [N, ...] float32 of images or of texts (see `modality_of`), such as unit vectors [N, D].
+
+        inputs: a list, or one alone, whose embedding then has no first axis. batch_size: of what is encoded at once.
+        convert_to: "numpy", or "torch" for a tensor on the CPU. progress: show a bar (default: on a terminal). Raises
+        ValueError for what is neither image nor text, for both in one list, and for an image that cannot be read.
+
+        >>> model.encode(["a red mug", "two mugs"]).shape
+        (2, 512)
+        """
+        from clip_itm.encoding import encode  # in no checkpoint
+
+        return encode(self, inputs, batch_size, convert_to, progress)
 
     def forward(
         self,

@@ -61,6 +61,10 @@ def _remote_parts(recipe, backbone: bool) -> Iterator[tuple[str, str, list[str],
     if (name := data.hub_dataset) and not _exists(name):
         folders = [_folder("dataset", name), f"../datasets/{glob.escape(name.replace('/', '___'))}"]
         yield "data.path", name, folders, "give a folder written by save_to_disk"
+    if recipe.start_from is not None:
+        if backbone and not _exists(recipe.start_from):
+            yield "start_from", recipe.start_from, [_folder("model", recipe.start_from)], "give a run or a model folder"
+        return
     for part in towers.hub_parts() if backbone else ():
         if not (part.or_path and _exists(part.name)):
             within = "" if part.file is None else f"/snapshots/*/{part.file}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.checksums import check_files
@@ -38,6 +38,12 @@ class Recipe(Section):
     data: DataConfig
     noise: NoiseSection = NoiseSection()
     backbone: BackboneConfig
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        description="a run, a model folder or a name on the Hub: training starts from these weights of towers like "
+        "those of backbone (and of the head, where its kind is the same), not from pretrained ones",
+    )
     head: HeadConfig = ClipHeadConfig()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -77,11 +83,25 @@ class Recipe(Section):
         content = self.model_dump(mode="json")
         del content["output_dir"], content["training"]["trackers"], content["training"]["log_every"]
         del content["evaluation"]["batch_size"]
+        if content["start_from"] is None:  # keys that came later: without them, a recipe has the hash it had before
+            del content["start_from"]
+        if content["training"]["early_stopping_patience"] is None:
+            del content["training"]["early_stopping_patience"], content["training"]["early_stopping_threshold"]
         for key in ("cache_dir", "num_workers", "skip_broken"):
             content["data"].pop(key)
         for name in RENAMED:
             content[name] = with_old_names(name, content[name])
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def base_models(self) -> list[str]:
+        """The weights that training starts from: names on the Hub, paths, or names such as timm:NAME."""
+        return self.backbone.base_models if self.start_from is None else [self.start_from]
+
+    @property
+    def random_part(self) -> str | None:
+        """What has random weights before training, as far as the recipe tells; None where all is trained already."""
+        return self.backbone.random_part if self.start_from is None else None
 
     def with_overrides(self, *overrides: str) -> "Recipe":
         """A copy with `--section.key value` overrides applied."""
@@ -92,10 +112,12 @@ class Recipe(Section):
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """The recipe of a YAML file (or of the run folder that holds one), with `--section.key value` overrides.
+    """The recipe of the YAML file `path` (or of the run folder that holds one), with `--section.key value` overrides.
 
     Paths in a recipe are relative to the current folder. Raises `RecipeError` for a missing or broken file, unknown
     keys and wrong types.
+
+    >>> load_recipe("recipes/sample/clip.yaml", ["--training.epochs", "2"])
     """
     path, is_saved = Path(path), False
     if path.is_dir():
@@ -123,6 +145,16 @@ def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
     except ValidationError as error:
         lines = [f"{origin}: {_explain(problem)}" for problem in error.errors()]
         raise RecipeError("\n".join(lines)) from None
+
+
+def parse_section(key: str, content: Any, origin: str) -> Section:
+    """One section of a recipe, such as "backbone"; errors are those of `parse_recipe`."""
+    field = Recipe.model_fields[key]
+    alone = create_model("Alone", __base__=Section, **{key: (field.annotation, field)})
+    try:
+        return getattr(alone.model_validate({key: content}), key)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{origin}: {_explain(problem)}" for problem in error.errors())) from None
 
 
 def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _text(module: Module, statement: ast.stmt, kind: str | None, apart: set[str]
             wanted = f"the code of this checkpoint is for {kind!r} alone; another kind needs the package clip-itm"
             _replace(lines, node.body, f'raise ValueError("{wanted}")\n')
         else:
-            _replace(lines, _after_docstring(node), f'raise ValueError("{FOR_THE_PACKAGE}")\n')
+            _replace(lines, node.body, f'raise ValueError("{FOR_THE_PACKAGE}")\n')
     first = min(node.lineno for node in (statement, *getattr(statement, "decorator_list", ()))) - 1
     while first and module.lines[first - 1].startswith("#"):
         first -= 1

@@ -17,17 +17,18 @@ def add_tensors(digest, tensors: Mapping[str, Tensor]) -> None:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
+def trains_only(key: str) -> bool:
+    """Whether a key of a backbone's section says how the towers are trained, and nothing of what they compute."""
+    frozen = ("freeze_image", "freeze_text", "freeze_image_blocks", "freeze_text_blocks", "word_dropout")
+    return key in frozen or key.endswith("_dropout")
+
+
 def model_sha256(model) -> str:
     """Hash of all that decides the embeddings of an `ItmModel`: architecture and weights.
 
     Dropouts and what is frozen do not count, so that a model has the hash of its saved copy under any recipe.
     """
-    training_only = ("freeze_image", "freeze_text", "freeze_image_blocks", "freeze_text_blocks", "word_dropout")
-    backbone = {
-        key: value
-        for key, value in model.config.backbone.items()
-        if key not in training_only and not key.endswith("_dropout")
-    }
+    backbone = {key: value for key, value in model.config.backbone.items() if not trains_only(key)}
     head = model.config.head and with_old_names("head", model.config.head)
     digest = hashlib.sha256(json.dumps([backbone, head], sort_keys=True).encode())
     ignored = set(model._keys_to_ignore_on_save)  # what only training needs

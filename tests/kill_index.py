@@ -20,8 +20,9 @@ from bad_input_retrieval import model
 from PIL import Image
 
 from clip_itm.cli import main
+from clip_itm.data.inputs import fetch_image
 from clip_itm.retrieval import indexing
-from clip_itm.retrieval.images import content_of, fetch_image
+from clip_itm.retrieval.images import content_of
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.pipeline import load_pipeline
 from clip_itm.retrieval.storage import index_damages, named_files, read_index_file

@@ -14,14 +14,14 @@ GROUND = """checkpoint_code checksums digests distributed files image_processing
     weights yaml_text"""
 FLOORS = """
     data evaluation backbones
-    similarity
+    encoding similarity
     training
     methods
     configuration
     model
     recipe
     runs
-    audit retrieval
+    auditing retrieval
     hub verify
     commands
     cli

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tiny import tiny_recipe
 
-from clip_itm.audit import scores
+from clip_itm.auditing import scores
 from clip_itm.cli import main
 from clip_itm.data.cleaned import write_cleaned
 from clip_itm.data.configuration import FolderData, SampleData

@@ -23,7 +23,7 @@ from clip_itm.runs.setup import load_data, make_encoder, make_model, prepare
 from clip_itm.runs.train import train
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.schedule import cosine_lambda, warmup_steps
-from clip_itm.training.trainer import ItmTrainer
+from clip_itm.training.trainer import PairTrainer
 
 PIECES = {"schedules": [1, 2], "frozen_epochs": 1}  # of 2 and 3 epochs
 DEAD_LABELS = "ignore:.* of the labels are below"
@@ -163,7 +163,7 @@ def test_a_piece_begins_anew_and_keeps_the_labels(tmp_path, monkeypatch, accumul
     _, model, _, trainer = pieces(recipe)
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     at_start = {}
-    step = ItmTrainer.training_step
+    step = PairTrainer.training_step
 
     def spy(self, *args):
         at_start.setdefault(
@@ -179,7 +179,7 @@ def test_a_piece_begins_anew_and_keeps_the_labels(tmp_path, monkeypatch, accumul
 
     with monkeypatch.context() as patch:
         spied = Spy(patch)
-        patch.setattr(ItmTrainer, "training_step", spy)
+        patch.setattr(PairTrainer, "training_step", spy)
         trainer.train()
     assert list(at_start) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     for (piece, epoch), found in at_start.items():

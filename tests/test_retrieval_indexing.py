@@ -33,7 +33,8 @@ class Pipe:
         self.encoded += [tuple(round(256 * value) for value in row) for row in found.tolist()]
         return found
 
-    def embed_texts(self, texts, batch_size, progress):
+    def embed(self, queries, batch_size, progress):
+        texts = [query["text"] for query in queries]
         self.encoded += texts
         return torch.tensor([[float(text.count(letter)) for letter in "abc"] for text in texts])
 

@@ -22,7 +22,7 @@ TRAINING = {
     "transformers.trainer_utils",
     "clip_itm.training.trainer",
     "clip_itm.runs.train",
-    "clip_itm.audit",
+    "clip_itm.auditing",
     "clip_itm.hub",
     "peft",
     "tensorboard",

@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     if args.clean_to is not None:
         check_free(Path(args.clean_to))
 
-    from clip_itm.audit.page import audit_page, facts_of
-    from clip_itm.audit.table import PAGE, TABLE, Audit, require_audit
+    from clip_itm.auditing.page import audit_page, facts_of
+    from clip_itm.auditing.table import PAGE, TABLE, Audit, require_audit
     from clip_itm.commands.terminal import print_facts
     from clip_itm.distributed import process_state
     from clip_itm.files import write_text
@@ -90,7 +90,7 @@ def clean(audit, args: argparse.Namespace) -> None:
     """Write the cleaned data set, and say what became of the pairs."""
     import numpy as np
 
-    from clip_itm.audit.table import THRESHOLD
+    from clip_itm.auditing.table import THRESHOLD
     from clip_itm.data.cleaned import write_cleaned
 
     values, weight = audit.clean.values, audit.train.pairs.weight

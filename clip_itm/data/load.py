@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
-from clip_itm.data.configuration import DataConfig
+from clip_itm.data.configuration import DataConfig, HubData
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.image_check import ImageChecker, ReadImages, find_unreadable
 from clip_itm.data.rows import SPLIT_NAMES, Split
@@ -70,8 +70,10 @@ class BrokenImagesError(ValueError):
         )
 
 
-def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
-    """The splits that the data set has, keyed train, val, test.
+def load_splits(
+    config: DataConfig, verify: bool = True, given: Dataset | DatasetDict | None = None
+) -> dict[str, Split]:
+    """The splits that the data set has, keyed train, val, test. `given`: the data set of `hub`, if it is in memory.
 
     Images that are not there are an error (`MissingImagesError`), or are left out and listed in `Split.skipped` where
     `skip_missing` is set or the source is known for it (CC120K by TSV, token files without split files). `skip_broken`
@@ -79,7 +81,7 @@ def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
     captions and images without captions. An empty split and an image id that occurs twice are always errors.
     `verify=False` leaves out the same and raises nothing: `clip-itm data check` reports it all.
     """
-    found = SOURCES[config.source](config)
+    found = SOURCES[config.source](config) if given is None else hub.load(config, given)
     splits = {name: _without_absent(found[name], config) for name in SPLIT_NAMES if name in found}
     if config.skip_missing or config.skip_broken:
         splits = {name: leave_out_empty_captions(split) for name, split in splits.items()}
@@ -94,6 +96,14 @@ def load_splits(config: DataConfig, verify: bool = True) -> dict[str, Split]:
             logger.warning(note)
         _require_sound(splits, image_checker(config) if config.reads_images and not config.skip_broken else None)
     return splits
+
+
+def load_given(config: HubData, given: Dataset, name: str = "given") -> Split:
+    """A data set in memory as one split, whose images are all found readable."""
+    split = _without_absent(hub.load_one(config, given, name), config)
+    _require_sound({name: split}, None)
+    require_readable({name: split}, image_checker(config))
+    return split
 
 
 def _without_absent(split: Split, config: DataConfig) -> Split:

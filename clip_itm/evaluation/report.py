@@ -3,8 +3,10 @@
 A row of a table is a label and a result as plain data: `RetrievalResult.as_dict()`, or the same read back from JSON.
 """
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +16,7 @@ Row = tuple[str, Mapping]
 # Below, the 95 % interval of a recall of 50 % is wider than 40 to 60 %, and one query in ten or more has its answer
 # among ten images by chance.
 FEWEST_IMAGES = 100
+TEXT_WIDTH = 140  # characters
 METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map_at_r": "mAP@R", "rprecision": "R-Precision"}
 HEADERS = {
     f"{direction}_{metric}": f"{direction} {name}" if metric == "r1" else name
@@ -43,6 +46,13 @@ def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: boo
         ]
         table.add_row(Text(visible(label)), *([Text(visible(result["protocol"]))] if with_protocol else []), *cells)
     return table
+
+
+def as_text(table: Table) -> str:
+    """A table as it is printed where there is no terminal."""
+    file = io.StringIO()
+    Console(file=file, width=TEXT_WIDTH).print(table)
+    return file.getvalue().rstrip("\n")
 
 
 def markdown_table(rows: Sequence[Row], intervals: bool = True) -> str:

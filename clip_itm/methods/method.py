@@ -13,7 +13,7 @@ from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encoder import Encoder
 
 if TYPE_CHECKING:
-    from clip_itm.training.trainer import ItmTrainer
+    from clip_itm.training.trainer import PairTrainer
 
 
 class Method:
@@ -42,11 +42,11 @@ class Method:
         """Hashes of what `open` has read, by name."""
         return {}
 
-    def trainer(self, data: TrainingData, encoder: Encoder, training: TrainingSection, **engine) -> "ItmTrainer":
-        """The trainer of this method; `engine`: what every `ItmTrainer` takes."""
-        from clip_itm.training.trainer import ItmTrainer  # here: an evaluation does not wait for what trains
+    def trainer(self, data: TrainingData, encoder: Encoder, training: TrainingSection, **engine) -> "PairTrainer":
+        """The trainer of this method; `engine`: what every `PairTrainer` takes."""
+        from clip_itm.training.trainer import PairTrainer  # here: an evaluation does not wait for what trains
 
-        return ItmTrainer(**engine)
+        return PairTrainer(**engine)
 
 
 def method_of(section: HeadSection) -> Method:

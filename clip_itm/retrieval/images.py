@@ -1,7 +1,6 @@
-"""What a user may hand over as an image or a text, and reading the images of a gallery in batches."""
+"""Reading the images of a gallery in batches, and what tells that one is the same later."""
 
 import os
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,62 +12,11 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
-from clip_itm.data.image_names import IMAGE_SUFFIXES, FoundImages, find_images, is_image_name
-from clip_itm.data.images import image_bytes, naming_image, read_image, small_jpeg, to_rgb
+from clip_itm.data.image_names import IMAGE_SUFFIXES, FoundImages, find_images
+from clip_itm.data.images import naming_image, small_jpeg
+from clip_itm.data.inputs import URLS, decode_image, fetch_image
 
-URLS = ("http://", "https://")
 THUMBNAIL_SIDE = 256  # longer side, pixels
-LARGEST_DOWNLOAD = 64 * 2**20  # bytes of an image behind a URL
-
-
-def modality_of(value: Any) -> str:
-    """ "image" or "text".
-
-    Text that ends like the name of an image file, and a URL, mean that image; {"text": ...} and {"image": ...} say it.
-    Raises ValueError for anything that is neither image nor text.
-    """
-    if isinstance(value, dict) and len(value) == 1 and (key := next(iter(value))) in ("image", "text"):
-        return key
-    if isinstance(value, str):
-        return "image" if value.startswith(URLS) or is_image_name(value) else "text"
-    if isinstance(value, Path | Image.Image | np.ndarray | bytes):
-        return "image"
-    raise ValueError(
-        f"{type(value).__name__} is neither a text nor a photo; expected text, a path or URL of a photo, a PIL image, "
-        'an array [H, W, 3] of uint8, bytes of a photo file, {"text": ...} or {"image": ...}'
-    )
-
-
-def load_image(value: Any) -> Image.Image:
-    """RGB from whatever `modality_of` calls an image. Raises ValueError that names it."""
-    return decode_image(fetch_image(value))
-
-
-def fetch_image(value: Any) -> dict | np.ndarray | Image.Image:
-    """An image that is encoded as {"path", "bytes"}, read from its file or URL; one that is decoded as it is."""
-    if isinstance(value, dict) and "image" in value:
-        value = value["image"]
-    if isinstance(value, str) and value.startswith(URLS):
-        return {"path": value, "bytes": _download(value)}
-    if isinstance(value, bytes):
-        return {"path": None, "bytes": value}
-    if isinstance(value, str | Path):
-        value = {"path": str(value)}
-    if isinstance(value, dict):  # also a row of `datasets`
-        image = {"path": value.get("path"), "bytes": value.get("bytes")}
-        with naming_image(image):
-            return {**image, "bytes": image_bytes(image)}
-    if isinstance(value, np.ndarray | Image.Image):
-        return value
-    raise ValueError(f"{type(value).__name__} is no photo; expected a path, URL, PIL image, array or bytes")
-
-
-def decode_image(image: dict | np.ndarray | Image.Image) -> Image.Image:
-    """RGB of what `fetch_image` gives."""
-    if isinstance(image, dict):
-        return read_image(image)
-    with naming_image({"path": "a PIL image"}):
-        return to_rgb(image if isinstance(image, Image.Image) else _from_array(image))
 
 
 def content_of(image: dict | np.ndarray | Image.Image) -> int:
@@ -90,27 +38,6 @@ def stamp_of(path: str | None) -> int | None:
     except (OSError, ValueError):
         return None
     return xxhash.xxh3_64_intdigest(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode())
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    channels = array.shape[2] if array.ndim == 3 else 1 if array.ndim == 2 else 0
-    if array.dtype != np.uint8 or channels not in (1, 3, 4):
-        raise ValueError(
-            f"an array {list(array.shape)} of {array.dtype} is no photo; expected [H, W, 3] (or [H, W], [H, W, 4]) of "
-            "uint8, values 0 to 255"
-        )
-    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
-
-
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            data = answer.read(LARGEST_DOWNLOAD + 1)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{url}: cannot get this photo: {error}") from None
-    if len(data) > LARGEST_DOWNLOAD:
-        raise ValueError(f"{url}: more than {LARGEST_DOWNLOAD // 2**20} MiB, which is too much for a photo")
-    return data
 
 
 def image_files(folder: Path) -> FoundImages:

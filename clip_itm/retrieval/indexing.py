@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from clip_itm.data.image_names import is_utf8, printable
+from clip_itm.data.inputs import URLS, fetch_image
 from clip_itm.retrieval.base import SearchIndex
-from clip_itm.retrieval.images import URLS, ImageBatch, ImageBatches, content_of, fetch_image, stamp_of
+from clip_itm.retrieval.images import ImageBatch, ImageBatches, content_of, stamp_of
 from clip_itm.retrieval.items import Item
 from clip_itm.retrieval.sources import Source
 
@@ -160,7 +161,7 @@ class Indexer:
         return Encoded(items, torch.cat(embeddings) if embeddings else None, problems)
 
     def _encode_captions(self, part: Source, progress) -> Encoded:
-        embeddings = self.pipe.embed_texts(list(part.entries), self.batch_size, progress)
+        embeddings = self.pipe.embed([{"text": caption} for caption in part.entries], self.batch_size, progress)
         items = [Item(id, caption=caption) for id, caption in zip(part.ids, part.entries, strict=True)]
         return Encoded(items, embeddings, {})
 

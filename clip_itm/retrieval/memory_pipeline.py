@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Pipeline
 
-from clip_itm.retrieval.images import load_image, modality_of
+from clip_itm.data.inputs import embed_all, modality_of, model_inputs
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.memory_index import MemoryIndex
 from clip_itm.retrieval.sources import list_source
@@ -36,7 +36,7 @@ class RetrievalPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.model.eval()
-        self._compute = _settle_precision(self.model)
+        _settle_precision(self.model)
         self.galleries: dict[str, Any] = {}
 
     def index(self, gallery: Any, modality: str | None = None, *, batch_size: int = 64, **options) -> MemoryIndex:
@@ -54,7 +54,7 @@ class RetrievalPipeline(Pipeline):
         source = list_source(gallery, modality)
         if source.modality == "text":
             items = [Item(id, caption=caption) for id, caption in zip(source.ids, source.entries, strict=True)]
-            embeddings = self.embed_texts(list(source.entries), batch_size)
+            embeddings = self.embed([{"text": caption} for caption in source.entries], batch_size)
         else:
             items = [Item(id, path) for id, path in zip(source.ids, source.paths, strict=True)]
             embeddings = self.embed([{"image": image} for image in source.entries], batch_size)
@@ -104,26 +104,9 @@ class RetrievalPipeline(Pipeline):
                 answers[row] = hits
         return answers
 
-    def embed(self, queries: Sequence[Any], batch_size: int = 64) -> Tensor:
-        """Embeddings [n, ...] of texts or of images (not of both), equal texts encoded once; float32 on the CPU."""
-        if modality_of(queries[0]) == "text":
-            texts = [query["text"] if isinstance(query, dict) else query for query in queries]
-            return self.embed_texts(texts, batch_size)
-        batches = [queries[start : start + batch_size] for start in range(0, len(queries), batch_size)]
-        return torch.cat([self.forward(self.preprocess(batch)) for batch in batches])
-
-    def embed_texts(self, texts: list[str], batch_size: int = 64, progress=None) -> Tensor:
-        """Embeddings [n, ...] of texts, whatever they look like; `progress` is a bar that counts them."""
-        distinct = sorted(set(texts), key=lambda text: (len(text), text))  # little padding in a batch
-        position = {text: row for row, text in enumerate(distinct)}
-        parts, begun = [], 0 if progress is None else progress.n
-        for start in range(0, len(distinct), batch_size):
-            batch = [{"text": text} for text in distinct[start : start + batch_size]]  # "a.jpg" is no image here
-            parts.append(self.forward(self.preprocess(batch)))
-            if progress is not None:
-                done = round(len(texts) * min(1, (start + batch_size) / len(distinct)))
-                progress.update(begun + done - progress.n)
-        return torch.cat(parts)[torch.tensor([position[text] for text in texts])]
+    def embed(self, queries: Sequence[Any], batch_size: int = 64, progress=None) -> Tensor:
+        """Embeddings [n, ...] float32 on the CPU; see `embed_all`."""
+        return embed_all(lambda batch: self.forward(self.preprocess(batch)), queries, batch_size, progress)
 
     def _target(self, kind: str, target: str | None) -> str:
         if target is None:
@@ -167,18 +150,10 @@ class RetrievalPipeline(Pipeline):
         return {}, {}, parameters
 
     def preprocess(self, queries: Sequence[Any]) -> dict[str, Tensor]:
-        if modality_of(queries[0]) == "image":
-            images = [load_image(query) for query in queries]
-            return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
-        texts = [query["text"] if isinstance(query, dict) else query for query in queries]
-        return dict(self.processor(text=texts, return_tensors="pt"))
+        return model_inputs(queries, self.processor)
 
     def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        head, pixel_values = self.model.head, inputs.get("pixel_values")
-        if pixel_values is not None:
-            features = self.model.features_of_images(pixel_values.to(self._compute))
-            return head.embed_images(features.apply(Tensor.float)).float()
-        return head.embed_texts(self.model.features_of_captions(**inputs).apply(Tensor.float)).float()
+        return self.model.embed(**inputs)
 
     def postprocess(self, embeddings: Tensor, *, kind, target, top_k, shortlist=None) -> list[list[Hit]]:
         index = self.galleries[target]
@@ -201,11 +176,9 @@ def _result(hit: Hit) -> dict:
     return {"id": item.id, "score": hit.score, "rank": hit.rank, **content}
 
 
-def _settle_precision(model) -> torch.dtype:
+def _settle_precision(model) -> None:
     """The towers wholly in the type that was asked for (those of transformers are loaded in float32 all the same), the
-    head, which is small, in float32. Returns the type of the towers."""
+    head, which is small, in float32."""
     types = {parameter.dtype for parameter in model.parameters()} | {model.config.dtype}
-    compute = next((half for half in (torch.float16, torch.bfloat16) if half in types), torch.float32)
-    model.backbone.to(compute)
+    model.backbone.to(next((half for half in (torch.float16, torch.bfloat16) if half in types), torch.float32))
     model.head.float()
-    return compute

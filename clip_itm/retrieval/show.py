@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from clip_itm.data.images import small_jpeg
+from clip_itm.data.inputs import load_image, modality_of
 from clip_itm.files import replacing
 from clip_itm.pages import render
-from clip_itm.retrieval.images import load_image, modality_of
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.visible import visible
 

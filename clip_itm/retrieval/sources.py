@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from clip_itm.data.images import image_paths
-from clip_itm.retrieval.images import image_files, modality_of
+from clip_itm.data.inputs import modality_of
+from clip_itm.retrieval.images import image_files
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """From the parts of a run to the trainer of its method."""
 
-from transformers import TrainingArguments
+from collections.abc import Mapping
+
+import numpy as np
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
 from clip_itm.data.tokens import CaptionTokens
@@ -11,12 +14,14 @@ from clip_itm.evaluation.recall import recall_metrics
 from clip_itm.methods.method import Method
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
+from clip_itm.runs.additions import NOTHING, Additions, ComputeMetrics
 from clip_itm.runs.provenance import Provenance
 from clip_itm.runs.publish import publish_run
 from clip_itm.runs.trackers import available_trackers
+from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings, scoring
 from clip_itm.training.encoder import Encoder, autocast_dtype
-from clip_itm.training.trainer import ItmTrainer
+from clip_itm.training.trainer import PairTrainer
 
 
 def make_trainer(
@@ -27,7 +32,8 @@ def make_trainer(
     provenance: Provenance,
     encoder: Encoder,
     resuming: bool,
-) -> ItmTrainer:
+    additions: Additions = NOTHING,
+) -> PairTrainer:
     """The trainer of the recipe's method."""
     train, noise, model = data.train, data.noise, encoder.model
     text_features = encoder.text_features(train)
@@ -56,16 +62,36 @@ def make_trainer(
         eval_dataset=data.val.rows,
         sampler=sampler,
         encode_val=lambda: encoder.encode(data.val),
-        score=lambda embeddings: val_metrics(model, embeddings),
+        score=lambda embeddings: val_metrics(model, embeddings, additions.compute_metrics),
         write_provenance=lambda folder: provenance.write(folder, recipe),
         processor=encoder.processor,
         publish=publish_run,
+        callbacks=[*early_stopping(recipe.training), *additions.callbacks],
     )
 
 
-def val_metrics(model: ItmModel, embeddings: Embeddings) -> dict[str, float]:
+def val_metrics(
+    model: ItmModel, embeddings: Embeddings, compute_metrics: ComputeMetrics | None = None
+) -> dict[str, float]:
+    """Recall on val, and what `compute_metrics` adds. Raises ValueError where that is not what it should give."""
     ranks = compute_ranks(embeddings.images, embeddings.texts, embeddings.caption_image, similarity=scoring(model))
-    return recall_metrics(ranks)
+    metrics = recall_metrics(ranks)
+    if compute_metrics is None:
+        return metrics
+    added = compute_metrics(embeddings, ranks)
+    if not isinstance(added, Mapping) or not all(
+        isinstance(value, int | float | np.number) for value in added.values()
+    ):
+        raise ValueError(f"compute_metrics gave {added!r:.80}; expected a dict of numbers by name")
+    if taken := sorted(metrics.keys() & added.keys()):
+        raise ValueError(f"compute_metrics gives {', '.join(taken)}, which is there already: choose another name")
+    return metrics | {str(name): float(value) for name, value in added.items()}
+
+
+def early_stopping(training: TrainingSection) -> list[TrainerCallback]:
+    if training.early_stopping_patience is None:
+        return []
+    return [EarlyStoppingCallback(training.early_stopping_patience, training.early_stopping_threshold)]
 
 
 def training_arguments(recipe: Recipe, method: Method, resuming: bool) -> TrainingArguments:

@@ -78,7 +78,7 @@ def _last_name(name: str) -> str:
 
 def base_models(recipe: Recipe) -> list[str]:
     """Names on the Hub of what training started from, as far as they have one."""
-    names = map(_hub_name, recipe.backbone.base_models)
+    names = map(_hub_name, recipe.base_models)
     return [name for name in names if name and _is_hub_name(name) and not Path(name).exists()]
 
 
@@ -97,7 +97,7 @@ def licence(recipe: Recipe) -> dict[str, str]:
     It is what the cards of the base models say, in their folders or in the cache of the Hub; of several models that do
     not agree, of weights without a card and of random weights nothing is known.
     """
-    found = [_licence_of(_hub_name(base) or base) for base in recipe.backbone.base_models]
+    found = [_licence_of(_hub_name(base) or base) for base in recipe.base_models]
     return found[0] if found and all(each == found[0] for each in found) else {}
 
 

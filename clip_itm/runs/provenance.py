@@ -1,6 +1,7 @@
 """What a run writes down of itself, so that every artefact knows what made it."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from clip_itm.distributed import num_processes
 from clip_itm.files import write_json, write_text
 from clip_itm.recipe import Recipe
+from clip_itm.runs.start import start_sha256
 
 PACKAGES = ("clip-itm", "torch", "transformers", "open_clip_torch", "timm", "datasets", "accelerate")
 
@@ -20,6 +22,7 @@ class Provenance:
 
     `splits` name -> {sha256, images, captions} and the numbers left out {missing, broken, empty_captions}; `noise`
     {sha256, ratio, level, seed} of the training captions;
+    `start`, hash of the model that `start_from` names; `python`, what a run was given that no recipe holds (callbacks);
     `method`, hashes of what the recipe's method reads for these pairs, such as a memory bank.
     """
 
@@ -29,6 +32,8 @@ class Provenance:
     versions: dict[str, str]
     machine: dict[str, str | int] = field(default_factory=dict)
     method: dict[str, str] = field(default_factory=dict)
+    start: str | None = None
+    python: list[str] = field(default_factory=list)
 
     def write(self, folder: Path, recipe: Recipe) -> None:
         """`provenance.json` and `recipe.yaml` in `folder`."""
@@ -51,10 +56,11 @@ class Provenance:
         if content.get("bank") is not None:  # of an earlier version
             method = {"bank": content["bank"]}
         splits = {name: split["sha256"] for name, split in content["splits"].items()}
-        return splits | {"noise": content["noise"]["sha256"]} | method
+        start = {"start_from": content["start"]} if content.get("start") else {}
+        return splits | {"noise": content["noise"]["sha256"]} | method | start
 
 
-def describe_run(recipe: Recipe, splits: dict, noise, method: dict[str, str]) -> Provenance:
+def describe_run(recipe: Recipe, splits: dict, noise, method: dict[str, str], python: Sequence[str] = ()) -> Provenance:
     return Provenance(
         recipe_sha256=recipe.sha256,
         splits={
@@ -69,4 +75,6 @@ def describe_run(recipe: Recipe, splits: dict, noise, method: dict[str, str]) ->
             "processes": num_processes(),
         },
         method=method,
+        start=None if recipe.start_from is None else start_sha256(recipe.start_from),
+        python=list(python),
     )

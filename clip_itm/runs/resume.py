@@ -12,12 +12,15 @@ from clip_itm.files import write_json
 from clip_itm.methods.method import method_of
 from clip_itm.reading import read_json
 from clip_itm.recipe import Recipe, load_recipe
+from clip_itm.runs.additions import NOTHING, Additions
 from clip_itm.runs.card import CURVES
 from clip_itm.runs.provenance import Provenance, describe_run
 from clip_itm.runs.setup import require_splits
+from clip_itm.runs.start import start_folder
 from clip_itm.runs.stored import read_provenance, read_results
 from clip_itm.training.folder import (
     FIRST,
+    MANIFEST,
     RESULTS,
     SKIPPED,
     STATE,
@@ -35,7 +38,7 @@ from clip_itm.training.folder import (
 from clip_itm.training.stored import require_trainer_state
 
 
-def finished(recipe: Recipe, folder: Path) -> dict | None:
+def finished(recipe: Recipe, folder: Path, additions: Additions = NOTHING) -> dict | None:
     """The results of a finished run of this recipe, or None when there is work to do.
 
     ValueError for a run of another recipe, unless it left nothing that would be lost: a start that failed is no run.
@@ -54,8 +57,11 @@ def finished(recipe: Recipe, folder: Path) -> dict | None:
     if found.sha256 != recipe.sha256 or not (folder / RESULTS).is_file():
         return None
     check_files(folder, (RESULTS,))
+    by_first(lambda: additions.require_same(folder))
     try:
         splits = load_splits(recipe.data, verify=False)
+        if recipe.start_from is not None:
+            start_folder(recipe.start_from)
     except (OSError, ValueError) as error:  # results stand where their data are gone
         say(f"{folder}: whether its data are still the same cannot be checked: {error}")
         return read_results(folder / RESULTS)
@@ -99,7 +105,7 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
 def begin(recipe: Recipe, folder: Path, provenance: Provenance, data: TrainingData, checkpoint: Path | None) -> None:
     """Make the folder that of this run; only now goes what an earlier one left, and a start that failed is harmless."""
     if checkpoint is None:
-        delete(folder)
+        _clear(recipe, folder)
     (folder / CHECKSUMS).unlink(missing_ok=True)  # none of what is about to be replaced
     clear_half_written(folder)
     ranks = [f"ranks_{stage}/{name}.npz" for stage in ("best", "last") for name in recipe.evaluation.protocols]
@@ -108,6 +114,28 @@ def begin(recipe: Recipe, folder: Path, provenance: Provenance, data: TrainingDa
     data.noise.save(folder / "noise.npz")
     write_skipped(folder / SKIPPED, data.splits)
     seal_run(folder)
+
+
+def require_other_start(recipe: Recipe, folder: Path) -> None:
+    """ValueError where a run would replace the very model that it starts from."""
+    if recipe.start_from is not None and Path(recipe.start_from).exists():
+        place, run = Path(recipe.start_from).resolve(), folder.resolve()
+        if place == run or (place.is_relative_to(run) and place.relative_to(run).parts[0] != "start"):
+            raise ValueError(
+                f"start_from: {recipe.start_from} is in the folder of this run, which would replace it: choose another "
+                "output_dir"
+            )
+
+
+def _clear(recipe: Recipe, folder: Path) -> None:
+    """Delete what an earlier run left, apart from what the new one reads there: data and model given in Python."""
+    places = [Path(place).resolve() for place in (recipe.data.hub_dataset, recipe.start_from) if place is not None]
+    own = own_files(folder)
+    read = {name for name in own if any((folder / name).resolve().is_relative_to(place) for place in places)}
+    if read:
+        delete(folder, own - read - {MANIFEST})
+    else:
+        delete(folder)
 
 
 def _require_whole(run: Path, complete: list[Path]) -> None:
@@ -153,6 +181,8 @@ def _differences(first: Recipe, second: Recipe) -> list[str]:
         if isinstance(one[section], dict):
             names = {**one[section], **other[section]}
             keys += [f"{section}.{key}" for key in names if one[section].get(key) != other[section].get(key)]
+        elif section != "output_dir" and one[section] != other[section]:
+            keys.append(section)
     return keys
 
 

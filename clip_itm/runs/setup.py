@@ -23,8 +23,10 @@ from clip_itm.model import ItmModel
 from clip_itm.offline import require_recipe
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
+from clip_itm.runs.additions import NOTHING, Additions
 from clip_itm.runs.batch_checks import require_negatives, require_pairs
 from clip_itm.runs.provenance import Provenance, describe_run
+from clip_itm.runs.start import started_model
 from clip_itm.runs.trackers import available_trackers
 from clip_itm.training.encoder import Encoder, autocast_dtype
 
@@ -100,6 +102,11 @@ def make_model(recipe: Recipe, splits: dict[str, Split]) -> tuple[ItmModel, ItmP
     """The model at step 0 and its processor; weights that are not pretrained come from `training.seed`."""
     from transformers import set_seed  # here: it brings transformers' trainer, which a saved model does not wait for
 
+    if recipe.start_from is not None:
+        set_seed(recipe.training.seed)
+        with process_state().main_process_first():
+            model, processor = started_model(recipe.backbone, recipe.head, recipe.start_from)
+        return model.to(process_state().device), processor
     captions = splits["train"].pairs.captions.to_pylist() if "train" in splits else None
     processor = build_processor(recipe.backbone, captions)
     set_seed(recipe.training.seed)
@@ -153,7 +160,7 @@ class Prepared(NamedTuple):
     provenance: Provenance
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, additions: Additions = NOTHING) -> Prepared:
     """All that can be checked before a model is built."""
     available_trackers(recipe.training.trackers)
     require_recipe(recipe)
@@ -164,7 +171,8 @@ def prepare(recipe: Recipe) -> Prepared:
     method.open(data.noise, data.train.pairs)
     sampler = make_sampler(recipe, data.train)
     require_negatives(recipe, sampler)
-    if caution := method.caution(recipe.backbone.random_part):
+    if caution := method.caution(recipe.random_part):
         warnings.warn(caution, stacklevel=1)
     data.image_cache = prepare_images(recipe, data.splits)  # minutes of decoding come last
-    return Prepared(data, sampler, method, describe_run(recipe, data.splits, data.noise, method.provenance))
+    found = describe_run(recipe, data.splits, data.noise, method.provenance, additions.names)
+    return Prepared(data, sampler, method, found)

@@ -17,20 +17,21 @@ from clip_itm.evaluation.protocol import Result
 from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
+from clip_itm.runs.additions import NOTHING, Additions
 from clip_itm.runs.batch_checks import require_rows_for_batch_norm
 from clip_itm.runs.build import make_trainer
 from clip_itm.runs.card import CURVES, model_card
 from clip_itm.runs.curves import draw_curves
 from clip_itm.runs.ensemble import evaluate_encoders
 from clip_itm.runs.launch import recipe_decides
-from clip_itm.runs.resume import begin, finished, last_own_checkpoint
+from clip_itm.runs.resume import begin, finished, last_own_checkpoint, require_other_start
 from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare
 from clip_itm.runs.stored import read_provenance
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import wrong_pairs_found
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.folder import RESULTS, SKIPPED, failed_write, held, record_added, require_room, seal_run, staged
-from clip_itm.training.trainer import ItmTrainer
+from clip_itm.training.trainer import PairTrainer
 
 
 def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
@@ -40,37 +41,46 @@ def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
     `overwrite` deletes what a run wrote there, once the new one can begin. Raises ValueError for a folder that holds
     another run or is being written, and for whatever is wrong with recipe or data; TypeError for other arguments. In
     the results, "zero_shot", "best" and "last" map each protocol to its figures on the split named by "split".
+
+    >>> train(load_recipe("recipes/sample/clip.yaml"))["best"]["all"]["metrics"]["rsum"]
     """
     if others or not isinstance(recipe, Recipe) or not isinstance(overwrite, bool):
         raise TypeError(
             "expected train(recipe) or train(recipe, overwrite=True) with a Recipe, such as "
             "clip_itm.load_recipe('recipe.yaml'); data are named in the recipe's data section"
         )
+    return run(recipe, overwrite)
+
+
+def run(recipe: Recipe, overwrite: bool = False, additions: Additions = NOTHING) -> dict:
+    """`train`, with what a run gets from Python beside its recipe."""
     disable_progress_bar()  # of loading and saving weights; training and encoding have their own
     folder = Path(recipe.output_dir)
     with recipe_decides(recipe):
-        results = None if overwrite else finished(recipe, folder)
+        results = None if overwrite else finished(recipe, folder, additions)
         if results is None:
             with held(folder, "train"):
-                results = None if overwrite else finished(recipe, folder)  # by another process, just now
+                results = None if overwrite else finished(recipe, folder, additions)  # by another process, just now
                 if results is None:
-                    return _run(recipe, folder, overwrite)
+                    return _run(recipe, folder, overwrite, additions)
     say(f"{folder}: this run is finished; here are its results (--overwrite repeats it)")
     if process_state().is_main_process and not (folder / "best" / "README.md").is_file():
         _show(recipe, folder, results)
     return results
 
 
-def _run(recipe: Recipe, folder: Path, overwrite: bool) -> dict:
+def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) -> dict:
     require_room(folder, anew=overwrite)
-    data, sampler, method, provenance = prepare(recipe)
+    require_other_start(recipe, folder)
+    by_first(lambda: additions.keep(folder, overwrite))
+    data, sampler, method, provenance = prepare(recipe, additions)
     checkpoint = None if overwrite else last_own_checkpoint(recipe, folder, provenance)
     say(_summary(recipe, data, len(sampler)))
     model, processor = make_model(recipe, data.splits)
     encoder = make_encoder(recipe, model, processor, data.image_cache)
     final = final_split(recipe, data.splits)
     require_rows_for_batch_norm(recipe, model, sampler)
-    trainer = make_trainer(recipe, data, sampler, method, provenance, encoder, resuming=checkpoint is not None)
+    trainer = make_trainer(recipe, data, sampler, method, provenance, encoder, checkpoint is not None, additions)
     by_first(lambda: begin(recipe, folder, provenance, data, checkpoint))
 
     results = {
@@ -148,7 +158,7 @@ def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
     return "\n".join(lines)
 
 
-def _finish(recipe: Recipe, folder: Path, trainer: ItmTrainer, data: TrainingData, results: dict) -> dict:
+def _finish(recipe: Recipe, folder: Path, trainer: PairTrainer, data: TrainingData, results: dict) -> dict:
     """Write what the run has found, and give back what results.json holds."""
     with best_effort("what this run believes of its pairs", f"clip-itm audit --run {folder} estimates it"):
         if (found := trainer.clean_probability()) is not None:
@@ -170,7 +180,7 @@ def _finish(recipe: Recipe, folder: Path, trainer: ItmTrainer, data: TrainingDat
     return results
 
 
-def _publish(folder: Path, trainer: ItmTrainer, results: dict) -> None:
+def _publish(folder: Path, trainer: PairTrainer, results: dict) -> None:
     """The best model as a folder that loads anywhere; results last, because they mark the run as finished."""
     with staged(folder, "best") as best:
         trainer.model.save_pretrained(best)

@@ -24,14 +24,23 @@ class EpochCallback(TrainerCallback):
 class FinishCallback(TrainerCallback):
     """The end of training, and of every epoch that is evaluated there, is saved once and after its evaluation.
 
-    A checkpoint saved just before an evaluation would skip that evaluation when a run resumes from it.
+    A checkpoint saved just before an evaluation would skip that evaluation when a run resumes from it. Where a callback
+    stops a run within an epoch, that is the end.
     """
 
     def __init__(self, steps_per_epoch: int):
         self.steps_per_epoch = steps_per_epoch
         self.evaluates = self.saves = False  # what the last step of an epoch leaves for the end of the epoch
+        self.evaluated = self.saved = -1  # steps
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluated = state.global_step
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.evaluates = self.saves = False
         at_end = state.global_step >= state.max_steps
         if at_end or state.global_step % self.steps_per_epoch == 0:
             always = at_end or args.eval_strategy == "epoch"
@@ -40,6 +49,9 @@ class FinishCallback(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_evaluate, control.should_save = self.evaluates, self.saves
+        if control.should_training_stop:
+            control.should_evaluate = state.global_step > self.evaluated
+            control.should_save = control.should_evaluate or state.global_step > self.saved
 
 
 class ConsoleCallback(ProgressCallback):

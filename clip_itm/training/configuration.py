@@ -55,6 +55,12 @@ class TrainingSection(Section):
     save_every: PositiveInt | None = Field(
         None, description="optimiser steps between checkpoints; default: with every evaluation"
     )
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="stop after so many evaluations without a better rsum on val; default: never"
+    )
+    early_stopping_threshold: NonNegativeFloat = Field(
+        0.0, description="by how much rsum has to grow, to count as better for early_stopping_patience"
+    )
     log_every: PositiveInt = Field(20, description="optimiser steps between log lines")
     trackers: tuple[Literal["auto", "tensorboard", "trackio", "wandb", "mlflow"], ...] = Field(
         ("auto",), description="auto: TensorBoard and trackio, as far as installed; []: none"

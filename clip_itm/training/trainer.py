@@ -1,9 +1,9 @@
-"""`ItmTrainer`: transformers' Trainer for batches of pairs, with retrieval as its evaluation."""
+"""`PairTrainer`: transformers' Trainer for batches of pairs, with retrieval as its evaluation."""
 
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from datasets import Dataset
 from huggingface_hub import CommitInfo
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from clip_itm.data.batches import PairBatchSampler, PairDataset
@@ -35,13 +35,14 @@ from clip_itm.training.stored import reading_state, require_weights
 COLLAPSE_COSINE = 0.99
 
 
-class ItmTrainer(GuardedTrainer):
+class PairTrainer(GuardedTrainer):
     """Trains an `ItmModel` on pairs.
 
     `train_dataset` makes whole batches, `sampler` says which pairs stand in each (global batches, split over
     processes), `encode_val` gives the embeddings of the val split (`eval_dataset`, its rows) under the current
     weights and `score` turns them into a dictionary of metrics with "rsum", by which the best checkpoint is chosen.
     `write_provenance` adds recipe and hashes to a checkpoint folder; `publish` sends a finished run to the Hub.
+    `callbacks` are added to those of this class.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ItmTrainer(GuardedTrainer):
         write_provenance: Callable[[Path], None],
         processor: ItmProcessor,
         publish: Callable[..., CommitInfo],
+        callbacks: Sequence[TrainerCallback] = (),
     ):
         self.section, self.sampler = section, sampler
         self.encode_val, self.score, self.write_provenance = encode_val, score, write_provenance
@@ -71,7 +73,7 @@ class ItmTrainer(GuardedTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=_as_it_is,
-            callbacks=[FinishCallback(self._steps_per_epoch)],
+            callbacks=[FinishCallback(self._steps_per_epoch), *callbacks],
         )
         self.add_callback(EpochCallback(self))
         if self.pop_callback(DEFAULT_PROGRESS_CALLBACK):
@@ -81,8 +83,18 @@ class ItmTrainer(GuardedTrainer):
     def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
         """Epochs and batches that are done. A run that was killed after its last step has nothing left to do."""
         epochs, batches = super()._init_training_state(max_steps, *args, **kwargs)
-        done = self.state.global_step >= max_steps
+        done = self.state.global_step >= max_steps or self._had_stopped()
         return (math.ceil(max_steps / self._steps_per_epoch) if done else epochs, 0 if done else batches)
+
+    def _had_stopped(self) -> bool:
+        """Whether early stopping had ended the run that is resumed; else its patience goes on from where it was."""
+        found = [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+        kept = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+        for callback in found if isinstance(kept, dict) else ():
+            callback.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+            if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
+                return True
+        return False
 
     # Batches
 

@@ -19,16 +19,28 @@ from clip_itm.data.rows import ROW_FEATURES, Split
 from clip_itm.data.sources.hub_images import column_of, image_ids_of, images_of
 
 
-def load(data: HubData) -> dict[str, Split]:
-    """Splits: as `data.splits` maps them, by `split_column`, by a hash where there is one split, or by name."""
+def load(data: HubData, given: Dataset | DatasetDict | None = None) -> dict[str, Split]:
+    """Splits: as `data.splits` maps them, by `split_column`, by a hash where there is one split, or by name.
+
+    `given`: the data set, where it is in memory already.
+    """
+    loaded = _load(data) if given is None else _as_dict(given)
     try:
-        return {name: Split(name, found_on_disk(rows)) for name, rows in _splits(data).items()}
+        return {name: Split(name, found_on_disk(rows)) for name, rows in _splits(loaded, data).items()}
     except pa.ArrowException as error:
         raise ValueError(f"{data.path}: the data set cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def _splits(data: HubData) -> dict[str, Dataset]:
-    loaded = _load(data)
+def load_one(data: HubData, given: Dataset, name: str) -> Split:
+    """All of a data set in memory as one split."""
+    return Split(name, found_on_disk(_to_rows(given, data, name)[0]))
+
+
+def _as_dict(loaded: Dataset | DatasetDict) -> DatasetDict:
+    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+
+
+def _splits(loaded: DatasetDict, data: HubData) -> dict[str, Dataset]:
     if data.splits is not None:
         if unknown := sorted(set(data.splits.values()) - set(loaded)):
             raise ValueError(f"{data.path}: data.splits names {unknown}, but the splits are {sorted(loaded)}")
@@ -63,7 +75,7 @@ def _load(data: HubData) -> DatasetDict:
             loaded = datasets.load_dataset(data.path, data.name, revision=data.revision)
     except Exception as error:  # of a dozen libraries below
         raise ValueError(f"{data.path}: the data set cannot be loaded ({error})") from error
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+    return _as_dict(loaded)
 
 
 def _divide(dataset: Dataset, data: HubData, name: str) -> dict[str, Dataset]:

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clip_itm.methods.aahr.criterion import gates_of
 from clip_itm.reading import reading
-from clip_itm.training.trainer import ItmTrainer
+from clip_itm.training.trainer import PairTrainer
 
 STATE = "aahr_state.safetensors"
 
@@ -51,7 +51,7 @@ class MomentumEncoders:
         self.copy.load_state_dict(state, strict=False)  # without what is shared
 
 
-class AahrTrainer(ItmTrainer):
+class AahrTrainer(PairTrainer):
     """`momentum`: encoders of keys, made before the first batch, so that they start as the model does."""
 
     def __init__(self, *args, **kwargs):

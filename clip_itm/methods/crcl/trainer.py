@@ -33,13 +33,13 @@ from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import scoring
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.schedule import warmup_steps
-from clip_itm.training.trainer import ItmTrainer
+from clip_itm.training.trainer import PairTrainer
 
 STATE = "labels.safetensors"
 DEAD = 0.9  # share of labels at 0 from which the active term has practically left training
 
 
-class CrclTrainer(ItmTrainer):
+class CrclTrainer(PairTrainer):
     """`first_labels` gives the labels [N] at the start, or None for ones; `is_clean` bool [N] is the truth about the
     training pairs where it is known, for the log alone; `noise_sha256` names the pairs.
     """

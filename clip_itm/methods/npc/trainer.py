@@ -20,12 +20,12 @@ from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.encode import Embeddings
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.folder import record_added
-from clip_itm.training.trainer import ItmTrainer
+from clip_itm.training.trainer import PairTrainer
 
 BANK, STATE = "bank.npz", "npc_state.safetensors"
 
 
-class NpcTrainer(ItmTrainer):
+class NpcTrainer(PairTrainer):
     """`build_bank` makes the memory bank from the current weights, when the warm-up is over; `is_clean` bool [N] is the
     truth about the training pairs where it is known, for the log alone.
     """

@@ -4,22 +4,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.table import Table
+from rich.text import Text
 
-from clip_itm.audit.scores import clean_probability_of_run
+from clip_itm.auditing.scores import clean_probability_of_run
 from clip_itm.checksums import check_files
 from clip_itm.data.images import image_paths
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
+from clip_itm.evaluation.report import as_text
 from clip_itm.files import replacing
 from clip_itm.recipe import Recipe
 from clip_itm.runs.folder import RunFolder
 from clip_itm.training.clean_probability import CleanProbability, wrong_pairs_found
+from clip_itm.visible import visible
+
+if TYPE_CHECKING:
+    from clip_itm.runs.trainer import ItmTrainer
 
 TABLE, PAGE = "audit.parquet", "audit.html"
 THRESHOLD = 0.5  # a caption below it is more likely wrong than right
@@ -100,9 +108,46 @@ class Audit:
         made_from = {"recipe_sha256": self.recipe_sha256, "noise_sha256": self.noise.sha256}
         return pa.table(columns).replace_schema_metadata(made_from)
 
+    def head(self, n: int = 10) -> "Suspects":
+        """The `n` most suspicious pairs, as rows of `table`.
+
+        >>> for row in audit("runs/products").head(20):
+        ...     print(row["clean_probability"], row["image"], row["caption"])
+        """
+        return Suspects(self.table.slice(0, n).to_pylist())
+
     def save(self, path: Path) -> None:
         with replacing(path) as temporary:
             pq.write_table(self.table, temporary)
+
+
+class Suspects(list[dict[str, Any]]):
+    """Rows of an audit, as dicts; printed, a table."""
+
+    def __str__(self) -> str:
+        table = Table()
+        for name in ("rank", "clean probability", "photo", "caption", "known to be wrong"):
+            table.add_column(name, overflow="fold")
+        for row in self:
+            wrong = {None: "", True: "yes", False: "no"}[row["known_wrong"]]
+            place = row["image"] or row["image_id"]
+            cells = (row["rank"], f"{row['clean_probability']:.3f}", place, row["caption"], wrong)
+            table.add_row(*(Text(visible(str(value))) for value in cells))
+        return as_text(table)
+
+    __repr__ = __str__
+
+
+def audit(run: "ItmTrainer | str | Path", *overrides: str) -> Audit:
+    """Which captions of a finished run are probably wrong: all its training pairs by how suspicious they are.
+
+    run: a trainer that has trained, or the folder of a run. overrides: keys of its recipe where the data have moved,
+    such as "--data.root", "FOLDER". Of methods that do not estimate it while they train, it is estimated from the
+    losses of the best model. Raises ValueError for a run that is not finished, and for other data.
+
+    >>> print(audit(trainer).head(20))
+    """
+    return Audit.of_run(Path(run) if isinstance(run, str | Path) else run.run.path, overrides)
 
 
 def require_audit(out: Path) -> None:

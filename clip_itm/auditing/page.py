@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm.auto import tqdm
 
-from clip_itm.audit.table import THRESHOLD, Audit
+from clip_itm.auditing.table import THRESHOLD, Audit
 from clip_itm.data.images import read_image, small_jpeg
 from clip_itm.pages import render
 
