@@ -70,6 +70,7 @@ bench: setup
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/startup.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
