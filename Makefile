@@ -36,14 +36,9 @@ demo: $(VENV)/.runs
 notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --nbmake-timeout 1800 notebooks
 
-# Pure functions, readers of files and small models, chosen by what they take: four minutes of one core (--durations=0).
-CHECKED := aahr_encoder aahr_head aahr_loss aahr_properties arrows batches citations crcl_labels crcl_loss data_images data_load \
-	data_sources detection dive_attention dive_head dive_losses dive_similarity evaluation_ranking evaluation_recall evaluation_report files \
-	gpo heads_clip makefile noise npc_bank npc_legacy_bank npc_step package pages image_names polyloss processing recipe recipe_text \
-	regions_encoders retrieval_index siglip similarity_scan similarity_sgraf tables tokens triplet visible
-
+# What a change is checked with on the way: the rooms of the package by themselves, without what trains or starts processes.
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" $(CHECKED:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" tests/unit
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
@@ -54,7 +49,7 @@ test-quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-gpu: setup
-	CLIP_ITM_TEST_GPU=1 $(BIN)/python -m pytest -q -m gpu tests/test_gpu.py
+	CLIP_ITM_TEST_GPU=1 $(BIN)/python -m pytest -q -m gpu tests/training/test_gpu.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paths import GOLDEN, ROOT
 
+ROOT = Path(__file__).resolve().parents[1]
+pytest.register_assert_rewrite("support")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; processes that tests start inherit it
@@ -20,7 +21,7 @@ def golden():
     """Loader of tests/golden/NAME.npz, without pickle."""
 
     def load(name: str) -> dict[str, np.ndarray]:
-        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as arrays:
+        with np.load(ROOT / "tests" / "golden" / f"{name}.npz", allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
 
     return load
@@ -38,10 +39,9 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A finished run of two steps with a checkpoint of each: its recipe. Only read it; `own_run` is there to change."""
-    from tiny import tiny_recipe  # here, behind the settings above
-
     from clip_itm.runs.train import train
     from clip_itm.training.folder import checkpoints
+    from support.tiny import tiny_recipe  # here, behind the settings above
 
     training = {"max_steps": 2, "save_every": 1, "trackers": ["tensorboard"]}
     recipe = tiny_recipe(tmp_path_factory.mktemp("finished"), training=training)

@@ -1,0 +1,36 @@
+"""The app in a process of its own, served for several tests."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.app_process import address_of, start
+from support.tiny_app import indexed_pipeline, write_audit
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """model/, images/, texts/ (indexes), photos/ and audit.parquet."""
+    place = tmp_path_factory.mktemp("app")
+    pipe = indexed_pipeline(place)
+    pipe.save_pretrained(place / "model")
+    for kind, name in (("image", "images"), ("text", "texts")):
+        pipe.galleries[kind].save(place / name)
+    write_audit(place / "audit.parquet")
+    return place
+
+
+@pytest.fixture(scope="module")
+def server(place) -> Iterator[subprocess.Popen]:
+    """The command in a process of its own, which serves at `address`; what it says is in said.txt."""
+    process = start(place, "--model", "model", "--index", "images", "--index", "texts", "--audit", "audit.parquet")
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def address(server, place) -> str:
+    return address_of(server, place)

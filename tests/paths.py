@@ -1,7 +1,0 @@
-"""Where things are in this checkout."""
-
-from pathlib import Path
-
-TESTS = Path(__file__).resolve().parent
-ROOT = TESTS.parent
-GOLDEN = TESTS / "golden"

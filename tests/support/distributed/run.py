@@ -1,0 +1,125 @@
+"""Run by torchrun (and alone) in test_runs.py: a few epochs in float64, and all that a trainer ends with.
+
+torchrun --nproc_per_node 2 -m support.distributed.run METHOD FOLDER OUT.safetensors
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from clip_itm.distributed import gather_constant, leave_process_group, process_state
+from clip_itm.methods.aahr import triplet
+from clip_itm.processing import ItmProcessor
+from clip_itm.runs.build import make_trainer
+from clip_itm.runs.setup import make_encoder, make_model, prepare
+from support.tiny import tiny_recipe
+
+SECTIONS = {
+    "clip": {"training": {"epochs": 2}},
+    "npc": {"training": {"epochs": 3}, "head": {"kind": "npc", "warmup_epochs": 1, "rho": 0.5}},
+    "npc-released": {
+        "training": {"epochs": 1},
+        "head": {"kind": "npc", "mode": "released", "rho": 0.5, "trial_moments": "base"},
+    },
+    "crcl": {
+        "training": {"epochs": 3},
+        # the labels of the untrained model, replaced in epoch 0, refined in the others
+        "head": {
+            "kind": "crcl",
+            "frozen_epochs": 1,
+            "temperature": 0.2,
+            "label_threshold": 0.025,
+            "initial_labels": "model",
+        },
+    },
+    # without dropout: processes would draw masks of their own
+    "aahr": {
+        "training": {"epochs": 2},
+        "head": {
+            "kind": "aahr",
+            "embed_dim": 16,
+            "num_heads": 2,
+            "pooling_heads": 2,
+            "dropout": 0.0,
+            "graph_dropout": 0.0,
+            "token_dropout": 0.0,
+            "prototypes": 8,
+            "queue_length": 64,
+            "prototypes_after": 0.5,
+            "graph_after": 1,
+            "momentum": 0.9,
+        },
+    },
+    "dive": {
+        "training": {"epochs": 2},
+        "head": {
+            "kind": "dive",
+            "residual": "gated",
+            "module": {"heads": 2, "head_dim": 8, "iterations": 2, "dropout": 0.0},
+            "loss": {"warmup_epochs": 1},
+        },
+    },
+}
+
+
+def main(method: str, folder: str, out: str) -> None:
+    state = process_state()
+    sections = SECTIONS[method]
+    sections["training"] |= {"precision": "fp32", "batches": "random"}
+    sections["backbone"] = {"word_dropout": 0.0}
+    recipe = tiny_recipe(Path(folder), **sections)
+    prepared = prepare(recipe)
+    data = prepared.data
+    model, processor = make_model(recipe, data.splits)
+    trainer = make_trainer(recipe, *prepared, make_encoder(recipe, model, processor), resuming=False)
+    model.double()
+    found = {}
+    end_epoch = trainer.end_epoch
+
+    def keep_what_was_seen(epoch: int) -> None:
+        found["seen"] = trainer.seen.clone()  # ratio and weight of every pair; forgotten behind the epoch
+        end_epoch(epoch)
+
+    if method.startswith("npc"):
+        trainer.end_epoch = keep_what_was_seen
+    trainer.train()
+    found |= {f"weights {name}": value for name, value in model.state_dict().items()}
+    if method.startswith("npc"):
+        found |= {f"step {name}": value for name, value in trainer.step.state_dict().items()}
+        found |= {f"trial {name}": value for name, value in trainer.step.trial.items()}
+        for name in ("image_entry", "caption_entry", "losses", "clean"):
+            found[f"bank {name}"] = torch.from_numpy(getattr(trainer.bank, name))
+    if method == "crcl":
+        found |= trainer.head.labels.state_dict()
+    if method == "aahr":
+        found |= {f"queue {name}": value for name, value in trainer.criterion.queue.state_dict().items()}
+        found |= {f"momentum {name}": value for name, value in trainer.momentum.state_dict().items()}
+    for name, value in found.items():
+        copies = gather_constant(value[None].double())
+        assert all(torch.equal(copies[0].nan_to_num(-1), copy.nan_to_num(-1)) for copy in copies), f"{name} differs"
+    if state.is_main_process:
+        save_file({name: value.contiguous() for name, value in found.items()}, out)
+    state.wait_for_everyone()
+
+
+def in_double(process):
+    """Pixels in float64, for training and encoding alike."""
+
+    def wrapped(*args, **kwargs):
+        inputs = process(*args, **kwargs)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].double()
+        return inputs
+
+    return wrapped
+
+
+if __name__ == "__main__":
+    torch.use_deterministic_algorithms(True)
+    triplet.draw_negatives = partial(torch.argmax, dim=1)  # processes would draw negatives of their own
+    ItmProcessor.__call__ = in_double(ItmProcessor.__call__)
+    main(*sys.argv[1:])
+    leave_process_group()  # here, where nothing refers to the trainer any more

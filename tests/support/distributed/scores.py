@@ -1,0 +1,93 @@
+"""Run by torchrun in test_scores.py: losses of one global batch and their gradients.
+
+torchrun --nproc_per_node 2 -m support.distributed.scores OUT.npz
+"""
+
+import sys
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from clip_itm.backbones.features import Features, FeatureWidths
+from clip_itm.distributed import average, gather_constant, num_processes, process_index
+from clip_itm.methods.build import build_head
+from clip_itm.methods.configuration import HeadConfig
+from support.processes import save_from_first
+
+IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 1])  # photos repeat within a process and across them
+WORDS = torch.tensor([3, 1, 5, 2, 2, 4, 1, 3])  # the longest caption is in the first process
+WIDTHS = FeatureWidths(pooled=6, image_tokens=6, text_tokens=6)
+HEADS = {
+    "polyloss": {"kind": "polyloss", "score_map": "affine"},
+    "polyloss avg": {"kind": "polyloss", "form": "avg", "same_image": "negative"},
+    "polyloss warming up": {"kind": "polyloss", "warmup_epochs": 1},
+    "triplet": {"kind": "triplet"},
+    "triplet mean": {"kind": "triplet", "reduction": "mean", "negatives": "all"},
+    "siglip": {"kind": "siglip", "temperature": 0.2, "bias": -2.0},
+}
+SIMILARITIES = {
+    "cosine": {"kind": "cosine"},
+    "scan": {"kind": "scan", "token_dim": 5},
+    "saf": {"kind": "saf", "regions": 4, "similarity_dim": 5, "dropout": 0.0},
+    "sgr": {"kind": "sgr", "regions": 4, "similarity_dim": 5, "dropout": 0.0},
+}
+
+
+def features() -> tuple[Features, Features]:
+    """Of the global batch, float64."""
+    generator = torch.Generator().manual_seed(3)
+    pooled = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+    images = torch.randn(8, 4, 6, generator=generator, dtype=torch.float64)
+    texts = images[:, [0, 1, 2, 3, 0]] + 0.5 * torch.randn(8, 5, 6, generator=generator, dtype=torch.float64)
+    mask = torch.arange(5) < WORDS[:, None]
+    return Features(pooled, images), Features(pooled + 0.5 * torch.randn(8, 6, generator=generator), texts, mask)
+
+
+def of_own_pairs(whole: Features, own: slice) -> Features:
+    """What a process has: captions padded to the longest of its own only."""
+    mask, tokens = None if whole.mask is None else whole.mask[own], whole.tokens[own]
+    if mask is not None:
+        longest = int(mask.sum(dim=1).max())
+        mask, tokens = mask[:, :longest], tokens[:, :longest]
+    return Features(whole.pooled[own], tokens, mask)
+
+
+def step(head_name: str, similarity: str) -> dict[str, np.ndarray]:
+    """Loss of the global batch, gradients of pooled features or tokens, gradients of weights, and buffers after it."""
+    torch.manual_seed(0)
+    config = TypeAdapter(HeadConfig).validate_python(HEADS[head_name] | {"similarity": SIMILARITIES[similarity]})
+    head = build_head(config, WIDTHS).double().train()
+    share = len(IMAGE_IDS) // num_processes()
+    own = slice(process_index() * share, (process_index() + 1) * share)
+    images, texts = features()
+    inputs = [(x.pooled if similarity == "cosine" else x.tokens).requires_grad_() for x in (images, texts)]
+    local = [of_own_pairs(x, own) for x in (images, texts)]
+    loss, _ = head.loss(head.image_outputs(local[0]), head.text_outputs(local[1]), IMAGE_IDS[own], torch.arange(8)[own])
+    loss.backward()
+    found = {"loss": gather_constant(loss.detach()[None]).mean()}
+    for name, value in zip(("images", "texts"), inputs, strict=True):
+        found[f"gradient {name}"] = average([value.grad])[0]  # zero where the pair is another process's
+    for name, parameter in head.named_parameters():
+        if parameter.grad is not None:
+            found[f"gradient {name}"] = average([parameter.grad])[0]
+    for name, value in head.state_dict().items():
+        copies = gather_constant(value[None].double())
+        assert all(torch.equal(copies[0], copy) for copy in copies), f"{name} differs between processes"
+        found[f"state {name}"] = value
+    return {f"{head_name} {similarity} {name}": value.numpy() for name, value in found.items()}
+
+
+CASES = [(head, "cosine") for head in HEADS] + [(head, "scan") for head in HEADS]
+CASES += [("triplet", "saf"), ("triplet", "sgr")]
+
+
+def all_cases() -> dict[str, np.ndarray]:
+    found = {}
+    for case in CASES:
+        found |= step(*case)
+    return found
+
+
+if __name__ == "__main__":
+    save_from_first(all_cases, sys.argv[1])
