@@ -26,6 +26,8 @@ from clip_itm.processing import ItmProcessor
 from clip_itm.resizing import WHOLE, resized_part, shortest_edge
 from support.tiny_backbones import CAPTIONS, KINDS, tiny_config
 
+pytestmark = pytest.mark.slow
+
 SIDE = 32
 # (long - n) mod 4 = 0 .. 3 for 224 and for 32, upright and lying; odd, square, tiny, thin, large
 SIZES = [(SIDE + more, SIDE) for more in range(8)] + [(SIDE, SIDE + more) for more in range(1, 8)]

@@ -24,6 +24,8 @@ from clip_itm.verify import verify
 from support.damage import DAMAGES, KILLS, flip, in_child, kill_at, seconds_of, status_of
 from support.tiny import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 KINDS = {  # of files in a cache folder, by pattern
     "photo features": "features/photos-*.npy",
     "caption features": "features/captions-*.npy",

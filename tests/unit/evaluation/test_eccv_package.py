@@ -11,6 +11,8 @@ from clip_itm.evaluation.precision_result import PRECISIONS
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.recall import RECALLS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def package():

@@ -24,6 +24,8 @@ from clip_itm.runs.curves import draw_curves
 from clip_itm.runs.train import train
 from support.tiny import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -31,6 +31,8 @@ from clip_itm.task import TASK
 from support.fresh_loads import assert_same, inside, run_fresh, save
 from support.tiny_backbones import PHOTOS
 
+pytestmark = pytest.mark.slow
+
 TOWERS = {"open_clip": "OpenClip", "transformers": "Transformers", "bert-vit": "BertVit", "timm-words": "TimmWords"}
 HEADS = ("clip", "npc", "crcl", "dive", "aahr", "polyloss", "triplet", "siglip")
 ALWAYS = {"PIL", "ftfy", "numpy", "pydantic", "torch", "transformers"}

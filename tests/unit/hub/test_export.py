@@ -24,6 +24,8 @@ from clip_itm.model import ItmModel
 from support.tiny_backbones import CAPTIONS, PHOTOS, TEXT, VIT, tiny_backbone
 from support.tiny_exports import LONG, export, save, saved
 
+pytestmark = pytest.mark.slow
+
 OPEN_CLIP = {  # and a head whose temperature has to arrive
     "open_clip": {"kind": "clip"},
     "open_clip-resnet": {"kind": "clip", "max_logit_scale": 5.0},

@@ -34,6 +34,8 @@ from support.hub_server import TOKEN, hub_server
 from support.tiny import tiny_recipe
 from support.tiny_backbones import PHOTOS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:

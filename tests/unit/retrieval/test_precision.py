@@ -10,6 +10,8 @@ from support.fresh_loads import save
 from support.tiny import HEADS
 from support.tiny_backbones import CAPTIONS, KINDS, PHOTOS
 
+pytestmark = pytest.mark.slow
+
 DTYPES = [torch.float16, torch.bfloat16]
 
 
