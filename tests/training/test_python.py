@@ -16,11 +16,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 import clip_itm
 from clip_itm import ItmModel, ItmTrainer, Recipe, audit, evaluate, load_model, load_recipe, train
+from clip_itm.backbones.blocks import parameters
+from clip_itm.backbones.configuration import OpenClipBackbone, TransformersBackbone
 from clip_itm.data.configuration import NoiseSection
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.runs.build import val_metrics
+from clip_itm.runs.start import started_model
 from clip_itm.section import RecipeError
 from clip_itm.training.encode import Embeddings
 from clip_itm.training.folder import other_files
@@ -170,6 +173,31 @@ def test_a_finished_run_is_not_repeated_and_no_other_one(trained, place, drawn):
     with pytest.raises(ValueError, match="in the folder of this run, which would replace it"):
         ItmTrainer(trained[1], drawn, output_dir=place / "run", **keys(place)).train(overwrite=True)
     assert files_of(place / "run") == before
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_trained_model(trained, place, drawn):
+    """Freezing and adapters may differ, weights and temperature go along, other towers are refused."""
+    run, texts = str(place / "run"), ["a red circle", "a blue square"]
+    plain, frozen = load_model(run), load_model(run, freeze_text=True)
+    assert all(torch.equal(plain.state_dict()[name], value) for name, value in frozen.state_dict().items())
+    assert not any(part.requires_grad for part in parameters(frozen.backbone.text_blocks()))
+    adapted = load_model(run, lora={"rank": 2})
+    assert any("lora_A" in name for name in adapted.state_dict())
+    np.testing.assert_allclose(adapted.encode(texts), plain.encode(texts), atol=1e-6)
+    for model, freezes in ((plain, False), (frozen, True), (run, False)):
+        recipe = ItmTrainer(model, drawn, "npc", output_dir=place / "second").recipe
+        assert recipe.start_from == run
+        assert recipe.backbone.freeze_text == freezes
+        assert (recipe.base_models, recipe.random_part) == ([run], None)
+    for kind in ("npc", "crcl"):
+        model, _ = started_model(OpenClipBackbone(**backbone(place)), ItmTrainer(run, drawn, kind).recipe.head, run)
+        np.testing.assert_array_equal(model.encode(texts), plain.encode(texts))
+        assert kind == "crcl" or model.head.scale().item() == pytest.approx(plain.head.scale().item(), rel=1e-6)
+    with pytest.raises(ValueError, match=r"was made with backbone.model .*tiny_clip.json', and the recipe says 'ViT-B"):
+        started_model(OpenClipBackbone(model="ViT-B-32"), plain.head.config, run)
+    with pytest.raises(ValueError, match=r"has towers of backbone.kind open_clip, and the recipe names transformers"):
+        started_model(TransformersBackbone(model="some/clip"), plain.head.config, run)
 
 
 class Stops(TrainerCallback):
