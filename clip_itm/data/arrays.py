@@ -1,4 +1,4 @@
-"""Large arrays in .npy files: room reserved before the first value, mapped while they are filled, sealed at the end."""
+"""Large arrays in .npy files: disk space reserved first, mapped while they are filled, sealed at the end."""
 
 import errno
 import os
@@ -17,10 +17,10 @@ NPY = b"\x93NUMPY"
 
 @contextmanager
 def new_array(path: Path, dtype: type, shape: tuple[int, ...], remedy: str) -> Iterator[np.ndarray]:
-    """A mapped array that becomes the file `path` at the end of the block, if there was no error.
+    """A mapped array that becomes the file `path` at the end of the block, unless there was an error.
 
-    Raises ValueError with `remedy` where the disk has no room for it: a file with holes would end the process (SIGBUS)
-    when they are filled.
+    Raises ValueError ending with `remedy` if the disk has no room for it: filling the holes of a sparse file would kill
+    the process (SIGBUS).
     """
     with replacing(path) as temporary:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -39,7 +39,7 @@ def new_array(path: Path, dtype: type, shape: tuple[int, ...], remedy: str) -> I
 
 
 def _fill_holes(file: Path, free: int) -> None:
-    """Give a sparse file its room on the disk, where the system can; else see whether there is enough."""
+    """Allocate the space of a sparse file if the system can; otherwise check that there is enough."""
     size = file.stat().st_size
     if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
         try:
@@ -48,17 +48,17 @@ def _fill_holes(file: Path, free: int) -> None:
                 os.ftruncate(stream.fileno(), size)
             return
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems that cannot reserve
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # from file systems that cannot reserve
                 raise
     if size > free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def cached_array(path: Path, length: int) -> np.ndarray | None:
-    """The mapped array of a file of `new_array`, or of an earlier clip_itm (without a seal); None where there is none.
+    """The mapped array of a file from `new_array` or from an earlier clip_itm (without a seal); None if there is none.
 
-    All of it is read once and compared with the seal. Raises DamagedError where it is not what was written, or no array
-    of `length` rows, and ValueError for somebody else's file.
+    All of it is read once and compared with the seal. Raises DamagedError if it is not what was written or does not
+    have `length` rows, and ValueError if the file is not an array of NumPy.
     """
     if not path.exists():
         return None
@@ -76,12 +76,12 @@ def cached_array(path: Path, length: int) -> np.ndarray | None:
 
 
 def checked_array(path: Path) -> tuple[np.ndarray, bool]:
-    """A mapped array, and whether it has a seal; DamagedError unless it is what was sealed and nothing else."""
+    """A mapped array, and whether it has a seal; DamagedError unless it is exactly what was sealed."""
     whole = is_whole(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         end = array.offset + array.nbytes + (0 if whole is None else LENGTH)
-    except Exception as error:  # of the parser of its header
+    except Exception as error:  # from the parser of its header
         raise DamagedError(f"{path} is damaged ({error})") from None
     if whole is False or path.stat().st_size != end:
         raise DamagedError(f"{path} is damaged: it is not what was written")

@@ -24,11 +24,16 @@ BatchMode = Literal["random", "unique", "grouped"]
 
 
 def count_batches(pair_image: np.ndarray, batch_size: int, per_image: int | None) -> int:
-    """Full batches of an epoch in which no image has more than `per_image` pairs in a batch (None: any number of them).
+    """Number of full batches in an epoch if no batch holds more than `per_image` pairs of an image (None: no limit).
 
-    This is the most that is possible: M batches can be filled if and only if the images, each giving at most what M
-    batches take of it, hold M * batch_size pairs. (Where batch_size is no multiple of per_image, an image gives at
-    most one pair to each batch, if it has more pairs than there are batches: a loss that only tiny data can see.)
+    `pair_image` int64 [N] is the image of each pair. No order gives more: M batches can be filled if and only if the
+    images, each giving at most what M batches take of it, hold M * batch_size pairs. (If batch_size is not a multiple
+    of per_image, an image with more pairs than there are batches gives at most one pair to each batch: a loss that only
+    shows on tiny data.)
+
+    Example:
+        >>> count_batches(np.array([0, 0, 0, 1, 1, 2]), batch_size=2, per_image=1)
+        3
     """
     if per_image is None:
         return len(pair_image) // batch_size
@@ -44,14 +49,19 @@ def count_batches(pair_image: np.ndarray, batch_size: int, per_image: int | None
 def draw_batches(
     pair_image: np.ndarray, batch_size: int, per_image: int | None, generator: np.random.Generator
 ) -> np.ndarray:
-    """One epoch: pair numbers int64 [M, batch_size] with M = `count_batches(...)`, none twice.
+    """One epoch: pair indices int64 [M, batch_size] with M = `count_batches(...)`, none twice.
 
     No image has more than `per_image` pairs in a batch.
 
     How: the pairs are laid out in a line, image after image, and cut into cells of `per_image`. The cells are dealt
-    to the batches in rounds, each round in a new random order, so every batch gets one cell a round. The cells of a
-    image within a round lie in different batches; where an image reaches into the next round, that round begins with
+    to the batches in rounds, each round in a new random order, so every batch gets one cell per round. The cells of an
+    image within a round go to different batches; if an image extends into the next round, that round begins with
     batches that do not have it yet.
+
+    Example:
+        >>> batches = draw_batches(np.array([0, 0, 1, 1, 2, 2]), 3, per_image=1, generator=np.random.default_rng(0))
+        >>> np.sort(batches // 2, axis=1).tolist()  # the images of each batch
+        [[0, 1, 2], [0, 1, 2]]
     """
     batches = count_batches(pair_image, batch_size, per_image)
     if per_image is None:
@@ -95,7 +105,7 @@ def _image_after_image(
 
 
 def _next_round(taken: np.ndarray, cells: int, order: np.ndarray) -> np.ndarray:
-    """`order` rearranged so that its first `cells` batches are not among `taken`, those that already have the image.
+    """`order` rearranged so that its first `cells` batches are not among `taken`, which already have the image.
 
     An image with as many pairs as all batches can take may need one more cell than there are batches: its last cell
     then completes its first one, in the batch taken[0].
@@ -105,7 +115,7 @@ def _next_round(taken: np.ndarray, cells: int, order: np.ndarray) -> np.ndarray:
 
 
 def find_rows(wanted: np.ndarray, known: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """Rows int64 [M] of `wanted` [M] in known + more, and more: what is not in `known`, each once, as it appears."""
+    """Index int64 [M] of each of `wanted` [M] in known + more, and more: the values not in `known`, each once."""
     row = dict(zip(known[::-1].tolist(), range(len(known) - 1, -1, -1), strict=True))
     more = [value for value in dict.fromkeys(wanted.tolist()) if value not in row]
     row |= dict(zip(more, range(len(known), len(known) + len(more)), strict=True))
@@ -116,12 +126,17 @@ class PairBatchSampler(Sampler[list[int]]):
     """This process's rows of every global batch.
 
     Modes: `random` pairs; `unique`, no image twice in a batch; `grouped`, an image once with up to
-    `captions_per_image` of its captions. The order depends on (seed, epoch) alone; process r of W takes rows r * B/W
+    `captions_per_image` of its captions. The order depends only on (seed, epoch); process r of W takes rows r * B/W
     to (r + 1) * B/W of each batch of B = `batch_size` pairs over all processes. The last, incomplete batch is
     dropped; `len()` is exact and the same in every epoch. The attribute `batch_size` counts the pairs of this
     process.
 
-    Raises ValueError when not even one batch can be filled, or when the batch does not divide among the processes.
+    Raises ValueError if not even one batch can be filled, or if the batch does not divide among the processes.
+
+    Example:
+        >>> sampler = PairBatchSampler(np.array([0, 0, 1, 1, 2, 2]), "unique", batch_size=3)
+        >>> len(sampler), [len(batch) for batch in sampler]
+        (2, [3, 3])
     """
 
     def __init__(
@@ -149,6 +164,7 @@ class PairBatchSampler(Sampler[list[int]]):
             raise ValueError(self._too_large(mode))
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches the next iteration gives."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -160,7 +176,7 @@ class PairBatchSampler(Sampler[list[int]]):
             yield batch[own].tolist()
 
     def draw(self, epoch: int) -> np.ndarray:
-        """The global batches of an epoch: pair numbers int64 [M, B]."""
+        """The global batches of an epoch: pair indices int64 [M, B]."""
         generator = np.random.default_rng([self.seed, epoch])
         return draw_batches(self.pair_image, self.global_batch_size, self.per_image, generator)
 
@@ -183,16 +199,17 @@ class PairDataset(Dataset):
     """Training pairs, read a whole batch at a time: `__getitems__` gives the tensors, `collate_fn` passes them on.
 
     Pair k shows image `split.pairs.image[k]` with caption `noise.source[k]`. An image is read and preprocessed once
-    per batch, however many captions it has there. Where kept outputs of a frozen tower are given, they take the place
-    of images or captions: `image_features`, arrays by image number (`image_features` [images, C], `image_tokens`
-    [images, T, C']), and `text_features` [N, C] in the order of the original captions; or `tokens` of these, made
-    beforehand. Where the split has regions, they take the place of images.
+    per batch, however many captions it has there. Cached outputs of a frozen tower, if given, replace images or
+    captions: `image_features`, arrays by image index (`image_features` [images, C], `image_tokens` [images, T, C']),
+    and `text_features` [N, C] in the order of the original captions. So do `tokens`, the captions tokenized beforehand,
+    and the regions of a split that has them.
 
-    With `random_crop` < 1 an image is cropped, before `processor`, to its own aspect ratio and a random share of its
-    area between `random_crop` and 1, at a random place: a function of (seed, epoch, image), whatever worker reads it.
+    With `random_crop` < 1 an image is cropped, before `processor`, to its own aspect ratio and a random fraction of its
+    area between `random_crop` and 1, at a random position: a function of (seed, epoch, image), whichever worker reads
+    it.
 
-    `memory`: pair numbers (of every image int64 [images], of every pair int64 [N]) whose images and captions come along
-    with each batch; None: no such entries.
+    `memory`: pair indices (for every image int64 [images], for every pair int64 [N]) whose images and captions come
+    along with each batch; None: no such entries. Raises ValueError if `noise` was made for other captions.
     """
 
     def __init__(
@@ -217,6 +234,7 @@ class PairDataset(Dataset):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # long-lived workers see it change
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that random crops depend on, in the workers of this data set too."""
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -227,11 +245,11 @@ class PairDataset(Dataset):
 
         `pixel_values` [P, 3, H, W] or `image_features` [P, C] (with `image_tokens` [P, T, C'] where the head reads
         them) or regions (`image_tokens` with `image_mask`, see `RegionFeatures.batch`), images in order of first
-        appearance; `image` int64 [B], the row of each pair's image in them; `input_ids` and `attention_mask` [B, T] or
-        `text_features` [B, C], or both where regions come with vectors; `pair_ids` and `image_ids` int64 [B], numbers
-        of the pair and of its image in the training split; `pair_weight` float32 [B] where the split has weights. With
-        a memory, `memory_...` too (see `_with_memory`): first the entries of the images of the B pairs, then those of
-        the pairs.
+        appearance; `image_index` int64 [B], the row of each pair's image in them; `input_ids` and `attention_mask`
+        [B, T] or `text_features` [B, C], or both if regions come with vectors; `pair_ids` and `image_ids` int64 [B],
+        indices of the pair and of its image in the training split; `pair_weight` float32 [B] if the split has weights.
+        With a memory, `memory_...` too (see `_with_memory`): first the entries of the images of the B pairs, then those
+        of the pairs.
         """
         pair_ids = np.asarray(pairs, dtype=np.int64)
         image_ids, captions = self.pair_image[pair_ids], self.source[pair_ids]
@@ -250,8 +268,8 @@ class PairDataset(Dataset):
     def _with_memory(self, pair_ids: np.ndarray, image_rows: np.ndarray, captions: np.ndarray) -> dict[str, Tensor]:
         """Images and captions of the batch and, as `memory_...`, those of the 2 B entries that are not in the batch.
 
-        `memory_image` and `memory_caption` int64 [2 B] are the entries' rows in the two together; `memory_image_ids`
-        int64 [2 B] their images in the training split.
+        `memory_image_index` and `memory_caption` int64 [2 B] are the rows of the entries in the two together,
+        `memory_image_ids` int64 [2 B] their images in the training split.
         """
         image_entry, caption_entry = self.memory
         entries = np.concatenate([image_entry[self.pair_image[pair_ids]], caption_entry[pair_ids]])
@@ -301,5 +319,5 @@ class PairDataset(Dataset):
 
 
 def rows_of(arrays: dict[str, np.ndarray], indices: np.ndarray) -> dict[str, Tensor]:
-    """Rows of arrays as float32 tensors of the same names."""
+    """The rows `indices` int64 [M] of every array, as float32 tensors of the same names."""
     return {name: torch.from_numpy(np.asarray(array[indices], dtype=np.float32)) for name, array in arrays.items()}

@@ -13,9 +13,18 @@ from clip_itm.data.formats.tables import CAPTION_COLUMNS, find_column, is_table,
 def read_caption_file(file: Path, skipped: list[str] | None = None) -> dict[str, str]:
     """The captions of a .txt (one per line) or of a table (as `data.source: folder` reads them), by id and in order.
 
-    An id is made of the caption itself, and its number where it occurs again: lines that come or go above it leave it
-    alone. Raises ValueError, naming the line, for a caption that is empty or no text; with `skipped` what is wrong
-    with it is appended there instead. A file that is no such table, or has none left, is always an error.
+    An id is made from the caption itself, with a counter if the caption occurs again, so that lines added or removed
+    above do not change it. Raises ValueError, naming the line, for a caption that is empty or not text; if `skipped` is
+    given, that sentence is appended to it instead. A file that is not such a table, or has no captions left, is always
+    an error.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "captions.txt"
+        ...     _ = file.write_text("a red mug\\na blue mug\\n")
+        ...     list(read_caption_file(file).values())
+        ['a red mug', 'a blue mug']
     """
     captions: dict[str, str] = {}
     seen: Counter[str] = Counter()
@@ -38,12 +47,13 @@ def read_caption_file(file: Path, skipped: list[str] | None = None) -> dict[str,
 
 
 def caption_id(caption: str, occurrence: int = 1) -> str:
+    """The id of a caption at its n-th occurrence in a file."""
     digest = blake2b(caption.encode(), digest_size=12).hexdigest()
     return digest if occurrence == 1 else f"{digest}-{occurrence}"
 
 
 def _cells(file: Path) -> Iterator[tuple[str, object]]:
-    """(place, cell) of every row."""
+    """(where it is, for messages; cell) of every row."""
     if file.suffix.lower() == ".txt":
         yield from ((f"{file.name}:{number}", line) for number, line in written_lines(file))
         return

@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it: every image decoded or its regions read, every caption seen."""
+"""What is in a data set and what is wrong with it: decodes every image (or reads its regions), checks every caption."""
 
 import os
 from collections import Counter, defaultdict
@@ -27,7 +27,7 @@ TOKEN_BATCH = 1000
 
 @dataclass
 class SplitReport:
-    """One split. Lists name images (file or id) and captions (id, mostly file:line)."""
+    """What was found in one split. Lists name images (file or id) and captions (id, mostly file:line)."""
 
     images: int
     captions: int
@@ -35,7 +35,7 @@ class SplitReport:
     captions_per_image: dict[int, int]  # number of captions -> number of images
     length: dict[str, float]  # of captions: mean, median, p99, max, in `length_unit`
     length_unit: str  # "tokens" or "words"
-    cut_captions: int | None = None  # longer than `max_tokens`; None where no tokenizer was given
+    cut_captions: int | None = None  # longer than `max_tokens`; None if no tokenizer was given
     max_tokens: int | None = None
     skipped: list[str] = field(default_factory=list)  # missing images, by skip_missing
     skipped_broken: list[str] = field(default_factory=list)  # by skip_broken
@@ -46,15 +46,15 @@ class SplitReport:
     odd_captions: dict[str, list[str]] = field(default_factory=dict)  # wrong encoding and the like -> captions
     formats: dict[str, int] = field(default_factory=dict)
     traits: dict[str, list[str]] = field(default_factory=dict)  # CMYK, greyscale, ... -> images
-    regions: str | None = None  # of an image, where there are precomputed ones: number, width, type
+    regions: str | None = None  # precomputed regions per image: their number, width and type
     damaged_regions: list[str] = field(default_factory=list)  # images whose features are not finite or all zero
 
 
 @dataclass
 class CheckReport:
-    """`problems` make training fail, `leaks` its figures meaningless, `warnings` neither.
+    """What `check_splits` found: `problems` make training fail, `leaks` make metrics meaningless, `warnings` do neither.
 
-    `duplicates` are groups of byte-identical images; those that splits share are leaks.
+    `duplicates` are groups of byte-identical images; those that several splits share are leaks.
     """
 
     splits: dict[str, SplitReport] = field(default_factory=dict)
@@ -65,12 +65,15 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
+        """Whether training can start: no problems and no leaks."""
         return not self.problems and not self.leaks
 
     def as_dict(self) -> dict:
+        """The report as plain JSON."""
         return {"ok": self.ok, **asdict(self)}
 
     def as_text(self) -> str:
+        """The report for a terminal: a table with a column per split, then warnings, leaks, problems and a verdict."""
         output = StringIO()
         console = Console(file=output, width=120, highlight=False)
         if self.splits:
@@ -104,11 +107,20 @@ def check_splits(
     workers: int | None = None,
     read_images: ReadImages | None = None,
 ) -> CheckReport:
-    """Look at everything in `splits` (from `load_splits(config, verify=False)`).
+    """Check everything in `splits` (from `load_splits(config, verify=False)`).
 
-    `count_tokens` gives the length of every caption of a list in tokens, special ones included, before cutting to
-    `max_tokens`; without it lengths are in words. Images are decoded by `workers` threads (default: one a core); those
-    that could be read are written down in `read_images`, for training.
+    `count_tokens` gives the length of each caption of a list in tokens, special ones included, before cutting to
+    `max_tokens`; if None, lengths are in words. Images are decoded by `workers` threads (default: one per core); those
+    that could be read are recorded in `read_images`, so that training need not check them again.
+
+    Example:
+        >>> import tempfile
+        >>> from clip_itm.data.configuration import SampleData
+        >>> from clip_itm.data.load import load_splits
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = SampleData(train_images=2, val_images=1, test_images=1, cache_dir=folder)
+        ...     check_splits(load_splits(data, verify=False), progress=False).ok
+        True
     """
     report = CheckReport(problems=split_problems(splits))
     for name in ("train", "val"):  # the best checkpoint is chosen on val
@@ -232,7 +244,12 @@ def _describe_captions(split: Split, count_tokens, max_tokens: int | None, progr
 
 
 def caption_oddity(caption: str) -> str | None:
-    """What shows that a caption was read in a wrong encoding or holds more than text; None for a normal one."""
+    """The sign that a caption was read in a wrong encoding or holds more than text; None for a normal one.
+
+    Example:
+        >>> caption_oddity("a cafÃ©")
+        'mojibake (UTF-8 read as another encoding)'
+    """
     if caption.isascii() and caption.isprintable():
         return None
     if "\ufffd" in caption:

@@ -25,9 +25,9 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """`rows` {"image": {"path", "bytes"}}, one per image; `labels` number its class in `names`.
+    """`rows` {"image": {"path", "bytes"}}, one per image; `labels` is the index of its class in `names`.
 
-    `skipped`: the images that `without_broken` goes on without.
+    `templates` are sentences with {} in place of the name; `skipped` lists the images that `without_broken` left out.
     """
 
     rows: list[dict]
@@ -45,9 +45,10 @@ class ClassFolder:
 def read_class_folder(root: str | Path, templates: Path | None = None, classes: Path | None = None) -> ClassFolder:
     """The images below `root`, classes in the order of their folders' names.
 
-    A class is called like its folder, with spaces for underscores, or as the table `classes` with the columns `folder`
-    and `name` says (CSV, TSV, JSONL or JSON). `templates`: a file with a sentence per line, {} where the name goes.
-    Raises ValueError for fewer than two classes, a class without images, and names that do not belong to the folders.
+    The name of a class is that of its folder, with spaces for underscores, or the one that the table `classes` (CSV,
+    TSV, JSONL or JSON, with the columns `folder` and `name`) gives it. `templates`: a file with a sentence per line, {}
+    where the name goes. Raises ValueError for fewer than two classes, a class without images, and names that do not
+    match the folders.
     """
     root = Path(root)
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
@@ -73,7 +74,10 @@ def read_class_folder(root: str | Path, templates: Path | None = None, classes: 
 
 
 def without_broken(classes: ClassFolder, config: DataConfig) -> ClassFolder:
-    """The classes without images that cannot be read, where `config.skip_broken` is set; else those are an error."""
+    """The classes without images that cannot be read, if `config.skip_broken` is set.
+
+    Otherwise raises BrokenImagesError for such images; ValueError if a class has none left.
+    """
     images = [row["image"] for row in classes.rows]
     features = Features({name: ROW_FEATURES[name] for name in ("image", "image_id")})
     rows = Dataset.from_dict({"image": images, "image_id": [image["path"] for image in images]}, features=features)

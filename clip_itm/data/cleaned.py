@@ -1,4 +1,4 @@
-"""A data set without its suspicious training captions, or with a weight on each, as a folder that `folder` reads.
+"""A data set without its suspicious training captions, or with weights on them, as a folder that `folder` reads.
 
 Train captions are written as the run saw them, noise applied; val and test are written as they are. Image ids stay,
 and every caption keeps its own id, so the hashes of val and test are those of the original.
@@ -20,7 +20,7 @@ from clip_itm.files import filling, is_free, write_json
 
 
 def check_free(folder: Path) -> None:
-    """Raise ValueError unless `folder` is empty or not there: nothing of anybody's is overwritten."""
+    """Raise ValueError unless `folder` is empty or does not exist: nobody's files are overwritten."""
     if not is_free(folder):
         raise ValueError(f"{folder} is not an empty folder; choose another place for the cleaned data set")
 
@@ -37,8 +37,9 @@ def write_cleaned(
     """Write `metadata.jsonl` and `cleaned.json` (`origin` and the counts, which are returned) into an empty folder.
 
     `keep` bool [N] says which training pairs stay, `weight` float32 [N] in [0, 1] how much each counts (None: all 1).
-    An image in a file is named by its absolute path, or copied to `images/`; one that is stored as bytes is written
-    there. An image that keeps no caption leaves the training split. Raises ValueError when nothing is left of it.
+    An image in a file is named by its absolute path or, with `copy_images`, copied to `photos/`; one that is stored as
+    bytes is written there. An image that keeps no caption leaves the training split. Raises ValueError if nothing is
+    left of it, if `folder` is not empty, and for precomputed regions.
     """
     check_free(folder)
     if not keep.any():
@@ -92,7 +93,7 @@ def _train_rows(
 
 
 def _file_name(image: dict, folder: Path, name: str, copy: bool) -> str:
-    """What the table says for a stored image; `name` is that of a new file below `folder`, without suffix."""
+    """The `file_name` of a stored image in the table; `name` is that of a new file below `folder`, without suffix."""
     if image["bytes"] is None and not copy:
         return os.path.abspath(image["path"])
     with naming_image(image):

@@ -13,11 +13,11 @@ DrawnImages = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
 class DataSection(Section):
-    """What every source shares, and what the rest of the package asks a source: never its name."""
+    """What every source shares, and what the rest of the package asks about a source (it never asks for its name)."""
 
-    reads_images: ClassVar[bool] = True  # of a user's, which may be missing or broken; drawn ones are sound
-    gives_regions: ClassVar[bool] = False  # in place of images; `global_vectors` says whether vectors come along
-    missing_split_advice: ClassVar[str] = ""  # the end of the error where there is no train or val
+    reads_images: ClassVar[bool] = True  # a user's, which may be missing or broken; drawn ones are always sound
+    gives_regions: ClassVar[bool] = False  # instead of images; `global_vectors` says whether vectors come along
+    missing_split_advice: ClassVar[str] = ""  # the end of the error if there is no train or val
 
     skip_missing: bool = Field(False, description="go on without photos that are missing, and say how many")
     skip_broken: bool = Field(False, description="go on without photos that cannot be read and captions that are empty")
@@ -31,16 +31,18 @@ class DataSection(Section):
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of all caches: `cache_dir`, else ~/.cache/clip_itm."""
+        """The folder of all caches: `cache_dir`, or else ~/.cache/clip_itm."""
         return Path(self.cache_dir or "~/.cache/clip_itm").expanduser().absolute()
 
     @property
     def hub_dataset(self) -> str | None:
-        """The name on the Hub, or the folder, of a data set of `datasets`; None where the source has none."""
+        """The name on the Hub, or the folder, of a data set of `datasets`; None for other sources."""
         return None
 
 
 class CocoData(DataSection):
+    """MS COCO captions in the official, Karpathy's or the scan_split layout."""
+
     source: Literal["coco"] = "coco"
     root: str = Field(
         min_length=1, description="folder with train2014/val2014, train2017/val2017 or images/, and annotations/"
@@ -51,6 +53,8 @@ class CocoData(DataSection):
 
 
 class FlickrData(DataSection):
+    """Flickr8k or Flickr30K with a token file, Karpathy's JSON or the scan_split layout."""
+
     source: Literal["flickr"] = "flickr"
     root: str = Field(min_length=1, description="folder of the annotation files")
     images: str | None = Field(None, description="photo folder (default: the first of the usual names found in root)")
@@ -61,6 +65,8 @@ class FlickrData(DataSection):
 
 
 class Cc120kData(DataSection):
+    """CC120K and other parts of Conceptual Captions: one caption per image."""
+
     source: Literal["cc120k"] = "cc120k"
     root: str = Field(min_length=1, description="scan_split layout, or the folder of train.tsv / dev.tsv / test.tsv")
     images: str | None = Field(None, description="photo folder (default: root/images)")
@@ -68,7 +74,7 @@ class Cc120kData(DataSection):
 
 
 class HashedSplit(DataSection):
-    """Sources that may come without splits: a seeded hash of the image's id then decides."""
+    """Sources that may come without splits: then a seeded hash of the image's id decides."""
 
     val_fraction: Fraction = Field(0.1, description="share of photos in val where the split is by hash")
     test_fraction: Fraction = Field(0.1, description="share of photos in test where the split is by hash")
@@ -82,6 +88,8 @@ class HashedSplit(DataSection):
 
 
 class FolderData(HashedSplit):
+    """A folder of images and a table of their captions."""
+
     source: Literal["folder"] = "folder"
     root: str = Field(min_length=1, description="photo folder; relative image paths start here")
     captions: str | None = Field(None, description="CSV, TSV, JSONL; default: metadata.jsonl/.csv, captions.* in root")
@@ -96,6 +104,8 @@ class FolderData(HashedSplit):
 
 
 class HubData(HashedSplit):
+    """A data set of the Hugging Face Hub, or a folder written by `save_to_disk`."""
+
     missing_split_advice: ClassVar[str] = "; name one, such as --data.splits '{train: train, val: test}'"
 
     source: Literal["hub"] = "hub"
@@ -110,11 +120,12 @@ class HubData(HashedSplit):
 
     @property
     def hub_dataset(self) -> str:
+        """The `path` of the recipe."""
         return self.path
 
 
 class RegionsData(DataSection):
-    """Precomputed region features in place of images, in the layout of SCAN."""
+    """Precomputed region features instead of images, in the layout of SCAN."""
 
     reads_images: ClassVar[bool] = False
     gives_regions: ClassVar[bool] = True
@@ -141,6 +152,8 @@ class RegionsData(DataSection):
 
 
 class SampleData(DataSection):
+    """Drawn scenes of coloured shapes with five captions each: data for a first look and for tests, no download."""
+
     reads_images: ClassVar[bool] = False
 
     source: Literal["sample"] = "sample"
@@ -156,7 +169,7 @@ DataConfig = Annotated[AnySource, Field(discriminator="source")]
 
 
 class NoiseSection(Section):
-    """`noise:` section: which caption each training pair gets. Val and test never carry noise."""
+    """`noise:` section: which caption each training pair gets. Val and test never have noise."""
 
     ratio: Fraction = Field(0.0, description="share of training captions that are shuffled")
     level: Literal["caption", "image"] = Field("caption", description="captions move alone, or all of a photo together")

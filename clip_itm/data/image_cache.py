@@ -1,8 +1,8 @@
 """Images resized once to a short side: decoding them is several times cheaper than decoding the originals.
 
-The folder is a cache in the strict sense: deleting it loses nothing, and an entry is named by the original's path,
-size and time of change, so that a changed original is simply another entry. A checksum stands at the end of every
-entry; one that is damaged is made anew when it is read.
+The folder is a cache in the strict sense: deleting it loses nothing, and an entry is named after the original's path,
+size and modification time, so that a changed original is simply another entry. Every entry ends with a checksum; a
+damaged one is made again when it is read.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from clip_itm.seal import image_in, sealed
 
 
 class ImageCache:
-    """Copies of images with the short side `short_side` pixels, in `folder`/<short_side>/.
+    """Copies of images with a short side of `short_side` pixels, in `folder`/<short_side>/.
 
-    Images that are not larger stay as they are (an entry without a copy says so). JPEGs become JPEGs of quality 95
-    without chroma subsampling, everything else becomes PNG; all are upright RGB. Files appear whole (written aside and
-    then renamed), so an interrupted build is continued by the next one and several processes may build one folder.
+    Images that are not larger stay as they are (an empty entry says so). JPEGs become JPEGs of quality 95 without
+    chroma subsampling, everything else becomes PNG; all are upright RGB. Files appear whole (written under a temporary
+    name and renamed), so an interrupted build is continued by the next one and several processes may build one folder.
     """
 
     def __init__(self, folder: str | Path, short_side: int):
@@ -38,7 +38,7 @@ class ImageCache:
         self.description = f"resizing photos to {short_side} px"
 
     def image(self, image: dict[str, Any]) -> dict[str, Any]:
-        """What to read for a stored `image` (a dict with `path` and `bytes`): its copy, or itself if there is none."""
+        """What to read for a stored `image` (a dict with `path` and `bytes`): its copy, or `image` if there is none."""
         try:
             entry = self._entry(image)
             data = entry.read_bytes()
@@ -47,7 +47,7 @@ class ImageCache:
         copy = image_in(data)
         if copy is None:
             warnings.warn(f"{entry}: this resized photo is damaged; it is made anew", stacklevel=2)
-            with suppress(Exception):  # of an original that can no longer be decoded: reading it says so
+            with suppress(Exception):  # an original that can no longer be decoded: reading it says so
                 copy = self._resized(image)
             if copy is not None:
                 with suppress(OSError):  # a cache that cannot be written
@@ -57,8 +57,8 @@ class ImageCache:
     def build(self, rows: Dataset, num_workers: int = 0) -> None:
         """Make all missing copies of the images of `rows`, in threads (0: one per core).
 
-        Raises ValueError naming all images that cannot be read (count and first twenty), or the folder when it cannot
-        be written.
+        Raises ValueError naming the images that cannot be read (count and first twenty), or the folder if it cannot be
+        written.
         """
         if broken := find_unreadable(rows, self, num_workers):
             raise ValueError(f"{len(broken)} photos cannot be read:\n  " + "\n  ".join([*broken.values()][:20]))
@@ -71,11 +71,11 @@ class ImageCache:
             return False
 
     def failures(self, images: Sequence[dict[str, Any]]) -> list[str | None]:
-        """Make the copies of stored images; what is wrong with each that cannot be read, naming it, else None."""
+        """Make the copies of stored images; for each None, or a sentence that names it and says why it is unreadable."""
         return [self._make(image) for image in images]
 
     def _entry(self, image: dict[str, Any]) -> Path:
-        """The file for an image, named by the original's path, size and time of change, or by its bytes."""
+        """The file for an image, named after the original's path, size and modification time, or after its bytes."""
         if image["bytes"] is not None:
             identity = image["bytes"]
         else:
@@ -85,7 +85,7 @@ class ImageCache:
         return self.folder / name[:2] / name[2:]
 
     def _make(self, image: dict[str, Any]) -> str | None:
-        """Write the copy of one image; the reason if it cannot be read."""
+        """Write the copy of one image; returns the reason if it cannot be read."""
         try:
             with naming_image(image):
                 entry, content = self._entry(image), self._resized(image)
@@ -114,7 +114,7 @@ class ImageCache:
                 temporary.unlink()
 
     def _resized(self, image: dict[str, Any]) -> bytes:
-        """The encoded copy; nothing where the image is not larger than that."""
+        """The encoded copy; empty if the image is not larger than that."""
         original = open_image(image)
         if min(original.size) <= self.short_side:
             to_rgb(original)  # a truncated image is found now, not in the middle of training

@@ -1,8 +1,8 @@
-"""Images that cannot be read, all of them found before anything depends on them.
+"""Finds all images that cannot be read, before anything depends on them.
 
-Each is decoded once, in threads, by the code that training reads it with (a JPEG at an eighth of its size: the whole
-file is gone through, few pixels are made). Which ones were whole is kept, so that the next start only looks at sizes
-and times of change.
+Each is decoded once, in threads, by the code that reads it in training (a JPEG at an eighth of its size: the whole file
+is read, but few pixels are computed). Those that were whole are recorded, so that the next start only looks at sizes
+and modification times.
 """
 
 import hashlib
@@ -26,25 +26,25 @@ BLOCK = 64  # images that a thread takes at once
 
 
 class ImageChecker(Protocol):
-    """What knows some images to be readable already, and finds out about the others.
+    """Knows which images are readable already, and finds out about the others.
 
-    Those are `ReadImages`, and the cache of resized images, which decodes them anyway.
+    There are two: `ReadImages`, and the cache of resized images, which decodes them anyway.
     """
 
-    description: str  # of what it does, for the progress bar
+    description: str  # what it does, for the progress bar
 
     def is_ready(self, image: dict) -> bool:
         """Whether a stored image was read before, unchanged."""
 
     def failures(self, images: Sequence[dict]) -> list[str | None]:
-        """What is wrong with each, in a sentence that names it; None for those that can be read."""
+        """For each image a sentence that names it and says why it cannot be read; None for those that can."""
 
 
 class ReadImages:
-    """A `ImageChecker` that decodes, and keeps a list of the images that could be read, in the folder of all caches.
+    """An `ImageChecker` that decodes images and keeps a list of those that could be read, in the folder of all caches.
 
-    An image in a file is known by path, size, time of change and permissions, a stored one by its bytes. Lists of other
-    versions of Pillow or of this package's reader are not looked at. Broken images are decoded anew every time.
+    An image in a file is known by its path, size, modification time and permissions, a stored one by its bytes. Lists
+    from other versions of Pillow or of this package's reader are ignored. Broken images are decoded again every time.
     """
 
     description = "checking photos"
@@ -59,12 +59,14 @@ class ReadImages:
             self.known = set()
 
     def is_ready(self, image: dict) -> bool:
+        """Whether a stored image was read before, unchanged."""
         return image_identity(image) in self.known
 
     def failures(self, images: Sequence[dict]) -> list[str | None]:
+        """Decode each image; None, or a sentence that names it and says why it cannot be read."""
         found, whole = [], []
         for image in images:
-            identity = image_identity(image)  # before it is decoded: an image that is replaced meanwhile is not known
+            identity = image_identity(image)  # before it is decoded: it may be replaced meanwhile
             try:
                 read_image(image, draft_size=1)
             except UnreadableImageError as error:
@@ -76,7 +78,7 @@ class ReadImages:
         return found
 
     def keep(self, identities: Sequence[bytes | None]) -> None:
-        """Write down images that could be read: lines of one write, so that several threads and processes may."""
+        """Record images that could be read, in a single write, so that several threads and processes may do so."""
         lines = {identity for identity in identities if identity is not None} - self.known
         if not lines:
             return
@@ -90,7 +92,10 @@ class ReadImages:
 
 
 def find_unreadable(rows: Dataset, checker: ImageChecker, workers: int = 0, progress: bool = True) -> dict[int, str]:
-    """Row -> what is wrong, in row order, for the images of `rows` that cannot be read; in threads (0: one a core)."""
+    """{row: why its image cannot be read}, in row order, of the unreadable images of `rows`.
+
+    `workers` threads (0: one per core) decode what `checker` does not know yet.
+    """
     rows = rows.select_columns(["image", "image_id"])
     waiting = [index for index, image in enumerate(_images(rows)) if not checker.is_ready(image)]
     blocks = [waiting[start : start + BLOCK] for start in range(0, len(waiting), BLOCK)]
@@ -113,7 +118,7 @@ def find_unreadable(rows: Dataset, checker: ImageChecker, workers: int = 0, prog
 
 
 def _images(rows: Dataset) -> Iterator[dict]:
-    """The stored images one after another; bytes are buffers of Arrow, which costs no copy."""
+    """The stored images one by one; bytes are buffers of Arrow, which costs no copy."""
     for batch in rows.select_columns(["image"]).with_format("arrow").iter(batch_size=BLOCK):
         image = batch["image"].combine_chunks()
         for path, content in zip(image.field("path").to_pylist(), image.field("bytes"), strict=True):
@@ -125,12 +130,12 @@ def _named(rows: Dataset, indices: list[int]) -> list[dict]:
 
 
 def image_name(row: dict) -> str:
-    """The file of a row's image; one that is stored without a name is called by its id."""
+    """The name of a row's image for messages: its file or, if it is stored without a name, its id."""
     return row["image"]["path"] or f"photo {row['image_id']}"
 
 
 def image_identity(image: dict) -> bytes | None:
-    """32 characters for the content of an image; None where there is none."""
+    """32 characters that identify the content of an image; None if the file does not exist."""
     if image["bytes"] is not None:
         return xxhash.xxh3_128_hexdigest(image["bytes"]).encode()
     try:

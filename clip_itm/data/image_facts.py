@@ -23,7 +23,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image: digest of its bytes, what is wrong with it, and what is unusual about it."""
+    """Facts about one image: the digest of its bytes, what is wrong with it, and what is unusual about it."""
 
     digest: str | None = None
     problem: str | None = None  # "truncated" or "unreadable"
@@ -33,7 +33,7 @@ class ImageFacts:
 
 
 def inspect_image(image: dict) -> ImageFacts:
-    """Decode a row's `image` completely and say what it is."""
+    """Decode a row's `image` ({"path", "bytes"}) completely and describe it; raises nothing for a broken one."""
     digest, kind, traits = None, "unknown", ()
     try:
         with naming_image(image):

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one rule for everything that looks for them."""
+"""Which files of a folder are images: one rule for everything that searches folders."""
 
 import os
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif"),
 )
-# what file managers and archives put beside images; whatever begins with a dot (._image.jpg, .DS_Store) belongs to it
+# what file managers and archives put next to images; so is whatever begins with a dot (._image.jpg, .DS_Store)
 NO_IMAGES = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini")
 
 
 @dataclass
 class FoundImages:
-    """`files` in the order of their paths; `skipped`, a sentence for each that looks like an image and cannot be read.
+    """`files` in the order of their paths; `skipped`, a sentence for each that looks like an image but cannot be read.
 
-    A name that is not UTF-8 is among the files all the same: `is_utf8` tells.
+    Names that are not UTF-8 are among the files too; check them with `is_utf8`.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -27,10 +27,18 @@ class FoundImages:
 
 
 def find_images(folder: str | Path) -> FoundImages:
-    """The images in `folder` and below, also behind links.
+    """The images in `folder` and below, following links.
 
-    Hidden files and folders and the litter of other programs are passed over. A folder that is reached in two ways (a
-    link to a folder within, or around in a circle) is read once, under its own name before any link's.
+    Hidden files and folders and the litter of other programs are skipped. A folder that can be reached in two ways (a
+    link to a folder within, or a cycle) is read once, under its own name rather than a link's.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("dog.jpg", "cat.PNG", "notes.txt", "._dog.jpg"):
+        ...         (Path(folder) / name).touch()
+        ...     [file.name for file in find_images(folder).files]
+        ['cat.PNG', 'dog.jpg']
     """
     found = FoundImages()
     seen: set[tuple[int, int]] = set()
@@ -64,7 +72,7 @@ def find_images(folder: str | Path) -> FoundImages:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name ends like that of an image, in either case."""
+    """Whether a name has the suffix of an image, in upper or lower case."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -88,7 +96,7 @@ def printable(name: str | Path) -> str:
 
 
 def missing_decoder(name: str) -> str | None:
-    """What to install to read an image of this name, or None where nothing is known to be lacking."""
+    """What to install to read an image of this name; None if nothing is known to be missing."""
     suffix = Path(name).suffix.lower()
     if suffix in (".heic", ".heif") and find_spec("pillow_heif") is None:
         return f"{suffix[1:].upper()} photos need the package pillow-heif (pip install pillow-heif)"

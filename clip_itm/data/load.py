@@ -1,7 +1,8 @@
-"""The one door from the `data:` section to splits, and what is checked of them before anything trains.
+"""The one door from the `data:` section to splits, and the checks on them before anything trains.
 
 A source is a file in `data/sources/` with `load(section) -> dict[str, Split]`, its section in `data/configuration.py`,
-and a line in `SOURCES`; docs/add_a_source.md adds one. What is missing, broken or empty is dealt with here, for all.
+and a line in `SOURCES`; docs/add_a_source.md adds one. Missing, broken and empty items are handled here, for all
+sources.
 """
 
 import logging
@@ -31,7 +32,7 @@ from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
 
-# data.source: what gives its splits, keyed train, val, test
+# data.source: the function that gives its splits, keyed train, val, test
 SOURCES: dict[str, Callable[[Any], dict[str, Split]]] = {
     "coco": coco.load,
     "flickr": flickr.load,
@@ -44,9 +45,9 @@ SOURCES: dict[str, Callable[[Any], dict[str, Split]]] = {
 
 
 class MissingImagesError(ValueError):
-    """Images of the annotations that are not there, or are files of zero bytes: all of them at once, in `images`.
+    """Images of the annotations that are missing, or are files of zero bytes: all of them at once, in `images`.
 
-    Others that cannot be read, a sentence each in `broken`, are told along with them.
+    Others that cannot be read are reported along with them, a sentence each in `broken`.
     """
 
     def __init__(self, images: list[str], total: int, broken: list[str]):
@@ -59,7 +60,7 @@ class MissingImagesError(ValueError):
 
 
 class BrokenImagesError(ValueError):
-    """Images that are there and cannot be read: all of them at once, a sentence each in `images`."""
+    """Images that exist but cannot be read: all of them at once, a sentence each in `images`."""
 
     def __init__(self, images: list[str], total: int):
         self.images = images
@@ -75,18 +76,27 @@ def load_splits(
 ) -> dict[str, Split]:
     """The splits that the data set has, keyed train, val, test. `given`: the data set of `hub`, if it is in memory.
 
-    Images that are not there are an error (`MissingImagesError`), or are left out and listed in `Split.skipped` where
-    `skip_missing` is set or the source is known for it (CC120K by TSV, token files without split files). `skip_broken`
-    leaves out images that cannot be read: each is decoded once, now or in an earlier call. Either leaves out empty
-    captions and images without captions. An empty split and an image id that occurs twice are always errors.
-    `verify=False` leaves out the same and raises nothing: `clip-itm data check` reports it all.
+    Missing images are an error (`MissingImagesError`), or are left out and listed in `Split.skipped` if `skip_missing`
+    is set or they are usual for the source (CC120K as TSV, token files without split files). `skip_broken` leaves out
+    images that cannot be read, which otherwise are an error too (`BrokenImagesError`): each is decoded once, now or in
+    an earlier call. Either option leaves out empty captions and images without captions. An empty split and an image id
+    that occurs twice are always errors. All these errors are ValueErrors. `verify=False` leaves out the same items but
+    does not check the rest: `clip-itm data check` reports it all.
+
+    Example:
+        >>> import tempfile
+        >>> from clip_itm.data.configuration import SampleData
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     splits = load_splits(SampleData(train_images=4, val_images=2, test_images=2, cache_dir=folder))
+        ...     {name: (len(split), len(split.pairs)) for name, split in splits.items()}
+        {'train': (4, 20), 'val': (2, 10), 'test': (2, 10)}
     """
     found = SOURCES[config.source](config) if given is None else hub.load(config, given)
     splits = {name: _without_absent(found[name], config) for name in SPLIT_NAMES if name in found}
     if config.skip_missing or config.skip_broken:
         splits = {name: leave_out_empty_captions(split) for name, split in splits.items()}
     if config.skip_broken and config.reads_images:
-        if verify:  # what is told by names and captions comes before minutes of decoding
+        if verify:  # whatever names and captions alone tell comes before minutes of decoding
             _require_sound(_first_images(splits, config), None)
         checker = image_checker(config)
         splits = {name: leave_out_broken(split, checker, config.max_images) for name, split in splits.items()}
@@ -124,14 +134,17 @@ def _require_sound(splits: dict[str, Split], checker: ImageChecker | None) -> No
 
 
 def image_checker(config: DataConfig) -> ImageChecker:
-    """What decodes the images of a data set: the cache of resized ones where there is one, which does it anyway."""
+    """Decodes the images of a data set: the cache of resized ones if there is one (it decodes them anyway)."""
     if config.cache_images is not None:
         return ImageCache(config.cache_folder / "photos", config.cache_images)
     return ReadImages(config.cache_folder)
 
 
 def require_readable(splits: dict[str, Split], checker: ImageChecker, workers: int = 0) -> None:
-    """Decode every image that `checker` does not know yet; `BrokenImagesError` naming all that cannot be read."""
+    """Decode every image that `checker` does not know yet, in `workers` threads (0: one per core).
+
+    Raises `BrokenImagesError` for all that cannot be read.
+    """
     broken = [
         f"{name}: {sentence}"
         for name, split in splits.items()
@@ -146,14 +159,14 @@ def _unreadable(rows: Dataset, checker: ImageChecker, workers: int = 0) -> list[
 
 
 def require_images(splits: dict[str, Split], checker: ImageChecker | None) -> None:
-    """`MissingImagesError` where images are not there; only then the others are decoded here, to tell all at once."""
+    """Raise `MissingImagesError` if images are missing; only then are the others decoded, to report all at once."""
     absent = {name: find_absent(split.rows) for name, split in splits.items() if split.regions is None}
     missing = [f"{name}: {image}" for name, images in absent.items() for image in images]
     if not missing:
         return
     broken = []
     total = sum(len(split) for split in splits.values())
-    if checker is not None and 2 * len(missing) < total:  # else it is the folder that is wrong
+    if checker is not None and 2 * len(missing) < total:  # otherwise the folder is probably wrong
         for name, images in absent.items():
             gone = {image.row for image in images}
             present = splits[name].rows.select([row for row in range(len(splits[name])) if row not in gone])
@@ -162,7 +175,7 @@ def require_images(splits: dict[str, Split], checker: ImageChecker | None) -> No
 
 
 def split_problems(splits: dict[str, Split]) -> list[str]:
-    """What training cannot go on with, apart from the images themselves; one sentence each."""
+    """What prevents training, apart from the images themselves; one sentence each."""
     problems = []
     owner: dict[str, str] = {}
     if not splits:

@@ -11,8 +11,19 @@ from clip_itm.data.rows import Pairs
 def load_noise(section: NoiseSection, pairs: Pairs) -> CaptionNoise:
     """The noise that a recipe asks for: a saved (`.npz`) or published (`.npy`, `.txt`) file, or a draw.
 
-    Raises ValueError when the file belongs to other captions, is given together with a ratio, or has another hash
-    than `noise.sha256`.
+    `pairs` are those of the training split. Raises ValueError if the file belongs to other captions, is given together
+    with a ratio, or has another hash than `noise.sha256`.
+
+    Example:
+        >>> import tempfile
+        >>> from clip_itm.data.configuration import SampleData
+        >>> from clip_itm.data.load import load_splits
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = SampleData(train_images=4, val_images=1, test_images=1, cache_dir=folder)
+        ...     pairs = load_splits(data)["train"].pairs
+        >>> noise = load_noise(NoiseSection(ratio=0.5), pairs)
+        >>> len(noise.source), int((noise.source != range(20)).sum())
+        (20, 10)
     """
     if section.file is None:
         noise = CaptionNoise.draw(pairs, section.ratio, section.level, section.seed)

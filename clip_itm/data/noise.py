@@ -1,7 +1,7 @@
 """Which caption each training pair gets: drawn with the published procedure, saved with a hash, and described.
 
-Images never move. Pair k shows image `pairs.image[k]` with the original caption number `source[k]`, so a noise draw
-is one array of integers, and everything that is true of it can be counted.
+Images never move. Pair k shows image `pairs.image[k]` with original caption `source[k]`, so a noise draw is one array
+of integers, and all its properties can be counted.
 """
 
 import hashlib
@@ -21,12 +21,26 @@ Level = Literal["caption", "image"]
 
 @dataclass(frozen=True, eq=False)
 class CaptionNoise:
-    """Pair k gets the original caption number `source[k]`.
+    """Pair k gets original caption `source[k]`.
 
-    `source` int64 [N]; `ratio` is the nominal share (of captions, or of images) that was shuffled, for imported files
-    the share of pairs that got another caption; `level` tells whether captions moved alone or all of an image
-    together; `seed` is None for imported files; `captions_sha256` names the captions that the numbers in `source`
-    count (`Pairs.captions_sha256`).
+    `source` int64 [N] holds indices of captions; `ratio` is the nominal fraction (of captions, or of images) that was
+    shuffled, for imported files the fraction of pairs that got another caption; `level` says whether captions moved
+    individually or all captions of an image together; `seed` is None for imported files; `captions_sha256` identifies
+    the captions that `source` refers to (`Pairs.captions_sha256`).
+
+    Example:
+        >>> import tempfile
+        >>> from clip_itm.data.configuration import SampleData
+        >>> from clip_itm.data.load import load_splits
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = SampleData(train_images=4, val_images=1, test_images=1, cache_dir=folder)
+        ...     pairs = load_splits(data)["train"].pairs
+        ...     noise = CaptionNoise.draw(pairs, ratio=0.5, level="caption", seed=99)
+        ...     noise.save(f"{folder}/noise.npz")
+        ...     CaptionNoise.load(f"{folder}/noise.npz").sha256 == noise.sha256
+        True
+        >>> int((~noise.is_clean(pairs)).sum()), len(pairs)
+        (7, 20)
     """
 
     source: np.ndarray
@@ -42,12 +56,14 @@ class CaptionNoise:
 
     @classmethod
     def draw(cls, pairs: Pairs, ratio: float, level: Level, seed: int) -> "CaptionNoise":
-        """Shuffle a share `ratio` of the captions, or of the images' caption sets, among themselves.
+        """Shuffle a fraction `ratio` of the captions, or of the images' caption sets, among themselves.
 
         Level "caption" is the procedure of the released NPC program; CRCL's draws the same numbers and reads them the
         other way round (which image does the caption go with?). At level "image" the captions of an image stay
         together and in order; sets move only between images with equally many captions, so that every caption is used
-        exactly once. With equal counts this is the published scheme of one image number per image.
+        exactly once. With equal counts this is the published scheme of one image index per image.
+
+        Raises ValueError unless `ratio` is in [0, 1].
         """
         if not 0 <= ratio <= 1:
             raise ValueError(f"noise.ratio must lie between 0 and 1, got {ratio}")
@@ -63,7 +79,7 @@ class CaptionNoise:
 
     @property
     def sha256(self) -> str:
-        """Hash of the captions and of which pair gets which: two runs with the same one trained on the same pairs."""
+        """Hash of the captions and of which pair gets which: runs with equal hashes trained on the same pairs."""
         digest = hashlib.sha256(self.captions_sha256.encode())
         digest.update(self.source.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -83,20 +99,20 @@ class CaptionNoise:
         return pairs.captions.take(pa.array(self.source))
 
     def is_clean(self, pairs: Pairs) -> np.ndarray:
-        """bool [N]: caption `source[k]` was written for the image of pair k (siblings may change places)."""
+        """bool [N]: whether caption `source[k]` was written for the image of pair k (its captions may swap)."""
         self.check(pairs)
         return pairs.image[self.source] == pairs.image
 
     def truth(self, pairs: Pairs) -> np.ndarray | None:
-        """`is_clean`; None where nothing was shuffled, so that nobody knows which pairs are right."""
+        """`is_clean`; None if nothing was shuffled, so that nobody knows which pairs are right."""
         return self.is_clean(pairs) if self.ratio > 0 else None
 
     def statistics(self, pairs: Pairs) -> dict[str, Any]:
-        """What is true of this draw.
+        """Counts and fractions that describe this draw.
 
-        Shares of pairs: `other_caption` (another caption number), `other_text` (another wording), `other_image` (a
-        caption of another image: the true noise). `images_by_right_captions[c]` is the share of images that keep
-        exactly c of their own captions.
+        Fractions of pairs: `other_caption` (another caption), `other_text` (another wording), `other_image` (a caption
+        of another image: the true noise). `images_by_right_captions[c]` is the fraction of images that keep exactly c
+        of their own captions.
         """
         clean = self.is_clean(pairs)
         right = np.bincount(pairs.image[clean], minlength=len(pairs.image_ids))
@@ -113,7 +129,7 @@ class CaptionNoise:
         }
 
     def description(self) -> dict[str, Any]:
-        """What can be said without the captions: `ratio`, `level`, `seed`, `sha256`, `captions_sha256`."""
+        """What is known without the captions: `ratio`, `level`, `seed`, `sha256`, `captions_sha256`."""
         return {
             "ratio": self.ratio,
             "level": self.level,
@@ -123,12 +139,12 @@ class CaptionNoise:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write an npz without pickle. An existing file is left alone when it says the same, else ValueError."""
+        """Write an npz without pickle. An existing file stays if it holds the same noise; otherwise ValueError."""
         path = Path(path)
         if path.suffix != ".npz" and not is_stream(path):
             raise ValueError(f"{path}: a noise file is saved as .npz")
         if not path.is_file():
-            with suppress(FileExistsError):  # of another process, just now
+            with suppress(FileExistsError):  # another process has just written it
                 return self._write(path)
         there = CaptionNoise.load(path)
         if there.sha256 != self.sha256:
@@ -152,7 +168,7 @@ class CaptionNoise:
 
     @classmethod
     def load(cls, path: str | Path) -> "CaptionNoise":
-        """Read what `save` wrote; ValueError when the file is no noise file or was damaged."""
+        """Read what `save` wrote; ValueError if the file is missing, is not a noise file or was changed."""
         with reading_arrays(
             path,
             missing=f"noise file {path} does not exist",
@@ -174,7 +190,7 @@ class CaptionNoise:
 def shuffled_selection(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The published draw: some of `count` positions, and the same in another order (both int64 [int(ratio * count)]).
 
-    NumPy's legacy generator, so that the published files are reproduced: seed 99 gives those of NPC.
+    Uses NumPy's legacy generator to reproduce the published files: seed 99 gives those of NPC.
     """
     generator = np.random.RandomState(seed)
     order = np.arange(count, dtype=np.int64)
@@ -186,7 +202,7 @@ def shuffled_selection(count: int, ratio: float, seed: int) -> tuple[np.ndarray,
 
 
 def _move_caption_sets(pairs: Pairs, slots: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """`source` for captions of image `slots[j]` that go to image `moved[j]`, as far as both have equally many captions.
+    """`source` for captions of image `slots[j]` that go to image `moved[j]`, where both have equally many captions.
 
     With unequal counts, `slots` and `moved` are matched within every count: the j-th of one to the j-th of the other.
     """

@@ -1,7 +1,7 @@
 """Published noise files, read as `CaptionNoise`.
 
-Two kinds are around: `.npy` arrays of image numbers (CRCL, NCR and relatives: which image does caption i go with?)
-and text files of the training captions in noisy order (NPC: which caption does pair k get?). Numbers and lines count
+There are two kinds: `.npy` arrays of image indices (CRCL, NCR and relatives: which image does caption i go with?)
+and text files of the training captions in noisy order (NPC: which caption does pair k get?). Indices and lines follow
 the training split in file order.
 """
 
@@ -16,7 +16,10 @@ from clip_itm.data.rows import Pairs
 
 
 def import_noise(path: str | Path, pairs: Pairs) -> CaptionNoise:
-    """Read a published `.npy` index or a `.txt` file of noisy captions, by suffix."""
+    """Read a published `.npy` index or a `.txt` file of noisy captions, by its suffix.
+
+    `pairs` are those of the training split. Raises ValueError for any other file and if it does not fit the pairs.
+    """
     path = Path(path)
     if path.suffix not in (".npy", ".txt"):
         raise ValueError(
@@ -30,11 +33,12 @@ def import_noise(path: str | Path, pairs: Pairs) -> CaptionNoise:
 
 
 def from_image_index(index: np.ndarray, pairs: Pairs, name: str = "index") -> CaptionNoise:
-    """Image numbers, one per caption (int [N]) or one per image (all its captions move), turned into captions per pair.
+    """Image indices, one per caption (int [N]) or one per image (all its captions move), turned into captions per pair.
 
     The index keeps captions and moves images; here images stay. Captions that keep their image keep their slot, the
     others fill the free slots of the image they go with, both in increasing order: the set of (image, caption) pairs
-    is the same. Raises ValueError where an image is used more or less often than it has captions.
+    is the same. `name` is the file for messages. Raises ValueError if an image is used more or less often than it has
+    captions.
     """
     num_images = len(pairs.image_ids)
     if index.ndim != 1 or index.dtype.kind not in "iu" or len(index) not in (len(pairs), num_images):
@@ -68,9 +72,9 @@ def from_image_index(index: np.ndarray, pairs: Pairs, name: str = "index") -> Ca
 def from_captions(lines: list[str], pairs: Pairs, name: str = "captions") -> CaptionNoise:
     """Noisy captions, one per pair, matched back to the original ones.
 
-    Where several originals have the same wording, a line in its own place keeps it, the others take the unused ones
-    in order (a wording used more often than it occurs falls back on its first). Raises ValueError, naming file and
-    line, for a wording that is not there.
+    If several originals have the same wording, a line at its original index keeps it and the others take the unused
+    ones in order (a wording used more often than it occurs falls back on its first). Raises ValueError, naming file and
+    line, for a wording that does not occur.
     """
     if len(lines) != len(pairs):
         written_twice = " (the program that wrote it appends: it was run twice)" if len(lines) == 2 * len(pairs) else ""

@@ -1,7 +1,7 @@
-"""Precomputed region features in place of images: memory-mapped, a batch reads its rows and nothing reads a file whole.
+"""Precomputed region features instead of images: memory-mapped, a batch reads its rows and nothing reads a whole file.
 
-The layout of the files stands in `sources/regions.py`. (Apart from it, because `datasets` replaces `np.load` in the
-modules of its builders by one that cannot map files.)
+`sources/regions.py` describes the layout of the files. (This is a separate module because `datasets` replaces `np.load`
+in the modules of its builders by one that cannot map files.)
 """
 
 import hashlib
@@ -19,10 +19,10 @@ SAMPLED = 64  # rows of a feature file that stand for its content
 
 @dataclass(frozen=True)
 class RegionFeatures:
-    """The regions of one split; `batch` is the one way to read them.
+    """The regions of one split; `batch` is the only way to read them.
 
     Image p of the split is image `images[p]` of the files, caption c is caption `captions[c]`; the features of an image
-    stand in row `images[p] * rows_per_image` of `file`. `image_file` and `caption_file` hold vectors of another model.
+    are in row `images[p] * rows_per_image` of `file`. `image_file` and `caption_file` hold vectors of another model.
     """
 
     file: Path
@@ -34,16 +34,17 @@ class RegionFeatures:
 
     @cached_property
     def features(self) -> np.ndarray:
+        """The mapped file [rows, R, C]; `images` and `rows_per_image` say which rows belong to the split."""
         return mapped(self.file)
 
     @cached_property
     def image_vectors(self) -> np.ndarray | None:
-        """[images of the file, G]."""
+        """Vectors of another model [images of the file, G]; None if there are none."""
         return None if self.image_file is None else mapped(self.image_file)
 
     @cached_property
     def caption_vectors(self) -> np.ndarray | None:
-        """[captions of the split, G]."""
+        """Vectors of another model [captions of the split, G]; None if there are none."""
         if self.caption_file is None:
             return None
         vectors, count = mapped(self.caption_file), len(self.captions)
@@ -52,7 +53,7 @@ class RegionFeatures:
     def batch(self, images: np.ndarray) -> dict[str, Tensor]:
         """`image_tokens` float32 [P, R, C] and `image_mask` bool [P, R] of images int64 [P] of the split.
 
-        A region of zeros is padding. With vectors, `image_features` float32 [P, G] too.
+        A region of zeros is padding. If there are vectors, `image_features` float32 [P, G] too.
         """
         indices = self.images[images]
         tokens = torch.from_numpy(self.features[indices * self.rows_per_image].astype(np.float32, copy=False))
@@ -62,22 +63,25 @@ class RegionFeatures:
         return found
 
     def caption_batch(self, captions: np.ndarray) -> dict[str, Tensor]:
-        """`text_features` float32 [B, G] of captions int64 [B] of the split, where there are vectors."""
+        """`text_features` float32 [B, G] of captions int64 [B] of the split; empty if there are no vectors."""
         if self.caption_vectors is None:
             return {}
         return {"text_features": torch.from_numpy(self.caption_vectors[captions].astype(np.float32))}
 
     def select(self, images: np.ndarray, captions: np.ndarray) -> "RegionFeatures":
-        """Those of some images and captions of the split."""
+        """The regions of some images int64 [P] and captions int64 [B] of the split."""
         return replace(self, images=self.images[images], captions=self.captions[captions])
 
     @cached_property
     def identity(self) -> list[str]:
-        """What the hash of a split covers: of every file its name, shape and type, and 64 rows spread over it."""
+        """What the hash of a split covers: name, shape and type of every file, and 64 rows spread over it."""
         return [_identity(file) for file in (self.file, self.image_file, self.caption_file) if file is not None]
 
     def damaged(self, block: int = 256) -> Iterator[tuple[int, list[int]]]:
-        """Block after block of the split, all of which is read: images in it, and those that are not finite or zero."""
+        """For every block of the split: its number of images, and the indices of those that are not finite or all zero.
+
+        Reads all features.
+        """
         for start in range(0, len(self.images), block):
             tokens = self.batch(np.arange(start, min(start + block, len(self.images))))["image_tokens"].flatten(1)
             is_damaged = ~tokens.isfinite().all(dim=1) | (tokens == 0).all(dim=1)
@@ -89,7 +93,7 @@ class RegionFeatures:
 
 
 def mapped(file: Path) -> np.ndarray:
-    """The array of a .npy file, not read yet; ValueError for anything else."""
+    """The array of a .npy file, memory-mapped; ValueError for anything else."""
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -108,7 +112,7 @@ def _identity(file: Path) -> str:
 
 
 def require_repeated_rows(file: Path, array: np.ndarray, rows_per_image: int) -> None:
-    """With one row per caption those of an image are equal; ValueError where the captions belong to several images."""
+    """ValueError if rows that should repeat one image differ: then the captions belong to several images."""
     if rows_per_image == 1:
         return
     for image in np.unique(np.linspace(0, len(array) // rows_per_image - 1, SAMPLED).astype(np.int64)):

@@ -1,4 +1,4 @@
-"""A copy of a region data set in half the space: features in float16, everything else as it is."""
+"""A copy of a region data set in half the space: features in float16, everything else unchanged."""
 
 import shutil
 from pathlib import Path
@@ -16,9 +16,10 @@ ROWS_AT_ONCE = 512
 
 
 def store_in_half_precision(root: str | Path, out: str | Path) -> list[Path]:
-    """Write the files of `root` to `out`, `*_ims.npy` [n, R, C] as float16; the ones that are there already stay.
+    """Write the files of `root` to `out`, `*_ims.npy` [n, R, C] as float16; files that exist already stay.
 
-    Raises ValueError where there are no features, `out` is `root`, or a value does not fit into float16.
+    Returns the files written. Raises ValueError if there are no features, `out` is `root`, or a value does not fit into
+    float16.
     """
     root, out = existing_root(root), Path(out)
     features = sorted(root.glob("*_ims.npy"))

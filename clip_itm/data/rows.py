@@ -23,14 +23,14 @@ ROW_FEATURES = Features(
         "caption_ids": List(Value("string")),
     }
 )
-# a split has the fifth column only where some weight is not 1
+# a split has the fifth column only if some weight is not 1
 WEIGHTED_ROW_FEATURES = Features({**ROW_FEATURES, "caption_weights": List(Value("float32"))})
 
 SPLIT_NAMES = ("train", "val", "test")
 
 
 def image_row(file: str | Path, image_id: str, captions: list[str], caption_ids: list[str]) -> dict:
-    """A row of an image that lies in a file; captions lose surrounding white space and are otherwise left alone."""
+    """The row of an image in a file; captions lose surrounding white space and are otherwise left alone."""
     return {
         "image": {"path": str(file), "bytes": None},
         "image_id": image_id,
@@ -51,7 +51,7 @@ def hash_strings(*columns: pa.Array) -> str:
 
 
 class Skipped(NamedTuple):
-    """What a split goes without: an image (its file, else its id) or a caption (its id)."""
+    """An image (its file, else its id) or a caption (its id) that was left out of a split."""
 
     item: str
     kind: Literal["missing", "broken", "caption"]  # images that are missing or empty, or unreadable; empty captions
@@ -60,14 +60,12 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set: its rows, and what is known of them.
+    """One split of a data set: its rows, and what is known about them.
 
-    `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row per image, images not decoded). `sha256` covers image ids,
-    caption ids and captions in order, never pixels or paths: the same split on two machines has the same hash.
-    `skipped` lists what `skip_missing` and `skip_broken` left out. Where captions have weights
-    (`WEIGHTED_ROW_FEATURES`), the hash covers them too. `regions`: what stands for the images where there are none; of
-    these the hash covers names, shapes and some rows (`RegionFeatures.identity`). `missing_is_normal`: the annotations
-    are known to name images that nobody has, which are left out and are no error.
+    `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row per image, images not decoded). `skipped` lists what
+    `skip_missing` and `skip_broken` left out. `regions` replaces the images of a data set of precomputed features.
+    `missing_is_normal`: the annotations are known to name images that nobody has, which are left out instead of being
+    an error.
     """
 
     name: str
@@ -89,10 +87,16 @@ class Split:
 
     @cached_property
     def pairs(self) -> "Pairs":
+        """The flat index of (image, caption) pairs."""
         return Pairs.from_rows(self.rows)
 
     @cached_property
     def sha256(self) -> str:
+        """Hash of the image ids, caption ids and captions in order, and of the captions' weights if there are any.
+
+        It never covers pixels or paths: the same split on two machines has the same hash. Of regions it covers names,
+        shapes and some rows (`RegionFeatures.identity`).
+        """
         pairs = self.pairs
         counts = pa.array(np.bincount(pairs.image, minlength=len(self.rows)).astype(str))
         weights = [] if pairs.weight is None else [pa.array(pairs.weight.astype(str))]
@@ -100,7 +104,7 @@ class Split:
         return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions, *weights, *regions)
 
     def select(self, images: Sequence[int]) -> "Split":
-        """Some images of the split, in the order of `images`, which ascend."""
+        """The split with only the rows `images`, which must ascend."""
         rows = self.rows.select(images)
         if self.regions is None:
             return replace(self, rows=rows)
@@ -114,10 +118,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The flat index image x caption of a split, in row order: pair k shows image `image[k]` with caption number k.
+    """The flat index of (image, caption) pairs of a split, in row order: pair k shows image `image[k]` with caption k.
 
-    `image` int64 [N] (row numbers, ascending); Arrow strings: `captions` and `caption_ids` [N], `image_ids` [images].
-    `weight` float32 [N] in [0, 1] says how much pair k counts in training, whichever caption it gets; None means 1.
+    `image` int64 [N] holds row indices, ascending; `captions` and `caption_ids` [N] and `image_ids` [images] are Arrow
+    strings. `weight` float32 [N] in [0, 1] says how much pair k counts in training, whichever caption it gets; None
+    means 1.
     """
 
     image: np.ndarray
@@ -128,6 +133,7 @@ class Pairs:
 
     @classmethod
     def from_rows(cls, rows: Dataset) -> "Pairs":
+        """The pairs of rows of `ROW_FEATURES`, with weights if they have the column."""
         # without the images: reading them would copy all images that are stored as bytes
         table = rows.select_columns([name for name in rows.column_names if name != "image"]).with_format("arrow")[:]
         captions = table["captions"].combine_chunks()
@@ -143,7 +149,7 @@ class Pairs:
 
     @cached_property
     def captions_sha256(self) -> str:
-        """Hash of the captions in pair order: the part of the data that a noise draw belongs to."""
+        """Hash of the captions in the order of the pairs: the part of the data that a noise draw belongs to."""
         return hash_strings(self.captions)
 
     def __len__(self) -> int:

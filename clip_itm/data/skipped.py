@@ -1,4 +1,4 @@
-"""What a split goes without: images that are missing or cannot be read, and captions that are empty."""
+"""What is left out of a split: images that are missing or cannot be read, and captions that are empty."""
 
 import logging
 import os
@@ -23,18 +23,18 @@ SHOWN = 20
 
 
 class Absent(NamedTuple):
-    """A row without an image, as its folder alone tells."""
+    """A row without an image, as far as the listing of its folder shows."""
 
     row: int
     name: str
-    reason: str = ""  # what is there in its place; "" where nothing is
+    reason: str = ""  # what is there instead; "" if nothing is
 
     def __str__(self) -> str:
         return self.name + (f" ({self.reason})" if self.reason else "")
 
 
 def find_absent(rows: Dataset) -> list[Absent]:
-    """Rows whose image is null, missing, of zero bytes or no file, in row order, by one listing of every folder."""
+    """Rows whose image is null, missing, of zero bytes or not a file, in row order; lists every folder once."""
     by_folder: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     absent = []
     start = 0
@@ -61,7 +61,7 @@ def find_absent(rows: Dataset) -> list[Absent]:
 
 
 def _states(folder: str, names: Collection[str]) -> dict[str, str | None]:
-    """What is wrong with those files of a folder that are among `names`, None where nothing is."""
+    """What is wrong with those files of a folder that are among `names`; None for a sound file."""
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name: _state(entry) for entry in entries if entry.name in names}
@@ -84,7 +84,7 @@ def _state(entry: os.DirEntry) -> str | None:
 
 
 def leave_out_absent(split: Split, every: bool = True) -> Split:
-    """Without the rows that have no image; `every=False`: only those where something else is in its place."""
+    """The split without rows that have no image; `every=False`: without those that have something else instead."""
     absent = find_absent(split.rows) if split.regions is None else []
     kind = "missing" if every else "broken"
     skipped = {
@@ -94,7 +94,7 @@ def leave_out_absent(split: Split, every: bool = True) -> Split:
 
 
 def leave_out_broken(split: Split, checker: ImageChecker, limit: int | None = None) -> Split:
-    """Without the images that cannot be read; with a `limit`, only so many are looked at as leave that number."""
+    """The split without images that cannot be read; with a `limit`, stops after that many readable ones."""
     absent = {found.row for found in find_absent(split.rows)}
     present = [row for row in range(len(split)) if row not in absent]
     wanted = len(present) if limit is None else limit
@@ -120,6 +120,7 @@ def _without(split: Split, skipped: dict[int, Skipped], what: str) -> Split:
 
 
 def leave_out_empty_captions(split: Split) -> Split:
+    """The split without empty captions and without images that have none left, all listed in `skipped`."""
     empty, without = empty_captions(split), images_without_captions(split)
     if not empty and not without:
         return split
@@ -148,7 +149,7 @@ def leave_out_empty_captions(split: Split) -> Split:
 
 
 def empty_captions(split: Split) -> list[str]:
-    """Ids (mostly file:line) of captions with nothing but white space in them."""
+    """Ids (mostly file:line) of captions that are only white space."""
     table = columns_of(split.rows, "captions", "caption_ids")
     is_empty = pc.equal(pc.utf8_trim_whitespace(pc.list_flatten(table["captions"])), "")
     return pc.list_flatten(table["caption_ids"]).filter(is_empty).to_pylist()
@@ -161,16 +162,16 @@ def images_without_captions(split: Split) -> list[str]:
 
 
 def columns_of(rows: Dataset, *names: str) -> pa.Table:
-    """Columns without the images, which would be copied."""
+    """Some columns as an Arrow table, without the images, which would be copied."""
     return rows.select_columns(list(names)).with_format("arrow")[:]
 
 
 def notes(split: Split) -> list[str]:
-    """What reading the annotations left to say about this split or its data set."""
+    """Remarks of the reader of the annotations on this split or its data set."""
     return (split.rows.info.description or "").splitlines()
 
 
 def shown(names, separator: str = ", ") -> str:
-    """The first twenty, and how many more."""
+    """The first twenty names, and how many more there are."""
     more = [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return separator.join([*names[:SHOWN], *more])

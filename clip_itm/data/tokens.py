@@ -1,4 +1,4 @@
-"""Token ids of all captions of a split, made once: tokenizing anew in every epoch costs a small model half its step."""
+"""Token ids of all captions of a split, computed once: tokenizing in every epoch costs a small model half its step."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,10 @@ BLOCK = 10_000  # captions tokenized at once
 
 
 class CaptionTokens:
-    """`batch(numbers)` gives what `processor(text=[captions[n] for n in numbers])` gives; int32 ids in one array."""
+    """The token ids of Arrow strings `captions` [N], int32 in one array.
+
+    `batch(indices)` gives what `processor(text=[captions[n] for n in indices])` gives.
+    """
 
     def __init__(self, captions: pa.Array, processor, progress: bool = False):
         self.processor = processor
@@ -24,6 +27,6 @@ class CaptionTokens:
         self.begins = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` int64 [B, T] of the captions `numbers` int64 [B]."""
+        """`input_ids` and `attention_mask` int64 [B, T] of the captions `indices` int64 [B]."""
         rows = [self.ids[self.begins[index] : self.begins[index + 1]].tolist() for index in indices]
         return {name: torch.tensor(values) for name, values in self.processor.pad(rows).items()}

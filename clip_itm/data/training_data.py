@@ -9,7 +9,7 @@ from clip_itm.data.rows import Split
 
 @dataclass
 class TrainingData:
-    """The splits of a recipe, the captions its training pairs really got, and the batches they come in."""
+    """The splits of a recipe, the captions that its training pairs got, and the cache of resized images, if any."""
 
     splits: dict[str, Split]
     noise: CaptionNoise
@@ -17,8 +17,10 @@ class TrainingData:
 
     @property
     def train(self) -> Split:
+        """The training split, before noise."""
         return self.splits["train"]
 
     @property
     def val(self) -> Split:
+        """The validation split."""
         return self.splits["val"]

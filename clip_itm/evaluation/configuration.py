@@ -6,12 +6,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from clip_itm.section import Section
 
-ProtocolName = Literal["all", "flickr-1k", "coco-1k", "coco-5k", "cxc", "eccv"]  # those of `evaluation/protocols.py`
+ProtocolName = Literal["all", "flickr-1k", "coco-1k", "coco-5k", "cxc", "eccv"]  # as in `evaluation/protocols.py`
 MOST_RESAMPLES = 100_000
 
 
 class EvaluationSection(Section):
-    """How recall is computed on val (every evaluation) and on the final split."""
+    """How recall is computed: on val at every evaluation during training, and on the final split."""
 
     split: Literal["test", "val"] = Field(
         "test", description="split of the final table; val where a source has no test"

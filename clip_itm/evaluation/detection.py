@@ -1,13 +1,17 @@
-"""How well a score finds the wrong pairs among all: area under the ROC curve, and precision of the first few."""
+"""How well a score finds the wrong pairs among all pairs: area under the ROC curve, and precision at the top."""
 
 import numpy as np
 
 
 def auc(scores: np.ndarray, is_positive: np.ndarray) -> float | None:
-    """Chance that a random positive has a greater score than a random negative; a tie counts half.
+    """Area under the ROC curve: the chance that a random positive outscores a random negative; ties count half.
 
-    `scores` [N] (infinite ones are in order), `is_positive` bool [N]. None where one class is missing. Rank based
+    `scores` [N] may be infinite, `is_positive` is bool [N]. None if one of the classes is missing. Rank based
     (Mann-Whitney), O(N log N). Raises ValueError for NaN and for different shapes.
+
+    Example:
+        >>> auc(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False]))
+        0.75
     """
     scores, is_positive = _checked(scores, is_positive)
     positives = int(is_positive.sum())
@@ -21,9 +25,13 @@ def auc(scores: np.ndarray, is_positive: np.ndarray) -> float | None:
 
 
 def precision_at(scores: np.ndarray, is_positive: np.ndarray, count: int) -> float:
-    """Share of positives among the `count` greatest scores; of those that tie for the last places, the expected share.
+    """Fraction of positives among the `count` highest scores; where scores tie for the last ranks, the expected one.
 
     `scores` [N], `is_positive` bool [N]. Raises ValueError unless 1 <= count <= N, for NaN and for different shapes.
+
+    Example:
+        >>> precision_at(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False]), count=2)
+        0.5
     """
     scores, is_positive = _checked(scores, is_positive)
     if not 1 <= count <= len(scores):

@@ -17,9 +17,9 @@ from clip_itm.precision import exact_float32
 class PositiveRanks:
     """1-based ranks of all right answers of Q queries of one direction.
 
-    `ranks` int64 [Q, R] ascending: of the right answers in the gallery, padded with the largest int64; exact up to
-    `total` [Q], the number of right answers of the query, and some number beyond it where the rank is.
-    `pessimistic` [Q, R]: the same with every tied wrong answer counted as ahead, and not behind.
+    `ranks` int64 [Q, R], ascending: the ranks of the right answers in the gallery, padded with the largest int64. They
+    are exact up to `total` [Q], the number of right answers of the query; a worse rank is some number above it.
+    `pessimistic` [Q, R]: the same with every tied wrong answer counted as ahead instead of behind.
     `image` [Q]: the image of each query (itself, or that of the caption), from which the bootstrap draws.
     """
 
@@ -41,7 +41,7 @@ class Direction(NamedTuple):
     queries_at_once: int
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Scores [b, C] of some queries, and their right answers (row, column) therein."""
+        """Blocks of scores [b, C], each with the (row, column) of the right answers in it."""
         query, row, column, _ = self.positives
         for start in range(0, len(query), self.queries_at_once):
             block = query[start : start + self.queries_at_once]
@@ -56,7 +56,7 @@ def directions(
     block_size: int | None,
     device: str | torch.device | None,
 ) -> tuple[Direction, Direction]:
-    """Image to text and text to image; arguments as of `compute_ranks`."""
+    """Image to text and text to image; for the arguments see `compute_ranks`."""
     images, texts, similarity = prepare_scores(split.images, split.texts, similarity, block_size, device)
 
     def direction(positives: Positives, score_queries: Callable[[Tensor], Tensor], candidates: Tensor) -> Direction:
@@ -76,7 +76,7 @@ def compute_best_ranks(
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> Ranks:
-    """The rank of the best right answer of every query; arguments and memory as of `compute_ranks`."""
+    """The rank of the best right answer to every query; for arguments and memory see `compute_ranks`."""
     both = directions(split, similarity, block_size, device)
     place = both[0].positives.query.device
     scratch = torch.empty(max(each.queries_at_once * each.num_candidates for each in both), device=place)
@@ -95,7 +95,7 @@ def compute_positive_ranks(
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[PositiveRanks, PositiveRanks]:
-    """The ranks of all right answers, image to text and text to image; arguments and memory as of `compute_ranks`."""
+    """The ranks of all right answers, image to text and text to image; for arguments and memory see `compute_ranks`."""
     both = directions(split, similarity, block_size, device)
     with torch.inference_mode(), exact_float32(both[0].positives.query.device):
         (image_best, image_worst), (text_best, text_worst) = (
@@ -115,14 +115,14 @@ def rank_all(scores: Tensor, row: Tensor, column: Tensor, most: int) -> Tensor:
     """Ranks [2, b, most] (optimistic, pessimistic) of each query's right answers; scores [b, C] against all candidates.
 
     `column[n]` is a right answer of the query in row `row[n]`, ascending; no query has more than `most`. Ranks are
-    ascending; those up to `most` are exact, and others beyond it.
+    ascending; those up to `most` are exact, and worse ones are some number above it.
     """
     place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
     own = scores.new_full((len(scores), most), -torch.inf)
     own[row, place] = scores[row, column]
     own = own.sort(dim=1).values  # ascending: the best right answer is last
     count = torch.bincount(row, minlength=len(scores))[:, None]
-    # Greater values among the best 2 * most are all there are, or more than `most` of them are wrong answers.
+    # Either all greater values are among the best 2 * most, or more than `most` of these are wrong answers.
     best = scores.topk(min(2 * most, scores.shape[1]), dim=1).values.flip(1).contiguous()
     ahead = [
         (best.shape[1] - torch.searchsorted(best, own, right=right))

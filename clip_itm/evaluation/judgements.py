@@ -1,7 +1,8 @@
 """Right answers beyond an image's own captions, as people judged them for the COCO test split of Karpathy.
 
 ECCV Caption (Chun et al. 2022) and CxC (Parekh et al. 2021) name the right captions of images and the right images of
-captions by COCO's numbers. The lists are those of the package `eccv_caption`, which is read and never imported.
+captions by their COCO ids. The lists come from the package `eccv_caption`, whose files are read and whose code is
+never imported.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ CAPTIONS_EACH = 5
 
 
 class Positives(NamedTuple):
-    """Right answers of Q queries of one direction, int64; all numbers are places in the gallery.
+    """Right answers of Q queries of one direction, int64; queries and candidates are indices into the gallery.
 
     `query` [Q] ascending; answer `candidate[n]` [M] is right for `query[row[n]]`, `row` [M] ascending; `total` [Q]
-    counts the right answers of each query, those outside of the gallery included.
+    counts the right answers of each query, including those outside the gallery.
     """
 
     query: Tensor
@@ -49,11 +50,12 @@ def judged_split(
     caption_ids: Sequence[str] | None,
     name: str,
 ) -> JudgedSplit:
-    """What competes under the protocol `name` (eccv or cxc), in the order of the split.
+    """The images and captions that compete under the protocol `name` (eccv or cxc), in the order of the split.
 
-    Images are found by their COCO number. Captions, too, where all ids are numbers; else the n-th caption of an image
-    stands for the n-th of its ascending COCO numbers, which is the order of all published files. What an image has
-    beyond its five captions is left out. Raises ValueError for another split, and without the package.
+    `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, `caption_image` is int64 [Nt]. Images are found by their
+    COCO id, and so are captions if all their ids are numbers; otherwise the n-th caption of an image stands for the
+    n-th of its COCO ids in ascending order, which is the order of all published files. Captions of an image beyond its
+    five are left out. Raises ValueError for any other split, and if the package is not installed.
     """
     folder = package_data(name)
     if image_ids is None or caption_ids is None:
@@ -73,7 +75,7 @@ def judged_split(
 
 
 def package_data(name: str) -> Path:
-    """The folder of lists in the installed package."""
+    """The folder of lists in the installed package `eccv_caption`; ValueError if it is not installed."""
     found = find_spec("eccv_caption")
     if found is None or not found.submodule_search_locations:
         raise ValueError(f"protocol {name} needs the lists of the package eccv_caption: pip install 'clip-itm[eccv]'")
@@ -81,20 +83,24 @@ def package_data(name: str) -> Path:
 
 
 def coco_test_ids(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """COCO numbers of the images [5000] and of their captions [5000, 5], both in Karpathy's order."""
+    """COCO ids of the images [5000] and of their captions [5000, 5], both in Karpathy's order."""
     captions = np.load(folder / "coco_test_ids.npy", allow_pickle=False).reshape(-1, CAPTIONS_EACH)
     image_of = read_lists(folder / "original_caption_to_image.json")
     return np.array([image_of[first][0] for first in captions[:, 0].tolist()]), captions
 
 
 def read_lists(path: Path) -> dict[int, list[int]]:
+    """The right answers of every query, all by their COCO ids."""
     return {int(query): right for query, right in read_json(path, "judgements of a data set").items()}
 
 
 def match_images(
     image_ids: Sequence[str], test_images: np.ndarray, test_captions: np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """COCO numbers of the images of a split [5000], and those of their captions [5000, 5]."""
+    """COCO ids of the images of a split [5000], and those of their captions [5000, 5].
+
+    Raises ValueError unless the split has exactly the images `test_images` [5000].
+    """
     place = find(coco_numbers(image_ids), test_images)
     if len(np.unique(place)) != len(place) or len(place) != len(test_images) or (place < 0).any():
         strange = next((image_ids[k] for k in np.flatnonzero(place < 0).tolist()), None)
@@ -109,7 +115,11 @@ def match_images(
 def match_captions(
     caption_ids: Sequence[str], owner: np.ndarray, own: np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places and COCO numbers [25000] of the captions that are `own` [5000, 5] of their image `owner` [Nt]."""
+    """Indices and COCO ids [25000] of the captions that count: those whose id is among the five of their image.
+
+    `owner` [Nt] is the image of each caption, `own` [5000, 5] the COCO ids of the captions of each image. Raises
+    ValueError unless every one of these is found once.
+    """
     numbers = coco_numbers(caption_ids)
     if (numbers < 0).any():
         by_image = np.argsort(owner, kind="stable")
@@ -129,12 +139,12 @@ def match_captions(
 
 
 def coco_numbers(ids: Sequence[str]) -> np.ndarray:
-    """The ids as numbers, with or without leading zeros; -1 for those that are none (COCO has at most 12 digits)."""
+    """The ids as numbers, with or without leading zeros; -1 for one that is not a number (COCO's have 12 digits)."""
     return np.array([int(name) if name.isdecimal() and len(name) <= 12 else -1 for name in ids], np.int64)
 
 
 def positives(lists: dict[int, list[int]], queries: np.ndarray, candidates: np.ndarray) -> Positives:
-    """`lists` maps the number of a query to those of its right answers; the arrays have the numbers of a gallery."""
+    """The right answers in `lists` (id of a query: ids of its answers) as indices into `queries` and `candidates`."""
     query = find(np.array(list(lists)), queries)
     answers = list(lists.values())
     order = np.argsort(query)
@@ -145,7 +155,7 @@ def positives(lists: dict[int, list[int]], queries: np.ndarray, candidates: np.n
 
 
 def find(numbers: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Places of `numbers` in `among` (distinct), -1 for those that are not there."""
+    """Index of each of `numbers` in `among` (distinct), -1 for those that are not there."""
     order = np.argsort(among)
     place = order[np.minimum(np.searchsorted(among, numbers, sorter=order), len(among) - 1)]
     return np.where(among[place] == numbers, place, -1)

@@ -1,4 +1,4 @@
-"""One picture of a retrieval result: recall bars with their intervals, and how the ranks are spread."""
+"""One figure for retrieval results: bars of recall with their intervals, and the distribution of ranks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +17,19 @@ INK, FAINT = "#2b2b2b", "#d9d9d9"
 
 
 def plot_retrieval(results: Mapping[str, RetrievalResult], path: str | Path, title: str | None = None) -> None:
-    """Writes a figure (PNG, PDF or SVG by the suffix of `path`): recall above, ranks below, one colour per label.
+    """Write a figure (PNG, PDF or SVG, by the suffix of `path`): recall above, ranks below, one colour per label.
 
-    Raises ValueError without results, with more than eight, and where matplotlib is not installed.
+    `results` maps the label of each model to its result. Raises ValueError for no results, for more than eight, and if
+    matplotlib is not installed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from clip_itm.evaluation.protocols import evaluate_retrieval
+        >>> result = evaluate_retrieval(torch.eye(3), torch.eye(3), torch.arange(3))["all"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_retrieval({"CLIP": result}, f"{folder}/recall.png", title="Three photos")
+        ...     (Path(folder) / "recall.png").exists()
+        True
     """
     try:
         from matplotlib import rc_context
@@ -86,7 +96,7 @@ def draw_recalls(axes, results: Mapping[str, RetrievalResult], direction: str) -
 
 
 def draw_ranks(axes, results: Mapping[str, RetrievalResult], direction: str, bins: int) -> None:
-    """Share of queries with rank 1, 2-3, 4-7, 8-15, ...; the dashed line stands where the median rank is."""
+    """Percent of queries with rank 1, 2-3, 4-7, 8-15, ...; the dashed line is at the median rank."""
     edges = np.arange(bins + 1)
     for (_, result), color in zip(results.items(), COLORS, strict=False):
         fraction = rank_fractions(all_ranks(result, direction), bins)
@@ -108,7 +118,7 @@ def rank_fractions(ranks: np.ndarray, bins: int) -> np.ndarray:
 
 
 def bins_needed(results: Mapping[str, RetrievalResult]) -> int:
-    """As many doubling bins as hold the worst rank of any result."""
+    """The number of doubling bins that hold the worst rank of all results."""
     worst = max(all_ranks(result, direction).max() for result in results.values() for direction, _ in DIRECTIONS)
     return int(worst).bit_length()
 
@@ -120,6 +130,7 @@ def all_ranks(result: RetrievalResult, direction: str) -> np.ndarray:
 
 
 def dress(axes) -> None:
+    """Horizontal grid lines behind the data, no tick marks."""
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
@@ -127,7 +138,7 @@ def dress(axes) -> None:
 
 @contextmanager
 def drawing(path: str | Path, columns: int, size: tuple[float, float]) -> Iterator[list]:
-    """The axes of a line plot of `columns` panels, which is written as a PNG at the end."""
+    """The axes of a line plot with `columns` panels, written as a PNG on leaving the block; `size` is in inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -144,6 +155,7 @@ def drawing(path: str | Path, columns: int, size: tuple[float, float]) -> Iterat
 
 
 def has_matplotlib() -> bool:
+    """Whether matplotlib can be imported."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

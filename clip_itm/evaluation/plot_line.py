@@ -1,4 +1,4 @@
-"""A picture of the models between two others: retrieval against zero-shot accuracy, or rsum against alpha."""
+"""A plot of the models between two others: zero-shot accuracy against retrieval, or rsum against alpha."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from clip_itm.evaluation.plot import COLORS, INK, drawing, has_matplotlib
 
 
 def plot_line(content: dict, path: Path) -> bool:
-    """Draw what `interpolation.json` says as a PNG.
+    """Plot the content of `interpolation.json` as a PNG.
 
-    False, and nothing is written, where matplotlib is missing or no protocol has an rsum.
+    Returns False, and writes nothing, if matplotlib is missing or no protocol has an rsum.
     """
     results = content["points"][0]["results"].values()
     if not has_matplotlib() or not any("rsum" in result["metrics"] for result in results):
@@ -20,7 +20,7 @@ def plot_line(content: dict, path: Path) -> bool:
 
 
 def draw_trade_off(axes, content: dict) -> None:
-    """Zero-shot accuracy over the rsum of the first protocol that has one; every point says its alpha."""
+    """Zero-shot accuracy against the rsum of the first protocol that has one; labels give alpha."""
     points, chosen = content["points"], content["chosen"]["alpha"]
     rsums, accuracies = final_rsums(points), [point["zero_shot"] for point in points]
     axes.plot(rsums, accuracies, color=COLORS[0], linewidth=1.2, marker="o", markersize=4)
@@ -37,7 +37,7 @@ def draw_trade_off(axes, content: dict) -> None:
 
 
 def draw_rsum(axes, content: dict) -> None:
-    """rsum on val and on the final split over alpha; the dashed line stands at the chosen point."""
+    """rsum on val and on the final split against alpha; the dashed line is at the chosen point."""
     points = content["points"]
     positions = [point["alpha"] for point in points]
     axes.plot(positions, final_rsums(points), color=COLORS[0], marker="o", markersize=4, label=content["split"])
@@ -51,6 +51,7 @@ def draw_rsum(axes, content: dict) -> None:
 
 
 def final_rsums(points: list[dict]) -> list[float]:
+    """Of every point, the rsum on the final split under the first protocol that has one."""
     return [
         next(result["metrics"]["rsum"] for result in point["results"].values() if "rsum" in result["metrics"])
         for point in points

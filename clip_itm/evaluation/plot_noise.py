@@ -1,4 +1,4 @@
-"""The picture of a comparison: rsum of every method over the share of wrong captions."""
+"""The plot of a comparison: rsum of every method against the fraction of wrong captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ LABEL_HEIGHT = 12  # points
 
 
 def plot_noise(rows: Sequence[dict], path: str | Path, title: str) -> bool:
-    """Draw rows of one protocol and stage (of `summarise`: method, noise, rsum, rsum_std, seeds) as a PNG.
+    """Plot rows of one protocol and stage (from `summarise`: method, noise, rsum, rsum_std, seeds) as a PNG.
 
-    The bands are one sample standard deviation over seeds. False, and nothing is written, where matplotlib is missing
-    or there is only one noise ratio.
+    The bands are one sample standard deviation over seeds. Returns False, and writes nothing, if matplotlib is missing,
+    there is only one noise ratio, or there are more methods than colours.
     """
     methods = dict.fromkeys(row["method"] for row in rows)
     ratios = sorted({row["noise"] for row in rows})
@@ -35,7 +35,7 @@ def plot_noise(rows: Sequence[dict], path: str | Path, title: str) -> bool:
 
 
 def draw_method(axes, rows: Sequence[dict], color: str) -> float:
-    """The line and band of one method; its last rsum."""
+    """Draw the line and the band of one method; returns its last rsum."""
     rows = sorted(rows, key=lambda row: row["noise"])
     noise, rsum = ([row[name] for row in rows] for name in ("noise", "rsum"))
     low, high = ([row["rsum"] + sign * row["rsum_std"] for row in rows] for sign in (-1, 1))
@@ -45,23 +45,23 @@ def draw_method(axes, rows: Sequence[dict], color: str) -> float:
 
 
 def label_ends(axes, ratio: float, ends: dict[str, tuple[float, str]]) -> None:
-    """Names of methods beside the last points of their lines, in their colors; `ends` holds rsum and color of each."""
+    """Write the name of each method next to the end of its line; `ends` maps it to the rsum there and a colour."""
     bottom, top = axes.get_ylim()
     points = axes.get_window_extent().height / axes.figure.dpi * 72
     ordered = sorted(ends.items(), key=lambda end: end[1][0])
     positions = spread([rsum for _, (rsum, _) in ordered], (top - bottom) * LABEL_HEIGHT / points)
-    for (method, (_, color)), place in zip(ordered, positions, strict=True):
+    for (method, (_, color)), position in zip(ordered, positions, strict=True):
         where = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(
-            visible(method), (ratio, place), color=color, weight="bold", fontsize=9, annotation_clip=False, **where
+            visible(method), (ratio, position), color=color, weight="bold", fontsize=9, annotation_clip=False, **where
         )
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """The places nearest to `places` (ascending; least squares) that are at least `gap` apart."""
-    groups = []  # of touching places: the sum of where each would have the first of all, and their number
-    for index, place in enumerate(positions):
-        groups.append((place - index * gap, 1))
+    """The positions nearest to `positions` (ascending; least squares) that are at least `gap` apart."""
+    groups = []  # of touching positions: the sum of where each would put the first one, and their number
+    for index, position in enumerate(positions):
+        groups.append((position - index * gap, 1))
         while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
             (total, count), (more, others) = groups[-2:]
             groups[-2:] = [(total + more, count + others)]

@@ -1,6 +1,6 @@
 """mAP@R and R-Precision of ECCV Caption (Chun et al. 2022, section 4.1), from the ranks of all right answers.
 
-Of a query with R right answers, the j-th of which (best first) has rank r_j:
+For a query with R right answers, where r_j is the rank of the j-th of them (best first):
 
     R-Precision = #{j: r_j <= R} / R            AP@R = sum over r_j <= R of (j / r_j) / R            mAP@R = its mean
 """
@@ -20,7 +20,12 @@ PRECISIONS = tuple(f"{direction}_{name}" for direction in ("i2t", "t2i") for nam
 
 
 def query_precisions(ranks: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """R@1, AP@R and R-Precision [Q, 3] in [0, 1] of ascending ranks [Q, R] of the right answers, `total` [Q]."""
+    """R@1, AP@R and R-Precision, [Q, 3] in [0, 1], from `ranks` and `total` of `PositiveRanks`.
+
+    Example:
+        >>> query_precisions(np.array([[1, 3]]), np.array([2])).tolist()  # two right answers, at ranks 1 and 3
+        [[1.0, 0.5, 0.5]]
+    """
     nth = np.arange(1, ranks.shape[1] + 1)
     found = ranks <= total[:, None]
     return np.stack(
@@ -29,7 +34,10 @@ def query_precisions(ranks: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 def precision_metrics(both: Sequence[PositiveRanks], pessimistic: bool = False) -> dict[str, float]:
-    """`i2t_r1`, `i2t_map_at_r`, `i2t_rprecision`, `t2i_...` in percent, of both directions."""
+    """`i2t_r1`, `i2t_map_at_r`, `i2t_rprecision` and the same for `t2i`, in percent.
+
+    `both` holds the ranks from image to text and from text to image.
+    """
     means = [
         query_precisions(each.pessimistic if pessimistic else each.ranks, each.total).mean(axis=0) for each in both
     ]
@@ -37,12 +45,12 @@ def precision_metrics(both: Sequence[PositiveRanks], pessimistic: bool = False) 
 
 
 def bootstrap_precisions(both: Sequence[PositiveRanks], replicates: int, seed: int) -> dict[str, np.ndarray]:
-    """`replicates` values of each metric, from images drawn with replacement, as `bootstrap_recalls` draws them.
+    """`replicates` values of each metric, from images drawn with replacement as in `bootstrap_recalls`.
 
-    An image brings its query and the queries among its captions along.
+    Drawing an image draws its query and those of its captions that are queries.
     """
     images = np.unique(np.concatenate([each.image for each in both]))
-    table = np.zeros((len(images), 2, 1 + len(NAMES)))  # of each direction the number of queries, and their sums
+    table = np.zeros((len(images), 2, 1 + len(NAMES)))  # for each direction: the number of queries, and their sums
     for direction, each in enumerate(both):
         values = np.concatenate([np.ones((len(each.image), 1)), query_precisions(each.ranks, each.total)], axis=1)
         np.add.at(table[:, direction], np.searchsorted(images, each.image), values)
@@ -54,7 +62,11 @@ def bootstrap_precisions(both: Sequence[PositiveRanks], replicates: int, seed: i
 
 @dataclass(frozen=True, eq=False)
 class PrecisionResult:
-    """What `RetrievalResult` is to ranks of best answers: metrics, intervals and tie gaps from those of all answers."""
+    """The counterpart of `RetrievalResult` where all right answers count: metrics in percent, 95 % intervals, tie gaps.
+
+    `tie_gap` says how many points of each metric depend on how ties are counted; `replicates` is the size of the
+    bootstrap (0: no intervals), `seed` its seed.
+    """
 
     protocol: str
     image_to_text: PositiveRanks
@@ -67,6 +79,7 @@ class PrecisionResult:
 
     @classmethod
     def from_ranks(cls, protocol: str, both: Sequence[PositiveRanks], replicates: int = 1000, seed: int = 0):
+        """The result of the ranks `both`, image to text and text to image."""
         won, lost = precision_metrics(both), precision_metrics(both, pessimistic=True)
         draws = bootstrap_precisions(both, replicates, seed) if replicates else {}
         image_to_text, text_to_image = both
@@ -82,7 +95,7 @@ class PrecisionResult:
         )
 
     def as_dict(self) -> dict:
-        """Plain JSON: everything but the ranks; `images` and `captions` are the queries."""
+        """Everything but the ranks, as plain JSON; `images` and `captions` count the queries."""
         return {
             "protocol": self.protocol,
             "images": len(self.image_to_text.image),
@@ -95,7 +108,7 @@ class PrecisionResult:
         }
 
     def save(self, path: str | Path) -> None:
-        """The ranks of all right answers as a compressed `.npz`, from which `load` makes the same result again."""
+        """Write the ranks of all right answers as a compressed `.npz`, from which `load` makes the same result."""
         arrays = {
             f"{direction}_{field.name}": getattr(getattr(self, direction), field.name)
             for direction in ("image_to_text", "text_to_image")
@@ -105,6 +118,7 @@ class PrecisionResult:
 
     @classmethod
     def load(cls, path: str | Path) -> "PrecisionResult":
+        """The result that `save` wrote; ValueError for a file that is missing, damaged or holds anything else."""
         names = {f"{d}_{field.name}" for d in ("image_to_text", "text_to_image") for field in fields(PositiveRanks)}
         wrong = f"{path} holds no ranks ({{error}}); evaluate again"
         with reading_arrays(path, f"{path}: there is no such file", wrong) as saved:

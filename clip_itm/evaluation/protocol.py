@@ -1,4 +1,4 @@
-"""A protocol of evaluation: which images and captions compete, how they are ranked, what is made of the ranks."""
+"""A protocol of evaluation: which images and captions compete, how they are ranked, what becomes of the ranks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ Result = RetrievalResult | PrecisionResult
 
 
 class EmbeddedSplit(NamedTuple):
-    """Embeddings of images [Ni, ...] and captions [Nt, ...] that compete; `caption_image` int64 [Nt].
+    """Embeddings of the images [Ni, ...] and captions [Nt, ...] that compete; `caption_image` is int64 [Nt].
 
-    `image_ids` [Ni] and `caption_ids` [Nt] are the names they have in their data set, where a protocol needs them.
+    `image_ids` [Ni] and `caption_ids` [Nt] are their ids in the data set, which some protocols need.
     """
 
     images: Tensor
@@ -28,7 +28,7 @@ class EmbeddedSplit(NamedTuple):
     caption_ids: Sequence[str] | None = None
 
     def first_captions(self, limit: int) -> Tensor:
-        """Ascending numbers of the captions that are among the first `limit` of their image."""
+        """Indices, ascending, of the captions that are among the first `limit` of their image."""
         by_image = torch.argsort(self.caption_image, stable=True)
         counts = torch.bincount(self.caption_image, minlength=len(self.images))
         place = torch.arange(len(self.texts)) - (counts.cumsum(0) - counts)[self.caption_image[by_image]]
@@ -36,26 +36,26 @@ class EmbeddedSplit(NamedTuple):
 
 
 class Protocol(ABC):
-    """Which images and captions of a split compete, how they are ranked, and what is made of the ranks.
+    """Which images and captions of a split compete, how they are ranked, and what becomes of the ranks.
 
-    `name` is that in recipes and results. By default ranks are those of the best of an image's own captions and of a
-    caption's own image, and the result is their recall, the mean over the parts.
+    `name` is its name in recipes and results. By default, what is ranked is the best of an image's own captions and a
+    caption's own image, and the result is recall, averaged over the parts.
     """
 
     name: str
-    has_recall = True  # and ranks of one right answer a query, which pictures show
+    has_recall = True  # and so ranks of one right answer per query, which plots show
 
     @abstractmethod
     def select(self, split: EmbeddedSplit) -> Sequence[EmbeddedSplit | JudgedSplit]:
-        """The parts of `split`, each ranked for itself. ValueError for a split that the protocol is not defined for.
+        """The parts of `split`, each ranked by itself; ValueError for a split that the protocol is not defined for.
 
-        It is asked before a model is built, too, with embeddings of width 0.
+        It is also called before there is a model, with embeddings of width 0.
         """
 
     def rank(self, part, similarity: Similarity | None, block_size: int | None, device: str | torch.device | None):
-        """The ranks of one part; the other arguments as of `compute_ranks`."""
+        """The ranks of one part; for the other arguments see `compute_ranks`."""
         return compute_ranks(part.images, part.texts, part.caption_image, similarity, block_size, device)
 
     def result(self, ranks: Sequence, replicates: int, seed: int) -> Result:
-        """Metrics and bootstrap intervals from the ranks of every part."""
+        """Metrics and bootstrap intervals from the ranks of all parts."""
         return RetrievalResult.from_ranks(self.name, ranks, replicates, seed)

@@ -1,4 +1,4 @@
-"""Protocols: which images and captions of a split compete with one another, as published tables have it."""
+"""The protocols: which images and captions of a split compete with one another in published tables."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,11 +22,12 @@ class WholeSplit(Protocol):
     name = "all"
 
     def select(self, split: EmbeddedSplit) -> list[EmbeddedSplit]:
+        """The split itself."""
         return [split]
 
 
 class PublishedSplit(Protocol):
-    """Exactly `images` images with the first five captions of each, as `folds` runs of consecutive images.
+    """Exactly `num_images` images with the first five captions of each, in `folds` folds of consecutive images.
 
     A few COCO images have six or seven captions; published tables use the first five (25,000 for 5,000 images).
     """
@@ -35,6 +36,7 @@ class PublishedSplit(Protocol):
         self.name, self.num_images, self.folds = name, num_images, folds
 
     def select(self, split: EmbeddedSplit) -> list[EmbeddedSplit]:
+        """The folds; ValueError for another number of images, and for an image with fewer than five captions."""
         images, texts, owner, *_ = split
         if len(images) != self.num_images:
             raise ValueError(
@@ -59,30 +61,35 @@ class PublishedSplit(Protocol):
 
 
 class Cxc(Protocol):
-    """The COCO test split of Karpathy; right are also captions of other images, as people judged them for CxC."""
+    """Karpathy's COCO test split, where captions of other images are right too if people judged so for CxC."""
 
     name = "cxc"
 
     def select(self, split: EmbeddedSplit) -> list[JudgedSplit]:
+        """The split with its right answers; for what is raised see `judged_split`."""
         return [judged_split(*split, self.name)]
 
     def rank(self, part: JudgedSplit, similarity, block_size, device) -> Ranks:
+        """The rank of the best right answer to every query."""
         return compute_best_ranks(part, similarity, block_size, device)
 
 
 class Eccv(Protocol):
-    """The same split with the right answers of ECCV Caption, all of which count: mAP@R and R-Precision."""
+    """Karpathy's COCO test split with the right answers of ECCV Caption, all of which count: mAP@R and R-Precision."""
 
     name = "eccv"
     has_recall = False
 
     def select(self, split: EmbeddedSplit) -> list[JudgedSplit]:
+        """The split with its right answers; for what is raised see `judged_split`."""
         return [judged_split(*split, self.name)]
 
     def rank(self, part: JudgedSplit, similarity, block_size, device) -> tuple[PositiveRanks, PositiveRanks]:
+        """The ranks of all right answers, image to text and text to image."""
         return compute_positive_ranks(part, similarity, block_size, device)
 
     def result(self, ranks: Sequence, replicates: int, seed: int) -> PrecisionResult:
+        """R@1, mAP@R and R-Precision with their intervals."""
         (both,) = ranks
         return PrecisionResult.from_ranks(self.name, both, replicates, seed)
 
@@ -114,12 +121,19 @@ def evaluate_retrieval(
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> dict[str, Result]:
-    """Ranks, metrics and bootstrap intervals under each protocol, by name.
+    """Ranks, metrics and bootstrap intervals under each protocol, by its name.
 
     images, texts, caption_image, similarity, block_size, device: see `compute_ranks`. `bootstrap` is the number of
-    replicates (0: no intervals); `image_ids` [Ni] and `caption_ids` [Nt] are asked for by eccv and cxc. Raises
-    ValueError for an unknown protocol and for a split that a protocol is not defined for, before anything is scored;
-    warns where equal scores decide a metric at its second decimal.
+    replicates (0: no intervals); eccv and cxc need `image_ids` [Ni] and `caption_ids` [Nt]. Raises ValueError for an
+    unknown protocol and for a split that a protocol is not defined for, before anything is scored. Warns if equal
+    scores decide a metric at its second decimal.
+
+    Example:
+        >>> images = torch.eye(2)
+        >>> texts = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])  # the third is a wrong caption of image 1
+        >>> result = evaluate_retrieval(images, texts, torch.tensor([0, 1, 1]))["all"]
+        >>> {name: round(result.metrics[name], 1) for name in ("i2t_r1", "t2i_r1")}
+        {'i2t_r1': 100.0, 't2i_r1': 66.7}
     """
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or isinstance(protocols, str):
@@ -135,6 +149,7 @@ def evaluate_retrieval(
 
 
 def warn_of_ties(result: Result) -> None:
+    """Warn if equal scores decide a metric at its second decimal."""
     won = result.metrics
     lost = {name: won[name] - gap for name, gap in result.tie_gap.items()}
     moved = [name for name in lost if name != "rsum" and round(won[name], 2) != round(lost[name], 2)]

@@ -1,8 +1,8 @@
 """Ranks of the right answers among all images and all captions, in memory bounded by a block of scores.
 
-A rank is counted, never sorted: 1 + the number of candidates with a strictly greater score. The score of the right
+A rank is counted rather than sorted: 1 + the number of candidates with a strictly greater score. The score of the right
 answer is read from the block that holds its rivals, because the same dot product in a block of another shape may be
-rounded differently, and a last bit that differs turns equal scores into lost (or won) places.
+rounded differently, and a different last bit turns equal scores into a lost (or won) rank.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_itm.precision import exact_float32
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
-"""`similarity(images [b, ...], texts [c, ...]) -> [b, c]`: rows are photos."""
+"""`similarity(images [b, ...], texts [c, ...]) -> [b, c]`: one row per image."""
 
 BLOCK_BYTES = 64 * 2**20  # of float32 scores; counting needs as much again
 LARGEST_EXACT_COUNT = 2**24  # float32 counts by ones up to here
@@ -23,13 +23,13 @@ LARGEST_EXACT_COUNT = 2**24  # float32 counts by ones up to here
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """1-based ranks of both retrieval directions, int64 arrays; Q images that have captions, Nt captions.
+    """1-based ranks in both retrieval directions, int64 arrays, of Q images that have captions and Nt captions.
 
     `image_to_text` [Q]: 1 + the number of captions that score strictly higher than the best of the image's own.
     `text_to_image` [Nt]: 1 + the number of images that score strictly higher than the caption's own.
-    `*_pessimistic`: the same with every tied rival counted as ahead; other captions of the image are no rivals.
-    `query_image` [Q]: image number of each entry of `image_to_text`, ascending.
-    `caption_image` [Nt]: image number of each caption.
+    `*_pessimistic`: the same with every tied rival counted as ahead; other captions of the image are not rivals.
+    `query_image` [Q]: image index of each entry of `image_to_text`, ascending.
+    `caption_image` [Nt]: image index of each caption.
     """
 
     image_to_text: np.ndarray
@@ -51,15 +51,21 @@ def compute_ranks(
     """Ranks of every image's best caption and of every caption's image.
 
     images: [Ni, ...], texts: [Nt, ...] embeddings (for the default similarity [N, D], of any floating type).
-    caption_image: int [Nt], the image number of each caption, in any order; an image without captions is a rival of the
-        others but no query.
-    similarity: see `Similarity`; by default the dot product in float32 (normalise before for cosines).
-    block_size: queries (images, then captions) scored at once against all candidates; by default as many as fit
+    caption_image: int [Nt], the image index of each caption, in any order; an image without captions is a rival of the
+        others but not a query.
+    similarity: see `Similarity`; by default the dot product in float32 (normalise the embeddings first for cosines).
+    block_size: queries (images, then captions) scored at once against all candidates; by default as many as fit into
         64 MiB of float32 scores. A block that holds all images is scored once and serves both directions.
     device: where the scores are computed (default: where the embeddings are).
 
     Autocast and reduced-precision matrix products are off inside. Raises ValueError for empty or mismatched input,
-    image numbers out of range, and scores that are not numbers.
+    image indices out of range, and scores that are NaN.
+
+    Example:
+        >>> images = torch.eye(2)
+        >>> texts = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])  # the third is a wrong caption of image 1
+        >>> compute_ranks(images, texts, torch.tensor([0, 1, 1])).text_to_image
+        array([1, 1, 2])
     """
     owner = check_owners(caption_image, len(images), len(texts))
     images, texts, similarity = prepare_scores(images, texts, similarity, block_size, device)
@@ -84,7 +90,7 @@ def compute_ranks(
             image_ranks[:, block] = rank_best(scores, owner[own] - start, own, scratch)
             if one_block:
                 text_ranks[:] = rank_images(scores, owner, scratch)
-            del scores  # before the next block is made, not after it
+            del scores  # free them before the next block is made
         for start in range(0, 0 if one_block else num_texts, captions_at_once):
             block = slice(start, start + captions_at_once)
             text_ranks[:, block] = rank_images(score(similarity, images, texts[block]), owner[block], scratch)
@@ -98,7 +104,7 @@ def compute_ranks(
 def rank_best(scores: Tensor, row: Tensor, column: Tensor, scratch: Tensor) -> Tensor:
     """Ranks [2, b] (optimistic, pessimistic) of each query's best right answer; scores [b, C] against all candidates.
 
-    `column[n]` is a right answer of the query in row `row[n]`. A row without any gets a rank that means nothing.
+    `column[n]` is a right answer of the query in row `row[n]`. The rank of a row without right answers is meaningless.
     """
     own = scores[row, column]
     best = scores.new_full((len(scores),), -torch.inf).scatter_reduce_(0, row, own, "amax")
@@ -117,7 +123,7 @@ def rank_images(scores: Tensor, owner: Tensor, scratch: Tensor) -> Tensor:
 def count_rivals(scores: Tensor, threshold: Tensor, dim: int, scratch: Tensor) -> tuple[Tensor, Tensor]:
     """How many scores [b, c] are greater than, and how many at least, the threshold ([b, 1] or [1, c]), along `dim`."""
     # Zeros and ones in float32, added in float32: ten times faster on a CPU than the sum of a boolean mask. The memory
-    # is used again and again, because fresh pages cost as much as the counting, and laid out like the scores.
+    # is reused, because fresh pages cost as much as the counting, and laid out like the scores.
     mask = scratch[: scores.numel()]
     mask = mask.view(scores.T.shape).T if scores.T.is_contiguous() else mask.view(scores.shape)
     total = torch.float32 if scores.shape[dim] <= LARGEST_EXACT_COUNT else torch.float64
@@ -133,7 +139,7 @@ def prepare_scores(
     block_size: int | None,
     device: str | torch.device | None,
 ) -> tuple[Tensor, Tensor, Similarity]:
-    """Both on `device`, and the similarity that compares them; see `compute_ranks`."""
+    """Images and texts on `device`, and the similarity that compares them; see `compute_ranks`."""
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size is {block_size}; expected a positive number of queries, or None")
     images, texts = (x if device is None else x.to(device) for x in (images, texts))
@@ -143,14 +149,14 @@ def prepare_scores(
 
 
 def score(similarity: Similarity, images: Tensor, texts: Tensor) -> Tensor:
-    """A block of scores [b, c]; refuses another shape or type, and scores that are not numbers."""
+    """A block of scores [b, c]; ValueError if the similarity returns another shape or type, or NaN."""
     scores = similarity(images, texts)
     if scores.shape != (len(images), len(texts)) or not scores.is_floating_point():
         raise ValueError(
             f"similarity returned {scores.dtype} {tuple(scores.shape)} for {len(images)} photos and {len(texts)} "
             f"captions; expected floating scores ({len(images)}, {len(texts)}), rows are photos"
         )
-    # One fast pass; its sum is NaN wherever a score is (and for +inf beside -inf, hence the second look).
+    # One fast pass: the sum is NaN if any score is (and if there are both +inf and -inf, hence the second look).
     if scores.sum().isnan() and (count := int(scores.isnan().sum())):
         raise ValueError(
             f"{count} of {scores.numel()} similarities in a block are NaN: check the embeddings for NaN and infinity"
@@ -159,9 +165,9 @@ def score(similarity: Similarity, images: Tensor, texts: Tensor) -> Tensor:
 
 
 class DotProduct:
-    """`images @ texts.T`, [b, D], [c, D] -> [b, c], in memory that the next call uses again.
+    """`images @ texts.T`, [b, D], [c, D] -> [b, c], in memory that the next call reuses.
 
-    Fresh pages, and the larger matrix on the left, would each make the products of blocks a third slower on a CPU.
+    Fresh pages would make the products of blocks a third slower on a CPU, and so would the larger matrix on the left.
     """
 
     def __init__(self):
@@ -177,7 +183,10 @@ class DotProduct:
 
 
 def prepare_dot_product(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as [N, D] of one type, float32 or wider: scores in half precision tie, which moves R@1 by half a point."""
+    """Both as [N, D] of one type, float32 or wider: scores in half precision tie, which moves R@1 by half a point.
+
+    Raises ValueError unless both are matrices of one width.
+    """
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(
             f"expected photo embeddings [Ni, D] and caption embeddings [Nt, D], got {tuple(images.shape)} and "
@@ -188,7 +197,7 @@ def prepare_dot_product(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_owners(caption_image: np.ndarray | Tensor, num_images: int, num_texts: int) -> Tensor:
-    """`caption_image` as an int64 tensor [Nt] on the CPU."""
+    """`caption_image` as an int64 tensor [Nt] on the CPU; ValueError unless it has a valid index for each caption."""
     owner = torch.as_tensor(caption_image)
     if not num_images or not num_texts:
         raise ValueError(

@@ -18,10 +18,17 @@ LEVEL = 95  # percent, of every interval
 
 
 def recall_metrics(ranks: Ranks, pessimistic: bool = False) -> dict[str, float]:
-    """R@1, 5, 10, median and mean rank of both directions, `rsum` (six recalls added), `mean_r1` (mean of both R@1).
+    """R@1, 5, 10, median and mean rank in both directions, `rsum` (six recalls added), `mean_r1` (mean of both R@1).
 
     Keys: `i2t_r1`, ..., `t2i_r10`, `i2t_median_rank`, `i2t_mean_rank`, `t2i_...`, `rsum`, `mean_r1`. A median between
-    two ranks is rounded down to an integer rank, as in published tables.
+    two ranks is rounded down to an integer rank, as in published tables. `pessimistic` counts ties as lost.
+
+    Example:
+        >>> owner = np.array([0, 1, 2, 3])  # one caption for each of four images
+        >>> ranks = Ranks(*[np.array([1, 7, 2, 1])] * 4, owner, owner)
+        >>> metrics = recall_metrics(ranks)
+        >>> metrics["i2t_r1"], metrics["i2t_r5"], metrics["i2t_median_rank"]
+        (50.0, 75.0, 1.0)
     """
     i2t = ranks.image_to_text_pessimistic if pessimistic else ranks.image_to_text
     t2i = ranks.text_to_image_pessimistic if pessimistic else ranks.text_to_image
@@ -34,7 +41,7 @@ def recall_metrics(ranks: Ranks, pessimistic: bool = False) -> dict[str, float]:
 
 
 def summaries(metrics: dict) -> dict:
-    """`rsum` and `mean_r1` of six recalls (numbers, or arrays of replicates)."""
+    """`rsum` and `mean_r1` from the six recalls (numbers, or arrays of replicates)."""
     return {
         "rsum": sum(metrics[name] for name in RECALLS),
         "mean_r1": (metrics["i2t_r1"] + metrics["t2i_r1"]) / 2,
@@ -42,22 +49,30 @@ def summaries(metrics: dict) -> dict:
 
 
 def mean_metrics(folds: Sequence[Ranks], pessimistic: bool = False) -> dict[str, float]:
-    """The mean over the folds of every entry of `recall_metrics`."""
+    """Every entry of `recall_metrics`, averaged over the folds."""
     each = [recall_metrics(ranks, pessimistic) for ranks in folds]
     return {name: float(np.mean([metrics[name] for metrics in each])) for name in each[0]}
 
 
 def tie_gaps(folds: Sequence[Ranks]) -> dict[str, float]:
-    """Optimistic minus pessimistic recall, in points: how much of each recall, and of rsum, equal scores decide."""
+    """Optimistic minus pessimistic recall, in points: how much of each recall, and of rsum, ties decide."""
     optimistic, pessimistic = mean_metrics(folds), mean_metrics(folds, pessimistic=True)
     return {name: optimistic[name] - pessimistic[name] for name in (*RECALLS, "rsum")}
 
 
 def bootstrap_recalls(folds: Sequence[Ranks], replicates: int, seed: int) -> dict[str, np.ndarray]:
-    """`replicates` values of each recall, of rsum and mean_r1, from images drawn with replacement inside each fold.
+    """`replicates` values of each recall, of rsum and of mean_r1, from images drawn with replacement within each fold.
 
-    An image brings all its captions along, so that both directions and their sum come from the same draw and captions
-    of one image are not taken for independent. The same seed draws the same images for every method tested on them.
+    Drawing an image draws all its captions, so that both directions and their sum come from the same draw and the
+    captions of one image are not taken to be independent. The same seed draws the same images for every method tested
+    on them. Raises ValueError for fewer than one replicate.
+
+    Example:
+        >>> owner = np.arange(4)  # one caption for each of four images
+        >>> ranks = Ranks(*[np.array([1, 7, 2, 1])] * 4, owner, owner)
+        >>> draws = bootstrap_recalls([ranks], replicates=1000, seed=0)
+        >>> percentile_interval(draws["i2t_r1"])
+        (0.0, 100.0)
     """
     if replicates < 1:
         raise ValueError(f"{replicates} bootstrap replicates asked for; expected at least 1")
@@ -68,7 +83,7 @@ def bootstrap_recalls(folds: Sequence[Ranks], replicates: int, seed: int) -> dic
 
 
 def fold_replicates(ranks: Ranks, replicates: int, generator: np.random.Generator) -> np.ndarray:
-    """Recalls [replicates, 6] in percent of one fold, in the order of `RECALLS`."""
+    """Recalls [replicates, 6] of one fold in percent, in the order of `RECALLS`."""
     images = len(ranks.query_image)
     image = np.searchsorted(ranks.query_image, ranks.caption_image)
     captions = np.bincount(image, minlength=images)
@@ -90,6 +105,7 @@ def resampled_sums(table: np.ndarray, replicates: int, generator: np.random.Gene
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """The central 95 % interval (low, high) of bootstrap values [replicates]."""
     tail = (100 - LEVEL) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
@@ -108,9 +124,15 @@ def paired_difference(
 ) -> dict[str, Difference]:
     """How much better the second method is than the first on the same queries: six recalls, rsum and mean_r1.
 
-    The bootstrap draws the same images for both, so that what is easy or hard for both cancels out; an interval without
-    0 is a difference beyond the choice of test images (it says nothing of another training seed). Raises ValueError
-    where the two were not computed for the same images and captions in the same order.
+    The bootstrap draws the same images for both, so that what is easy or hard for both cancels out. An interval without
+    0 is a difference beyond the choice of test images (it says nothing about another training seed). Raises ValueError
+    if the two were not computed for the same images and captions in the same order.
+
+    Example:
+        >>> owner = np.arange(4)  # one caption for each of four images
+        >>> first, second = (Ranks(*[np.array(ranks)] * 4, owner, owner) for ranks in ([1, 7, 2, 1], [1, 1, 2, 1]))
+        >>> paired_difference([first], [second])["i2t_r1"].value
+        25.0
     """
     return paired_difference_of_runs([first], [second], replicates, seed)
 
@@ -118,7 +140,7 @@ def paired_difference(
 def paired_difference_of_runs(
     first: Sequence[Sequence[Ranks]], second: Sequence[Sequence[Ranks]], replicates: int = 1000, seed: int = 0
 ) -> dict[str, Difference]:
-    """The same between the means over several training runs of each method; all runs see the same images drawn."""
+    """`paired_difference` of the means over several training runs of each method; all runs share the draws."""
     for folds in (*first[1:], *second):
         same = len(first[0]) == len(folds) and all(
             np.array_equal(a.query_image, b.query_image) and np.array_equal(a.caption_image, b.caption_image)

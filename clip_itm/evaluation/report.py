@@ -13,8 +13,8 @@ from rich.text import Text
 from clip_itm.visible import markdown, visible
 
 Row = tuple[str, Mapping]
-# Below, the 95 % interval of a recall of 50 % is wider than 40 to 60 %, and one query in ten or more has its answer
-# among ten images by chance.
+# With fewer, the 95 % interval of a recall of 50 % is wider than 40 to 60 %, and at least one query in ten has its
+# answer among the first ten images by chance.
 FEWEST_IMAGES = 100
 TEXT_WIDTH = 140  # characters
 METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map_at_r": "mAP@R", "rprecision": "R-Precision"}
@@ -26,7 +26,16 @@ HEADERS = {
 
 
 def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: bool = True) -> Table:
-    """A table for `rich.console.Console().print`: one row per method, 95 % intervals below the figures."""
+    """A table for `rich.console.Console().print`: one row per method, 95 % intervals below the values.
+
+    Example:
+        >>> import torch
+        >>> from rich.console import Console
+        >>> from clip_itm.evaluation.protocols import evaluate_retrieval
+        >>> result = evaluate_retrieval(torch.eye(3), torch.eye(3), torch.arange(3), bootstrap=0)["all"]
+        >>> Console().print(terminal_table([("CLIP", result.as_dict())]))  # doctest: +ELLIPSIS
+        ┏━━━━━━━━┳...
+    """
     with_protocol, columns = protocols_differ(rows), columns_of(result["metrics"] for _, result in rows)
     table = Table(
         title=title and Text(visible(title)),
@@ -56,7 +65,20 @@ def as_text(table: Table) -> str:
 
 
 def markdown_table(rows: Sequence[Row], intervals: bool = True) -> str:
-    """The same as GitHub Markdown, for model cards and READMEs; ends with a newline."""
+    """A table in GitHub's Markdown, for model cards and READMEs: one row per method; ends with a newline.
+
+    Example:
+        >>> import torch
+        >>> from clip_itm.evaluation.protocols import evaluate_retrieval
+        >>> result = evaluate_retrieval(torch.eye(3), torch.eye(3), torch.arange(3), bootstrap=0)["all"]
+        >>> print(markdown_table([("CLIP", result.as_dict())]))
+        | method | i2t R@1 | R@5 | R@10 | t2i R@1 | R@5 | R@10 | rsum |
+        | :-- | --: | --: | --: | --: | --: | --: | --: |
+        | CLIP | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | 600.0 |
+        <BLANKLINE>
+        all: 3 photos, 3 captions.
+        <BLANKLINE>
+    """
     with_protocol, columns = protocols_differ(rows), columns_of(result["metrics"] for _, result in rows)
     left = ["method", "protocol"] if with_protocol else ["method"]
     lines = [left + [HEADERS[name] for name in columns], [":--"] * len(left) + ["--:"] * len(columns)]
@@ -70,13 +92,13 @@ def markdown_table(rows: Sequence[Row], intervals: bool = True) -> str:
 
 
 def columns_of(metrics: Iterable[Mapping]) -> list[str]:
-    """The metrics of a table, in the order of its columns: all that any of its rows has."""
+    """The metrics that any row of a table has, in the order of the columns."""
     known = set().union(*metrics)
     return [name for name in HEADERS if name in known]
 
 
 def metric_cells(result: Mapping, columns: Sequence[str], intervals: bool) -> list[tuple[str, str]]:
-    """(value, interval or "") of each column, with one decimal; a dash for what the protocol does not have."""
+    """(value, interval or "") of each column, with one decimal; a dash for a metric that the protocol does not have."""
     metrics, spreads = result["metrics"], result["intervals"] if intervals else {}
     return [
         (
@@ -88,11 +110,12 @@ def metric_cells(result: Mapping, columns: Sequence[str], intervals: bool) -> li
 
 
 def has_too_few(result: Mapping) -> bool:
+    """Whether there were too few images to tell models apart."""
     return result["images"] < FEWEST_IMAGES
 
 
 def too_few(split: str, num_images: int) -> str:
-    """A sentence on a split with fewer than `FEWEST_IMAGES`."""
+    """The warning about a split with fewer than `FEWEST_IMAGES` images."""
     reach, chance = min(98 / num_images**0.5, 50), min(1000 / num_images, 100)
     return (
         f"split {split} has {num_images} photos, too few to tell models apart: a recall of 50 % is uncertain by "
@@ -102,11 +125,12 @@ def too_few(split: str, num_images: int) -> str:
 
 
 def protocols_differ(rows: Sequence[Row]) -> bool:
+    """Whether the table needs a column for the protocol."""
     return len({result["protocol"] for _, result in rows}) > 1
 
 
 def footnote(rows: Sequence[Row]) -> str:
-    """What was ranked against what, what the intervals are, and how much hangs on ties."""
+    """What was ranked against what, what the intervals are, and how much depends on ties."""
     sizes = dict.fromkeys((r["protocol"], r["images"], r["captions"], len(r["folds"])) for _, r in rows)
     parts = [
         f"{protocol}: {images:,} photos, {captions:,} captions" + (f", mean of {folds} folds" if folds else "")

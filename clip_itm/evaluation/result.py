@@ -18,9 +18,9 @@ from clip_itm.files import reading_arrays, save_arrays
 
 @dataclass(frozen=True, eq=False)
 class RetrievalResult:
-    """Metrics (names as in `recall_metrics`), 95 % intervals, and how much of each recall hangs on ties.
+    """Metrics (names as in `recall_metrics`), 95 % intervals, and how much of each recall depends on ties.
 
-    `folds` holds the ranks of every query, one `Ranks` a fold; image numbers in it count from the start of the fold.
+    `folds` holds the ranks of every query, one `Ranks` per fold; image indices in it start at 0 in every fold.
     `replicates` is the size of the bootstrap (0: no intervals), `seed` its seed.
     """
 
@@ -34,6 +34,7 @@ class RetrievalResult:
 
     @classmethod
     def from_ranks(cls, protocol: str, folds: Sequence[Ranks], replicates: int = 1000, seed: int = 0):
+        """The result of the ranks of all folds under the protocol of this name."""
         draws = bootstrap_recalls(folds, replicates, seed) if replicates else {}
         return cls(
             protocol=protocol,
@@ -47,15 +48,16 @@ class RetrievalResult:
 
     @property
     def num_images(self) -> int:
-        """Images that are queries, over all folds."""
+        """Number of images that are queries, over all folds."""
         return sum(len(ranks.query_image) for ranks in self.folds)
 
     @property
     def num_captions(self) -> int:
+        """Number of captions, over all folds."""
         return sum(len(ranks.caption_image) for ranks in self.folds)
 
     def as_dict(self) -> dict:
-        """Plain JSON: everything but the ranks; the metrics of each fold where there are several."""
+        """Everything but the ranks, as plain JSON; with several folds also the metrics of each."""
         return {
             "protocol": self.protocol,
             "images": self.num_images,
@@ -68,7 +70,17 @@ class RetrievalResult:
         }
 
     def save(self, path: str | Path) -> None:
-        """The ranks of every query as a compressed `.npz`, from which `load` makes the same result again."""
+        """Write the ranks of every query as a compressed `.npz`, from which `load` makes the same result again.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from clip_itm.evaluation.protocols import evaluate_retrieval
+            >>> result = evaluate_retrieval(torch.eye(3), torch.eye(3), torch.arange(3))["all"]
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     result.save(f"{folder}/ranks.npz")
+            ...     RetrievalResult.load(f"{folder}/ranks.npz").as_dict() == result.as_dict()
+            True
+        """
         arrays = {
             f"fold{index}_{field.name}": getattr(ranks, field.name)
             for index, ranks in enumerate(self.folds)
@@ -79,6 +91,7 @@ class RetrievalResult:
 
     @classmethod
     def load(cls, path: str | Path) -> "RetrievalResult":
+        """The result that `save` wrote; ValueError for a file that is missing, damaged or holds anything else."""
         wrong = f"{path} holds no ranks ({{error}}); evaluate again"
         with reading_arrays(path, f"{path}: there is no such file", wrong) as saved:
             missing = {"protocol", "folds", "bootstrap"} - set(saved)

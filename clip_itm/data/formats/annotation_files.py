@@ -1,4 +1,4 @@
-"""Annotation files: where they are, and their text: always UTF-8, with an error that names the file and the line."""
+"""Annotation files: where they are, and their text, always UTF-8; errors name the file and the line."""
 
 import json
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from typing import Any, NoReturn
 
 
 class BrokenRow(ValueError):
-    """A row of a readable table that cannot be used: what `data.skip_broken` leaves out, and else an error."""
+    """A row of a readable table that cannot be used: an error, unless `data.skip_broken` leaves it out."""
 
 
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file, without the byte order mark that some editors put in front."""
+    """The content of a UTF-8 file, without a byte order mark; ValueError if it is missing or not UTF-8."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -36,17 +36,20 @@ def read_text(path: Path) -> str:
 
 
 def split_lines(text: str) -> tuple[list[str], str]:
-    """Lines, and what was between them; a carriage return stays at the end of its line.
+    """The lines, and the separator between them; a carriage return stays at the end of its line.
 
-    Lines end with LF or CRLF; with CR where a file has no LF (Macs of the last century). A CR elsewhere is text, and so
-    are the rarer line separators of Unicode, which captions may hold.
+    Lines end with LF or CRLF, or with CR in a file without LF (Macs of the last century). A CR elsewhere is text, and
+    so are the rarer line separators of Unicode, which captions may contain.
     """
     end = "\r" if "\n" not in text and "\r" in text else "\n"
     return text.split(end), end
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file. Blank lines at the end do not count; one in between is an empty item."""
+    """The lines of a UTF-8 file. Blank lines at the end are dropped; one in between is an empty item.
+
+    Raises ValueError for a file that is missing, empty or not UTF-8.
+    """
     lines = [line.removesuffix("\r") for line in split_lines(read_text(path))[0]]
     while lines and not lines[-1].strip():
         lines.pop()
@@ -56,12 +59,12 @@ def read_lines(path: Path) -> list[str]:
 
 
 def written_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of the lines with something on them, where a blank one means nothing."""
+    """(line number, line) of the lines that are not blank."""
     return ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
 
 
 def parse_json(text: str, path: Path, line: int = 1, **options) -> Any:
-    """JSON that begins on a line of a file; ValueError with file and line for whatever cannot be read."""
+    """Parse JSON that begins at `line` of the file `path`; ValueError with file and line if it cannot be read."""
     try:
         return json.loads(text, **options)
     except json.JSONDecodeError as error:
@@ -73,11 +76,12 @@ def parse_json(text: str, path: Path, line: int = 1, **options) -> Any:
 
 
 def read_json(path: Path) -> Any:
+    """The content of a JSON file; ValueError with file and line if it cannot be read."""
     return parse_json(read_text(path), path)
 
 
 def check_text(text: str, where: str) -> str:
-    """The text, which can be written as UTF-8; BrokenRow where JSON escapes made half a character of it."""
+    """The text, if it can be written as UTF-8; BrokenRow if a JSON escape left half a character in it."""
     if not text.isascii():
         try:
             text.encode()
@@ -90,6 +94,7 @@ def check_text(text: str, where: str) -> str:
 
 
 def refuse_url(name: str, where: str) -> NoReturn:
+    """Raise the ValueError for a URL instead of a file; `where` is the row it was read from."""
     raise ValueError(
         f"{where}: {name[:80]!r} is a URL, and photos are read from files. Download them first, for example with "
         "img2dataset (--output_format files), and write the paths of its files, such as 00000/000000000.jpg, "
@@ -98,18 +103,18 @@ def refuse_url(name: str, where: str) -> NoReturn:
 
 
 def first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of `names` that exists in `folder`."""
+    """The first of `names` that exists in `folder`, as a path; None if there is none."""
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
 def given_path(path: str, root: Path) -> Path:
-    """A path of the recipe: below the root if it is there, else from the working directory."""
+    """A path of the recipe: below the root if it exists there, otherwise relative to the working directory."""
     given = Path(path).expanduser()
     return root / given if (root / given).exists() else given.absolute()
 
 
 def existing_root(root: str) -> Path:
-    """`data.root` as an absolute path."""
+    """`data.root` as an absolute path; ValueError if there is no such folder."""
     path = Path(root).expanduser().absolute()
     if not path.is_dir():
         raise ValueError(f"data.root: there is no folder {path}; say where the data are, with --data.root FOLDER")

@@ -42,9 +42,13 @@ BRACKETS = ("[", "(", "{", "array([", "np.array([", "numpy.array([")
 
 
 def list_of(cell: Any, where: str) -> Any:
-    """The list in a cell, where there is one (this module's head has the rule), else the cell as it is.
+    """The list in a cell if there is one (for the rule see the top of this module), otherwise the cell unchanged.
 
-    Raises ValueError, beginning with `where`, for what looks like a list and cannot be read as one.
+    Raises ValueError, beginning with `where`, for text that looks like a list but cannot be read as one.
+
+    Example:
+        >>> list_of("['a dog', 'two dogs']", "captions.csv:2"), list_of("[1] a dog", "captions.csv:3")
+        (['a dog', 'two dogs'], '[1] a dog')
     """
     if isinstance(cell, tuple):
         return list(cell)
@@ -81,7 +85,7 @@ def _refuse(text: str, where: str) -> NoReturn:
 def captions_of(value: object, where: str) -> list[str]:
     """The captions in a cell: a text, or a list of texts; null is an empty caption.
 
-    Raises ValueError for anything else (BrokenRow for text that is none), beginning with `where`.
+    Raises ValueError for anything else (BrokenRow for invalid Unicode), beginning with `where`.
     """
     found = list_of(value, where)
     captions = found if isinstance(found, list) else [found]
@@ -92,7 +96,10 @@ def captions_of(value: object, where: str) -> list[str]:
 
 
 def weights_of(value: object, count: int, where: str) -> list[float]:
-    """The weights in a cell: a number, a list of numbers, or either of them in a string; one for each of `count`."""
+    """The weights in a cell, one for each of `count` captions: a number, a list of numbers, or either in a string.
+
+    Raises ValueError, beginning with `where`, for another number of weights and for weights outside [0, 1].
+    """
     numbers = list_of(value, where)
     if isinstance(numbers, str):
         try:
@@ -109,7 +116,7 @@ def weights_of(value: object, count: int, where: str) -> list[float]:
 
 
 def ids_of(value: object, count: int, where: str) -> list[str]:
-    """The caption ids in a cell: an id, or a list of ids; one for each of `count` captions."""
+    """The caption ids in a cell, one for each of `count` captions: an id, or a list of ids; ValueError otherwise."""
     found = list_of(value, where)
     ids = found if isinstance(found, list) else [found]
     if len(ids) != count or not all(_is_id(one) for one in ids):

@@ -22,8 +22,8 @@ def canonical(name: str) -> str:
 def check_name(name: object, where: str) -> str:
     """The name of an image in a cell, without white space around it.
 
-    Raises BrokenRow where there is none, and ValueError for a URL and for a path of a Windows machine; both begin with
-    `where`.
+    Raises BrokenRow if there is none, and ValueError for a URL and for a path of a Windows machine; the messages begin
+    with `where`.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         found = "" if name in (None, "") else f" (found {name!r:.80})"
@@ -40,15 +40,15 @@ def check_name(name: object, where: str) -> str:
 
 
 def are_two_images(path: str, other: str) -> bool:
-    """Whether two spellings of one name are files of their own."""
+    """Whether two spellings of one name are two different files."""
     return os.path.exists(path) and os.path.exists(other) and not os.path.samefile(path, other)
 
 
 def found_on_disk(rows: Dataset) -> Dataset:
-    """The rows with the names that their images have on the disk, where a table spells them otherwise.
+    """The rows with the names that their images have on disk, if a table spells them differently.
 
-    Only names that can be spelled otherwise are looked at, and only where all images are files. Raises ValueError where
-    several files fit.
+    Only names that have several spellings are checked, and only if all images are files. Raises ValueError if several
+    files fit.
     """
     paths: list[str] = []
     for batch in rows.select_columns(["image"]).with_format("arrow").iter(batch_size=1000):

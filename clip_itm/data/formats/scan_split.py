@@ -1,4 +1,4 @@
-"""The `annotations/scan_split` layout of SCAN and its successors: <split>_ids.txt beside <split>_caps.txt."""
+"""The `annotations/scan_split` layout of SCAN and its successors: <split>_ids.txt next to <split>_caps.txt."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -11,18 +11,21 @@ FILE_NAMES = {"train": "train", "val": "dev", "test": "test"}
 
 
 class ImageCaptions(NamedTuple):
+    """An image and its captions, in the order of the file."""
+
     image_id: str
     captions: list[str]
-    caption_ids: list[str]  # file:line, so that an error names the place
+    caption_ids: list[str]  # file:line, so that an error says where it is
 
 
 def find_scan_split(root: Path) -> Path | None:
+    """The folder of this layout below `root`, if there is one."""
     folder = first_existing(root, ("annotations/scan_split", "scan_split"))
     return folder if folder and folder.is_dir() else None
 
 
 def scan_split_files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """{split: (ids file, captions file)} of the splits that are there."""
+    """{split: (ids file, captions file)} of the splits that exist; ValueError if there are none."""
     files = {split: (folder / f"{name}_ids.txt", folder / f"{name}_caps.txt") for split, name in FILE_NAMES.items()}
     found = {split: pair for split, pair in files.items() if pair[0].exists() or pair[1].exists()}
     if not found:
@@ -33,8 +36,8 @@ def scan_split_files(folder: Path) -> dict[str, tuple[Path, Path]]:
 def read_scan_split(ids_file: Path, captions_file: Path, captions_per_image: int) -> Iterator[ImageCaptions]:
     """The images of one split, in file order, with their captions.
 
-    Published files come in two conventions, and both are accepted: one id per caption (used as it is; equal neighbours
-    are one image) or one id per image (`captions_per_image` caption lines each). Raises ValueError otherwise.
+    Published files follow one of two conventions, and both are accepted: one id per caption (equal neighbours are one
+    image) or one id per image (with `captions_per_image` caption lines each). Raises ValueError otherwise.
     """
     ids, captions = [line.strip() for line in read_lines(ids_file)], read_lines(captions_file)
     if "" in ids:

@@ -21,7 +21,12 @@ ALIASES = {
 
 
 def split_name(value: object, where: str) -> str:
-    """train, val or test for any usual spelling; `where` says in the error what was being read."""
+    """train, val or test, for any usual spelling; ValueError for anything else, beginning with `where`.
+
+    Example:
+        >>> split_name("Validation", "captions.csv:2")
+        'val'
+    """
     name = ALIASES.get(str(value).strip().lower())
     if name is None:
         raise ValueError(f"{where}: {value!r} is no split; write one of {', '.join(ALIASES)}")
@@ -29,7 +34,7 @@ def split_name(value: object, where: str) -> str:
 
 
 def hash_split(image_id: str, seed: int, val_fraction: float, test_fraction: float) -> str:
-    """An image's split by SHA-256 of seed and id: the same on every machine, whatever other images there are."""
+    """The split of an image by SHA-256 of seed and id: the same on every machine, whatever other images there are."""
     digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < test_fraction:
@@ -38,7 +43,7 @@ def hash_split(image_id: str, seed: int, val_fraction: float, test_fraction: flo
 
 
 def hashed_splits(image_ids: Iterable[str], data: HashedSplit) -> dict[str, str]:
-    """Image id -> split by hash. ValueError, naming the keys to set, where train or val would stay empty."""
+    """{image id: split by hash}; ValueError, naming the keys to set, if train or val would stay empty."""
     fractions = data.split_seed, data.val_fraction, data.test_fraction
     splits = {image_id: hash_split(image_id, *fractions) for image_id in image_ids}
     fractions = {"train": 1 - data.val_fraction - data.test_fraction, "val": data.val_fraction}
@@ -55,7 +60,7 @@ def hashed_splits(image_ids: Iterable[str], data: HashedSplit) -> dict[str, str]
 
 
 def read_split_files(files: dict[str, Path]) -> dict[str, str]:
-    """Image name -> split, from {split: file with one image name a line}."""
+    """{image name: split}, from {split: file with one image name per line}; ValueError for a name in two splits."""
     splits: dict[str, str] = {}
     for split, file in files.items():
         for number, line in written_lines(file):

@@ -1,4 +1,4 @@
-"""People's own tables, whatever they are written in, as rows of named values: CSV, TSV, JSON lines and JSON."""
+"""Users' own tables as rows of named values: CSV, TSV, JSON lines and JSON."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,15 +21,16 @@ WEIGHT_COLUMNS = ("caption_weights", "caption_weight")
 
 
 def is_table(path: Path) -> bool:
+    """Whether the suffix is that of a table, in upper or lower case."""
     return path.suffix.lower() in TABLE_SUFFIXES
 
 
 def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, values by column) of every row; the place is file:line (file[number] in JSON), for messages and ids.
+    """(where it is, values by column) of every row; "where" is file:line (file[index] in JSON), for messages and ids.
 
-    By the suffix, in either case: .tsv has tabs and no quoting, .jsonl (.ndjson) an object a line, .json a list of
-    objects or an object of columns, anything else is CSV. Blank lines are skipped. Raises ValueError, naming file and
-    line, for whatever is not as it should be.
+    The suffix decides: .tsv has tabs and no quoting, .jsonl (.ndjson) an object per line, .json a list of objects or an
+    object of columns, anything else is CSV. Blank lines are skipped. Raises ValueError, naming file and line, for
+    anything malformed.
     """
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
@@ -87,7 +88,7 @@ def _object(values: Any, where: str) -> dict[str, Any]:
 
 
 def find_column(names: Sequence[str], *wanted: str) -> str | None:
-    """The first of the `wanted` columns that is among `names`, in either case, with spaces or hyphens for `_`."""
+    """The first of the `wanted` columns that is among `names`, ignoring case, with spaces or hyphens for `_`."""
     for name in wanted:
         if name in names:
             return name

@@ -1,9 +1,9 @@
 """The one builder under every source that is read from files or drawn: rows in, memory-mapped Arrow out.
 
-The builder is instantiated directly (`datasets` runs no loading scripts any more). What is cached is text: an image is
-stored as its path. The cache answers only for exactly the same question, so its key covers the values of the section,
-the content of everything named by `depends_on` and the code that reads it: an edited caption file is never served
-stale. What is kept is compared with its checksums, and prepared anew where it is damaged.
+The builder is instantiated directly (`datasets` no longer runs loading scripts). Only text is cached: an image is
+stored as its path. The key of the cache covers the values of the section, the content of everything that `depends_on`
+names and the code that reads it: an edited caption file never gives stale rows. Cached rows are compared with their
+checksums, and prepared again if they are damaged.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ Rows = Iterable[dict]
 
 
 class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
-    """What most sources are made of: a subclass has `split_rows`, and `depends_on` if it reads files.
+    """The base of most sources: a subclass has `split_rows`, and `depends_on` if it reads files.
 
-    `load()` gives the splits, keyed train, val, test. What a reader has to say about the files ("5 lines without a
-    image") it appends to `notes`; they are kept with the cache, in `Dataset.info.description`.
+    `load()` gives the splits, keyed train, val, test. A reader appends its remarks on the files ("5 lines without an
+    image") to `notes`; they are cached too, in `Dataset.info.description`.
     """
 
-    # True where a list of images is known to name some that nobody has: they are left out, and no error
+    # True if the annotations are known to name images that nobody has: they are left out instead of being an error
     missing_is_normal = False
 
     def __init__(self, data: DataSection):
@@ -54,6 +54,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
         return []
 
     def load(self) -> dict[str, Split]:
+        """The splits from the cache, or prepared now; raises what the reader raises."""
         try:
             self.download_and_prepare(verification_mode="no_checks")
         except DatasetGenerationError as error:
@@ -77,7 +78,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
 
     def _key(self) -> str:
         values = self.data.model_dump(exclude=set(DataSection.model_fields))
-        values["skip_broken"] = self.data.skip_broken  # what has no image or caption is then a row without, no error
+        values["skip_broken"] = self.data.skip_broken  # an unusable image or caption is then a gap instead of an error
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         code = {Path(sys.modules[type(self).__module__].__file__), *Path(__file__).parents[1].rglob("*.py")}
         for path in [*sorted(code), *self.depends_on()]:
@@ -103,7 +104,7 @@ class CaptionedImages(datasets.GeneratorBasedBuilder, ABC):
 
 
 def _remove_damaged(kept: Path) -> None:
-    """Rows that are no longer what was prepared, so that they are prepared anew."""
+    """Delete cached rows that are no longer what was prepared, so that they are prepared again."""
     try:
         found = damages(kept)
     except ValueError as error:

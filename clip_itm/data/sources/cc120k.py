@@ -3,9 +3,9 @@
     root/annotations/scan_split/{train,dev,test}_{ids,caps}.txt with images root/images/<id>.jpg
     root/{train,dev,test}.tsv      `caption<TAB>path or URL`, images below root/images
 
-A path starts at the image folder; of a URL the last part is the file name there. Web images vanish: rows of a TSV
-without an image are left out, counted and named. Where several URLs end in the same name nobody can tell whose image
-the file is, so all of them are left out.
+A path starts at the image folder; the last part of a URL is the file name there. Web images vanish: rows of a TSV
+without an image are left out, counted and named. If several URLs end in the same name, nobody can tell whose image the
+file is, so all of them are left out.
 """
 
 from collections import Counter
@@ -44,11 +44,13 @@ def read_tsv(path: Path) -> list[tuple[int, str, str]]:
 
 
 def load(data: Cc120kData) -> dict[str, Split]:
-    """Captions of the web, one per image; ValueError where `root` has neither of the layouts above."""
+    """Captions from the web, one per image; ValueError if `root` has neither of the layouts above."""
     return Cc120kImages(data).load()
 
 
 class Cc120kImages(CaptionedImages):
+    """The rows of both layouts."""
+
     def __init__(self, data: Cc120kData):
         self.root = existing_root(data.root)
         self.image_folder = given_path(data.images or "images", self.root)
@@ -62,11 +64,13 @@ class Cc120kImages(CaptionedImages):
         super().__init__(data)
 
     def depends_on(self) -> list[Path]:
+        """The files of ids and captions, or the TSV files."""
         if self.layout == "scan_split":
             return [file for pair in scan_split_files(self.scan_split).values() for file in pair]
         return list(self.tsv_files.values())
 
     def split_rows(self) -> dict[str, Rows]:
+        """One row per image; images of a TSV whose file name several URLs share are left out."""
         if self.layout == "tsv":
             return self._tsv_rows()
         files = scan_split_files(self.scan_split)

@@ -4,9 +4,9 @@
     root/dataset_coco.json                                    Karpathy: train + restval, 5,000 val, 5,000 test
     root/annotations/scan_split/{train,dev,test}_{ids,caps}.txt
 
-Layout "auto" takes Karpathy's file if there is one, then scan_split, then the official files; of the official years the
-newest whose image folders are there. Images lie in {train,val}{2014,2017}/, in images/{train,val}{2014,2017}/ or in
-images/, named as COCO ships them (COCO_val2014_000000000042.jpg, 000000000042.jpg) or COCO_2014_000000000042.jpg.
+Layout "auto" takes Karpathy's file if there is one, then scan_split, then the official files of the newest year whose
+image folders exist. Images are in {train,val}{2014,2017}/, in images/{train,val}{2014,2017}/ or in images/, named as
+COCO ships them (COCO_val2014_000000000042.jpg, 000000000042.jpg) or COCO_2014_000000000042.jpg.
 """
 
 import os
@@ -28,12 +28,13 @@ IMAGE_NAME = re.compile(r"(?:COCO_(?:train2014|val2014|2014)_)?(\d{12})\.jpg")
 
 
 def image_folders(root: Path) -> list[Path]:
+    """The folders below `root` that may hold images, and exist."""
     candidates = [parent / name for parent in (root, root / "images") for name in FOLDERS]
     return [folder for folder in [*candidates, root / "images"] if folder.is_dir()]
 
 
 def index_images(root: Path) -> dict[int, str]:
-    """COCO id -> image file, over all image folders; the 2014 and 2017 releases hold the same image under an id."""
+    """{COCO id: image file} over all image folders; an id is the same image in the 2014 and the 2017 release."""
     images: dict[int, str] = {}
     for folder in image_folders(root):
         for name in os.listdir(folder):
@@ -43,7 +44,10 @@ def index_images(root: Path) -> dict[int, str]:
 
 
 def read_official(annotations: Path, image_folder: Path) -> Iterator[dict]:
-    """Rows of one captions_*.json, in the order of its `images`. Ids may be numbers or their text."""
+    """Rows of one captions_*.json, in the order of its `images`; ValueError for anything malformed.
+
+    Ids may be numbers, or numbers written as text.
+    """
     data = read_json(annotations)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise ValueError(f"{annotations}: not a COCO captions file; expected an object with lists images, annotations")
@@ -74,7 +78,10 @@ def read_official(annotations: Path, image_folder: Path) -> Iterator[dict]:
 
 
 def whole_number(value: object, key: str) -> str:
-    """An id, written as a number (42, pandas' 42.0) or as its text ("42", "000042"), as text without leading zeros."""
+    """An id given as a number (42, pandas' 42.0) or as text ("42", "000042"), as text without leading zeros.
+
+    Raises TypeError, naming `key`, for anything else.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int | str) and not isinstance(value, bool):
@@ -85,11 +92,13 @@ def whole_number(value: object, key: str) -> str:
 
 
 def load(data: CocoData) -> dict[str, Split]:
-    """Captions of MS COCO; ValueError where `root` has none of the layouts above."""
+    """Captions of MS COCO; ValueError if `root` has none of the layouts above."""
     return CocoImages(data).load()
 
 
 class CocoImages(CaptionedImages):
+    """The rows of all three layouts."""
+
     def __init__(self, data: CocoData):
         self.root = existing_root(data.root)
         self.karpathy = first_existing(self.root, KARPATHY_FILES)
@@ -127,6 +136,7 @@ class CocoImages(CaptionedImages):
         return (with_images or list(years.values()))[0]
 
     def depends_on(self) -> list[Path]:
+        """The annotation files, and the image folders that are searched for file names."""
         if self.layout == "official":
             return [path for pair in self.official.values() for path in pair]
         if self.layout == "karpathy":
@@ -135,6 +145,7 @@ class CocoImages(CaptionedImages):
         return [file for pair in files for file in pair] + image_folders(self.root)
 
     def split_rows(self) -> dict[str, Rows]:
+        """One row per image."""
         if self.layout == "official":
             return {split: read_official(*files) for split, files in self.official.items()}
         images = index_images(self.root)

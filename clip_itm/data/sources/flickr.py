@@ -5,7 +5,7 @@
     root/Flickr8k.token.txt, results_20130124.token           `image.jpg#k<TAB>caption`
     root/captions.txt                                         CSV with the header `image,caption`
 
-Layout "auto" takes the first of these that is there. With a token file or captions.txt the splits are those of
+Layout "auto" takes the first of these that exists. With a token file or captions.txt the splits are those of
 Flickr_8k.{train,dev,test}Images.txt; without these files a seeded hash puts a tenth of the images into val and a tenth
 into test, and images that are not in the folder are left out and reported (the published lists name some).
 """
@@ -33,7 +33,10 @@ Captions = dict[str, tuple[list[str], list[str]]]  # image name -> captions, cap
 
 
 def read_token_file(path: Path) -> Captions:
-    """Captions by image, in file order, from `image#k<TAB>caption` lines or from a CSV `image,caption`."""
+    """Captions by image, in file order, from `image#k<TAB>caption` lines or from a CSV `image,caption`.
+
+    Raises ValueError with file and line for anything else.
+    """
     return _read_csv(path) if path.suffix.lower() == ".csv" or path.name == "captions.txt" else _read_token_lines(path)
 
 
@@ -64,11 +67,13 @@ def _read_csv(path: Path) -> Captions:
 
 
 def load(data: FlickrData) -> dict[str, Split]:
-    """Captions of Flickr8k or Flickr30K; ValueError where `root` has none of the layouts above, or no image folder."""
+    """Captions of Flickr8k or Flickr30K; ValueError if `root` has none of the layouts above, or no image folder."""
     return FlickrImages(data).load()
 
 
 class FlickrImages(CaptionedImages):
+    """The rows of all layouts."""
+
     def __init__(self, data: FlickrData):
         self.root = existing_root(data.root)
         self.image_folder = given_path(data.images, self.root) if data.images else self._find_images()
@@ -106,6 +111,7 @@ class FlickrImages(CaptionedImages):
         )
 
     def depends_on(self) -> list[Path]:
+        """The annotation files, and with a token file the image folder."""
         if self.layout == "karpathy":
             return [self.annotations]
         if self.layout == "scan_split":
@@ -114,6 +120,7 @@ class FlickrImages(CaptionedImages):
         return [self.annotations, *self.split_files.values(), self.image_folder]
 
     def split_rows(self) -> dict[str, Rows]:
+        """One row per image."""
         if self.layout == "karpathy":
             name = "filename"
             return read_karpathy(self.annotations, lambda image: (str(self.image_folder / image[name]), image[name]))

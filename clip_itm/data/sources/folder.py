@@ -1,13 +1,13 @@
-"""People's own data: an image folder and a table (CSV, TSV, JSONL, JSON) of an image column and one or more captions.
+"""Users' own data: an image folder and a table (CSV, TSV, JSONL, JSON) of an image column and one or more captions.
 
-Captions of an image may stand in a list (in JSON, or written into a cell: `formats/cells.py`), in several columns, or
-in several rows. The split comes from a column, from `split_files` (lists of image names, or one caption table a split),
-or from a seeded hash of the image's path, so that adding images never moves old ones to another split.
+The captions of an image may be in a list (in JSON, or written into a cell: `formats/cells.py`), in several columns, or
+in several rows. The split comes from a column, from `split_files` (lists of image names, or one caption table per
+split), or from a seeded hash of the image's path, so that adding images never moves old ones to another split.
 
 A column `caption_weights` (or `caption_weight`) says how much each caption of the row counts in training, from 0 to 1.
-The columns `image_id` and `caption_ids`, both together, keep the ids that image and captions have elsewhere; without
-them ids are the path below the root and the place in the table: a line that is put in between renames the captions
-below it, which changes the split's hash as any edit does.
+The columns `image_id` and `caption_ids`, given together, keep the ids that image and captions have elsewhere; without
+them, ids are the path below the root and the row in the table: inserting a line renames the captions below it, which
+changes the split's hash as any edit does.
 """
 
 import os
@@ -48,7 +48,7 @@ NO_CAPTIONS = re.compile(
 
 
 def _without_idle_weights(rows: datasets.Dataset) -> datasets.Dataset:
-    """Without the column of weights where all of them are 1: such a split is, hash and all, one without weights."""
+    """The rows without weights that are all 1: such a split equals, hash included, one without weights."""
     if "caption_weights" not in rows.column_names:  # an empty split
         return rows
     weights = rows.select_columns(["caption_weights"]).with_format("arrow")[:]["caption_weights"]
@@ -56,7 +56,7 @@ def _without_idle_weights(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 class Columns(NamedTuple):
-    """Where a table has what; of `weights` and `ids` a row of JSON may have none."""
+    """The names of a table's columns; a row of JSON may lack `weights` and `ids`."""
 
     image: str
     captions: list[str]
@@ -66,11 +66,13 @@ class Columns(NamedTuple):
 
 
 def load(data: FolderData) -> dict[str, Split]:
-    """An image folder and its table; ValueError where the table or a column is missing or a row cannot be used."""
+    """An image folder and its table; ValueError if the table or a column is missing or a row cannot be used."""
     return FolderImages(data).load()
 
 
 class FolderImages(CaptionedImages):
+    """The rows of a folder and its table, or its tables by split."""
+
     def __init__(self, data: FolderData):
         self.root = existing_root(data.root)
         files = {split: given_path(file, self.root) for split, file in (data.split_files or {}).items()}
@@ -95,15 +97,18 @@ class FolderImages(CaptionedImages):
         return table
 
     def depends_on(self) -> list[Path]:
+        """The tables, and the lists of image names."""
         return [*self.split_tables.values(), *self.split_lists.values(), *([self.table] if self.table else [])]
 
     def load(self) -> dict[str, Split]:
+        """The splits, with weights only where some weight is not 1."""
         return {name: replace(split, rows=_without_idle_weights(split.rows)) for name, split in super().load().items()}
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=WEIGHTED_ROW_FEATURES)
 
     def split_rows(self) -> dict[str, list[dict]]:
+        """One row per image; ValueError, naming the row, for whatever cannot be used."""
         if self.split_tables:
             return {split: self._read_images(file, split)[split] for split, file in self.split_tables.items()}
         return self._read_images(self.table, None)

@@ -23,12 +23,12 @@ VAL_CAPTIONS = 5000  # what published programs read of val
 
 
 def load(data: RegionsData) -> dict[str, Split]:
-    """Rows with regions in place of images; ValueError where a file does not fit its captions."""
+    """Rows with regions instead of images; ValueError if a file does not fit its captions."""
     return RegionsImages(data).load()
 
 
 class RegionsImages(CaptionedImages):
-    """The rows of a region data set: images without pixels, unless `images` and `id_mapping` tell their files."""
+    """The rows of a region data set: without images, unless `images` and `id_mapping` name their files."""
 
     def __init__(self, data: RegionsData):
         self.root = existing_root(data.root)
@@ -44,21 +44,24 @@ class RegionsImages(CaptionedImages):
         return first_existing(self.root, (f"{name}_caps.txt", f"{name}_caps.tsv"))
 
     def depends_on(self) -> list[Path]:
+        """The files of captions and ids, and the mapping from ids to images."""
         ids = [self.root / f"{name}_ids.txt" for name in self.names.values()]
         mapping = [given_path(self.data.id_mapping, self.root)] if self.data.id_mapping else []
         return [*map(self._captions, self.names.values()), *ids, *mapping]
 
     def load(self) -> dict[str, Split]:
+        """The splits with their regions."""
         return {name: replace(split, regions=self.features(name)) for name, split in super().load().items()}
 
     def split_rows(self) -> dict[str, Rows]:
+        """One row per image; ValueError if the ids or captions do not fit one another."""
         files = read_json(given_path(self.data.id_mapping, self.root)) if self.data.id_mapping else None
         if files is not None and not (isinstance(files, dict) and all(isinstance(n, str) for n in files.values())):
             raise ValueError(f"data.id_mapping {self.data.id_mapping}: expected an object from ids to names of photos")
         return {split: self._rows(split, files) for split in self.names}
 
     def read_captions(self, split: str) -> list[str]:
-        """All captions of the split's file, before val is cut; ValueError where they do not divide among images."""
+        """All captions of the split's file, before val is cut; ValueError if they do not divide among the images."""
         file = self._captions(self.names[split])
         captions = read_tsv_captions(file) if file.suffix == ".tsv" else read_lines(file)
         if len(captions) % self.data.captions_per_image:
@@ -69,7 +72,7 @@ class RegionsImages(CaptionedImages):
         return captions
 
     def kept_captions(self, split: str, count: int) -> int:
-        """How many of `count` captions are read."""
+        """How many of the `count` captions of a split's file are read."""
         per_image = self.data.captions_per_image
         if split != "val" or self.data.whole_val:
             return count
@@ -94,7 +97,7 @@ class RegionsImages(CaptionedImages):
         return given_path(self.data.images, self.root) / files[image_id]
 
     def _ids(self, split: str, count: int) -> list[str]:
-        """One id per image; without an ids file their numbers."""
+        """One id per image; without a file of ids their indices."""
         name, per_image = self.names[split], self.data.captions_per_image
         file = self.root / f"{name}_ids.txt"
         if not file.exists():
@@ -109,7 +112,7 @@ class RegionsImages(CaptionedImages):
         return ids[::per_image] if len(ids) == count else ids
 
     def features(self, split: str) -> RegionFeatures:
-        """The regions of a split. Raises ValueError where a file does not fit its captions."""
+        """The regions of a split; ValueError if a file does not fit its captions."""
         name, per_image = self.names[split], self.data.captions_per_image
         file, count = self.root / f"{name}_ims.npy", len(self.read_captions(split))
         array = mapped(file)
@@ -133,7 +136,7 @@ class RegionsImages(CaptionedImages):
 
 
 def read_tsv_captions(file: Path) -> list[str]:
-    """Second column of every line; quotes mean nothing (docs/papers/crcl.md 7.2)."""
+    """The second column of every line; quotes are text (docs/papers/crcl.md 7.2)."""
     captions = []
     for number, line in enumerate(read_lines(file), start=1):
         fields = line.split("\t")

@@ -63,7 +63,7 @@ RELATIONS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape of a scene; `x`, `y` is its centre, as shares of the picture's side, from the upper left corner."""
+    """One shape of a scene; `x`, `y` is its centre, as fractions of the image's side, from the upper left corner."""
 
     kind: str
     colour: str
@@ -75,17 +75,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
+    """What an image shows and its captions describe."""
+
     shapes: tuple[Shape, ...]
     background: str
 
 
 def load(data: SampleData) -> dict[str, Split]:
-    """Scenes drawn from `seed`: train, val and test of the sizes that the section gives."""
+    """Scenes drawn from `seed`: train, val and test in the sizes of the section."""
     return SampleImages(data).load()
 
 
 class SampleImages(CaptionedImages):
+    """Drawn scenes with their captions; images are stored as PNGs in the rows."""
+
     def split_rows(self) -> dict[str, Rows]:
+        """One row per scene, each drawn from (seed, split, index)."""
         return {split: self._rows(split) for split in SPLIT_NAMES}
 
     def _rows(self, split: str) -> Iterator[dict]:
@@ -103,7 +108,7 @@ class SampleImages(CaptionedImages):
 
 
 def draw_scene(generator: np.random.Generator) -> Scene:
-    """Two or three shapes that do not touch, no two of the same kind and colour; drawn anew until they do so."""
+    """Two or three shapes that do not touch, no two of the same kind and colour; redrawn until this holds."""
     count = 2 + int(generator.random() < 0.2)
     while True:
         shapes = tuple(draw_shape(generator) for _ in range(count))
@@ -116,13 +121,15 @@ def draw_scene(generator: np.random.Generator) -> Scene:
 
 
 def draw_shape(generator: np.random.Generator) -> Shape:
+    """A random shape, anywhere in the image."""
     kind, colour, size = pick(generator, SHAPES), pick(generator, COLOURS), pick(generator, SIZES)
-    # Centres lie near those of an 8 x 8 grid: a small ViT, which sees the picture in patches, learns shapes sooner.
+    # Centres are near those of an 8 x 8 grid: a small ViT, which sees the image in patches, learns shapes sooner.
     x, y = (generator.integers(1, 7, size=2) + 0.5) / 8 + generator.uniform(-0.015, 0.015, size=2)
     return Shape(kind, colour, size, float(x), float(y), angle=generator.uniform(-0.1, 0.1))
 
 
 def pick(generator: np.random.Generator, choices):
+    """One of the choices (the keys, of a dictionary), each with the same probability."""
     return list(choices)[generator.integers(len(choices))]
 
 
@@ -130,7 +137,7 @@ def pick(generator: np.random.Generator, choices):
 
 
 def captions_for(scene: Scene, generator: np.random.Generator) -> list[str]:
-    """Five captions: everything, a relation, its reverse with the ground, a list, and one shape with its place."""
+    """Five captions: everything, a relation, its reverse with the background, a list, one shape with its position."""
     first, second, *others = (scene.shapes[k] for k in generator.permutation(len(scene.shapes)))
 
     def say(shape: Shape, size: bool = True) -> str:
@@ -155,7 +162,7 @@ def captions_for(scene: Scene, generator: np.random.Generator) -> list[str]:
 
 
 def name(shape: Shape, generator: np.random.Generator, size: bool) -> str:
-    """Such as "a little red disc"; an adjective less without the size."""
+    """A shape in words, such as "a little red disc"; without the size "a red disc"."""
     words = [shape.colour, pick(generator, SHAPES[shape.kind])]
     if size:
         words.insert(0, pick(generator, SIZES[shape.size]))
@@ -172,6 +179,7 @@ def direction(shape: Shape, other: Shape) -> str:
 
 
 def place(shape: Shape, generator: np.random.Generator) -> str:
+    """Where in the image a shape is, in words."""
     column = "left" if shape.x < 0.36 else "right" if shape.x > 0.64 else ""
     row = "top" if shape.y < 0.36 else "bottom" if shape.y > 0.64 else ""
     if row and column:
@@ -185,7 +193,7 @@ def place(shape: Shape, generator: np.random.Generator) -> str:
 
 
 def paint(scene: Scene, side: int, generator: np.random.Generator) -> Image.Image:
-    """The scene as an RGB picture of `side` x `side` pixels, with slightly varying tints."""
+    """The scene as an RGB image of `side` x `side` pixels, with slightly varying tints."""
     canvas = _background(scene.background, side * OVERSAMPLING, generator)
     draw = ImageDraw.Draw(canvas)
     for shape in scene.shapes:
@@ -195,6 +203,7 @@ def paint(scene: Scene, side: int, generator: np.random.Generator) -> Image.Imag
 
 
 def png(image: Image.Image) -> bytes:
+    """An image encoded as PNG."""
     encoded = BytesIO()
     image.save(encoded, "PNG")
     return encoded.getvalue()
