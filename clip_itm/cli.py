@@ -57,6 +57,7 @@ PLEASE_REPORT = "this is a fault of clip-itm: please report it, with the traceba
 
 
 def make_parser() -> Parser:
+    """The parser of `clip-itm` with all its verbs."""
     parser = Parser(
         prog="clip-itm",
         description="Fine-tune CLIP for image-text matching when some of the captions are wrong.",

@@ -142,12 +142,13 @@ def _copy_into(file: Path, path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file, under a temporary name that is renamed at the end."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content) -> None:
-    """Plain data; not-a-number is refused (ValueError), because it is no JSON."""
+    """Write plain data as indented JSON; ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""HTML from the templates beside: whatever comes from the data is shown as text, in all of them."""
+"""HTML from the folder `templates`: whatever comes from the data is shown as text, in all of them."""
 
 import base64
 import hashlib
@@ -15,20 +15,22 @@ def render(template: str, /, **values) -> str:
 
 
 def shown(value):
-    """What stands in `{{ }}`, before it is escaped; HTML that a template made is left alone."""
+    """A value in `{{ }}` before it is escaped: control characters become visible, HTML from a template stays."""
     return visible(value, kept="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def probability(value: float) -> str:
+    """A probability with three decimals, or "< 0.001"."""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def data_url(jpeg: bytes) -> Markup:
+    """A JPEG as the `src` of an `<img>`."""
     return Markup(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}")
 
 
 def sha256(script: str) -> str:
-    """As a content security policy names a script that may run."""
+    """The hash of a script, as a content security policy names a script that may run."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

@@ -1,4 +1,4 @@
-"""A checksum at the end of a file, where readers of npy, npz, JPEG and PNG do not look: it moves with the file.
+"""A checksum at the end of a file, where readers of npy, npz, JPEG and PNG do not look: it travels with the file.
 
 content  |  MARK  |  XXH3-128 of the content, 16 bytes
 """
@@ -12,15 +12,21 @@ from clip_itm.digests import checksum_of
 
 MARK = b"\nclip_itm xxh3\n"
 LENGTH = len(MARK) + 16
-ZIP_END = b"PK\5\6" + bytes(18)  # of an archive without a comment, whose length are the last two
+ZIP_END = b"PK\5\6" + bytes(18)  # of an archive without a comment; the last two bytes are the comment's length
 
 
 def sealed(content: bytes) -> bytes:
+    """The content with its seal.
+
+    Example:
+        >>> opened(sealed(b"content")), opened(b"content without a seal")
+        ((b'content', True), (b'content without a seal', None))
+    """
     return content + MARK + xxhash.xxh3_128_digest(content)
 
 
 def opened(data: bytes) -> tuple[bytes, bool | None]:
-    """What stands before the seal, and whether that is what was sealed; None where there is no seal."""
+    """The content before the seal, and whether it is what was sealed (None if there is no seal)."""
     content, seal = data[:-LENGTH], data[-LENGTH:]
     if not seal.startswith(MARK):
         return data, None
@@ -28,9 +34,9 @@ def opened(data: bytes) -> tuple[bytes, bool | None]:
 
 
 def image_in(data: bytes) -> bytes | None:
-    """The sealed JPEG or PNG, nothing where that is what was sealed; None for a damaged one.
+    """The sealed JPEG or PNG, empty if an empty content was sealed; None for a damaged one.
 
-    Images of an earlier clip_itm have no seal: of those at least the end is there.
+    Images of an earlier clip_itm have no seal: of those only the end is checked.
     """
     content, whole = opened(data)
     if whole is None:
@@ -46,7 +52,7 @@ def seal(path: str | Path) -> None:
 
 
 def seal_zip(path: str | Path) -> None:
-    """The same for a zip archive (npz), whose comment the seal becomes."""
+    """Append the seal to a zip archive (npz), as its comment."""
     with Path(path).open("r+b") as file:
         file.seek(-2, os.SEEK_END)
         file.write(LENGTH.to_bytes(2, "little"))
@@ -54,7 +60,7 @@ def seal_zip(path: str | Path) -> None:
 
 
 def is_whole_zip(path: str | Path) -> bool | None:
-    """`is_whole` of a zip archive; one with another comment than a seal, or without its end, is not whole either."""
+    """`is_whole` of a zip archive; False also for one with another comment than a seal, or without its end."""
     whole = is_whole(path)
     if whole is None and os.path.getsize(path) >= len(ZIP_END):
         with Path(path).open("rb") as file:
@@ -67,7 +73,7 @@ def is_whole_zip(path: str | Path) -> bool | None:
 
 
 def is_whole(path: str | Path) -> bool | None:
-    """Whether a file is what was sealed; None where it has no seal."""
+    """Whether a file is what was sealed; None if it has no seal."""
     size = os.path.getsize(path)
     if size < LENGTH:
         return None

@@ -106,6 +106,7 @@ def _shaken(names: list[Name], kinds: dict[str, str], apart: set[str]) -> dict[s
 
 @cache
 def read_module(name: str, kind: str | None = None) -> Module:
+    """The parsed source of a module, for checkpoints of a method `kind` (None: of any)."""
     source = _of_one_method(name, kind) or Path(find_spec(name).origin).read_text(encoding="utf-8")
     tree = ast.parse(source)
     title = (ast.get_docstring(tree) or "").partition("\n")[0]

@@ -73,12 +73,13 @@ def verify(where: Path, progress: Callable[[int], object] = lambda size: None) -
 
 
 def files_in(folder: Path) -> list[Path]:
-    """What may carry a checksum."""
+    """The files of a folder that may have a checksum."""
     found = sorted(path for path in folder.iterdir() if path.is_file() and not is_temporary(path))
     return [path for path in found if path.name not in (CHECKSUMS, LOCK_FILE) and path.suffix != ".lock"]
 
 
 def total_size(where: Path) -> int:
+    """Bytes of all files below a folder that may have a checksum."""
     return sum(_size(path) for folder in _folders(where) for path in files_in(folder))
 
 

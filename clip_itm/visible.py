@@ -1,4 +1,4 @@
-"""Text of others where people read it: captions, names of files and recipes are shown, and never obeyed."""
+"""Untrusted text where people read it: captions, names of files and recipes are shown, never obeyed."""
 
 import re
 import sys
@@ -10,9 +10,9 @@ MARKDOWN = re.compile(r"[\\`*<>|~$&]|\](?=[\[(])|(?<![^\W_])_|_(?![^\W_])")
 
 
 def visible(text: str, kept: str = "") -> str:
-    """`text` with control characters, turns of direction and lone surrogates as escapes, such as \\x1b and \\u202e.
+    """`text` with control characters, changes of direction and lone surrogates as escapes, such as \\x1b and \\u202e.
 
-    `kept` are left as they are: "\\n" where text has several lines of its own.
+    Characters in `kept` stay as they are: "\\n" if the text has several lines.
     """
     return CONTROL.sub(lambda found: found[0] if found[0] in kept else _escape(found[0]), str(text))
 
@@ -22,7 +22,7 @@ def _escape(character: str) -> str:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print lines in which there may be names of a user's."""
+    """Print lines that may contain names or text from a user."""
     print(visible(text, kept="\n"), file=file or sys.stdout, flush=True)
 
 
@@ -40,5 +40,5 @@ def code(text: str) -> str:
 
 
 def fence(text: str, fewest: int = 3) -> str:
-    """As many backticks as no line of `text` has: what stands between two of these is code."""
+    """More backticks in a row than `text` has anywhere: what is between two of these is code."""
     return "`" * max([fewest, *(len(run) + 1 for run in re.findall("`+", text))])

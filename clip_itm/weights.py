@@ -1,4 +1,4 @@
-"""A hash of weights, by which an artefact knows the model that made it."""
+"""A hash of weights, by which an artefact identifies the model that made it."""
 
 import hashlib
 import json
@@ -18,13 +18,13 @@ def add_tensors(digest, tensors: Mapping[str, Tensor]) -> None:
 
 
 def trains_only(key: str) -> bool:
-    """Whether a key of a backbone's section says how the towers are trained, and nothing of what they compute."""
+    """Whether a key of a backbone's section says only how the towers are trained, not what they compute."""
     frozen = ("freeze_image", "freeze_text", "freeze_image_blocks", "freeze_text_blocks", "word_dropout")
     return key in frozen or key.endswith("_dropout")
 
 
 def model_sha256(model) -> str:
-    """Hash of all that decides the embeddings of an `ItmModel`: architecture and weights.
+    """Hash of everything that determines the embeddings of an `ItmModel`: architecture and weights.
 
     Dropouts and what is frozen do not count, so that a model has the hash of its saved copy under any recipe.
     """

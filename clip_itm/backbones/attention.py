@@ -7,9 +7,9 @@ from torch import Tensor, nn
 class LinearAttention(nn.Module):
     """An `nn.MultiheadAttention` of one input, rewritten with `in_proj` [3E, E] and `out_proj` [E, E] as `nn.Linear`.
 
-    peft can adapt `nn.MultiheadAttention` itself only by putting new parameters in place of the old ones in every
-    forward pass: frozen weights then drift by rounding, an evaluation in inference mode breaks the training after it,
-    and `lora.dropout` does nothing.
+    peft can adapt `nn.MultiheadAttention` itself only by replacing its parameters in every forward pass: frozen weights
+    then drift by rounding, an evaluation in inference mode breaks the training after it, and `lora.dropout` does
+    nothing.
     """
 
     def __init__(self, attention: nn.MultiheadAttention):
@@ -25,7 +25,7 @@ class LinearAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """`query` [B, T, E], which `key` and `value` have to be as well; `attn_mask` [T, T], added to the scores."""
+        """`query` [B, T, E], which must also be `key` and `value`; `attn_mask` [T, T] is added to the scores."""
         if not (query is key is value) or need_weights:
             raise ValueError("LinearAttention is self-attention and gives no weights")
         batch, length, _ = query.shape

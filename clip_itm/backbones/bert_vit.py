@@ -1,4 +1,4 @@
-"""A text model and a vision model that never met: `VisionTextDualEncoderModel`, BERT and ViT by default."""
+"""A text model and a vision model that were not trained together, by default BERT and ViT."""
 
 from dataclasses import replace
 
@@ -39,6 +39,7 @@ class BertVit(Backbone):
         self.token_widths = token_width(model.config.vision_config), token_width(model.config.text_config)
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
+        """Images [P, 3, H, W] to what the vision model pools, and patch tokens if asked for."""
         output = self.model.vision_model(pixel_values=pixel_values)
         hidden = output.last_hidden_state
         pooled = _pooled(output).flatten(1)
@@ -47,16 +48,19 @@ class BertVit(Backbone):
         )
 
     def image_neck(self, features: Features) -> Features:
+        """Dropout, and the projection of pooled features to [P, D]."""
         features = features.apply(self.image_dropout)
         return replace(features, pooled=self.model.visual_projection(features.pooled))
 
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        """Captions [B, T] to what the text model pools, and word tokens if asked for."""
         mask = self.words(input_ids, attention_mask) if self.output_tokens else None
         hidden_words = self.drop_words(input_ids, attention_mask)
         output = self.model.text_model(input_ids=hidden_words, attention_mask=attention_mask)
         return Features(_pooled(output), output.last_hidden_state if self.output_tokens else None, mask)
 
     def text_neck(self, features: Features) -> Features:
+        """Dropout, and the projection of pooled features to [B, D]."""
         features = features.apply(self.text_dropout)
         return replace(features, pooled=self.model.text_projection(features.pooled))
 
@@ -112,6 +116,6 @@ def _load_config(name: str):
 
 
 def _pooled(output) -> Tensor:
-    """What a model pools itself, else its first token."""
+    """What the model pools itself, or else its first token."""
     pooled = getattr(output, "pooler_output", None)
     return output.last_hidden_state[:, 0] if pooled is None else pooled

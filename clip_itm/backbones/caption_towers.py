@@ -19,7 +19,7 @@ from clip_itm.loading import loading
 
 
 class WordGru(nn.Module):
-    """One GRU layer of width D a direction, directions averaged. Tokens are its states, or the word embeddings.
+    """One GRU layer of width D per direction, directions averaged. Tokens are its states, or the word embeddings.
 
     Tokens in between that do not count enter as zeros.
     """
@@ -36,25 +36,27 @@ class WordGru(nn.Module):
         self.pooling = None if config.text_pooling == "last" else make_pooling(config.text_pooling, config.embed_dim)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [B, T] and the mask of words that count, bool [B, T]: pooled [B, D] and tokens [B, T, C]."""
         words = self.word_dropout(self.embedding(input_ids)) * mask[..., None]
         positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
         lengths = (mask * positions).amax(dim=1).clamp(min=1).cpu()
         states, last = self.gru(pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False))
-        last = last.mean(dim=0)  # of the directions
+        last = last.mean(dim=0)  # over the directions
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=mask.shape[1])
         states = self.dropout(states.unflatten(2, (-1, last.shape[1])).mean(dim=2)) * mask[..., None]
         pooled = self.dropout(last) if self.pooling is None else self.pooling(states, mask)
         return pooled, words if self.reads_words else states
 
     def blocks(self) -> list[Block]:
+        """The embedding, and the GRU with its pooling."""
         return [[self.embedding], [self.gru, *([] if self.pooling is None else [self.pooling])]]
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """A GRU keeps next to nothing."""
+        """Does nothing: a GRU keeps hardly any activations."""
 
 
 class BertTower(nn.Module):
-    """`bert` and a linear layer to D behind it, or none (`text_projection: false`)."""
+    """`bert`, followed by a linear layer to D or by none (`text_projection: false`)."""
 
     def __init__(self, config: CaptionTowerSection, bert: nn.Module):
         super().__init__()
@@ -67,20 +69,26 @@ class BertTower(nn.Module):
         self.pooling = None if config.text_pooling == "first" else make_pooling(config.text_pooling, self.token_width)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [B, T] and the mask of tokens that count, bool [B, T]: pooled [B, D] and tokens [B, T, C]."""
         hidden = self.bert(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
         tokens = self.dropout(self.projection(hidden)) * mask[..., None]
         return tokens[:, 0] if self.pooling is None else self.pooling(tokens, mask), tokens
 
     def blocks(self) -> list[Block]:
+        """The blocks of BERT; projection and pooling belong to the last one."""
         *lower, top = partition(self.bert, longest_list(self.bert))
         return [*lower, [*top, self.projection, *([] if self.pooling is None else [self.pooling])]]
 
     def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute BERT's activations in the backward pass."""
         set_checkpointing(self.bert, enabled)
 
 
 def build_bert(config: CaptionTowerSection, weights: bool) -> tuple[CaptionTowerSection, BertTower]:
-    """The tower with the weights of `text_model`, or random ones; the section with its architecture in it."""
+    """The section completed with BERT's architecture, and the tower with the weights of `text_model` or random ones.
+
+    Raises ValueError if the tokenizer has more tokens than the model has embeddings.
+    """
     if config.text_model_config is not None and not weights:
         bert = AutoModel.from_config(AutoConfig.for_model(**config.text_model_config))
     else:

@@ -1,15 +1,15 @@
 """Words of training captions that are masked, replaced or deleted.
 
-As in docs/papers/crcl.md 7.4, docs/papers/dive.md 7.4 and docs/papers/aahr.md 3: a word is touched with probability p
-(0.2). Of the touched ones half become the mask token, a tenth a random token of the whole vocabulary, and the others
-are deleted. One uniform draw u per word tells which: masked below 0.5 p, replaced below 0.6 p, deleted below p. A word
-of several pieces (BERT) meets one fate; its pieces are replaced one by one.
+As in docs/papers/crcl.md 7.4, docs/papers/dive.md 7.4 and docs/papers/aahr.md 3: a word is changed with probability p
+(0.2). Half of the changed words become the mask token, a tenth a random token of the whole vocabulary, and the others
+are deleted. One uniform draw u per word decides: masked below 0.5 p, replaced below 0.6 p, deleted below p. All pieces
+of a word (BERT) share one draw; they are replaced one by one.
 """
 
 import torch
 from torch import Tensor
 
-MASKED, REPLACED = 0.5, 0.6  # upper ends of the shares
+MASKED, REPLACED = 0.5, 0.6  # upper ends of the fractions
 
 
 def corrupt_words(
@@ -22,11 +22,11 @@ def corrupt_words(
     probability: float,
     continues: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, T'] of the captions [B, T] after corruption, T' the longest that is left, padding behind.
+    """Ids and mask [B, T'] of the captions [B, T] after corruption, padded at the end to the longest of them, T'.
 
     `touchable` bool [B, T]: the tokens that may change; `draws` uniform [B, T], `random_ids` int64 [B, T];
-    `continues` bool [B, T]: tokens that belong to the word of the one before. Something touchable stays of every
-    caption: where all would be deleted, the word with the largest draw is left as it is.
+    `continues` bool [B, T]: tokens that continue the word of the previous one. No caption loses all touchable tokens:
+    if all would be deleted, the word with the largest draw stays as it is.
     """
     if continues is not None:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)

@@ -1,4 +1,4 @@
-"""Batch norm over the rows that count, of all processes: padding is no sample, and several processes equal one."""
+"""Batch norm over the rows that count, in all processes: padding is not a sample, and several processes equal one."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from clip_itm.distributed import gather_with_gradient
 
 
 class MaskedBatchNorm(nn.Module):
-    """As `nn.BatchNorm1d`, over the rows of [..., C] where a mask [...] is True; its statistics are float32 or better.
+    """Like `nn.BatchNorm1d`, over the rows of [..., C] where a mask [...] is True, with statistics in at least float32.
 
-    In training mean and variance are those of the rows of all processes, with gradient, and where at least two rows
-    count the running statistics move by a tenth.
+    In training, mean and variance are those of the rows of all processes, with gradient, and the running statistics
+    move by a tenth if at least two rows count.
     """
 
     def __init__(self, width: int, epsilon: float = 1e-5, momentum: float = 0.1):

@@ -1,14 +1,14 @@
 """Many vectors to one: mean, maximum, generalised pooling (GPO) and self-attention over regions or words.
 
-Every pooling takes tokens [B, T, C] and a mask bool [B, T] of those that count, and gives [B, C]; what the mask leaves
-out has no influence, whatever it holds. Nothing to pool gives zeros.
+Every pooling takes tokens [B, T, C] and a mask bool [B, T] of those that count, and gives [B, C]; masked tokens have no
+influence, whatever their values. Nothing to pool gives zeros.
 
 GPO (Chen et al., CVPR 2021; docs/papers/crcl.md 6.1) sorts every feature over the tokens, largest first, and
 sums with weights
 
     theta_n = softmax_t(w . h_t / 0.1),   h = BiGRU(code_0 .. code_{n-1}), directions averaged
 
-that depend on the number n of tokens alone: they are computed once for every number in the batch.
+that depend only on the number n of tokens: they are computed once for every number in the batch.
 """
 
 import torch
@@ -20,7 +20,10 @@ TEMPERATURE = 0.1
 
 
 class MeanPooling(nn.Module):
+    """The mean of every feature."""
+
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens [B, T, C] and mask bool [B, T] to [B, C]."""
         return masked_mean(tokens, mask)
 
 
@@ -28,12 +31,13 @@ class MaxPooling(nn.Module):
     """The largest value of every feature."""
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens [B, T, C] and mask bool [B, T] to [B, C]."""
         largest = tokens.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
         return largest.masked_fill(~mask.any(dim=1, keepdim=True), 0)
 
 
 class GeneralisedPooling(nn.Module):
-    """See above."""
+    """GPO: a weighted sum of every feature, sorted over the tokens (see the top of this module)."""
 
     def __init__(self):
         super().__init__()
@@ -41,6 +45,7 @@ class GeneralisedPooling(nn.Module):
         self.linear = nn.Linear(CODE_WIDTH, 1, bias=False)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens [B, T, C] and mask bool [B, T] to [B, C]."""
         lengths = mask.sum(dim=1)
         weights = self.weights(lengths, tokens.shape[1])
         ranked = tokens.masked_fill(~mask[..., None], -torch.inf).sort(dim=1, descending=True).values
@@ -49,7 +54,7 @@ class GeneralisedPooling(nn.Module):
         return (weights[..., None] * ranked).sum(dim=1)
 
     def weights(self, lengths: Tensor, width: int) -> Tensor:
-        """theta [B, width] of sets of `lengths` int64 [B]; zero beyond each of them."""
+        """theta [B, width] for sets of `lengths` int64 [B]; zero beyond the length."""
         distinct, which = lengths.clamp(min=1).unique(return_inverse=True)
         codes = rank_codes(width, CODE_WIDTH).to(self.linear.weight).expand(len(distinct), -1, -1)
         packed = pack_padded_sequence(codes, distinct.cpu(), batch_first=True, enforce_sorted=False)
@@ -70,13 +75,14 @@ class AttentionPooling(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens [B, T, C] and mask bool [B, T] to [B, C]."""
         scores = self.score(self.hidden(tokens).tanh()).float()
         scores = scores.masked_fill(~mask[..., None], torch.finfo(scores.dtype).min)  # -inf: NaN where nothing counts
         return (scores.softmax(dim=1) * mask[..., None] * tokens).sum(dim=1)
 
 
 def make_pooling(kind: str, width: int) -> nn.Module:
-    """`kind`: mean, max, gpo or attention; `width`: C of the tokens."""
+    """A pooling by its name: mean, max, gpo or attention; `width` is C of the tokens. ValueError for another name."""
     match kind:
         case "mean":
             return MeanPooling()
@@ -90,7 +96,12 @@ def make_pooling(kind: str, width: int) -> nn.Module:
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of tokens [B, T, C] over the places where `mask` [B, T] is True, zero where there are none: [B, C]."""
+    """Mean [B, C] of tokens [B, T, C] where `mask` [B, T] is True; zero if it is nowhere.
+
+    Example:
+        >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
+        tensor([[2.]])
+    """
     total = tokens.masked_fill(~mask[..., None], 0).sum(dim=1)
     return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 

@@ -1,11 +1,11 @@
-"""From region features [P, R, C] to the common width D, region by region, and what training does to regions before.
+"""From region features [P, R, C] to the common width D, region by region, and what training does to regions first.
 
     linear     W x + b                                   SCAN, SAF, SGR
     mlp        (W x + b) + W2 relu(BN(W1 x + b1)) + b2   VSE-infinity, GPO
     residual   y = W x + b, y + W2 relu(BN(W1 y + b1)) + b2   DivE
 
 docs/papers/crcl.md 6.3 (and docs/papers/polyloss.md 4.1), docs/papers/crcl.md 6.2, docs/papers/dive.md 3.1. The batch
-norm counts the regions that the mask leaves.
+norm counts the regions that are not masked.
 """
 
 import torch
@@ -26,11 +26,15 @@ class RegionMlp(nn.Module):
         self.output = nn.Linear(embed_dim // 2, embed_dim)
 
     def forward(self, regions: Tensor, counted: Tensor | None) -> Tensor:
+        """Regions [..., C] to [..., D]; the batch norm counts those where `counted` bool [...] is True (None: all)."""
         return self.output(self.norm(self.hidden(regions), counted).relu())
 
 
 class RegionEncoder(nn.Module):
-    """See above. `norm_padding`: regions that are masked are rows of the batch norm, too, as zeros (as released)."""
+    """One of the encoders at the top of this module, by its name.
+
+    `norm_padding`: masked regions are rows of the batch norm, too, as zeros (as released).
+    """
 
     def __init__(self, kind: str, width: int, embed_dim: int, norm_padding: bool = False):
         super().__init__()
@@ -43,7 +47,7 @@ class RegionEncoder(nn.Module):
             self.mlp = RegionMlp(embed_dim if kind == "residual" else width, embed_dim)
 
     def forward(self, regions: Tensor, mask: Tensor) -> Tensor:
-        """Regions [P, R, C] and which count, bool [P, R]: [P, R, D]."""
+        """Regions [P, R, C] and the mask of those that count, bool [P, R], to [P, R, D]."""
         if self.norm_padding:
             regions = regions.masked_fill(~mask[..., None], 0)
         counted = None if self.norm_padding else mask
@@ -54,7 +58,7 @@ class RegionEncoder(nn.Module):
 
 
 def keep_regions(mask: Tensor, draws: Tensor, probability: float) -> Tensor:
-    """Which of the regions in `mask` (bool [P, R]) stay where each is dropped with `probability`, by uniform draws.
+    """Which regions of `mask` (bool [P, R]) stay if each is dropped with `probability`, by uniform draws [P, R].
 
     The region with the largest draw always stays; the released guard looks along the wrong axis
     (docs/papers/crcl.md 7.5).
@@ -64,7 +68,7 @@ def keep_regions(mask: Tensor, draws: Tensor, probability: float) -> Tensor:
 
 
 def erase_regions(regions: Tensor, draws: Tensor, probability: float) -> Tensor:
-    """A copy of [P, R, C] with 1e-10 in place of a region with `probability`, by uniform draws [P, R].
+    """A copy of `regions` [P, R, C], each overwritten with 1e-10 with `probability`, by uniform draws [P, R].
 
     See docs/papers/crcl.md 7.5.
     """

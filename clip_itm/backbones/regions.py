@@ -1,6 +1,6 @@
 """Precomputed regions instead of images, and captions as words: the towers of SCAN, VSE-infinity, SGRAF, DivE and AAHR.
 
-There is no image trunk: the data bring regions [P, R, C], and all that trains on them stands in the neck.
+There is no image trunk: the data bring regions [P, R, C], and everything that trains on them is in the neck.
 """
 
 from dataclasses import replace
@@ -43,16 +43,18 @@ class Regions(Backbone):
         self.region_dropout = nn.Dropout(config.region_dropout)
         self.image_pooling = None if config.global_dim else make_pooling(config.pooling, image_width)
         self.text_tower = text_tower
-        # pieces of words that belong to the one before; a checkpoint keeps it, because ids alone do not tell
+        # word pieces that continue the previous one; saved in checkpoints, because ids alone do not tell
         in_pieces = config.text_encoder == "bert" and config.word_corruption
         self.register_buffer("continues_word", torch.zeros(config.vocab_size, dtype=torch.bool) if in_pieces else None)
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
+        """Always raises ValueError: there are no images."""
         raise ValueError(
             "this model reads precomputed regions, no photos: give it image_tokens [P, R, C] (data.source: regions)"
         )
 
     def image_neck(self, features: Features) -> Features:
+        """Regions [P, R, C] to pooled [P, D] and, if asked for, tokens; ValueError for features that do not fit."""
         if features.tokens is None:
             raise ValueError("backbone regions needs regions (image_tokens [P, R, C]): use data.source: regions")
         if (features.pooled is None) == bool(self.config.global_dim):
@@ -80,6 +82,7 @@ class Regions(Backbone):
         return regions, mask
 
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        """Captions [B, T] to pooled [B, D], and word tokens if asked for; corrupts words in training."""
         mask = attention_mask.bool()
         if self.training and self.config.word_corruption:
             input_ids, mask = self._corrupt(input_ids, mask)
@@ -103,7 +106,7 @@ class Regions(Backbone):
         )
 
     def _finish(self, tokens: Tensor, mask: Tensor) -> Tensor | None:
-        """Zeros at padding; None where no head reads tokens."""
+        """Zeros at padding; None if no head reads tokens."""
         return tokens.masked_fill(~mask[..., None], 0) if self.output_tokens else None
 
     def image_blocks(self) -> list[Block]:
@@ -129,7 +132,7 @@ def build(config: RegionsBackbone, weights: bool) -> Regions:
 
 
 def processor(config: RegionsBackbone, captions: list[str] | None) -> ItmProcessor:
-    """See `build_processor`. Its image processor is there for the interface of transformers alone."""
+    """See `build_processor`. Its image processor is only there for the interface of transformers."""
     if config.text_encoder == "bert":
         tokenizer = load_tokenizer(config.text_model)
     elif config.vocabulary is not None:

@@ -11,10 +11,10 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class HubPart(NamedTuple):
-    """What a section takes from the Hub.
+    """Something that a section takes from the Hub.
 
-    `key`: that of the section; `name`: what it says; `or_path`: whether a file or folder of that name is taken first;
-    `repository`, `file`: patterns of where it lies on the Hub; `instead`: what works without network.
+    `key`: the key of the section; `name`: its value; `or_path`: whether a file or folder of that name comes first;
+    `repository`, `file`: patterns of where it is on the Hub; `instead`: advice on what works without network.
     """
 
     key: str
@@ -26,7 +26,7 @@ class HubPart(NamedTuple):
 
 
 def saved_model(key: str, name: str) -> HubPart:
-    """A model of transformers."""
+    """A model of transformers, named on the Hub or a folder."""
     return HubPart(key, name, glob.escape(name), "give a folder written by save_pretrained")
 
 
@@ -42,7 +42,7 @@ class LoraSection(Section):
 
 
 class BackboneSection(Section):
-    """What every kind shares, and what the rest of the package asks of one: it knows no kind by name.
+    """What every kind shares, and what the rest of the package asks a kind: it knows none by name.
 
     Raises `ValueError` (through pydantic) for combinations in which an option would do nothing.
     """
@@ -68,7 +68,7 @@ class BackboneSection(Section):
 
     @property
     def display_names(self) -> list[str]:
-        """What people call the towers: names of models, or paths."""
+        """Names of the towers for people: names of models, or paths."""
         model = getattr(self, "model", None)
         return [model if isinstance(model, str) else getattr(self, "kind", "towers of its own")]
 
@@ -85,11 +85,11 @@ class BackboneSection(Section):
 
     @property
     def random_part(self) -> str | None:
-        """What has random weights before training, as far as the recipe tells; None where all is pretrained."""
+        """What has random weights before training, as far as the recipe tells; None if all is pretrained."""
         return None
 
     def hub_parts(self) -> list[HubPart]:
-        """What has to be here or on the Hub before the towers can be built."""
+        """What must exist, here or on the Hub, before the towers can be built."""
         return []
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What timm image towers need, whoever built them."""
+"""What timm image towers need, whichever library built them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from clip_itm.reading import reading
 def patch_tokens(trunk: nn.Module, maps: Tensor, grid: int | None = None) -> Tensor:
     """The output of `trunk.forward_features` as patch tokens [B, T, C], without class and register tokens.
 
-    With `grid` a feature map is averaged to grid x grid tokens. Raises `ValueError` where the tower has no map.
+    With `grid` a feature map is averaged to grid x grid tokens. Raises `ValueError` if the tower gives no map.
     """
     if maps.ndim == 3:
         if grid is not None:
@@ -26,7 +26,7 @@ def patch_tokens(trunk: nn.Module, maps: Tensor, grid: int | None = None) -> Ten
 
 
 def set_timm_checkpointing(trunk: nn.Module, enabled: bool) -> None:
-    """Raises `ValueError` for a model that cannot."""
+    """Switch activation checkpointing; `ValueError` for a model that does not support it."""
     try:
         trunk.set_grad_checkpointing(enabled)
     except (AssertionError, AttributeError) as error:
@@ -37,9 +37,9 @@ def set_timm_checkpointing(trunk: nn.Module, enabled: bool) -> None:
 
 
 def load_timm_weights(trunk: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a timm model without classifier; the classifier of the file is left out.
+    """Load a safetensors file into a timm model without classifier; the file's classifier is ignored.
 
-    Raises `ValueError` for a file that is not there or has anything missing or left over.
+    Raises `ValueError` for a file that does not exist, lacks weights or has others left over.
     """
     heads = trunk.default_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))

@@ -35,6 +35,7 @@ class TimmWords(Backbone):
         self.token_widths = trunk.num_features, self.text_tower.token_width
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
+        """Images [P, 3, H, W] to pooled [P, C], and patch or grid tokens if asked for."""
         # convolutions on a CPU are up to twice as fast on this layout
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         maps = self.image_tower.forward_features(pixel_values)
@@ -44,6 +45,7 @@ class TimmWords(Backbone):
         return Features(pooled, patch_tokens(self.image_tower, maps, self.config.image_grid))
 
     def image_neck(self, features: Features) -> Features:
+        """Normalisation, dropout and the projection of pooled features to [P, D]."""
         if self.config.normalize_image_features:
             features = replace(features, pooled=F.normalize(features.pooled, dim=-1))
         features = features.apply(self.image_dropout)
@@ -64,7 +66,7 @@ class TimmWords(Backbone):
         return self.text_tower.blocks()
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Of the image tower and BERT: the other text towers keep next to nothing."""
+        """Switch it for the image tower and BERT: the other text towers keep hardly any activations."""
         set_timm_checkpointing(self.image_tower, enabled)
         if self.config.text_encoder == "bert":
             self.text_tower.set_checkpointing(enabled)

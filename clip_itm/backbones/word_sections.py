@@ -45,7 +45,7 @@ class CaptionTowerSection(BackboneSection):
         return self.text_model if self.text_encoder == "bert" else "words"
 
     def _require_defaults(self, options: tuple[str, ...], reason: str) -> None:
-        """ValueError where an option was set that does nothing here."""
+        """ValueError if an option was set that does nothing here."""
         for option in options:
             if getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"{option}: {reason}; leave it out")
@@ -200,7 +200,7 @@ class RegionsBackbone(CaptionTowerSection):
 
 
 def check_caption_tower(section: CaptionTowerSection, gru: str) -> None:
-    """ValueError for options of one caption tower with the other; `gru` is how the kind calls the GRU."""
+    """ValueError for options of one caption tower with the other; `gru` is the name of the GRU in this kind."""
     if section.text_encoder == "bert":
         only = ("word_dim", "embedding_dropout", "bidirectional", "text_tokens")
         section._require_defaults(only, f"it belongs to text_encoder {gru}")

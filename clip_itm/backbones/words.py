@@ -17,7 +17,8 @@ PAD, UNK = "[PAD]", "[UNK]"
 def word_tokenizer(captions: list[str], min_count: int, max_words: int) -> PreTrainedTokenizerFast:
     """Lower-case words and punctuation marks that occur at least `min_count` times in `captions`.
 
-    Ids: 0 [PAD], 1 [UNK], then by falling frequency, equally frequent words in code-point order.
+    Ids: 0 [PAD], 1 [UNK], then by falling frequency, equally frequent words in code-point order. Captions are cut to
+    `max_words`. Raises `ValueError` if no word is frequent enough.
     """
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
@@ -33,7 +34,7 @@ def word_tokenizer(captions: list[str], min_count: int, max_words: int) -> PreTr
 def frequent_words(captions: list[str], normalizer, splitter, min_count: int) -> list[str]:
     """Words that occur at least `min_count` times, by falling frequency, equally frequent ones in code-point order.
 
-    Raises `ValueError` where there are none.
+    Raises `ValueError` if there are none.
     """
     counts: Counter[str] = Counter()
     for caption in captions:
@@ -49,7 +50,7 @@ def frequent_words(captions: list[str], normalizer, splitter, min_count: int) ->
 class BagTower(nn.Module):
     """Sum of word embeddings / sqrt(number of words), through an MLP word_dim - text_hidden - embed_dim.
 
-    Tokens are the word embeddings, which know nothing of their neighbours.
+    Tokens are the word embeddings, which know nothing about their neighbours.
     """
 
     def __init__(self, config: TimmWordsBackbone):

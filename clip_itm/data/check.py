@@ -52,7 +52,7 @@ class SplitReport:
 
 @dataclass
 class CheckReport:
-    """What `check_splits` found: `problems` make training fail, `leaks` make metrics meaningless, `warnings` do neither.
+    """What `check_splits` found: `problems` prevent training, `leaks` make metrics meaningless, `warnings` do neither.
 
     `duplicates` are groups of byte-identical images; those that several splits share are leaks.
     """

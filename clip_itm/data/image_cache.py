@@ -71,7 +71,7 @@ class ImageCache:
             return False
 
     def failures(self, images: Sequence[dict[str, Any]]) -> list[str | None]:
-        """Make the copies of stored images; for each None, or a sentence that names it and says why it is unreadable."""
+        """Make the copies of stored images; for each None, or a sentence that says which is unreadable and why."""
         return [self._make(image) for image in images]
 
     def _entry(self, image: dict[str, Any]) -> Path:

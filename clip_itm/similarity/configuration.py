@@ -50,10 +50,12 @@ class ScanSection(TokenSection):
 
     @property
     def attention_multiplier(self) -> float:
+        """`softmax_scale`, or the published one of the direction."""
         return self.softmax_scale or {"t2i": 9.0, "i2t": 4.0}[self.direction]
 
     @property
     def lse_multiplier(self) -> float:
+        """`lse_scale`, or the published 6."""
         return self.lse_scale or 6.0
 
 

@@ -30,7 +30,7 @@ class CaptionNorm(nn.BatchNorm1d):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised `values` [Ni, Nt, N], and mean and unbiased variance [Nt] of each caption, over images and nodes.
 
-        In evaluation the running ones stand for them. `mask` bool [Nt, N]: False at padding.
+        In evaluation these are the running ones. `mask` bool [Nt, N]: False at padding.
         """
         if self.training:
             mean, variance, unbiased = caption_statistics(values, mask)
@@ -58,13 +58,15 @@ def caption_statistics(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def running_value(start: Tensor, values: Tensor, momentum: float) -> Tensor:
-    """r <- (1 - momentum) r + momentum x, for x in `values` [T] one after the other, from `start` [1]."""
+    """r <- (1 - momentum) r + momentum x, for every x in `values` [T] in turn, beginning with r = `start` [1]."""
     ages = torch.arange(len(values) - 1, -1, -1, dtype=values.dtype, device=values.device)
     kept = 1 - momentum
     return kept ** len(values) * start + momentum * (kept**ages * values).sum()
 
 
 class Saf(GraphSimilarity):
+    """Similarity attention filtration: gates weight the similarity vectors of a pair, their mean gives the score."""
+
     config: SafSection
 
     def __init__(self, config: SafSection, widths: FeatureWidths):
@@ -72,12 +74,14 @@ class Saf(GraphSimilarity):
         self.gate, self.gate_norm = linear(config.similarity_dim, 1), CaptionNorm()
 
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Scores [Ni, Nt] in (0, 1); in training also updates the running statistics of the gates."""
         scores, means, variances = zip(*self.blocks(images, texts), strict=True)
         if self.training:  # here, and not where a block is computed, which may happen twice
             self.gate_norm.track(torch.cat(means), torch.cat(variances))
         return torch.cat(scores, dim=1)
 
     def reason(self, nodes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [Ni, Nt], and mean and variance [Nt] for the running statistics, of nodes [Ni, Nt, 1 + W, K]."""
         logits, means, variances = self.gate_norm(self.gate(nodes)[..., 0], mask)
         gates = logits.sigmoid() * mask
         weights = gates / (gates.sum(dim=-1, keepdim=True) + EPSILON)

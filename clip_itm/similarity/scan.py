@@ -7,7 +7,7 @@
     rho_q   = <query q, a_q> / max(||query q|| ||a_q||, 1e-8)
     S       = rho aggregated over the queries: Mean, Sum, Max or LogSumExp
 
-a_q is never made: <query q, a_q> = sum_c alpha[q, c] s[q, c], and ||a_q||^2 = alpha_q^T G alpha_q with the Gram
+a_q is never computed: <query q, a_q> = sum_c alpha[q, c] s[q, c], and ||a_q||^2 = alpha_q^T G alpha_q with the Gram
 matrix G of the contexts (docs/papers/polyloss.md 4.4).
 """
 
@@ -50,7 +50,7 @@ def relevance(queries: Tensor, contexts: Tensor, normalization: str, softmax_sca
 
 
 def aggregate(rho: Tensor, queries: Tensor, kind: str, lse_scale: float) -> Tensor:
-    """S [..., Nq] of rho [..., Nq, q] over the queries that are no padding (bool [Nq, q]); 0 where all are."""
+    """S [..., Nq] of rho [..., Nq, q] over the queries that are not padding (bool [Nq, q]); 0 if all are padding."""
     if kind in ("Mean", "Sum"):
         total = (rho * queries).sum(dim=-1)
         return total / queries.sum(dim=-1).clamp(min=1) if kind == "Mean" else total
@@ -70,7 +70,7 @@ def scan_similarity(
     aggregation: str = "Mean",
     lse_scale: float = 6.0,
 ) -> Tensor:
-    """S [Ni, Nt] of regions [Ni, R, D] and words [Nt, W, D]; rows of zeros are padding."""
+    """S [Ni, Nt] of regions [Ni, R, D] and words [Nt, W, D], unit vectors; rows of zeros are padding."""
     queries, contexts = (texts, images) if direction == "t2i" else (images, texts)
     rho = relevance(queries, contexts, normalization, softmax_scale)
     scores = aggregate(rho, token_mask(queries), aggregation, lse_scale)
@@ -83,6 +83,7 @@ class Scan(TokenSimilarity):
     config: ScanSection
 
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Scores [Ni, Nt] of regions [Ni, R, D] and words [Nt, W, D]; see `scan_similarity`."""
         config = self.config
         compare = partial(
             scan_similarity,

@@ -4,7 +4,7 @@
     local_w  = l2(W (a_w - e_w)^2 + b)                                          a node per word
     global   = l2(W' (v - t)^2 + b')                                            node 0, of the global vectors v and t
 
-Squares are element-wise, so that the attended vectors have to be made: blocks of captions bound their memory.
+Squares are element-wise, so the attended vectors have to be computed: blocks of captions bound their memory.
 """
 
 from abc import abstractmethod
@@ -32,9 +32,9 @@ def attended_regions(images: Tensor, texts: Tensor) -> Tensor:
 
 
 class GlobalVector(nn.Module):
-    """One unit vector [B, D] of a token grid [B, T, D]: tokens weighted by what they share with their mean (6.4).
+    """One unit vector [B, D] from a token grid [B, T, D]: tokens weighted by what they share with their mean (6.4).
 
-    With `regions` both branches have a batch norm, over the places of the grid in the one of the tokens: T is fixed.
+    With `regions` both branches have a batch norm, that of the tokens over the positions of the grid: T is fixed.
     """
 
     def __init__(self, dim: int, dropout: float, regions: int | None = None):
@@ -45,6 +45,7 @@ class GlobalVector(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Unit vectors [B, D] of tokens [B, T, D]; rows of zeros are padding."""
         mask = token_mask(tokens)
         mean = tokens.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         local = self.dropout(self.local_norm(self.local(tokens)).tanh())
@@ -55,7 +56,7 @@ class GlobalVector(nn.Module):
 
 
 class GraphSimilarity(TokenSimilarity):
-    """Similarity vectors of every image and caption; a subclass makes a score in (0, 1) of them."""
+    """Similarity vectors of every image and caption, from which a subclass makes a score in (0, 1)."""
 
     config: GraphSection
 
@@ -69,13 +70,13 @@ class GraphSimilarity(TokenSimilarity):
 
     @abstractmethod
     def reason(self, nodes: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Scores [Ni, Nt], and what else a block of captions has to tell, of nodes [Ni, Nt, 1 + W, K].
+        """Scores [Ni, Nt], and whatever else a block of captions reports, of nodes [Ni, Nt, 1 + W, K].
 
         `mask` bool [Nt, 1 + W]: False at padding.
         """
 
     def blocks(self, images: Tensor, texts: Tensor) -> list[tuple[Tensor, ...]]:
-        """What `reason` returns for blocks of captions."""
+        """What `reason` returns for each block of captions; ValueError unless images have `config.regions` tokens."""
         if images.shape[1] != self.config.regions:
             raise ValueError(
                 f"head.similarity.regions: {self.config.regions}, but photos have {images.shape[1]} tokens; write "

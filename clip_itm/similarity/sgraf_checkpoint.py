@@ -31,7 +31,7 @@ NAMES = {
 
 
 class SgrafCheckpoint(NamedTuple):
-    """States of the encoders under their published names, of the similarity under the names of `Saf` or `Sgr`."""
+    """States of the two encoders under published names, and of the similarity under the names of `Saf` or `Sgr`."""
 
     image: State
     text: State
@@ -61,9 +61,9 @@ def similarity_section(published: State) -> SafSection | SgrSection:
 
 
 def load_sgraf(path: Path) -> SgrafCheckpoint:
-    """The three parts of a published checkpoint. Only numbers and the options object are read, no code is run.
+    """The three parts of a published checkpoint. Only numbers and the options object are read; no code is run.
 
-    Raises ValueError where the file holds anything else.
+    Raises ValueError if the file holds anything else.
     """
     parts = load_parts(path)
     if len(parts) != 3:

@@ -17,7 +17,7 @@ from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.similarity.base import Similarity
 from clip_itm.similarity.configuration import TokenSection
 
-BLOCK_BYTES = 256 * 2**20  # of what is kept for the pairs of a block
+BLOCK_BYTES = 256 * 2**20  # for the pairs of a block
 EPSILON = 1e-8
 
 
@@ -38,7 +38,7 @@ def l2(vectors: Tensor) -> Tensor:
 
 
 def widened(tokens: Tensor) -> Tensor:
-    """At least float32: kept features are float16, those of autocast bfloat16."""
+    """At least float32: cached features are float16, those from autocast bfloat16."""
     return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
 
 
@@ -49,21 +49,21 @@ def unit_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def resize(grid: Tensor, length: int) -> Tensor:
-    """[B, T, D] padded with zeros, or cut, to [B, length, D]."""
+    """A grid [B, T, D] padded with zeros, or cut, to [B, length, D]."""
     return F.pad(grid[:, :length], (0, 0, 0, max(0, length - grid.shape[1])))
 
 
 def without_padding(grid: Tensor) -> Tensor:
-    """[B, T, D] without the places that are padding in all rows; one place at least."""
+    """A grid [B, T, D] without the positions that are padding in all rows; at least one position stays."""
     kept = token_mask(grid).any(dim=0)
     return grid[:, kept] if kept.any() else grid[:, :1]
 
 
 class TokenSimilarity(Similarity):
-    """Unit vectors of tokens, projected where `config.token_dim` says so; a subclass compares the grids.
+    """Unit vectors of tokens, projected if `config.token_dim` is set; a subclass compares the grids.
 
-    Captions keep their first `config.max_words` places. In evaluation they are padded to so many, because the
-    embeddings of a split have to stack.
+    Captions keep their first `config.max_words` tokens. In evaluation they are padded to that number, because the
+    embeddings of a split have to stack. Raises ValueError if the widths differ and `token_dim` is not set.
     """
 
     needs_tokens = True
@@ -92,7 +92,7 @@ class TokenSimilarity(Similarity):
         return unit_tokens(self.image_projection(widened(features.tokens)), features.mask)
 
     def embed_texts(self, features: Features) -> Tensor:
-        """Words [B, W, D]; W is `max_words` in evaluation, at most so many in training."""
+        """Words [B, W, D]: unit vectors; W is `max_words` in evaluation, and at most that in training."""
         assert features.tokens is not None, "a head with `needs_tokens` gets them"
         words = unit_tokens(self.text_projection(widened(features.tokens)), features.mask)
         length = self.config.max_words
@@ -104,12 +104,12 @@ class TokenSimilarity(Similarity):
 
     @abstractmethod
     def bytes_of_pair(self, regions: int, words: int) -> int:
-        """Memory that one image and one caption take while they are compared in float32."""
+        """Bytes that one image and one caption take while they are compared in float32."""
 
     def in_blocks(self, compare: Callable, images: Tensor, texts: Tensor, *of_texts: Tensor) -> list:
-        """What `compare(images, texts, *of_texts)` returns for blocks of captions, whose memory is bounded.
+        """What `compare(images, texts, *of_texts)` returns for each block of captions, in bounded memory.
 
-        `of_texts` [Nt, ...] is cut like the captions. Where there are several blocks and gradients are needed, a block
+        `of_texts` [Nt, ...] is split like the captions. If there are several blocks and gradients are needed, a block
         is computed again in the backward pass.
         """
         texts = without_padding(texts)
