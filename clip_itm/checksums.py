@@ -1,6 +1,6 @@
-"""Checksums of what is kept in a folder: a flipped bit is found before it is used.
+"""Checksums of the files in a folder: a flipped bit is found before it is used.
 
-Files that stand alone carry their own (`seal.py`).
+Files on their own carry their own checksum (`seal.py`).
 """
 
 import json
@@ -20,9 +20,9 @@ EDITABLE = ("README.md",)  # what people may change in a folder without harm
 
 
 def write_checksums(folder: str | Path, also: dict | None = None) -> None:
-    """`checksums.json` of all files in `folder` and below: {"files": {name: {bytes, xxh3}}}, and the entries `also`.
+    """Write `checksums.json` of all files in `folder` and below: {"files": {name: {bytes, xxh3}}}, and `also`.
 
-    Folders below that have a `checksums.json` of their own are left to it.
+    Folders below that have a `checksums.json` of their own are not covered.
     """
     folder = Path(folder)
     write_json(folder / CHECKSUMS, {**(also or {}), "files": _entries(folder, _files(folder))})
@@ -37,7 +37,7 @@ def add_checksums(folder: str | Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[None]:
-    """Checksums of the files that are written into `folder` (not below) meanwhile; a user's own stay out of it."""
+    """Record checksums of the files that the block writes into `folder` (not below); a user's own are not recorded."""
     folder, started = Path(folder), time.time_ns()
     before = _stamps(folder)
     yield
@@ -47,7 +47,10 @@ def recording(folder: str | Path) -> Iterator[None]:
 
 
 def read_checksums(folder: str | Path) -> dict | None:
-    """What `checksums.json` of a folder holds, None where there is none (of an earlier clip_itm, or of others)."""
+    """The content of a folder's `checksums.json`; None if there is none (from an earlier clip_itm, or from others).
+
+    Raises ValueError if it is damaged.
+    """
     path = Path(folder) / CHECKSUMS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -62,9 +65,9 @@ def read_checksums(folder: str | Path) -> dict | None:
 
 
 def damages(folder: str | Path, names: Collection[str] | None = None) -> list[str]:
-    """A sentence for each file that is no longer what `checksums.json` says; [] without one.
+    """A sentence for each file that no longer matches `checksums.json`; [] if there is none.
 
-    `names`, which may be patterns such as "*.json", limit them.
+    `names`, which may be patterns such as "*.json", limits the files.
     """
     folder, content = Path(folder), read_checksums(folder)
     wanted = {} if content is None else content["files"]
@@ -74,7 +77,7 @@ def damages(folder: str | Path, names: Collection[str] | None = None) -> list[st
 
 
 def damage_of(path: Path, entry: dict) -> str | None:
-    """What is wrong with a file that was written as its entry in `checksums.json` says."""
+    """How a file differs from its entry in `checksums.json`, in a sentence; None if it does not."""
     if not path.is_file():
         return f"{path} is missing"
     if (size := path.stat().st_size) != entry["bytes"]:
@@ -85,7 +88,7 @@ def damage_of(path: Path, entry: dict) -> str | None:
 
 
 def check_files(folder: str | Path, names: Collection[str] | None = None) -> None:
-    """Raise ValueError where `damages` finds any."""
+    """Raise ValueError if `damages` finds any."""
     if found := damages(folder, names):
         raise ValueError(
             "; ".join(found) + f". Restore the folder from a copy or make it again; if you changed it on purpose, "
@@ -95,8 +98,10 @@ def check_files(folder: str | Path, names: Collection[str] | None = None) -> Non
 
 @contextmanager
 def checked_meanwhile(folder: str | Path | None, names: Collection[str]) -> Iterator[None]:
-    """`check_files` (where there is a folder) in a thread beside what the block does; damage that it finds is raised in
-    the place of what that causes in the block."""
+    """Run `check_files` (if there is a folder) in a thread while the block runs.
+
+    Damage that it finds is raised instead of whatever error it causes in the block.
+    """
     if folder is None:
         yield
         return

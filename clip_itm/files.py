@@ -25,12 +25,19 @@ TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.tmp(\..*)
 
 @contextmanager
 def replacing(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
-    """A temporary name beside `path`, with its suffix, to write to; renamed to `path` at the end.
+    """A temporary name next to `path`, with its suffix, to write to; renamed to `path` at the end.
 
-    So no reader ever sees half a file. Folders are made; what an error left behind is removed, and so is what killed
-    writers left in the folder. A link stays and its target is written; what is no regular file (a device, a FIFO) is
-    written into; "-" is standard output. Raises ValueError where a folder is in the way, or a file in the way of a
-    folder; with `exclusive`, FileExistsError where the file is there at the end.
+    So no reader ever sees half a file. Folders are created; what an error left behind is removed, and so is what killed
+    writers left in the folder. A link stays and its target is written; anything but a regular file (a device, a FIFO)
+    is written into; "-" is standard output. Raises ValueError if a folder is in the way, or a file in the way of a
+    folder; with `exclusive`, FileExistsError if the file exists at the end.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(f"{folder}/notes.txt") as temporary:
+        ...         _ = temporary.write_text("done")
+        ...     os.listdir(folder)
+        ['notes.txt']
     """
     if is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +77,7 @@ def is_stream(path: str | Path) -> bool:
 
 
 def require_free_name(path: Path, is_folder: bool = False) -> None:
-    """ValueError where `path` cannot be a file to write (or a folder), because of what is in its way."""
+    """ValueError if `path` cannot become a file (or a folder) because something is in its way."""
     if not is_folder and path.is_dir():
         raise ValueError(f"{path} is a folder; expected the name of a file to write")
     for part in [path, *path.parents] if is_folder else path.parents:
@@ -79,7 +86,7 @@ def require_free_name(path: Path, is_folder: bool = False) -> None:
 
 
 def _rename_new(temporary: Path, path: Path) -> None:
-    """Give a file its name, which nothing may have."""
+    """Give a file its name, which must be free."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -91,7 +98,7 @@ def _rename_new(temporary: Path, path: Path) -> None:
 
 
 def temporary_name(stem: str, suffix: str = "") -> str:
-    """A name for this thread's half-written file or folder, which `clear_temporary` knows once its process is gone."""
+    """A name for a half-written file or folder of this thread, which `clear_temporary` removes if its process dies."""
     return f".{stem}.{_host()}-{os.getpid()}-{threading.get_ident()}.tmp{suffix}"
 
 
@@ -101,7 +108,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def clear_temporary(folder: Path) -> None:
-    """Remove what writers of this machine that are no longer alive left half-written in `folder`."""
+    """Remove what dead writers of this machine left half-written in `folder`."""
     with os.scandir(folder) as entries:
         found = [(entry, match) for entry in entries if (match := TEMPORARY.fullmatch(entry.name))]
     for entry, match in found:
@@ -153,7 +160,7 @@ def write_json(path: str | Path, content) -> None:
 
 
 def save_arrays(path: str | Path, exclusive: bool = False, **arrays) -> None:
-    """A compressed npz without pickle, sealed with a checksum."""
+    """Write a compressed npz without pickle, sealed with a checksum; for `exclusive` see `replacing`."""
     import numpy as np
 
     with replacing(path, exclusive) as temporary:
@@ -170,9 +177,9 @@ class DamagedError(ValueError):
 def reading_arrays(path: str | Path, missing: str, wrong: str) -> Iterator[dict]:
     """The arrays of an npz, by name; nothing is unpickled.
 
-    Whatever shows that the file is another one, here or where the arrays are made use of, is told as a ValueError:
-    `missing` where there is no file, else `wrong` with the error in the place of {error}. So is a file that is not what
-    its checksum says (`DamagedError`); those of an earlier clip_itm have none.
+    Whatever shows that it is the wrong file, here or where the block uses the arrays, becomes a ValueError: `missing`
+    if there is no file, otherwise `wrong` with the error in place of {error}. A file that does not match its checksum
+    is a `DamagedError`; files of an earlier clip_itm have no checksum.
     """
     try:
         yield read_arrays(path)[0]
@@ -187,7 +194,7 @@ def reading_arrays(path: str | Path, missing: str, wrong: str) -> Iterator[dict]
 def read_arrays(path: str | Path) -> tuple[dict, bool]:
     """The arrays of an npz, and whether they came with a checksum. Nothing is unpickled.
 
-    Raises FileNotFoundError, DamagedError where the checksum is not theirs, and ValueError for what cannot be read.
+    Raises FileNotFoundError, DamagedError if they do not match the checksum, and ValueError if they cannot be read.
     """
     import numpy as np
 
@@ -202,7 +209,7 @@ def read_arrays(path: str | Path) -> tuple[dict, bool]:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a folder can be filled without touching anything of anybody's: it is not there, or it is empty."""
+    """Whether a folder can be filled without touching anybody's files: it does not exist, or it is empty."""
     if not folder.is_dir():
         return not folder.exists()
     return all(path.name == LOCK_FILE or is_temporary(path) for path in folder.iterdir())
@@ -217,10 +224,10 @@ def require_free(folder: Path) -> None:
 
 @contextmanager
 def filling(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder to write to, that becomes `folder` at the end and is removed after an error.
+    """A temporary folder to write to, which becomes `folder` at the end and is removed after an error.
 
-    A folder that exists stays the same one (it may be a link, a mount or where the user is): its content is moved in.
-    Raises ValueError where it is not empty.
+    A folder that exists stays the same one (it may be a link, a mount or where the user is): the content is moved in.
+    Raises ValueError if it is not empty.
     """
     folder = Path(os.path.realpath(folder))
     require_free(folder)
@@ -243,14 +250,14 @@ def filling(folder: str | Path) -> Iterator[Path]:
 
 
 def require_model(part: str | Path) -> None:
-    """ValueError at once where `place` is no run, no model folder, and nothing that the Hub could have."""
+    """ValueError at once if `part` is neither a run nor a model folder, nor anything that the Hub could have."""
     require_source(part)
     if Path(part).exists():
         model_folder(part)
 
 
 def model_folder(part: str | Path) -> Path:
-    """The saved model of a run (its best/), or `place` where that is a model itself."""
+    """The saved model of a run (its best/), or `part` if that is a model itself; ValueError for anything else."""
     part = Path(part)
     if not part.exists():
         raise ValueError(f"{part}: there is no such folder; expected a run folder or a saved model")

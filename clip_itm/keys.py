@@ -1,4 +1,4 @@
-"""The types of a recipe's keys, read off its sections: which keys take text, and what stands below a key."""
+"""The types of a recipe's keys, taken from its sections: which keys take text, and what is below a key."""
 
 import types
 import typing
@@ -11,7 +11,12 @@ Types = Sequence[Any]  # annotations; a key has one for every kind of its sectio
 
 
 def members(annotation: Any) -> list[Any]:
-    """An annotation without `Annotated`, its union taken apart."""
+    """The members of an annotation, without `Annotated` and with unions taken apart.
+
+    Example:
+        >>> members(int | None)
+        [<class 'int'>, <class 'NoneType'>]
+    """
     if typing.get_origin(annotation) is typing.Annotated:
         return members(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -20,10 +25,12 @@ def members(annotation: Any) -> list[Any]:
 
 
 def all_members(annotations: Types) -> list[Any]:
+    """The members of all annotations."""
     return [member for annotation in annotations for member in members(annotation)]
 
 
 def section_types(annotation: Any) -> list[type[Section]]:
+    """The sections among the members of an annotation."""
     return [member for member in members(annotation) if isinstance(member, type) and issubclass(member, Section)]
 
 
@@ -36,7 +43,7 @@ def tags(section: type[Section]) -> tuple[str | None, ...]:
 
 
 def below(annotations: Types, name: str) -> list[Any]:
-    """The annotations of the key `name` inside a section or mapping of one of `annotations`; [] where there is none."""
+    """The annotations of the key `name` inside a section or mapping of one of `annotations`; [] if there is none."""
     found = []
     for member in all_members(annotations):
         if isinstance(member, type) and issubclass(member, Section) and name in member.model_fields:
@@ -47,7 +54,7 @@ def below(annotations: Types, name: str) -> list[Any]:
 
 
 def items(annotations: Types) -> list[Any]:
-    """The annotations of what stands in a list of one of `annotations`."""
+    """The annotations of the items of a list of one of `annotations`."""
     lists = [member for member in all_members(annotations) if typing.get_origin(member) in (list, tuple)]
     return [argument for member in lists for argument in typing.get_args(member) if argument is not Ellipsis]
 
@@ -61,16 +68,17 @@ def is_mapping(annotations: Types) -> bool:
 
 
 def may_be_none(annotations: Types) -> bool:
+    """Whether a key takes None."""
     return type(None) in all_members(annotations)
 
 
 def is_text(annotations: Types) -> bool:
-    """Whether a key takes text (one of some words, perhaps), and nothing else but None."""
+    """Whether a key takes only text (perhaps one of several words) or None."""
     return _are(annotations, lambda member: member is str or _is_choice(member))
 
 
 def is_number(annotations: Types) -> bool:
-    """Whether a key takes a number or true and false, and nothing else but None."""
+    """Whether a key takes only a number, true and false, or None."""
     return _are(annotations, lambda member: member in (int, float, bool))
 
 

@@ -1,7 +1,7 @@
 """The methods: `head.kind` of a recipe, and the stem of its classes in the folder `methods/<kind>/`.
 
 Such as `NpcHeadConfig` in its `configuration.py` and `NpcHead` in its `head.py`; what a method does besides its loss is
-told by an `NpcMethod` in a `method.py`, where there is one.
+defined by an `NpcMethod` in a `method.py`, if there is one.
 """
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""Loading models, tokenizers and image processors of transformers: a failure is told by the file that is to blame."""
+"""Loading models, tokenizers and image processors of transformers: a failure names the file that is to blame."""
 
 import json
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from clip_itm.reading import reason
 
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
-    """Load what the folder or Hub name `name` stands for inside of this; whatever fails is a ValueError naming it.
+    """A block that loads the folder or Hub name `name`; whatever fails becomes a ValueError that names it.
 
-    What is not here and cannot be had is told before anything is tried.
+    A path that does not exist is an error before anything is tried.
     """
     require_path(name)
     try:
@@ -25,7 +25,7 @@ def loading(name: str | Path) -> Iterator[None]:
 
 
 def cannot_load(name: str | Path, error: Exception) -> str:
-    """A sentence on the model `name`: the file of it that is damaged, or what the library says and what to do."""
+    """The message for a model `name` that cannot be loaded: its damaged file, or what the library says; what to do."""
     folder = Path(name)
     if not folder.is_dir():
         return (
@@ -39,7 +39,7 @@ def cannot_load(name: str | Path, error: Exception) -> str:
 
 
 def damaged_file(folder: Path) -> tuple[Path, str] | None:
-    """The first file of a model that is not what its name says, and why."""
+    """The first file of a model that is not what its name says, and why; None if all are."""
     from safetensors import safe_open
     from tokenizers import Tokenizer
 

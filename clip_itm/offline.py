@@ -1,7 +1,7 @@
 """Whether the Hub has to be asked, and whether it answers.
 
-Libraries try for a minute or two before they say that there is no network. Here it is decided within seconds, and in a
-command before they are imported.
+Libraries try for a minute or two before they report that there is no network. Here this is decided within seconds, and
+in commands before the libraries are imported.
 """
 
 import glob
@@ -19,7 +19,12 @@ KEPT = "or set HF_HOME to a cache that has it"
 
 
 def looks_like_path(name: str | Path) -> bool:
-    """Whether a name that is no file or folder here was meant to be one, and not a model of the Hub (`org/name`)."""
+    """Whether a name that is not a file or folder here was meant as one, not as a model of the Hub (`org/name`).
+
+    Example:
+        >>> looks_like_path("./model"), looks_like_path("openai/clip-vit-base-patch32")
+        (True, False)
+    """
     name = str(name)
     return (
         isinstance(name, Path)
@@ -32,13 +37,13 @@ def looks_like_path(name: str | Path) -> bool:
 
 
 def require_path(name: str | Path) -> None:
-    """ValueError at once for a path that is not there, which would be taken for a name on the Hub."""
+    """ValueError at once for a path that does not exist, which libraries would take for a name on the Hub."""
     if not _exists(name) and looks_like_path(name):
         raise ValueError(f"{name}: there is no such folder; expected a run folder, a model folder or a name on the Hub")
 
 
 def require_source(name: str | Path) -> None:
-    """ValueError at once for a model that is neither here nor can be had from the Hub."""
+    """ValueError at once for a model that is neither here nor available from the Hub."""
     require_path(name)
     if not _exists(name) and not _is_available([_folder("model", str(name))]):
         why = f"there is no such folder here, and {_why_not()} for a model of this name"
@@ -46,7 +51,7 @@ def require_source(name: str | Path) -> None:
 
 
 def require_recipe(recipe, backbone: bool = True) -> None:
-    """ValueError at once where a recipe names data (or pretrained weights) of the Hub that cannot be had."""
+    """ValueError at once if a recipe names data (or pretrained weights) of the Hub that are not available."""
     for key, name, kept, instead in _remote_parts(recipe, backbone):
         if looks_like_path(name):
             raise ValueError(f"{key}: {name}: there is no such folder, and the Hub has no such name")
@@ -72,7 +77,7 @@ def _remote_parts(recipe, backbone: bool) -> Iterator[tuple[str, str, list[str],
 
 
 def _is_available(patterns: list[str]) -> bool:
-    """Whether the Hub answers, or one of the folders is in its cache, which then is all that is asked."""
+    """Whether the Hub answers, or one of the folders is in its cache; then only the cache is used."""
     if not is_offline() and hub_answers():
         return True
     found = any(map(_is_cached, patterns))
@@ -88,7 +93,7 @@ def _why_not() -> str:
 
 
 def _folders(kind: str, repository: str) -> str:
-    """Those of repositories in the cache; both are patterns."""
+    """The folders of repositories in the cache; a pattern, from a pattern."""
     return f"{kind}s--{repository.replace('/', '--')}"
 
 
@@ -97,14 +102,14 @@ def _folder(kind: str, name: str) -> str:
 
 
 def is_offline() -> bool:
-    """Whether the user has told the libraries of the Hub to ask nobody."""
+    """Whether the user has told the libraries not to use the network."""
     words = (os.environ.get("HF_HUB_OFFLINE") or "", os.environ.get("TRANSFORMERS_OFFLINE") or "")
     return any(word.upper() in ("1", "ON", "YES", "TRUE") for word in words)
 
 
 @cache
 def hub_answers() -> bool:
-    """Whether a connection to the Hub can be made; behind a proxy, which nobody asks here, it is taken to be so."""
+    """Whether a connection to the Hub can be made; behind a proxy, which is not asked, this is assumed."""
     place = urlsplit(_endpoint() if "://" in _endpoint() else f"https://{_endpoint()}")
     if place.scheme in urllib.request.getproxies() or "all" in urllib.request.getproxies():
         return True

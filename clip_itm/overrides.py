@@ -11,9 +11,10 @@ from clip_itm.yaml_text import read_yaml
 def merge_overrides(owner: type[Section], content: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """A copy of `content` with `--a.b value` / `--a.b=value` pairs merged into it.
 
-    What a key takes says how its word is read: text, and one of some names, is the word as it is (null alone means
-    none, where none is allowed); numbers are left to the validation; lists and mappings are YAML. Where a pair chooses
-    another `source` or `kind`, keys of the file that belong to the former one are left behind.
+    The type of a key decides how its word is read: text is the word as it is (only null means None, where None is
+    allowed); numbers are left to validation; lists and mappings are YAML. If a pair chooses another `source` or `kind`,
+    keys of the file that belong only to the former one are dropped. Raises RecipeError for a word that is not a key and
+    for a key without a value.
     """
     before, content = content, copy.deepcopy(content)
     rest, given = iter(words), set()
@@ -38,7 +39,7 @@ def merge_overrides(owner: type[Section], content: dict[str, Any], words: list[s
 
 
 def _place(owner: type[Section], key: str) -> tuple[list[str], Types]:
-    """Where a dotted key stands, and the types it may have. The names in a mapping of numbers or text may have dots."""
+    """The path of a dotted key, and the types it may have. Names in a mapping of numbers or text may have dots."""
     path: list[str] = []
     annotations: Types = [owner]
     names = key.split(".")
@@ -60,9 +61,9 @@ def read_word(word: str, annotations: Types, key: str) -> Any:
 
 
 def _leave_behind(owner: type[Section], before: dict, content: dict, given: set[tuple], path: tuple = ()) -> None:
-    """Drop keys of the file from sections for which an override has chosen another kind, where that has no such key.
+    """Drop keys of the file from sections for which an override has chosen another kind that has no such key.
 
-    A section within such a section goes as a whole, where the other kind has none of its kind.
+    A section within such a section goes as a whole if the other kind has no such section.
     """
     for name, field in owner.model_fields.items():
         branches = {tag: section for section in section_types(field.annotation) for tag in tags(section)}

@@ -1,7 +1,7 @@
-"""The one boundary of reading a user's file: whatever fails is told as a sentence that names the file.
+"""The one boundary for reading a user's file: whatever fails becomes a sentence that names the file.
 
-Files that are damaged, cut off or of another kind make libraries raise almost anything, with words for programmers in
-it, and sometimes with the advice to execute the file. Nothing of that gets through.
+Files that are damaged, truncated or of another kind make libraries raise almost anything, in words for programmers and
+sometimes with the advice to execute the file. None of that gets through.
 """
 
 import json
@@ -18,9 +18,16 @@ LONGEST_REASON = 300  # characters
 
 @contextmanager
 def reading(path: str | Path, what: str, remedy: str = REMEDY) -> Iterator[None]:
-    """Read the file `path`, which should be `what` ("an image", "the results of a run"), inside of this.
+    """A block that reads the file `path`, which should be `what` ("an image", "the results of a run").
 
-    Every error becomes a ValueError that names `path`; one that names it already goes through as it is.
+    Every error becomes a ValueError that names `path` and ends with `remedy`; a ValueError that names it already passes
+    unchanged.
+
+    Example:
+        >>> with reading("answers.json", "a JSON file"):
+        ...     json.loads("{")
+        Traceback (most recent call last):
+        ValueError: answers.json is not a JSON file, or it is damaged (line 1: not valid JSON: Expecting ...
     """
     try:
         yield
@@ -31,7 +38,7 @@ def reading(path: str | Path, what: str, remedy: str = REMEDY) -> Iterator[None]
 
 
 def told(path: str | Path, what: str, error: Exception, remedy: str = REMEDY) -> str:
-    """The sentence for an error at reading `path`."""
+    """The sentence for an error in reading `path`, which should be `what`."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"{path}: there is no such file; expected {what}"
     if isinstance(error, OSError) and error.strerror:
@@ -40,7 +47,7 @@ def told(path: str | Path, what: str, error: Exception, remedy: str = REMEDY) ->
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in a line; nothing of advice to unpickle a file, and no control characters."""
+    """What an error says, on one line, without control characters and without any advice to unpickle a file."""
     text = str(error)
     if isinstance(error, pickle.UnpicklingError) or "pickle" in text.lower() or "weights_only" in text:
         asked = re.search(r"GLOBAL ([\w.]+)", text)
@@ -57,7 +64,7 @@ def reason(error: Exception) -> str:
 
 
 def read_json(path: str | Path, what: str, keys: tuple[str, ...] = (), remedy: str = REMEDY) -> dict[str, Any]:
-    """The mapping in a JSON file (UTF-8), which has at least `keys`."""
+    """The mapping in a JSON file (UTF-8), which must have `keys`; for errors see `reading`."""
     with reading(path, what, remedy):
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
@@ -68,7 +75,7 @@ def read_json(path: str | Path, what: str, keys: tuple[str, ...] = (), remedy: s
 
 
 def load_tensors(path: str | Path, what: str) -> dict:
-    """The tensors of a safetensors file, by name."""
+    """The tensors of a safetensors file, by name; for errors see `reading`."""
     from safetensors.torch import load_file
 
     with reading(path, what):

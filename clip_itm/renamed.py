@@ -1,7 +1,7 @@
-"""Keys of recipes that were called otherwise in version 0.1.0.
+"""Keys of recipes that had other names in version 0.1.0.
 
-In what a user writes they are errors that name the new one; what this program wrote is read under the new ones. Hashes
-are still taken over the old ones, so that they name the same recipes and models as ever.
+In what a user writes, an old name is an error that gives the new one; what this program wrote is read under the new
+names. Hashes are still computed over the old ones, so that recipes and models keep their hashes.
 """
 
 from typing import Any
@@ -21,11 +21,11 @@ RENAMED = {
 
 
 def with_new_names(section: str, content: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier version saved of a section, under today's names."""
+    """A section that an earlier version saved, under today's names."""
     return {RENAMED.get(section, {}).get(name, name): value for name, value in content.items()}
 
 
 def with_old_names(section: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The reverse, for hashes."""
+    """A section under the names of version 0.1.0, for hashes."""
     old = {new: old for old, new in RENAMED.get(section, {}).items()}
     return {old.get(name, name): value for name, value in content.items()}

@@ -1,7 +1,7 @@
 """The one base of every typed section of a recipe.
 
-Sections live beside what they configure (`data/configuration.py`, `backbones/configuration.py`, ...) and import nothing
-heavy, so that `clip-itm --help` and the validation of a recipe never wait for torch.
+Sections live next to what they configure (`data/configuration.py`, `backbones/configuration.py`, ...) and import
+nothing heavy, so that `clip-itm --help` and the validation of a recipe never wait for torch.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class RecipeError(ValueError):
 class Section(BaseModel):
     """A frozen part of the recipe: unknown keys are errors, defaults are validated like given values.
 
-    Numbers are finite and integers at most `LARGEST`; text has neither NUL nor half of a surrogate pair in it.
+    Numbers are finite and integers at most `LARGEST`; text contains neither NUL nor half of a surrogate pair.
     """
 
     model_config = ConfigDict(
@@ -46,7 +46,7 @@ class Section(BaseModel):
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """A value, or what a list or mapping holds (of a mapping's integers, which are another program's, nothing)."""
+    """A value, or the items of a list or mapping (except a mapping's integers, which are for another program)."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _parts(item)

@@ -1,4 +1,4 @@
-"""Runs, models, caches, indexes and banks compared with the checksums that they carry."""
+"""Compares runs, models, caches, indexes and banks with the checksums that they carry."""
 
 import json
 import os
@@ -21,7 +21,7 @@ RESIZED = re.compile(r"(.*/[1-9]\d*)/[0-9a-f]{2}/[0-9a-f]{30}", re.DOTALL)  # a 
 
 @dataclass
 class Part:
-    """A folder or file: what was compared, files that carry no checksum, and a sentence for each damage."""
+    """A folder or file: how much was compared, files that carry no checksum, and a sentence for each damage."""
 
     where: Path
     files: int = 0
@@ -31,9 +31,9 @@ class Part:
 
 
 def verify(where: Path, progress: Callable[[int], object] = lambda size: None) -> list[Part]:
-    """A part for each folder in `place` that holds files. `progress` is told the size of each file behind it.
+    """One part for each folder in `where` that holds files; `progress` is called with the size of each file checked.
 
-    Raises ValueError where nothing is of clip_itm, or a single file has no checksum.
+    Raises ValueError if nothing there belongs to clip_itm, or a single file has no checksum.
     """
     if not where.exists():
         raise ValueError(f"{where}: there is no such file or folder")
@@ -92,7 +92,7 @@ def _folders(where: Path) -> list[Path]:
 
 
 def _named(folders: list[Path], parts: dict[Path, Part]) -> dict[Path, dict]:
-    """What the folders' checksums.json say of each file; damaged ones go into `parts`."""
+    """The entry of each file in the folders' checksums.json; damaged ones go into `parts`."""
     named = {}
     for folder in folders:
         try:
@@ -105,7 +105,7 @@ def _named(folders: list[Path], parts: dict[Path, Part]) -> dict[Path, dict]:
 
 
 def _compare(path: Path, entry: dict | None, part: Part) -> None:
-    """Add what is found of one file to `part`; `entry` is that of its folder's checksums.json."""
+    """Add what one file shows to `part`; `entry` is its entry in the folder's checksums.json."""
     damage = damage_of(path, entry) if entry else _own_damage(path)
     if damage is False:
         part.without.append(path)
@@ -115,7 +115,7 @@ def _compare(path: Path, entry: dict | None, part: Part) -> None:
 
 
 def _own_damage(path: Path) -> str | bool | None:
-    """Of a file that may carry its checksum itself: a sentence where it is damaged, None where not; False without."""
+    """For a file that may carry its own checksum: a sentence if it is damaged, None if not; False if it has none."""
     try:
         if path.suffix in BEGINS and _is_foreign(path):
             return False
@@ -131,7 +131,7 @@ def _own_damage(path: Path) -> str | bool | None:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether somebody else's file has the suffix of arrays: no seal, and it begins as none does."""
+    """Whether somebody else's file has the suffix of arrays: it has no seal, and does not begin like an array."""
     with path.open("rb") as file:
         begin = file.read(len(BEGINS[path.suffix]))
     return bool(begin) and not BEGINS[path.suffix].startswith(begin) and is_whole(path) is None
