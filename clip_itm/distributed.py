@@ -48,17 +48,15 @@ def _is_on(value: str) -> bool:
 
 
 def num_processes() -> int:
-    """How many processes train together; 1 if this one runs alone."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_index() -> int:
-    """The index of this process among those that train together, from 0."""
     return dist.get_rank() if num_processes() > 1 else 0
 
 
 def say(text: str) -> None:
-    """Print to standard error, once: only in the first process."""
+    """To a person, once: on standard error of the first process."""
     if process_state().is_main_process:
         print(visible(text, kept="\n"), file=sys.stderr, flush=True)
 

@@ -25,8 +25,6 @@ MODERATE = (
 
 
 class OpenClipImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """The options of `OpenClipImageProcessor` beyond those of transformers."""
-
     resize_mode: str | None
     fill_color: int | None
 
@@ -84,7 +82,6 @@ class OpenClipImageProcessor(CLIPImageProcessor):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def to_dict(self) -> dict:
-        """The configuration to save, under the name of CLIPImageProcessor."""
         return {**super().to_dict(), "image_processor_type": "CLIPImageProcessor"}
 
 

@@ -1,4 +1,4 @@
-"""`ItmProcessor`: images to pixel values, captions to token ids, saved with the model."""
+"""`ItmProcessor`: images to pixel values, captions to token ids, saved beside the model."""
 
 import html
 import string
@@ -12,7 +12,7 @@ from clip_itm.checksums import check_files, recording
 from clip_itm.image_processing import OpenClipImageProcessor, pixel_values
 from clip_itm.loading import loading
 
-# whatever the tokenizer may read: its vocabulary, merges, templates
+# whatever the tokenizer is called to read: its vocabulary, merges, templates
 OF_PROCESSOR = ("*processor*.json", "*token*.json", "vocab*", "words*", "merges.txt", "*.model", "*.jinja")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -22,10 +22,6 @@ def clean_text(text: str, how: str) -> str:
 
     `how`: "none"; "whitespace" (broken Unicode and HTML entities repaired, white space collapsed); "lower" (also
     lower-case, as OpenAI's tokenizer does); "canonicalize" (also without punctuation, as SigLIP's does).
-
-    Example:
-        >>> clean_text("A dog,  a CAT &amp; more", "lower"), clean_text("A dog, a CAT", "canonicalize")
-        ('a dog, a cat & more', 'a dog a cat')
     """
     if how == "none":
         return text
@@ -40,12 +36,10 @@ class ItmProcessor(ProcessorMixin):
     """An image processor and a tokenizer of transformers, with the text tower's own cleaning and padding.
 
     `text_cleaning`: see `clean_text`. `max_length`: context of the text tower in tokens; longer captions are cut and
-    keep their end token. `pad_token_id`: by default the tokenizer's. `pad_to_max_length`: for towers that were trained
-    on captions of one length (SigLIP); other batches are as wide as their longest caption. `images_as`: whose pixels a
+    keep their end token. `pad_token_id`: default the tokenizer's. `pad_to_max_length`: for towers that were trained on
+    captions of one length (SigLIP); other batches are as wide as their longest caption. `images_as`: whose pixels a
     CLIPImageProcessor gives, those of "open_clip" (which are torchvision's and OpenAI's) or its own ("transformers");
-    they differ by one pixel in a quarter of all images. Other image processors always give their own.
-
-    Raises ValueError for unknown options and for a tokenizer without a padding token.
+    they are one pixel apart in a quarter of all images. Other image processors always give their own.
     """
 
     def __init__(
@@ -97,11 +91,11 @@ class ItmProcessor(ProcessorMixin):
             return_attention_mask=False,
             return_token_type_ids=False,
         )
-        # a word tokenizer gives nothing for an empty caption; every caption must have a token
+        # a word tokenizer makes nothing of an empty caption; every caption has a token
         return [ids or [self.tokenizer.unk_token_id] for ids in encoded["input_ids"]]
 
     def pad(self, rows: list[list[int]]) -> dict[str, list[list[int]]]:
-        """Rows of token ids as `input_ids` and `attention_mask` of one width."""
+        """`input_ids` and `attention_mask` of one width."""
         # by length, not by id: OpenAI's padding id 0 is also the token "!"
         width = self.max_length if self.pad_to_max_length else max(map(len, rows), default=0)
         return {
@@ -111,19 +105,19 @@ class ItmProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "ItmProcessor":
-        """See `ProcessorMixin.from_pretrained`. The files of a local folder are compared with its checksums."""
+        """See `ProcessorMixin.from_pretrained`. Of a local folder, the files are compared with its checksums."""
         check_files(pretrained_model_name_or_path, OF_PROCESSOR)
         with loading(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """See `ProcessorMixin.save_pretrained`; `checksums.json` records what was written."""
+        """See `ProcessorMixin.save_pretrained`; `checksums.json` says what was written."""
         with recording(save_directory):
             return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """See `ProcessorMixin`. `images_as` used to be `photos_as`; if there is neither, the model tells."""
+        """See `ProcessorMixin`. `images_as` was called `photos_as`, and where there was neither, the model tells."""
         options, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "photos_as" in options:
             options["images_as"] = options.pop("photos_as")
@@ -137,7 +131,7 @@ class ItmProcessor(ProcessorMixin):
         return options, rest
 
     def to_json_file(self, json_file_path) -> None:
-        """See `ProcessorMixin`. Also writes the code that loads processor_config.json without this package."""
+        """See `ProcessorMixin`. Beside processor_config.json stands the code that loads it without this package."""
         if self._auto_class is None:  # else transformers copies the code that it loaded
             from clip_itm.checkpoint_code import PROCESSOR_AUTO_MAP, write_processor_code
 
@@ -147,16 +141,16 @@ class ItmProcessor(ProcessorMixin):
 
     @property
     def special_token_ids(self) -> list[int]:
-        """Start and end tokens, which are not words."""
+        """Start and end tokens, which are no words."""
         tokenizer = self.tokenizer
         ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
         return sorted(ids - {None})
 
     @property
     def hidden_word_id(self) -> int:
-        """The token that replaces a hidden word: the unknown token, else padding; never a start or end token.
+        """What stands in place of a hidden word: the unknown token, else padding; never a start or end token.
 
-        OpenAI's tokenizer uses its end token for both, and the text tower pools there: its hidden words become 0.
+        OpenAI's tokenizer uses its end token for both, and the text tower pools there: 0 stands for its hidden words.
         """
         candidates = (self.tokenizer.unk_token_id, self.pad_token_id)
         return next((i for i in candidates if i is not None and i not in self.special_token_ids), 0)

@@ -15,12 +15,13 @@ class Backbone(nn.Module, ABC):
     """Two towers. A kind of backbone implements the two trunks, the two lists of blocks and activation checkpointing.
 
     `config`: its section, resolved, so that `build_backbone(config, weights=False)` rebuilds the architecture offline.
-    `embed_dim`: width D of the pooled features after the necks; `token_widths`: C of the image tokens and of the
-    caption tokens. `initial_logit_scale` (natural log of the multiplier) and `initial_logit_bias`: those of the
-    pretrained towers, None from scratch. `output_tokens`: whether the trunks give tokens (off: they cost nothing).
+    `embed_dim`: width D of the pooled features behind the necks; `token_widths`: C of the image tokens and of the
+    caption tokens. `initial_logit_scale` (natural log of the multiplier)
+    and `initial_logit_bias`: those of the pretrained towers, None from scratch. `output_tokens`: whether the trunks
+    give tokens (off: nobody pays for them).
 
-    The output of a trunk is what a frozen tower computes and what can be cached on disk. A neck is what trains after
-    it; it only applies dropout to tokens.
+    A trunk is what a frozen tower makes and what can be kept on disk. A neck is what trains behind it; tokens it
+    drops out, nothing else.
     """
 
     embed_dim: int
@@ -38,23 +39,20 @@ class Backbone(nn.Module, ABC):
 
     @property
     def widths(self) -> FeatureWidths:
-        """The widths of the features after the necks."""
         return FeatureWidths(self.embed_dim, *self.token_widths)
 
     @abstractmethod
     def image_trunk(self, pixel_values: Tensor) -> Features:
-        """Images [P, 3, H, W] to pooled [P, C] and, with `output_tokens`, patch tokens [P, T, C'], no class token."""
+        """Images [P, 3, H, W] to pooled [P, C] and, where asked for, patch tokens [P, T, C'] without class token."""
 
     @abstractmethod
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
-        """Captions [B, T] to pooled [B, C] and, with `output_tokens`, word tokens [B, T, C'] with their mask."""
+        """Captions [B, T] to pooled [B, C] and, where asked for, word tokens [B, T, C'] with a mask of the words."""
 
     def image_neck(self, features: Features) -> Features:
-        """What trains after the image trunk, to pooled [P, D]; by default only dropout."""
         return features.apply(self.image_dropout)
 
     def text_neck(self, features: Features) -> Features:
-        """What trains after the text trunk, to pooled [B, D]; by default only dropout."""
         return features.apply(self.text_dropout)
 
     @abstractmethod
@@ -66,7 +64,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def text_blocks(self) -> list[Block]:
-        """Modules and parameters of the text trunk from input to output, as in `image_blocks`."""
+        """The same of the text trunk."""
 
     @abstractmethod
     def set_activation_checkpointing(self, enabled: bool) -> None:
@@ -81,7 +79,7 @@ class Backbone(nn.Module, ABC):
         return attention_mask.bool() & ~torch.isin(input_ids, special)
 
     def drop_words(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """In training, `input_ids` with a fraction `word_dropout` of the words replaced; otherwise the same tensor.
+        """In training, `input_ids` with a share `word_dropout` of the words replaced; the same tensor otherwise.
 
         Start and end tokens stay (CLIP pools at the end token), and so does at least one word of every caption.
         """
@@ -92,7 +90,6 @@ class Backbone(nn.Module, ABC):
 
     @property
     def hides_words(self) -> bool:
-        """Whether words are hidden now: only in training, with `word_dropout`."""
         return self.training and self.config.word_dropout > 0
 
     def hold_still(self, module: nn.Module) -> None:
@@ -101,7 +98,6 @@ class Backbone(nn.Module, ABC):
         self._frozen.append(module)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """As in torch, but frozen modules stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -111,5 +107,5 @@ class Backbone(nn.Module, ABC):
 def draw_hidden(words: Tensor, probability: float) -> Tensor:
     """Which of the words (bool [B, T]) to hide: each with `probability`, never all of a row. Bool [B, T]."""
     draw = torch.rand(words.shape, device=words.device).masked_fill(~words, -1)
-    # the word with the largest draw stays: it would only be hidden together with all others
+    # the word with the largest draw stays: it would be hidden only together with all others
     return (words & (draw < probability)).scatter(1, draw.argmax(dim=1, keepdim=True), False)

@@ -1,4 +1,4 @@
-"""A tower divided into blocks from input to output, for freezing the lower ones and for layer-wise learning rates."""
+"""A tower cut into blocks from input to output, for freezing the lower ones and for layer-wise learning rates."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,12 +7,12 @@ from torch import nn
 
 Block = list[nn.Module | nn.Parameter]
 
-# Parameters that a module owns directly come before its children, except these, which project the children's output.
+# Parameters that a module owns directly come before its children, except these, which project what the children made.
 LAST = ("proj", "text_projection")
 
 
 def partition(tower: nn.Module, layers: Sequence[nn.Module]) -> list[Block]:
-    """[what comes before the layers], [layer 0], [layer 1], ..., [what comes after]; covers `tower`, nothing twice.
+    """[what comes before the layers], [layer 0], [layer 1], ..., [what comes after]; all of `tower`, nothing twice.
 
     Relies on children being registered in the order in which they are used, as in every tower that is supported here.
     """
@@ -39,13 +39,13 @@ def partition(tower: nn.Module, layers: Sequence[nn.Module]) -> list[Block]:
 
 
 def longest_list(tower: nn.Module) -> list[nn.Module]:
-    """The layers of a transformers model: its longest `ModuleList`, or the outermost of several equally long ones."""
+    """The layers of a transformers model: its longest `ModuleList`, the outermost of equally long ones."""
     lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=len)) if lists else []
 
 
 def timm_layers(trunk: nn.Module) -> list[nn.Module]:
-    """The blocks or stages of a timm model; empty if it names them in its own way."""
+    """The blocks or stages of a timm model; none where it names them in a way of its own."""
     for name in ("blocks", "stages", "layers"):
         found = getattr(trunk, name, None)
         if isinstance(found, nn.Sequential | nn.ModuleList):
@@ -54,7 +54,7 @@ def timm_layers(trunk: nn.Module) -> list[nn.Module]:
 
 
 def parameters(blocks: Iterable[Block]) -> Iterable[nn.Parameter]:
-    """All parameters of the blocks, in order."""
+    """All parameters of some blocks, in order."""
     for block in blocks:
         for part in block:
             if isinstance(part, nn.Parameter):
@@ -64,5 +64,4 @@ def parameters(blocks: Iterable[Block]) -> Iterable[nn.Parameter]:
 
 
 def modules(blocks: Iterable[Block]) -> list[nn.Module]:
-    """All modules of the blocks, in order, without parameters that stand alone."""
     return [part for block in blocks for part in block if isinstance(part, nn.Module)]

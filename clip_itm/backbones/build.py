@@ -14,17 +14,9 @@ from clip_itm.processing import ItmProcessor
 def build_backbone(config: BackboneConfig, *, weights: bool = True, processor: ItmProcessor | None = None) -> Backbone:
     """The towers of `config`, in float32 on the CPU.
 
-    `weights=False` gives random weights; with a resolved `config` (`backbone.config` of an earlier call) that needs
-    neither network nor files. `processor` knows which tokens are words (default: one made here; timm-words and regions
-    need the one with their vocabulary). Raises `ValueError` for a model that does not exist or cannot be loaded.
-
-    Example:
-        >>> from clip_itm.backbones.configuration import TimmWordsBackbone
-        >>> config = TimmWordsBackbone(image_model="test_vit", image_size=160, image_pretrained=False, embed_dim=16)
-        >>> processor = build_processor(config, ["a red mug", "a red cup"])
-        >>> backbone = build_backbone(config, processor=processor)
-        >>> backbone.image_neck(backbone.image_trunk(torch.rand(2, 3, 160, 160))).pooled.shape
-        torch.Size([2, 16])
+    `weights=False` makes random weights; with a resolved `config` (`backbone.config` of an earlier call) that needs
+    neither network nor files. `processor` tells which tokens are words (default: made here; timm-words and
+    regions need the one with its vocabulary). Raises `ValueError` for a model that does not exist or cannot be loaded.
     """
     # transformers may have set the meta device around us: buffers that are in no checkpoint must be real
     with torch.device("cpu"):
@@ -37,23 +29,16 @@ def build_backbone(config: BackboneConfig, *, weights: bool = True, processor: I
 def build_processor(config: BackboneConfig, captions: list[str] | None) -> ItmProcessor:
     """Image processor and tokenizer of `config`.
 
-    `captions`: the training captions, from which timm-words and regions build their vocabulary; other kinds ignore
-    them. Raises `ValueError` if they are needed and None, or the parts of a model cannot be loaded.
-
-    Example:
-        >>> from clip_itm.backbones.configuration import TimmWordsBackbone
-        >>> processor = build_processor(TimmWordsBackbone(min_word_count=1), ["a red mug", "a red cup"])
-        >>> processor(text=["a red mug", "a cup"], return_tensors="pt")["attention_mask"].tolist()
-        [[1, 1, 1], [1, 1, 0]]
+    `captions`: the training captions, from which timm-words and regions take their vocabulary; others need none.
     """
     _, processor = _kind(config)
     return processor(config, captions)
 
 
 def freeze(backbone: Backbone, config: BackboneSection) -> None:
-    """Freeze whole towers, or their stem and lowest blocks: no gradients, and always in evaluation mode.
+    """Hold towers, or their stem and lowest blocks, still: no gradients, and always in evaluation mode.
 
-    Raises `ValueError` if a tower has fewer blocks than are to be frozen.
+    Raises `ValueError` where a tower has fewer blocks than are to be frozen.
     """
     for tower, blocks in (("image", backbone.image_blocks()), ("text", backbone.text_blocks())):
         lowest = getattr(config, f"freeze_{tower}_blocks")
@@ -75,7 +60,7 @@ def add_lora(backbone: Backbone, section: LoraSection) -> None:
     All other weights of the trunks stop training; the necks train as before. In a checkpoint the adapters of a layer
     NAME are `NAME.lora_A.default.weight` and `NAME.lora_B.default.weight`, its own weights `NAME.base_layer.weight`.
     open_clip's attention gets the layers `attn.in_proj` and `attn.out_proj` (see `LinearAttention`).
-    Raises `ValueError` if peft is missing or no layer has one of the names given.
+    Raises `ValueError` where peft is missing or no layer has one of the names given.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model

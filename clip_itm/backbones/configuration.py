@@ -12,8 +12,6 @@ from clip_itm.backbones.word_sections import RegionsBackbone, TimmWordsBackbone
 
 
 class OpenClipBackbone(BackboneSection):
-    """A CLIP of open_clip."""
-
     library: ClassVar = "open_clip"
     exports_to: ClassVar = ("open_clip", "transformers", "onnx")
 
@@ -29,7 +27,7 @@ class OpenClipBackbone(BackboneSection):
 
     @property
     def brings_weights(self) -> bool:
-        """Whether `model` names weights, not only an architecture."""
+        """Whether `model` is a place with weights, and not an architecture."""
         return self.model.startswith(("hf-hub:", "local-dir:"))
 
     @property
@@ -78,15 +76,13 @@ class OpenClipBackbone(BackboneSection):
 
 
 def is_open_clip_tag(name: str) -> bool:
-    """Whether open_clip knows weights of this name; does not import it."""
+    """Whether open_clip knows weights of this name (it is not imported); else it has to say which it knows."""
     folder = find_spec("open_clip").submodule_search_locations[0]
     known = (Path(folder) / "pretrained.py").read_text(encoding="utf-8")
     return f" {name.replace('-', '_').lower()}=" in known
 
 
 class TransformersBackbone(BackboneSection):
-    """A two-tower model of transformers: CLIP, SigLIP and relatives."""
-
     library: ClassVar = "transformers"
     exports_to: ClassVar = ("open_clip", "transformers", "onnx")
 
@@ -118,8 +114,6 @@ class TransformersBackbone(BackboneSection):
 
 
 class BertVitBackbone(BackboneSection):
-    """A text model and a vision model of transformers that were not trained together."""
-
     library: ClassVar = "transformers"
     exports_to: ClassVar = ("transformers", "onnx")
 

@@ -1,4 +1,4 @@
-"""The output of a tower, the same for images and captions and for every kind of backbone."""
+"""What a tower gives, the same for images and captions and for every kind of backbone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from torch import Tensor
 
 @dataclass
 class Features:
-    """`pooled` [B, D] (None if a neck computes it from the tokens); `tokens` [B, T, C] or None; `mask` bool [B, T],
-    True at patches and words (None: everywhere)."""
+    """`pooled` [B, D] (None where a neck makes it of the tokens); `tokens` [B, T, C] or None; `mask` bool [B, T], True
+    at patches and words, or None (all are)."""
 
     pooled: Tensor | None
     tokens: Tensor | None = None
     mask: Tensor | None = None
 
     def apply(self, layer: Callable[[Tensor], Tensor]) -> "Features":
-        """Apply `layer` to the pooled features, then to the tokens, if there are any."""
+        """`layer` on the pooled features, then on the tokens, as far as there are any."""
         pooled, tokens = (None if values is None else layer(values) for values in (self.pooled, self.tokens))
         return Features(pooled, tokens, self.mask)
 
 
 @dataclass(frozen=True)
 class FeatureWidths:
-    """Widths of features after the necks: D of the pooled features of both modalities, C of the tokens of each."""
+    """Of what a backbone gives behind its necks: D of both modalities' pooled features, C of either's tokens."""
 
     pooled: int
     image_tokens: int

@@ -30,7 +30,6 @@ class Transformers(Backbone):
         self.token_widths = token_width(model.config.vision_config), token_width(model.config.text_config)
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
-        """Images [P, 3, H, W] to pooled [P, D], and patch tokens if asked for."""
         output = self.model.get_image_features(pixel_values=pixel_values)
         tokens = None
         if self.output_tokens:
@@ -38,7 +37,6 @@ class Transformers(Backbone):
         return Features(output.pooler_output, tokens)
 
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
-        """Captions [B, T] to pooled [B, D], and word tokens if asked for."""
         mask = self.words(input_ids, attention_mask) if self.output_tokens else None
         output = self.model.get_text_features(
             input_ids=self.drop_words(input_ids, attention_mask),
@@ -98,18 +96,17 @@ def processor(config: TransformersBackbone, captions: list[str] | None = None) -
 
 
 def load_tokenizer(name: str, revision: str | None = None):
-    """The tokenizer of a model on the Hub or in a folder; ValueError if it cannot be loaded."""
     with loading(name):
         return AutoTokenizer.from_pretrained(name, revision=revision)
 
 
 def context_length(tokenizer, text_config: PreTrainedConfig) -> int:
-    """Longest caption in tokens that both tokenizer and positions allow (a tokenizer without limit says 1e30)."""
+    """Longest caption in tokens: what tokenizer and positions both allow (a tokenizer without limit says 1e30)."""
     return int(min(tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", 512)))
 
 
 def as_dict(model_config: PreTrainedConfig) -> dict:
-    """A configuration as plain JSON values, without where it was loaded from."""
+    """A configuration as plain JSON values, without the place it was loaded from."""
     content = json.loads(model_config.to_json_string(use_diff=False))
     content.pop("_name_or_path", None)
     return content
@@ -133,7 +130,6 @@ def token_width(config: PreTrainedConfig) -> int:
 
 
 def set_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
-    """Switch activation checkpointing; ValueError for a model that does not support it."""
     if enabled:
         model.activation_checkpointing_enable()  # raises ValueError for a model that cannot
     else:

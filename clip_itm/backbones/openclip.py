@@ -42,11 +42,9 @@ class OpenClip(Backbone):
 
     @property
     def text_tower(self) -> nn.Module:
-        """The module of the text tower; a plain CLIP holds its parts itself."""
         return getattr(self.model, "text", self.model)
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
-        """Images [P, 3, H, W] to pooled [P, D], and patch tokens if asked for."""
         visual = self.model.visual
         if isinstance(visual, VisionTransformer):
             visual.output_tokens = self.output_tokens
@@ -62,7 +60,6 @@ class OpenClip(Backbone):
         return Features(visual.attnpool(maps), maps.flatten(2).transpose(1, 2))
 
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
-        """Captions [B, T] to pooled [B, D], and word tokens if asked for."""
         mask = self.words(input_ids, attention_mask) if self.output_tokens else None
         pooled, tokens = self._encode_text(self.drop_words(input_ids, attention_mask), attention_mask)
         return Features(pooled, tokens, mask) if self.output_tokens else Features(pooled)

@@ -1,4 +1,4 @@
-"""Images from files or bytes to RGB, the same way everywhere: rotated as EXIF says, nothing clipped or guessed."""
+"""Images from files or bytes to RGB, the same way everywhere: turned as EXIF says, nothing clipped, nothing guessed."""
 
 import errno
 import io
@@ -29,17 +29,9 @@ TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 def read_image(image: dict, draft_size: int | None = None) -> Image.Image:
     """The RGB image of a row's `image` ({"path": ..., "bytes": ...}).
 
-    `draft_size` (pixels) lets the JPEG decoder shrink by 2, 4 or 8 as long as both sides stay at least that long:
-    faster, and about one grey level different from shrinking afterwards, so it is for training only.
-    Raises UnreadableImageError (a ValueError), naming the image, if it is missing, empty, truncated, damaged or
-    suspiciously large.
-
-    Example:
-        >>> encoded = io.BytesIO()
-        >>> Image.new("L", (4, 3), 128).save(encoded, "PNG")
-        >>> image = read_image({"path": None, "bytes": encoded.getvalue()})
-        >>> image.mode, image.size
-        ('RGB', (4, 3))
+    `draft_size` (pixels) lets the JPEG decoder shrink by 2, 4 or 8 as long as both sides stay that long: faster, and
+    different by about one grey level from shrinking afterwards, so it is for training only.
+    Raises ValueError, naming the image, if it is missing, empty, truncated, damaged or suspiciously large.
     """
     with naming_image(image):
         opened = open_image(image)
@@ -63,11 +55,7 @@ def open_image(image: dict) -> Image.Image:
 
 
 def image_bytes(image: dict) -> bytes:
-    """The encoded image: stored bytes, or the content of the file.
-
-    Raises ValueError if the path is not a regular file, or the file is larger than any photo; OSError if it cannot be
-    opened.
-    """
+    """The encoded image: stored bytes, or the content of the file. ValueError for a folder or a pipe in its place."""
     if image["bytes"] is not None:
         return image["bytes"]
     with open(image["path"], "rb", opener=_without_waiting) as file:
@@ -84,7 +72,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode and convert: EXIF orientation applied, 16-bit greys scaled by 1/257, transparency composited on white."""
+    """Decode and convert: EXIF orientation applied, 16-bit greys scaled by 1/257, transparency laid on white."""
     image.load()  # before EXIF: reading that decodes a PNG too, and a second attempt at a damaged one raises nothing
     if is_turned(image):
         image = ImageOps.exif_transpose(image)
@@ -107,7 +95,7 @@ def small_jpeg(image: Image.Image, side: int) -> bytes:
 
 
 def image_paths(rows, column: str = "image") -> list[str | None]:
-    """The file of each image in a column of `datasets.Image(decode=False)`; None if the data set itself holds it."""
+    """The file of each image in a column of `datasets.Image(decode=False)`; None where the data set itself holds it."""
     paths = []
     for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         image = batch[column].combine_chunks()
@@ -117,7 +105,7 @@ def image_paths(rows, column: str = "image") -> list[str | None]:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF of a decoded image asks for a rotation or reflection; unreadable EXIF asks for nothing."""
+    """Whether EXIF asks for a turn or a mirror image, of a decoded image. EXIF that cannot be read asks for nothing."""
     try:
         return image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
     except Exception:  # a damaged EXIF block raises anything from SyntaxError to struct.error, and the pixels are fine
@@ -134,7 +122,7 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 class UnreadableImageError(ValueError):
     """An image that cannot be read; the message names it and says what to do.
 
-    From a loader process the message arrives after a traceback: only its own sentence is kept.
+    From a loader process the message arrives with the traceback before it: only its own sentence is kept.
     """
 
     def __init__(self, message: str):
@@ -143,7 +131,7 @@ class UnreadableImageError(ValueError):
 
 @contextmanager
 def naming_image(image: dict | None) -> Iterator[None]:
-    """Turn whatever reading and decoding an image raise into an `UnreadableImageError` that names it."""
+    """Turn whatever reading and decoding raise into an `UnreadableImageError`."""
     if image is None:
         raise ValueError("there is no photo to read: precomputed regions have photos only with data.images")
     name = image["path"] or "photo stored in the data set"

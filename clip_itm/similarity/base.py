@@ -10,9 +10,9 @@ from clip_itm.backbones.features import Features
 class Similarity(nn.Module, ABC):
     """From features to embeddings, and from embeddings to scores.
 
-    An embedding is one tensor per item: a vector, or a set or grid of vectors; those of a split can be stacked.
+    An embedding is one tensor per item: a vector, a set or a grid of them; all of a split stack.
     `needs_tokens`: whether it reads `Features.tokens`. `is_dot_product`: whether scores are dot products of
-    embeddings [B, D], so that an index of vectors gives them directly and no candidate has to be ranked again.
+    embeddings [B, D], so that an index of vectors gives them itself and no candidate has to be ranked again.
     """
 
     needs_tokens = False
@@ -24,12 +24,12 @@ class Similarity(nn.Module, ABC):
 
     @abstractmethod
     def embed_texts(self, features: Features) -> Tensor:
-        """Embeddings of captions [B, ...], at least float32."""
+        """The same of captions."""
 
     @abstractmethod
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Scores [Ni, Nt] of embeddings [Ni, ...] and [Nt, ...]: one row per image."""
+        """Scores [Ni, Nt] of embeddings [Ni, ...] and [Nt, ...], rows are images."""
 
     @abstractmethod
     def vectors(self, embeddings: Tensor) -> Tensor:
-        """One vector per embedding, [B, D], by whose dot products a search picks its candidates."""
+        """One vector [B, D] an embedding, by whose dot products a search picks its candidates."""

@@ -1,4 +1,4 @@
-"""The cosine of pooled features: one vector per image and per caption."""
+"""The cosine of pooled features: one vector per image and a caption."""
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,6 @@ from clip_itm.similarity.base import Similarity
 
 
 class Cosine(Similarity):
-    """The dot product of unit vectors; no weights."""
-
     is_dot_product = True
 
     def embed_images(self, features: Features) -> Tensor:
@@ -19,16 +17,13 @@ class Cosine(Similarity):
         return unit(features.pooled)
 
     def embed_texts(self, features: Features) -> Tensor:
-        """Unit vectors [B, D]."""
         assert features.pooled is not None, "the neck of a backbone makes them"
         return unit(features.pooled)
 
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Cosines [Ni, Nt] of unit vectors [Ni, D] and [Nt, D]."""
         return images @ texts.T
 
     def vectors(self, embeddings: Tensor) -> Tensor:
-        """The embeddings themselves, [B, D]."""
         return embeddings
 
 
