@@ -1,4 +1,4 @@
-"""Every example in a docstring runs and prints what it says."""
+"""Examples in docstrings run and print what they say; those of models, runs and audits need weights and do not."""
 
 import doctest
 import importlib
@@ -9,10 +9,11 @@ import pytest
 import clip_itm
 
 PACKAGE = Path(clip_itm.__file__).parent
+NEED_WEIGHTS = ("model.py", "recipe.py", "runs", "auditing")
 WITH_EXAMPLES = sorted(
     path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".")
     for path in PACKAGE.rglob("*.py")
-    if ">>> " in path.read_text(encoding="utf-8")
+    if path.relative_to(PACKAGE).parts[0] not in NEED_WEIGHTS and ">>> " in path.read_text(encoding="utf-8")
 )
 
 
