@@ -16,8 +16,8 @@ class Head(nn.Module, ABC):
     """Embeddings of images and captions and their `similarity`, a module; a subclass brings the loss.
 
     `citation`: BibTeX of the method. `training_only`: names of submodules that a saved model does without. What a head
-    remembers of the training pairs from step to step (a label each, say) is no part of the model: it lives in plain
-    attributes, and its trainer keeps it beside the checkpoint. `epoch`: that of training, 0-based.
+    remembers about the training pairs from step to step (say, a label for each) is not part of the model: it lives in
+    plain attributes, and the trainer saves it next to the checkpoint. `epoch`: the current epoch, 0-based.
     """
 
     citation: str
@@ -37,43 +37,45 @@ class Head(nn.Module, ABC):
         initial_logit_scale: float | None = None,
         initial_logit_bias: float | None = None,
     ) -> "Head":
-        """See `build_head`; here, for a head that takes its section and the similarity that this one names."""
+        """See `build_head`. By default, for a head that takes its section and the similarity that the section names."""
         return cls(config, build_similarity(config.similarity, widths))
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether the backbone has to give tokens."""
+        """Whether the backbone has to return tokens."""
         return self.similarity.needs_tokens
 
     def embed_images(self, features: Features) -> Tensor:
-        """Embeddings [B, ...], at least float32."""
+        """Embeddings [B, ...] of images, at least float32."""
         return self.similarity.embed_images(features)
 
     def embed_texts(self, features: Features) -> Tensor:
+        """Embeddings [B, ...] of captions, at least float32."""
         return self.similarity.embed_texts(features)
 
     def image_outputs(self, features: Features) -> Tensor | tuple[Tensor, ...]:
-        """What the loss gets: embeddings, or a NamedTuple of tensors [B, ...] that begins with them."""
+        """What the loss receives: embeddings, or a NamedTuple of tensors [B, ...] that begins with them."""
         return self.embed_images(features)
 
     def text_outputs(self, features: Features) -> Tensor | tuple[Tensor, ...]:
+        """The same for captions."""
         return self.embed_texts(features)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the similarity is the cosine of the backbone's pooled features: whether the towers are enough."""
+        """Whether the similarity is the cosine of the backbone's pooled features, so that the towers are enough."""
         own = ("embed_images", "embed_texts")
         return type(self.similarity) is Cosine and all(getattr(type(self), name) is getattr(Head, name) for name in own)
 
     def scale(self) -> Tensor:
-        """The multiplier of similarities where a softmax is taken over them: one over the temperature.
+        """The multiplier of similarities under a softmax, 1 / temperature.
 
-        Here, for losses without one: that of the temperature 0.05.
+        This default, for losses without a temperature, stands for 0.05.
         """
         return torch.tensor(20.0)
 
     def bias(self) -> Tensor:
-        """What is added to scaled similarities where a sigmoid is taken of them; 0 where the loss knows none."""
+        """What is added to scaled similarities under a sigmoid; 0 unless the loss has a bias."""
         return torch.tensor(0.0)
 
     @abstractmethod
@@ -85,8 +87,8 @@ class Head(nn.Module, ABC):
         pair_ids: Tensor,
         pair_weight: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the local pairs against the global batch, and what to log.
+        """Loss (a scalar) of the local pairs against the global batch, and what to log.
 
         Its mean over processes is the loss of the global batch. `images`, `texts`: outputs [b, ...] (row k is pair k);
-        `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1] where the data set brings weights of its own.
+        `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1] if the data set brings weights of its own.
         """

@@ -1,4 +1,4 @@
-"""`head:` section of a recipe: the method, that is similarity and loss."""
+"""`head:` section of a recipe: the method, that is, similarity and loss."""
 
 from functools import reduce
 from importlib import import_module

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Method:
-    """One for a run, made of the `head:` section of its recipe; what is here does nothing.
+    """One per run, made from the `head:` section of its recipe; these defaults do nothing.
 
-    `history`: keys by which an entry of the trainer's log belongs to the method's history in `results.json`.
-    `state_files`: what its trainer keeps beside the weights of a checkpoint. `has_unused_parameters`: whether a step
-    may leave some without a gradient, which DistributedDataParallel has to be told.
+    `history`: a log entry with one of these keys belongs to the method's history in `results.json`. `state_files`: what
+    its trainer saves next to the weights of a checkpoint. `has_unused_parameters`: whether a step may leave parameters
+    without a gradient, which DistributedDataParallel has to be told.
     """
 
     history: tuple[str, ...] = ("method_epoch",)
@@ -32,10 +32,13 @@ class Method:
         self.section = section
 
     def open(self, noise: CaptionNoise, pairs: Pairs) -> None:
-        """Read what the section names for these training pairs. Raises ValueError for what belongs to others."""
+        """Read the files that the section names, for these training pairs.
+
+        Raises ValueError if a file belongs to other pairs.
+        """
 
     def caution(self, random_part: str | None) -> str | None:
-        """A sentence to warn with before a model is built; `random_part` of the backbone has random weights."""
+        """A warning to show before the model is built, or None; `random_part` of the backbone has random weights."""
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -43,19 +46,19 @@ class Method:
         return {}
 
     def trainer(self, data: TrainingData, encoder: Encoder, training: TrainingSection, **engine) -> "PairTrainer":
-        """The trainer of this method; `engine`: what every `PairTrainer` takes."""
+        """The trainer of this method; `engine`: the arguments that every `PairTrainer` takes."""
         from clip_itm.training.trainer import PairTrainer  # here: an evaluation does not wait for what trains
 
         return PairTrainer(**engine)
 
 
 def method_of(section: HeadSection) -> Method:
-    """The hooks of the method that `section` is of."""
+    """The hooks of the method that `section` configures."""
     return _hooks(section.kind)(section)
 
 
 def state_files() -> set[str]:
-    """What trainers of any method keep beside the weights of a checkpoint."""
+    """Names of the files that the trainer of any method saves next to the weights of a checkpoint."""
     return {file for kind in METHODS for file in _hooks(kind).state_files}
 
 

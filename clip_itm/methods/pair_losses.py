@@ -1,4 +1,4 @@
-"""The contrastive loss of every training pair under one model: what mixtures and memory banks are made of."""
+"""The contrastive loss of every training pair under one model, from which mixtures and memory banks are made."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,8 +12,14 @@ from clip_itm.similarity.cosine import Cosine
 
 
 def seeded_batches(count: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
-    """A permutation of 0..count-1 in whole batches int64 [min(count, batch_size)]; the last one is filled up with
-    numbers that came before. With each batch, how many of its first ones are such."""
+    """A permutation of 0..count-1 in whole batches, each int64 [min(count, batch_size)], with a number of repeats.
+
+    The last batch is filled up from the front with indices of the batch before: so many of its first ones are repeats.
+
+    Example:
+        >>> [(len(batch), repeats) for batch, repeats in seeded_batches(count=5, batch_size=2, seed=0)]
+        [(2, 0), (2, 0), (2, 1)]
+    """
     order = np.random.default_rng(seed).permutation(count)
     for start in range(0, count, batch_size):
         first = max(0, min(start, count - batch_size))
@@ -30,14 +36,21 @@ def pair_losses(
     seed: int | None = 0,
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> np.ndarray:
-    """Symmetric loss l of each pair against the others of its batch (docs/papers/npc.md 2.2): float32 [N], by pair.
+    """Symmetric loss l of each pair against the others of its batch (docs/papers/npc.md 2.2): float32 [N], row k is
+    pair k.
 
     `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, by default unit vectors compared by cosine; pair k is image
     `pair_image[k]` with caption `source[k]`, both int64 [N]; `scale` multiplies similarities. Batches are parts of a
-    permutation drawn with `seed`, so that the captions of an image rarely meet: in dataset order (seed None) five
+    permutation drawn with `seed`, so that the captions of an image rarely meet: in dataset order (`seed` None) five
     siblings share one image, and the text-to-image half of each of their losses is at least ln 5. A loss depends on the
-    size of its batch, and a small one makes wrong pairs look clean: the last batch is a whole one, too. In dataset
+    size of its batch, and a small batch makes wrong pairs look clean, so the last batch is a full one, too. In dataset
     order it is smaller, as published.
+
+    Example:
+        >>> embeddings = torch.eye(4)
+        >>> index = np.arange(4)
+        >>> pair_losses(embeddings, embeddings, index, source=np.array([0, 1, 3, 2]), scale=10.0).round(2)
+        array([ 0.,  0., 10., 10.], dtype=float32)
     """
     count, similarity = len(source), similarity or Cosine()
     if seed is None:

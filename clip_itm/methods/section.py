@@ -8,8 +8,10 @@ from clip_itm.section import Section
 
 
 class HeadSection(Section):
+    """The base of every `head:` section; `kind` names the method."""
+
     def conflict(self, training) -> str | None:
-        """A sentence where this head cannot work with the `training:` section of its recipe."""
+        """A sentence that says why this head cannot work with the `training:` section of its recipe, else None."""
         return None
 
 

@@ -4,14 +4,14 @@
     l[k] = (CE(S[k, :], k) + CE(S[:, k], k)) / 2         one value per pair
     loss = mean_k l[k]
 
-Two pairs of the same image in one batch make a caption of an image its own "negative". `same_image` says what becomes
-of it:
+If two pairs in a batch have the same image, each caption is a "negative" of its own image. `same_image` says how it
+is treated:
 
     negative   as published: one target per row. Summed over the k captions of an image this is the cross-entropy
                against a target shared equally among them; a mode for shared targets would change nothing.
     mask       the other captions of the image are neither right nor wrong; they leave the denominator.
     positive   -log of the probability of all captions of the image together (multiple-instance NCE, Miech et al.
-               2020, eq. 1): one of them has to be right, not every one; an image counts once among the candidates.
+               2020, eq. 1): one of them has to be right, not all; an image counts once among the candidates.
 """
 
 import math
@@ -34,7 +34,7 @@ def contrastive_cross_entropy(
     """Cross-entropy of every row, in one direction.
 
     `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_image` bool [b, B] (True where the column
-    is a pair of the row's image, the own one included; not needed for "negative"). Returns [b].
+    is a pair of the row's image, its own included; not needed for "negative"). Returns [b].
     """
     if mode == "negative" or same_image is None:
         return F.cross_entropy(logits, targets, reduction="none")
@@ -57,6 +57,10 @@ def contrastive_losses(
     `images`, `captions` [b, ...] embeddings, row k is pair k, by default unit vectors [b, D] compared by cosine;
     `scale` multiplies similarities; `image_ids` int64 [b] names the image of each pair (needed unless `mode` is
     "negative"). Returns [b]; its mean is the loss.
+
+    Example:
+        >>> contrastive_losses(torch.eye(2), torch.eye(2), scale=1.0)
+        tensor([0.3133, 0.3133])
     """
     rows, columns = global_scores(similarity or Cosine(), images, captions)
     targets, siblings = local_targets(rows), None
@@ -68,7 +72,7 @@ def contrastive_losses(
 
 
 def first_logit_scale(temperature: float | None, pretrained: float | None, from_scratch: float) -> nn.Parameter:
-    """The learned log of 1 / temperature at the start: of the recipe's `temperature`, else the `pretrained` log itself,
+    """The learned log(1 / temperature) at the start, of the recipe's `temperature`, else the `pretrained` log itself,
     else of the temperature `from_scratch`."""
     if temperature is not None:
         pretrained = -math.log(temperature)
@@ -104,7 +108,7 @@ class ClipHead(Head):
         self.logit_scale = first_logit_scale(config.temperature, initial_logit_scale, 0.07)
 
     def scale(self) -> Tensor:
-        """The multiplier of cosines, capped where the recipe caps it."""
+        """The multiplier of cosines, capped if the recipe caps it."""
         scale = self.logit_scale.exp()
         return scale if self.config.max_logit_scale is None else scale.clamp(max=self.config.max_logit_scale)
 

@@ -7,6 +7,6 @@
 Pairs are weighted by polynomials of their own score: hard positives and hard negatives pull more.
 
 When to use it: token similarities such as SCAN, for which it was made, and as an alternative to the hinge.
-What it needs: nothing besides a similarity. It does not doubt captions: the hardest negative may be a right one.
+What it needs: nothing besides a similarity. It does not doubt captions: the hardest negative may be a match.
 Where to read on: `loss.py` (pure functions), `head.py`; docs/polyloss.md for the keys.
 """

@@ -16,7 +16,7 @@ class PolyLossHeadConfig(HeadSection):
     kind: Literal["polyloss"] = "polyloss"
     similarity: SimilarityConfig = CosineSection()
     margin: NonNegativeFloat = Field(
-        0.2, description="a pair takes part while its hardest negative is nearer to it than that"
+        0.2, description="a pair takes part while its hardest negative scores no more than this below it"
     )
     positive: Quadratic = Field(
         (0.2, -0.7, 0.5), description="coefficients of the penalty of a positive, highest order first"

@@ -12,11 +12,11 @@ from clip_itm.methods.scores import global_scores, local_targets, same_image
 from clip_itm.similarity.base import Similarity
 
 MAPPED_NEGATIVES, MAPPED_POSITIVES = 0.1, 0.5  # docs/papers/polyloss.md 11
-LARGEST_SLOPE = 10.0  # where positives and negatives hardly differ, as in an untrained model
+LARGEST_SLOPE = 10.0  # for positives and negatives that hardly differ, as in an untrained model
 
 
 class ScoreMap(nn.Module):
-    """S' = slope S + shift, learned; `is_set` bool tells whether a batch has set it, and is saved with the weights."""
+    """S' = slope S + shift, learned; `is_set` says whether a batch has set it, and is saved with the weights."""
 
     def __init__(self):
         super().__init__()
@@ -28,9 +28,10 @@ class ScoreMap(nn.Module):
 
     @torch.no_grad()
     def set_from(self, rows: Tensor, targets: Tensor, siblings: Tensor) -> None:
-        """The first time: the means of the global batch, positives to 0.5 and negatives to 0.1.
+        """On the first call, map the mean positive of the global batch to 0.5 and the mean negative to 0.1.
 
-        The same on every process, because all add up the same numbers in the same order.
+        `rows` [b, B], `targets` int64 [b], `siblings` bool [b, B]: see `polynomial_losses`. The same on every process,
+        because all add up the same numbers in the same order.
         """
         positives, negatives = global_means(rows, targets, siblings)
         slope = ((MAPPED_POSITIVES - MAPPED_NEGATIVES) / (positives - negatives).clamp(min=0)).clamp(max=LARGEST_SLOPE)
@@ -40,7 +41,7 @@ class ScoreMap(nn.Module):
 
 
 def global_means(rows: Tensor, targets: Tensor, siblings: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean score of the positives and of the negatives of the global batch; see `polynomial_losses`."""
+    """Mean score of the positives and of the negatives of the global batch; arguments as in `polynomial_losses`."""
     negative = ~siblings
     local = torch.stack(
         [
@@ -57,7 +58,7 @@ def global_means(rows: Tensor, targets: Tensor, siblings: Tensor) -> tuple[Tenso
 class PolyLossHead(Head):
     """A similarity, an optional affine map of its scores, an optional contrastive warm-up, and the polynomial loss.
 
-    The warm-up reads mapped scores, too: `slope` is then a learned factor on its temperature.
+    The warm-up reads mapped scores, too, so `slope` is a learned factor on its temperature.
     """
 
     citation = (
@@ -99,7 +100,7 @@ class PolyLossHead(Head):
 
 @torch.no_grad()
 def summary(rows: Anchors, columns: Anchors) -> dict[str, Tensor]:
-    """What tells a loss that is silent (gate, dead zone of Q) from one that is done."""
+    """What to log so that a silent loss (gate, dead zone of Q) can be told from one that has converged."""
     negatives = torch.cat([rows.negatives, columns.negatives])
     known = negatives.isfinite()
     return {

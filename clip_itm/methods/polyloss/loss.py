@@ -18,7 +18,7 @@ SATURATED = 1 - 1e-5
 
 
 class Weighting(NamedTuple):
-    """The two polynomials, coefficients from the highest order down, and how they make the loss of a pair."""
+    """The two polynomials, coefficients from the highest order down, and how they are combined into a pair's loss."""
 
     positive: tuple[float, ...] = (0.2, -0.7, 0.5)
     negative: tuple[float, ...] = (0.9, -0.4, 0.03)
@@ -26,7 +26,7 @@ class Weighting(NamedTuple):
     floor: float | None = None  # negatives below it cost nothing
 
     def penalty(self, positives: Tensor, negatives: Tensor) -> Tensor:
-        """P(p) + Q(n), clamped each or together; shapes broadcast."""
+        """P(p) + Q(n), each clamped at 0, or their sum (`joint_clamp`); shapes broadcast."""
         of_positives = polynomial(positives, self.positive)
         of_negatives = polynomial(negatives, self.negative)
         if self.floor is not None:
@@ -37,7 +37,7 @@ class Weighting(NamedTuple):
 
 
 class Anchors(NamedTuple):
-    """The local pairs in one direction."""
+    """Losses of the local pairs in one direction, and what they come from."""
 
     losses: Tensor  # [b], 0 where not active
     active: Tensor  # bool [b]
@@ -46,7 +46,7 @@ class Anchors(NamedTuple):
 
 
 def polynomial(values: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """Horner's scheme, coefficients from the highest order down."""
+    """A polynomial of `values`, elementwise, by Horner's scheme; coefficients from the highest order down."""
     total = torch.full_like(values, coefficients[0])
     for coefficient in coefficients[1:]:
         total = total * values + coefficient
@@ -61,10 +61,17 @@ def polynomial_losses(
     weighting: Weighting = Weighting(),  # noqa: B008 (immutable)
     form: str = "max",
 ) -> Anchors:
-    """`scores` [b, B], `targets` int64 [b] (the row's own column); `same_image` bool [b, B]: columns that are no
-    negatives of the row, the own one among them.
+    """Polynomial loss of every row, in one direction (docs/papers/polyloss.md 3).
 
-    `form` "avg" replaces the hardest negative by the mean over all that pass the gate, each by itself.
+    `scores` [b, B]; `targets` int64 [b], the row's own column; `same_image` bool [b, B], columns that are not negatives
+    of the row, its own included. `form` "avg" replaces the hardest negative by the mean over all negatives that pass
+    the gate, each on its own.
+
+    Example:
+        >>> scores = torch.tensor([[0.5, 0.4], [0.1, 0.9]])
+        >>> anchors = polynomial_losses(scores, torch.arange(2), torch.eye(2, dtype=torch.bool), margin=0.2)
+        >>> anchors.losses, anchors.active
+        (tensor([0.2140, 0.0000]), tensor([ True, False]))
     """
     positives = scores.gather(1, targets[:, None])
     # argmax and not max: of equal negatives the first one gets the whole gradient, on every device

@@ -17,8 +17,17 @@ from clip_itm.similarity.build import build_similarity
 
 
 def sigmoid_losses(logits: Tensor, targets: Tensor, same_image: Tensor, mode: str) -> Tensor:
-    """[b], one direction: `logits` [b, B], `targets` int64 [b] (column of the row's own pair), `same_image` bool [b, B]
-    (the own pair among them), whose other columns are negatives, left out ("mask"), or positives, by `mode`."""
+    """Loss [b] of every row, in one direction: its columns as yes-or-no questions, added up.
+
+    `logits` [b, B] are scaled similarities plus bias; `targets` int64 [b] is the column of the row's own pair;
+    `same_image` bool [b, B] marks the columns of the row's image, its own pair included. `mode` says whether its other
+    pairs count as "negative" or "positive", or not at all ("mask").
+
+    Example:
+        >>> logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])
+        >>> sigmoid_losses(logits, torch.arange(2), torch.eye(2, dtype=torch.bool), mode="negative")
+        tensor([0.2539, 0.2539])
+    """
     own = torch.zeros_like(same_image).scatter(1, targets[:, None], True)
     right = same_image if mode == "positive" else own
     losses = -F.logsigmoid(torch.where(right, logits, -logits))

@@ -16,8 +16,16 @@ from clip_itm.similarity.base import Similarity
 
 
 def hinge_losses(scores: Tensor, targets: Tensor, same_image: Tensor, margin: float, hardest: bool) -> Tensor:
-    """[b], one direction: `scores` [b, B], `targets` int64 [b] (the row's own column); `same_image` bool [b, B]:
-    columns that are no negatives of the row, the own one among them."""
+    """Loss [b] of every row, in one direction: its `hardest` negative's hinge, or the sum over all negatives.
+
+    `scores` [b, B]; `targets` int64 [b], the row's own column; `same_image` bool [b, B], columns that are not negatives
+    of the row, its own included.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.9, 0.3], [0.9, 0.8, 0.9]])
+        >>> hinge_losses(scores, torch.arange(3), torch.eye(3, dtype=torch.bool), margin=0.2, hardest=True)
+        tensor([0.1000, 0.0000, 0.2000])
+    """
     positives = scores.gather(1, targets[:, None])
     if hardest:
         # argmax and not max: of equal negatives the first one gets the whole gradient, on every device
@@ -27,7 +35,7 @@ def hinge_losses(scores: Tensor, targets: Tensor, same_image: Tensor, margin: fl
 
 
 class TripletHead(Head):
-    """A similarity trained by the hinge, which takes all negatives for the first `warmup_epochs`."""
+    """A similarity trained with the hinge loss, which uses all negatives during the first `warmup_epochs`."""
 
     citation = (
         "@inproceedings{faghri2018vsepp, author={Faghri, Fartash and Fleet, David J. and Kiros, Jamie Ryan and "
