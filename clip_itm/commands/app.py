@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         index = pipe.load_index(where)
         if index.modality in galleries:
             raise ValueError(
-                f"{galleries[index.modality]} and {where} are both indexes of {index.modality}s; give one of a kind"
+                f"{galleries[index.modality]} and {where} are both indexes of {index.modality}s; give one of each kind"
             )
         if not len(index):
             raise ValueError(f"{where}: there is nothing in this index; add to it with clip-itm index")

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def run_float16(args: argparse.Namespace) -> int:
     if args.overrides:
-        raise ValueError(f"{args.overrides[0]}: data float16 reads a folder, no recipe; it has no such option")
+        raise ValueError(f"{args.overrides[0]}: data float16 reads a folder, not a recipe; it has no such option")
     if not Path(args.root).is_dir():
         raise ValueError(f"{args.root}: there is no such folder; expected one with *_ims.npy and captions")
 

@@ -32,7 +32,7 @@ def run(args) -> int:
     best, recipe = members[0]
     for other, own in members[1:]:
         if own.data != recipe.data:
-            raise ValueError(f"{best} and {other} are of other data: an ensemble needs the same `data:` section")
+            raise ValueError(f"{best} and {other} have different data: an ensemble needs the same `data:` section")
     for where, own in members:
         require_recipe(own, backbone=not (where / "config.json").is_file())
 
@@ -51,7 +51,7 @@ def run(args) -> int:
     if args.plot and not with_recall:
         named = " and ".join(dict.fromkeys(recipe.evaluation.protocols))
         raise ValueError(
-            f"--plot draws recall and ranks, and the protocol {named} has neither: name another one beside it"
+            f"--plot draws recall and ranks, and the protocol {named} has neither: name another one as well"
         )
     state = process_state()
     with state.main_process_first():
@@ -113,7 +113,7 @@ def recipe_of_model(folder: Path, overrides: list[str]):
 
     backbone = read_json(folder / "config.json", "the configuration of a model").get("backbone")
     if backbone is None:
-        raise ValueError(f"{folder}: config.json names no backbone, so this is no model of clip-itm")
+        raise ValueError(f"{folder}: config.json names no backbone, so this is not a model of clip-itm")
     content = apply_overrides({"backbone": backbone}, overrides)
     if "data" not in content:
         raise ValueError(

@@ -36,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--thumbnails", action="store_true", help="keep small photos in the index, to show it elsewhere"
     )
-    parser.add_argument("--prune", action="store_true", help="take out items that are no longer in the gallery")
+    parser.add_argument("--prune", action="store_true", help="remove items that are no longer in the gallery")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
 
 

@@ -118,7 +118,9 @@ def check_choice(args: argparse.Namespace) -> None:
     if args.zeroshot is None and (args.templates or args.classes or args.choose == "both"):
         raise ValueError("--templates, --classes and --choose both need a zero-shot set; name it with --zeroshot")
     if isinstance(args.choose, float) and args.choose not in args.alphas:
-        raise ValueError(f"--choose {args.choose:g} is none of the alphas ({', '.join(f'{a:g}' for a in args.alphas)})")
+        raise ValueError(
+            f"--choose {args.choose:g} is not one of the alphas ({', '.join(f'{a:g}' for a in args.alphas)})"
+        )
 
 
 def content_of(args: argparse.Namespace, line, points: list, chosen) -> dict:

@@ -56,7 +56,7 @@ def fetch_image(value: Any) -> dict | np.ndarray | Image.Image:
             return {**image, "bytes": image_bytes(image)}
     if isinstance(value, np.ndarray | Image.Image):
         return value
-    raise ValueError(f"{type(value).__name__} is no photo; expected a path, URL, PIL image, array or bytes")
+    raise ValueError(f"{type(value).__name__} is not a photo; expected a path, URL, PIL image, array or bytes")
 
 
 def decode_image(image: dict | np.ndarray | Image.Image) -> Image.Image:
@@ -71,7 +71,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1 if array.ndim == 2 else 0
     if array.dtype != np.uint8 or channels not in (1, 3, 4):
         raise ValueError(
-            f"an array {list(array.shape)} of {array.dtype} is no photo; expected [H, W, 3] (or [H, W], [H, W, 4]) of "
+            f"an array {list(array.shape)} of {array.dtype} is not a photo; expected [H, W, 3] (or [H, W], [H, W, 4]) of "
             "uint8, values 0 to 255"
         )
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
@@ -82,9 +82,9 @@ def _download(url: str) -> bytes:
         with urllib.request.urlopen(url, timeout=30) as answer:
             data = answer.read(LARGEST_DOWNLOAD + 1)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{url}: cannot get this photo: {error}") from None
+        raise ValueError(f"{url}: cannot download this photo: {error}") from None
     if len(data) > LARGEST_DOWNLOAD:
-        raise ValueError(f"{url}: more than {LARGEST_DOWNLOAD // 2**20} MiB, which is too much for a photo")
+        raise ValueError(f"{url}: more than {LARGEST_DOWNLOAD // 2**20} MiB, which is too large for a photo")
     return data
 
 

@@ -64,9 +64,9 @@ def export(place: str | Path, target: str, out: str | Path) -> float:
 def require_plain_head(model: ItmModel) -> None:
     if not model.head.is_plain:
         raise ValueError(
-            f"the head {model.head.config.kind} compares photos and captions by parameters or rules of its own, and no "
-            "target has a place for them; share this model as it is (ItmModel.from_pretrained loads it). Heads that "
-            "compare by the cosine of the towers' features can be exported"
+            f"the head {model.head.config.kind} compares photos and captions with parameters or rules of its own, "
+            "which no target has a place for; share this model as it is (ItmModel.from_pretrained loads it). Heads "
+            "that compare by the cosine of the towers' features can be exported"
         )
 
 
@@ -83,7 +83,7 @@ def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> floa
         own_images = model.encode_images(batch["pixel_values"])
         own_texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
     except (IndexError, RuntimeError) as error:
-        raise ValueError(f"this model cannot read what the processor beside it makes: {error}") from error
+        raise ValueError(f"this model cannot read what its processor makes: {error}") from error
     images, texts = embed(folder, batch["pixel_values"], list(PROBES))
     gaps = {
         "photos": (images - own_images).abs().max().item(),
@@ -93,7 +93,7 @@ def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> floa
         if not gap <= TOLERANCE:
             raise ValueError(
                 f"the exported model gives other embeddings of {what} (difference {gap:.2g}, at most {TOLERANCE:g}), "
-                "so nothing was written: these towers have something that the target does not know"
+                "so nothing was written: these towers have something that the target does not support"
             )
     return max(gaps.values())
 
@@ -117,7 +117,7 @@ class PixelGap:
 def pixel_gap(processor, ours: Tensor, theirs: Tensor) -> PixelGap:
     """Of tensors [P, 3, H, W], scaled by the image processor `processor`. Raises ValueError for other shapes."""
     if ours.shape != theirs.shape:
-        raise ValueError(f"the exported preprocessing makes {list(theirs.shape)} of photos, and not {list(ours.shape)}")
+        raise ValueError(f"the exported preprocessing turns photos into {list(theirs.shape)}, not {list(ours.shape)}")
     std = torch.tensor(processor.image_std if processor.do_normalize else [1.0] * 3)[:, None, None]
     levels = (ours - theirs).abs() * std / (processor.rescale_factor if processor.do_rescale else 1)
     return PixelGap(levels.max().item(), (levels > 0.5).float().mean().item())
@@ -149,7 +149,7 @@ def describe_pixels(processor: ItmProcessor, folder: Path, target: str, pixels) 
     if not reachable.is_small:
         raise ValueError(
             f"the exported preprocessing gives other pixels than the model's ({reachable}), so nothing was written: "
-            "it has something that the target does not know"
+            "it has something that the target does not support"
         )
     if not gap.is_small:
         note = (

@@ -228,5 +228,5 @@ def read_upload(path: str) -> Image.Image:
     file = Path(path).resolve()
     # gradio checks paths in requests as its own page sends them, and lets others through
     if not (file.is_relative_to(Path(get_upload_folder()).resolve()) and file.is_file()):
-        raise ValueError("This file was not uploaded, or too long ago: drop the photo on the page.")
+        raise ValueError("This file was not uploaded, or was uploaded too long ago: drop the photo on the page.")
     return read_image({"path": file.name, "bytes": file.read_bytes()})

@@ -27,7 +27,7 @@ class AuditTable:
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no Parquet file ({error}); make it with clip-itm audit --run RUN") from None
+            raise ValueError(f"{path} is not a Parquet file ({error}); make it with clip-itm audit --run RUN") from None
         table = table.rename_columns({"photo": "image"}) if "photo" in table.column_names else table  # of version 0.1.0
         if missing := [name for name in COLUMNS if name not in table.column_names]:
             raise ValueError(

@@ -33,10 +33,10 @@ class Names:
 
     @classmethod
     def of(cls, host: str, others: Iterable[str] = ()) -> "Names":
-        """Raises ValueError for what is no name of a host."""
+        """Raises ValueError for what is not the name of a host."""
         for name in others:
             if name_of(name) != name.lower():
-                raise ValueError(f"{name!r} is no name of a host; expected one such as photos.example.org")
+                raise ValueError(f"{name!r} is not the name of a host; expected one such as photos.example.org")
         return cls(host.strip("[]").lower(), {name.lower() for name in others})
 
     def include(self, host: str) -> bool:
@@ -97,11 +97,11 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.names.include(hosts[0]):
             return HTTPStatus.BAD_REQUEST, (
-                f"This server does not answer as {hosts[0] if hosts else 'nobody'!r}. Whoever serves it under this "
-                "name starts it with --allow-host."
+                f"This server does not answer as {hosts[0] if hosts else 'nobody'!r}. To serve it under this "
+                "name, start it with --allow-host."
             )
         if not all(self.names.include_origin(origin, hosts[0]) for origin in headers.getlist("origin")):
-            return HTTPStatus.FORBIDDEN, "This server does not answer pages of others."
+            return HTTPStatus.FORBIDDEN, "This server does not answer pages of other sites."
         return None
 
     def oversized(self, scope: Scope, headers: Headers) -> tuple[HTTPStatus, str] | None:

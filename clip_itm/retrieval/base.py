@@ -95,10 +95,10 @@ def check_embeddings(
         if not tensor.is_floating_point() or tensor.ndim < 2 or (name == "vectors" and tensor.ndim != 2):
             raise ValueError(
                 f"{name} have shape {tuple(tensor.shape)} and type {tensor.dtype}; expected floating numbers [N, D] "
-                f"(beside embeddings of another shape, give vectors, too)"
+                f"(with embeddings of another shape, also give vectors)"
             )
         if len(tensor) != len(items):
-            raise ValueError(f"{len(items)} items, but {len(tensor)} {name}; expected one for every item")
+            raise ValueError(f"{len(items)} items, but {len(tensor)} {name}; expected one per item")
         stored.append(tensor.detach().to("cpu", dtype, copy=True).contiguous())
         _check_finite(items, stored[-1], name)
     return stored[0], stored[1] if len(stored) > 1 else None
@@ -124,11 +124,11 @@ def check_same_shapes(here: tuple, new: tuple) -> None:
 
 def check_new_ids(ids: Sequence[str], known: Container[str]) -> None:
     if wrong := [id for id in ids if not isinstance(id, str) or not id]:
-        raise ValueError(f"an item has the id {wrong[0]!r}; expected text that is not empty")
+        raise ValueError(f"an item has the id {wrong[0]!r}; expected non-empty text")
     if there := [id for id in ids if id in known]:
-        raise ValueError(f"{_named(there)} in the index already; delete them before, or give other ids")
+        raise ValueError(f"{_named(there)} already in the index; delete before adding again, or use other ids")
     if twice := [id for id, count in Counter(ids).items() if count > 1]:
-        raise ValueError(f"{_named(twice)} given more than once; expected an id of its own for every item")
+        raise ValueError(f"{_named(twice)} given more than once; expected a unique id for every item")
 
 
 def check_known_ids(ids: Sequence[str], known: Container[str]) -> None:

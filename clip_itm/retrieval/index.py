@@ -208,7 +208,7 @@ class LocalIndex(SearchIndex):
         if self._owns(folder) and found != self._commit:
             raise ValueError(f"{folder} was changed by another process since this index was loaded; load it again")
         if not self._owns(folder) and found is not None:
-            raise ValueError(f"{folder} holds an index already; load that one and add to it, or choose another folder")
+            raise ValueError(f"{folder} already holds an index; load it and add to it, or choose another folder")
 
     def _owns(self, folder: Path) -> bool:
         return self._folder is not None and folder.resolve() == self._folder.resolve()

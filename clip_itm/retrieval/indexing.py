@@ -42,7 +42,7 @@ class Changes:
         counts = {"new": self.new, "changed": self.changed, "moved": self.moved, "kept": self.kept}
         told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "new")
         if self.gone:
-            done = "taken out" if self.pruned else "still in the index (--prune takes them out)"
+            done = "taken out" if self.pruned else "still in the index (--prune removes them)"
             told += f"; {len(self.gone):,} no longer in the gallery: {done}"
         return told + (f"; {len(self.skipped):,} left out" if self.skipped else "")
 
@@ -111,7 +111,7 @@ class Indexer:
         if not problems:
             return source
         if not self.skip_broken:
-            more = f" ({len(problems) - 1} more are like that)" if len(problems) > 1 else ""
+            more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
             raise ValueError(f"{next(iter(problems.values()))}, or leave it out with --skip-broken{more}")
         changes.skipped += problems.values()
         return _part(source, [row for row in range(len(source)) if row not in problems])
@@ -141,7 +141,7 @@ class Indexer:
         changes.new += len(encoded.items) - changed
         for row, problem in encoded.problems.items():
             was_there = part.ids[row] in replaced
-            changes.skipped.append(problem + (" (what it was before is taken out)" if was_there else ""))
+            changes.skipped.append(problem + (" (its former version is removed)" if was_there else ""))
 
     def _encode_images(self, part: Source, progress) -> Encoded:
         images = ImageBatches(part.entries, part.paths, self.pipe.processor, self.thumbnails, self.skip_broken)

@@ -115,7 +115,7 @@ class RetrievalPipeline(Pipeline):
         if target not in self.galleries:
             raise ValueError(
                 f"no {target}s are indexed: call pipe.index(...) or pipe.load_index(...) first"
-                + (f" (indexed are {', '.join(self.galleries)}s)" if self.galleries else "")
+                + (f" (indexed: {', '.join(self.galleries)}s)" if self.galleries else "")
             )
         return target
 

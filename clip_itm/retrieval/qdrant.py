@@ -260,7 +260,7 @@ def connect(address: str):
                 url=server, api_key=os.environ.get("QDRANT_API_KEY"), timeout=TIMEOUT, check_compatibility=False
             ), collection
     raise ValueError(
-        f"{address} is no address of a Qdrant collection; expected qdrant+http://HOST:PORT/COLLECTION or "
+        f"{address} is not the address of a Qdrant collection; expected qdrant+http://HOST:PORT/COLLECTION or "
         f"qdrant+path:FOLDER#COLLECTION"
     )
 

@@ -135,7 +135,7 @@ def read_tensors(path: Path, checksums: str | None) -> dict[str, Rows]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is no safetensors file ({error}); {REMEDY}") from None
+        raise ValueError(f"{path} is not a safetensors file ({error}); {REMEDY}") from None
     if checksums is None:
         return {name: Rows(tensor) for name, tensor in tensors.items()}
     names = [name for name in tensors if name + CHECKSUMS in tensors]
@@ -147,7 +147,7 @@ def read_tensors(path: Path, checksums: str | None) -> dict[str, Rows]:
     for data in chain([head], tables):
         digest.update(data)
     if digest.hexdigest() != checksums:
-        raise ValueError(f"{path} is not what was saved: its checksums are others than in index.json; {REMEDY}")
+        raise ValueError(f"{path} is not what was saved: its checksums differ from those in index.json; {REMEDY}")
     return {name: Rows(tensors[name], tensors[name + CHECKSUMS], path) for name in names}
 
 

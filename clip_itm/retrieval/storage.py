@@ -71,7 +71,7 @@ def require_index_folder(folder: Path) -> None:
     if others and not (folder / INDEX_FILE).exists():
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ValueError(
-            f"{folder} holds {others[0]!r}{more} and no index; choose an empty folder, or one that is not there yet"
+            f"{folder} holds {others[0]!r}{more} and no index; choose an empty folder, or one that does not exist yet"
         )
 
 
@@ -90,7 +90,7 @@ def read_index_file(folder: Path) -> tuple[dict, str]:
             raise ValueError(f"format {content['format']!r}")
         version = content["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no {INDEX_FILE} of a search index ({error!r}); {REMEDY}") from None
+        raise ValueError(f"{path} is not the {INDEX_FILE} of a search index ({error!r}); {REMEDY}") from None
     if version not in (1, VERSION):
         raise ValueError(
             f"{path} has version {version!r} of the format, this clip_itm reads version {VERSION}; index the gallery "
@@ -212,12 +212,14 @@ def check_content(file: BinaryIO, entry: dict) -> None:
     name, kind = ("xxh3", xxhash.xxh3_128) if "xxh3" in entry else ("sha256", "sha256")
     file.seek(0)
     if hashlib.file_digest(file, kind).hexdigest() != entry[name]:
-        raise ValueError(f"{file.name} is not what was saved: its checksum is another than in {INDEX_FILE}; {REMEDY}")
+        raise ValueError(
+            f"{file.name} is not what was saved: its checksum differs from the one in {INDEX_FILE}; {REMEDY}"
+        )
 
 
 def check_size(folder: Path, entry: dict) -> Path:
     if not OUR_FILES.fullmatch(entry["name"]):
-        raise ValueError(f"{folder / INDEX_FILE} names {entry['name']!r}, which is no file of an index; {REMEDY}")
+        raise ValueError(f"{folder / INDEX_FILE} names {entry['name']!r}, which is not a file of an index; {REMEDY}")
     path = folder / entry["name"]
     if not path.is_file():
         raise ValueError(f"{path} is missing; {REMEDY}")
@@ -273,7 +275,7 @@ def read_items(path: Path, count: int) -> pa.Table:
         with pq.ParquetFile(path) as file:  # `read_table` would import pandas: a second, where a search takes moments
             table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path} is no parquet file ({error}); {REMEDY}") from None
+        raise ValueError(f"{path} is not a Parquet file ({error}); {REMEDY}") from None
     if table.schema.names == ITEM_COLUMNS.names[:3]:  # version 1
         for field in list(ITEM_COLUMNS)[3:]:
             table = table.append_column(field, pa.nulls(len(table), field.type))

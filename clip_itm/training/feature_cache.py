@@ -142,7 +142,7 @@ def _is_usable(path: Path, length: int) -> bool:
     try:
         return cached_array(path, length) is not None
     except DamagedError as error:
-        warnings.warn(f"{error}; these features are encoded anew", stacklevel=2)
+        warnings.warn(f"{error}; these features are encoded again", stacklevel=2)
         return False
 
 

@@ -68,7 +68,7 @@ def require_folder(folder: Path, key: str) -> None:
     for path in (folder, *folder.parents):
         if os.path.lexists(path) and not path.is_dir():
             where = "" if path == folder else f", in {folder},"
-            raise ValueError(f"{key}: {path}{where} is no folder; name a folder, or one that is not there yet")
+            raise ValueError(f"{key}: {path}{where} is not a folder; name a folder, or one that does not exist yet")
 
 
 def _remove_empty(folder: Path) -> None:
@@ -89,8 +89,8 @@ class Watched:
             if os.path.samestat(self.began_as, os.stat(self.run)) and all(mark.is_file() for mark in self.marks):
                 return
         raise ValueError(
-            f"{self.run} was deleted or replaced while the run was going on: training stops, and nothing of it is left "
-            "to go on from; start again, with another output_dir if somebody else uses this one"
+            f"{self.run} was deleted or replaced while the run was going on: training stops, and nothing is left to "
+            "resume from; start again, with another output_dir if somebody else uses this one"
         )
 
 
@@ -148,8 +148,8 @@ def require_room(run: Path, anew: bool) -> None:
     # without a list, only a folder that holds nothing else is known to be of a run
     if others and anew and not own:
         raise ValueError(
-            f"{run} is no run of clip-itm: --overwrite does not delete it (it holds {_some(others)}); choose another "
-            "output_dir"
+            f"{run} is not a run of clip-itm: --overwrite does not delete it (it holds {_some(others)}); choose "
+            "another output_dir"
         )
     if others and own and (anew or not is_recorded(run)):
         raise ValueError(
@@ -169,7 +169,7 @@ def _manifest(run: Path) -> set[str]:
         return set()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{run / MANIFEST} is damaged ({error!r}), so it is not known what in this folder is of the run; choose "
+            f"{run / MANIFEST} is damaged ({error!r}), so it is not known which files here belong to the run; choose "
             "another output_dir"
         ) from None
 

@@ -119,6 +119,6 @@ class GuardedTrainer(Trainer):
             last = last_complete_checkpoint(self.run)
             self._failure = self._failure or ValueError(
                 f"{self.run}/checkpoint-{self.state.global_step} could not be written: {reason}. "
-                + ("No checkpoint is there yet; " if last is None else f"{last.name} is whole, nothing else is lost; ")
+                + ("There is no checkpoint yet; " if last is None else f"{last.name} is whole, nothing else is lost; ")
                 + "make room and run the same command again"
             )

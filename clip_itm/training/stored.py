@@ -15,7 +15,7 @@ def require_trainer_state(checkpoint: Path) -> None:
     with reading(path, "the state of a trainer", _elsewhere(checkpoint)):
         state = TrainerState.load_from_json(str(path))
         if checkpoint.name != f"checkpoint-{state.global_step}":
-            raise ValueError(f"it is of step {state.global_step}")
+            raise ValueError(f"it belongs to step {state.global_step}")
 
 
 @contextmanager
@@ -62,4 +62,4 @@ def _open(path: Path) -> None:
 
 
 def _elsewhere(checkpoint: Path) -> str:
-    return f"move {checkpoint} away to go on from an earlier one, or start anew with --overwrite"
+    return f"move {checkpoint} away to resume from an earlier one, or start again with --overwrite"

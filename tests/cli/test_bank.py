@@ -111,12 +111,12 @@ def test_build_with_a_run_takes_its_model_and_its_noise(place, capsys):
 def test_what_stops_a_build(place, tmp_path, capsys):
     assert main(["bank", "build", str(place / "my.yaml"), "--rho", "0.9999"]) == 2
     told = capsys.readouterr().err
-    assert "no pair is sure enough to be clean" in told
+    assert "no pair is certain enough to be clean" in told
     assert "lower head.rho (`clip-itm bank build --rho`)" in told
     assert not (tmp_path / "bank.npz").exists()
     (tmp_path / "bank.npz").write_text("something")
     assert main(["bank", "build", str(place / "my.yaml")]) == 2
-    assert "bank.npz exists already" in capsys.readouterr().err
+    assert "bank.npz already exists" in capsys.readouterr().err
     assert main(["bank", "build", str(place / "my.yaml"), "--out", "bank.npy"]) == 2
     assert "saved as .npz" in capsys.readouterr().err
     for words in (["bank", "build"], ["bank", "build", "my.yaml", "--run", "runs/x"]):
@@ -175,7 +175,7 @@ def test_published_files_become_a_bank(golden, tmp_path, monkeypatch, capsys):
     assert MemoryBank.load("other.npz").sha256 == bank.sha256
     words[-1] = "third.npz"
     assert main([*words, "--data.max_images", "3"]) == 2
-    assert "an entry for what the training split has not: 3 photos" in capsys.readouterr().err
+    assert "not in the training split: 3 photos" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_evaluate_an_imported_model(tmp_path, capsys):
     assert main(["import", file, "--out", out]) == 0
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert main(["evaluate", str(tmp_path)]) == 2
-    assert "config.json names no backbone, so this is no model of clip-itm" in capsys.readouterr().err
+    assert "config.json names no backbone, so this is not a model of clip-itm" in capsys.readouterr().err
     assert main(["evaluate", out]) == 2
     assert "say what to evaluate it on, such as --data.source coco --data.root FOLDER" in capsys.readouterr().err
     data = ["--data.source", "sample", "--data.image_size", "32", "--data.cache_dir", str(tmp_path / "cache")]

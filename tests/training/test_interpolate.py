@@ -235,7 +235,7 @@ def test_bad_words_are_told_before_anything_is_evaluated(trained, tmp_path, caps
     cases = [
         (["--out", tmp_path / "full"], "full exists and is not empty"),
         ([*new, "--base", tmp_path / "nowhere"], "nowhere: there is no such folder; expected a run folder"),
-        ([*new, "--choose", "0.25"], "--choose 0.25 is none of the alphas (0, 0.1,"),
+        ([*new, "--choose", "0.25"], "--choose 0.25 is not one of the alphas (0, 0.1,"),
         ([*new, "--choose", "both"], "--choose both need a zero-shot set"),
         ([*new, "--templates", tmp_path / "templates.txt"], "name it with --zeroshot"),
         ([*new, "--zeroshot", tmp_path / "one"], "at least two classes"),

@@ -194,7 +194,7 @@ def test_an_empty_clean_set_says_what_to_lower_and_keeps_the_checkpoints(tmp_pat
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     assert main(["train", str(path)]) == 2
-    assert "no pair is sure enough to be clean" in (message := capsys.readouterr().err)
+    assert "no pair is certain enough to be clean" in (message := capsys.readouterr().err)
     assert "lower head.rho" in message
     folder = Path(recipe.output_dir)
     state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())

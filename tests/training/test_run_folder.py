@@ -182,7 +182,7 @@ def test_an_output_folder_that_is_a_file_is_told_before_data_are_loaded(tmp_path
     (tmp_path / "file").write_text("precious")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     for name in ("file", "file/run", "nowhere"):
-        with pytest.raises(ValueError, match=r"output_dir: .* is no folder"):
+        with pytest.raises(ValueError, match=r"output_dir: .* is not a folder"):
             train(tiny_recipe(tmp_path).with_overrides("--output_dir", str(tmp_path / name)))
     assert (tmp_path / "file").read_text() == "precious"
 

@@ -91,7 +91,7 @@ def test_a_comparison_takes_no_folder_with_files_of_that_name(tmp_path, capsys):
     assert "holds comparison.md but no comparison.json" in capsys.readouterr().err
     assert contents(tmp_path / "grid") == {"comparison.md": b"mine"}
     assert main(["compare", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "recipe.yaml")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ['{"mine": 1}', "[]", "{", ""])

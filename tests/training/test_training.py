@@ -94,7 +94,7 @@ def test_overwrite_deletes_runs_only_and_only_when_the_new_one_can_start(tmp_pat
     precious = tmp_path / "run" / "photo.jpg"
     precious.parent.mkdir()
     precious.write_bytes(b"photo")
-    with pytest.raises(ValueError, match="is no run of clip-itm: --overwrite does not delete it"):
+    with pytest.raises(ValueError, match="is not a run of clip-itm: --overwrite does not delete it"):
         train(tiny_recipe(tmp_path), overwrite=True)
     assert precious.exists()
     precious.unlink()

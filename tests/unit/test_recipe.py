@@ -65,7 +65,7 @@ def test_mistakes_name_the_key_and_its_neighbours(content, expected):
         (
             {"kind": "npc", "warmup_epochs": 1, "bank": "b.npz"},
             {"epochs": 3},
-            "head.bank and head.warmup_epochs exclude each other",
+            "head.bank and head.warmup_epochs cannot be combined",
         ),
         ({"kind": "npc", "rho": 1}, {}, "head.rho: input should be less than 1, found 1"),
         ({"kind": "npc", "rhoo": 0.5}, {}, "head.rhoo: unknown key; did you mean 'rho'?"),

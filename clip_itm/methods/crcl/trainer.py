@@ -179,7 +179,9 @@ class CrclTrainer(PairTrainer):
         losses = -np.log(np.maximum(p[seen], np.finfo(np.float32).tiny))
         values, ranking = labels.copy(), np.where(seen, p, labels)
         if len(np.unique(losses)) < 2:
-            warnings.warn("all matching probabilities are the same: this run tells nothing of its pairs", stacklevel=2)
+            warnings.warn(
+                "all matching probabilities are the same: this run says nothing about its pairs", stacklevel=2
+            )
             return None
         values[seen] = fit_mixture(losses, self.section.seed).monotone_clean_posterior(losses)
         return CleanProbability(

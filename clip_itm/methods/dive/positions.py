@@ -37,7 +37,7 @@ class Positions(nn.Module):
         halves = 4 if kind == "sine_grid" else 2
         if channels % halves:
             raise ValueError(
-                f"head.module: {kind} positions need tokens of a width that {halves} divides, not {channels}; use none"
+                f"head.module: {kind} positions need a token width divisible by {halves}, not {channels}; use none"
             )
         if kind == "learned":
             self.table = nn.Parameter(torch.rand(LONGEST, channels))
@@ -66,7 +66,7 @@ class Positions(nn.Module):
             return sine_grid(side, side, self.channels, mask.device)
         if side > LARGEST_SIDE:
             raise ValueError(
-                f"head.module.image_positions: learned_grid goes up to {LARGEST_SIDE} tokens a side, not {side}; "
+                f"head.module.image_positions: learned_grid goes up to {LARGEST_SIDE} tokens per side, not {side}; "
                 "use sine_grid"
             )
         return torch.cat([self.columns[:side].repeat(side, 1), self.rows[:side].repeat_interleave(side, 0)], dim=1)

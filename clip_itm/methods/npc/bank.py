@@ -77,7 +77,7 @@ class MemoryBank:
 
     def check(self, noise: "CaptionNoise", pairs: "Pairs") -> None:
         """Raise ValueError unless this bank belongs to these training pairs with the captions they got."""
-        advice = "build it anew with `clip-itm bank build`, or use the data and noise that it belongs to"
+        advice = "rebuild it with `clip-itm bank build`, or use the data and noise that it belongs to"
         if self.noise_sha256 != noise.sha256:
             raise ValueError(
                 f"this memory bank was built for other noise: it names {self.noise_sha256}, the training pairs have "
@@ -114,11 +114,11 @@ class MemoryBank:
     def load(cls, path: str | Path) -> "MemoryBank":
         """Read what `save` wrote; ValueError when the file is no memory bank or was changed."""
         wrong = (
-            f"{path} is no memory bank of clip-itm ({{error}}); published pairs of .npy files are read by "
+            f"{path} is not a memory bank of clip-itm ({{error}}); published pairs of .npy files are read by "
             "`clip-itm bank import`"
         )
         if Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise ValueError(wrong.replace("{error}", "it is no npz archive"))
+            raise ValueError(wrong.replace("{error}", "it is not an npz archive"))
         with reading_arrays(path, missing=f"memory bank {path} does not exist", wrong=wrong) as stored:
             names = [name for name in stored if name.startswith("mixture_")]
             mixture = {name.removeprefix("mixture_"): stored.pop(name) for name in names}
@@ -158,9 +158,9 @@ def build_bank(
     clean = np.flatnonzero(posterior > rho)
     if not len(clean):
         raise ValueError(
-            f"no pair is sure enough to be clean: the largest posterior of {len(posterior)} training pairs is "
+            f"no pair is certain enough to be clean: the largest posterior of {len(posterior)} training pairs is "
             f"{posterior.max():.4f}, and head.rho is {rho}; lower head.rho (`clip-itm bank build --rho`) below that. "
-            "Data without wrong captions, and a model that was not trained, give such a mixture"
+            "Data without wrong captions, or an untrained model, give such a mixture"
         )
     # every caption is searched for once, also those that several pairs or none got
     return MemoryBank(

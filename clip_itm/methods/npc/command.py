@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _taken(args: argparse.Namespace) -> ValueError:
-    return ValueError(f"--out {args.out} exists already; delete it or choose another name")
+    return ValueError(f"--out {args.out} already exists; delete it or choose another name")
 
 
 def _save(bank, args: argparse.Namespace) -> None:
@@ -101,8 +101,8 @@ def _build(args: argparse.Namespace) -> int:
         recipe = load_recipe(args.recipe, args.overrides)
         if (random := recipe.backbone.random_part) and state.is_main_process:
             warnings.warn(
-                f"{random} of this backbone starts from random weights, so its losses say nothing of the captions and "
-                "this bank is of no use. Let a run warm up first and build its own (head.warmup_epochs), or take a "
+                f"{random} of this backbone starts from random weights, so its losses say nothing about the captions "
+                "and this bank is useless. Let a run warm up first and build its own (head.warmup_epochs), or take a "
                 "trained model (clip-itm bank build --run DIR).",
                 stacklevel=1,
             )

@@ -51,7 +51,7 @@ class NpcHeadConfig(ContrastiveSection):
             )
         if self.bank is not None and self.warmup_epochs:
             return (
-                "head.bank and head.warmup_epochs exclude each other: a given bank is used from the first step; "
+                "head.bank and head.warmup_epochs cannot be combined: a given bank is used from the first step; "
                 "leave one of them out"
             )
         return None

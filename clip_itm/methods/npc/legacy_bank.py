@@ -82,7 +82,7 @@ def read_legacy_file(path: str | Path) -> dict[int, int]:
             return numbers
         except Exception as error:  # a broken or hostile pickle can end in almost any of them
             raise ValueError(
-                f"{path} is no published memory bank, which is one pickled dictionary of whole numbers "
+                f"{path} is not a published memory bank, which is one pickled dictionary of whole numbers "
                 f"({type(error).__name__}: {error})"
             ) from error
 
@@ -133,7 +133,7 @@ def _dictionary(array: Any) -> dict:
 def _key(key: Any) -> int:
     if isinstance(key, str) and key.isdecimal():
         return int(key)
-    raise ValueError(f"key {key!r} is no decimal number")
+    raise ValueError(f"key {key!r} is not a decimal number")
 
 
 def _number(value: Any) -> int:
@@ -169,7 +169,7 @@ def _whole_numbers(image_ids: list[str]) -> list[int]:
     if others := [image_id for image_id in image_ids if not image_id.isdecimal()]:
         raise ValueError(
             f"a published memory bank names photos by whole numbers, but {len(others)} of {len(image_ids)} photo ids "
-            f"of this training split are none, such as {others[0]!r}"
+            f"of this training split are not, such as {others[0]!r}"
         )
     return [int(image_id) for image_id in image_ids]
 
@@ -178,7 +178,7 @@ def _entries(path: Path, keys: list[int], what: str) -> np.ndarray:
     """The entry of each key, int64; the file has to have exactly these keys."""
     entries = read_legacy_file(path)
     missing, extra = [key for key in keys if key not in entries], sorted(entries.keys() - set(keys))
-    for problem, wrong in (("no entry for", missing), ("an entry for what the training split has not:", extra)):
+    for problem, wrong in (("no entry for", missing), ("not in the training split:", extra)):
         if wrong:
             raise ValueError(
                 f"{path}: {problem} {len(wrong)} {what}s, first {what} {wrong[0]}; it belongs to other training data"

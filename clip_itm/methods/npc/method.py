@@ -22,7 +22,7 @@ class NpcMethod(Method):
         if bank.rho is not None and bank.rho != rho:
             raise ValueError(
                 f"head.rho is {rho:g}, and {self.section.bank} was built with {bank.rho:g}: write head.rho: "
-                f"{bank.rho:g}, or build it anew (`clip-itm bank build --rho {rho:g}`)"
+                f"{bank.rho:g}, or rebuild it (`clip-itm bank build --rho {rho:g}`)"
             )
         self.bank = bank
 

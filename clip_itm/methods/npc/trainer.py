@@ -170,7 +170,7 @@ def make_bank(section: NpcHeadConfig, seed: int, data: TrainingData, encoder: En
     bank = bank_of_pairs(encoder.encode(data.train), data, encoder.model, section.rho, name, seed)
     if not is_same_everywhere(bank.sha256, encoder.model.device):
         raise ValueError(
-            "the processes built different memory banks from the same numbers; build it once with "
+            "the processes built different memory banks from the same embeddings; build it once with "
             "`clip-itm bank build` and name it in head.bank"
         )
     return bank

@@ -326,4 +326,4 @@ def test_evaluate_command(lists, tmp_path, capsys):
     with Image.open(picture) as drawn:
         assert drawn.format == "PNG"
     assert main(["evaluate", str(recipe), "--evaluation.protocols", "[eccv]", "--plot", str(picture)]) == 2
-    assert "name another one beside it" in capsys.readouterr().err
+    assert "name another one as well" in capsys.readouterr().err

@@ -211,7 +211,7 @@ def test_a_head_with_rules_of_its_own_is_refused(tmp_path, capsys, monkeypatch):
     saved("open_clip-siglip", tmp_path)
     monkeypatch.setattr(ClipHead, "embed_images", lambda self, features: features.pooled)
     assert export(tmp_path, "open_clip") == 2
-    assert "the head clip compares photos and captions by parameters or rules of its own" in capsys.readouterr().err
+    assert "the head clip compares photos and captions with parameters or rules of its own" in capsys.readouterr().err
 
 
 def test_wrong_weights_are_noticed_and_nothing_stays(tmp_path, capsys, monkeypatch):
@@ -308,7 +308,7 @@ def test_a_processor_of_another_model_is_noticed(tmp_path):
     _, processor = tiny_backbone("open_clip-resnet", tmp_path)
     processor.save_pretrained(tmp_path / "model")
     model = ItmModel.from_pretrained(tmp_path / "model").eval()
-    with pytest.raises(ValueError, match="this model cannot read what the processor beside it makes"):
+    with pytest.raises(ValueError, match="this model cannot read what its processor makes"):
         check(model, processor, tmp_path, None)
 
 

@@ -154,9 +154,9 @@ def test_much_deleted_is_dropped():
 
 NAN = torch.full((1, 4), torch.nan)
 MISTAKES = {
-    "an id that is there": (lambda made: made.add([Item("i1")], torch.ones(1, 4)), r"'i1' is in the index already"),
+    "an id that is there": (lambda made: made.add([Item("i1")], torch.ones(1, 4)), r"'i1' is already in the index"),
     "an id twice": (lambda made: made.add([Item("x"), Item("x")], torch.ones(2, 4)), r"'x' is given more than once"),
-    "an empty id": (lambda made: made.add([Item("")], torch.ones(1, 4)), "text that is not empty"),
+    "an empty id": (lambda made: made.add([Item("")], torch.ones(1, 4)), "non-empty text"),
     "an id that is no text": (lambda made: made.add([Item(7)], torch.ones(1, 4)), "id 7"),
     "another dimension": (lambda made: made.add([Item("x")], torch.ones(1, 5)), r"vectors \(5,\).*vectors \(4,\)"),
     "a set for an index of vectors": (

@@ -189,7 +189,7 @@ def test_another_process_is_not_overwritten(tmp_path):
 
 def test_another_index_is_not_overwritten(tmp_path):
     saved = make_index(tmp_path / "a")
-    with pytest.raises(ValueError, match="holds an index already; load that one and add to it"):
+    with pytest.raises(ValueError, match="already holds an index; load it and add to it"):
         make_index(tmp_path / "a", count=3)
     assert same(LocalIndex.load(tmp_path / "a"), saved)
     saved.delete(["i4"])
@@ -254,7 +254,7 @@ DAMAGES = {
         lambda folder: (folder / "index.json").write_text("[1]"),
         r"index\.json is no index\.json of a search index",
     ),
-    "another format": (edit(format="faiss"), "is no index.json of a search index"),
+    "another format": (edit(format="faiss"), "is not the index.json of a search index"),
     "a later version": (edit(version=3), "version 3 of the format, this clip_itm reads version 2"),
     "a key is missing": (edit(modality=None), r"index\.json is damaged \(KeyError\('modality'\)\)"),
     "a value of another type": (edit(segments=3), r"index\.json is damaged"),
@@ -267,7 +267,7 @@ DAMAGES = {
         truncate("vectors"),
         r"vectors-.*\.safetensors has .* bytes, index.json says",
     ),
-    "a damaged header": (flip("vectors", 9), r"vectors-.*\.safetensors is no safetensors file"),
+    "a damaged header": (flip("vectors", 9), r"vectors-.*\.safetensors is not a safetensors file"),
     "half the items": (truncate("items"), r"items-.*\.parquet has .* bytes"),
     "a changed item": (flip("items", 300), r"items-.*\.parquet is not what was saved"),
     "half the thumbnails": (truncate("thumbnails"), r"thumbnails-.*\.safetensors has .* bytes"),
@@ -308,7 +308,7 @@ def test_a_loaded_index_checks_what_is_added(tmp_path):
     loaded = make_index(tmp_path) and LocalIndex.load(tmp_path)
     with pytest.raises(ValueError, match=r"vectors \(7,\).*do not fit an index of vectors \(8,\)"):
         loaded.add(items(50), torch.ones(1, 7))
-    with pytest.raises(ValueError, match="'i5' is in the index already"):
+    with pytest.raises(ValueError, match="'i5' is already in the index"):
         loaded.add(items(5), torch.ones(1, 8))
 
 

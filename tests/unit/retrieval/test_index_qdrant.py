@@ -82,9 +82,9 @@ def test_sets_are_kept_beside_their_vectors(made, address):
 @pytest.mark.parametrize(
     ("do", "message"),
     [
-        (lambda made: made.add(ITEMS[1:3], VECTORS[1:3]), r"2 ids \('1', '2'\) are in the index already"),
+        (lambda made: made.add(ITEMS[1:3], VECTORS[1:3]), r"2 ids \('1', '2'\) are already in the index"),
         (lambda made: made.add([Item("x"), Item("x")], VECTORS[:2]), "'x' is given more than once"),
-        (lambda made: made.add([Item("")], VECTORS[:1]), "text that is not empty"),
+        (lambda made: made.add([Item("")], VECTORS[:1]), "non-empty text"),
         (lambda made: made.add([Item("x")], torch.full((1, 6), torch.nan)), "'x', have values that are not finite"),
         (lambda made: made.add([Item("x")], torch.ones(1, 5)), r"vectors \(5,\)"),
         (lambda made: made.delete(["1", "x"]), "'x' is not in the index"),

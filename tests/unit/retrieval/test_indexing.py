@@ -136,7 +136,7 @@ def test_a_renamed_photo_and_a_moved_folder_take_their_embeddings_along(run, pho
     (photos / "1.bmp").rename(photos / "renamed.bmp")
     index, changes, encoded = run(photos)
     assert (changes.moved, changes.kept, encoded) == (1, 3, [])
-    assert str(changes).endswith("1 no longer in the gallery: still in the index (--prune takes them out)")
+    assert str(changes).endswith("1 no longer in the gallery: still in the index (--prune removes them)")
     assert colours(index)["renamed.bmp"] == colours(index)["1.bmp"] == (1, 0, 0)
     index, changes, encoded = run(photos, prune=True)
     assert (changes.gone, encoded) == (["1.bmp"], [])
@@ -165,7 +165,7 @@ def test_a_photo_that_broke_is_not_found_by_what_it_was(run, photos):
         run(photos)
     index, changes, _ = run(photos, skip_broken=True)
     assert str(changes) == "0 new, 3 kept; 1 left out"
-    assert changes.skipped[0].endswith("(what it was before is taken out)")
+    assert changes.skipped[0].endswith("(its former version is removed)")
     assert sorted(colours(index)) == ["0.bmp", "1.bmp", "3.bmp"]
 
 
@@ -210,7 +210,7 @@ def test_names_that_are_not_utf8_are_told(run, photos):
 
 def test_half_characters_in_captions_are_told():
     captions = {"1": "a", "2": "b \ud83d", "3\udc80": "c"}
-    with pytest.raises(ValueError, match=r"caption 2: 'b \\\\ud83d' has half a character.*\(1 more are like that\)"):
+    with pytest.raises(ValueError, match=r"caption 2: 'b \\\\ud83d' has half a character.*\(1 more like it\)"):
         update(LocalIndex("text", "model"), captions)
     index = LocalIndex("text", "model")
     changes, encoded = update(index, captions, skip_broken=True)

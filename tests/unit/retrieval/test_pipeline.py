@@ -217,7 +217,7 @@ def test_the_bar_counts_every_caption_once(pipe, monkeypatch):
         (["a dog", "dog.jpg"], None, "photos or captions, not both: entry 0 is text, entry 1 is image"),
         ([3], None, "int is neither a text nor a photo"),
         (["a dog", 3], "text", "entry 1 is int; expected a caption"),
-        ([np.zeros((4, 4, 3))], None, r"an array \[4, 4, 3\] of float64 is no photo"),
+        ([np.zeros((4, 4, 3))], None, r"an array \[4, 4, 3\] of float64 is not a photo"),
         (["no such.jpg"], None, r"no such\.jpg: there is no such photo"),
         ("no such folder", None, "no such folder: there is no such folder of photos"),
         (datasets.Dataset.from_dict({"label": [1]}), None, "no column of texts in this data set; found label"),
@@ -238,7 +238,7 @@ def test_a_search_without_an_index_is_told_what_to_do(pipe, rows):
     with pytest.raises(ValueError, match=r"no images are indexed: call pipe\.index"):
         pipe("a dog")
     pipe.index(["a dog"])
-    with pytest.raises(ValueError, match=r"no images are indexed.*indexed are texts"):
+    with pytest.raises(ValueError, match=r"no images are indexed.*indexed: texts"):
         pipe("a dog", target="image")
     with pytest.raises(ValueError, match="top_k is 0"):
         pipe("a dog", top_k=0)

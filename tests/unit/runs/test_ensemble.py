@@ -40,4 +40,4 @@ def test_the_command_takes_several_models_of_one_data_set(tmp_path, capsys):
     other = recipe.with_overrides("--data.test_images", "10")
     (tmp_path / "two.yaml").write_text(other.to_yaml())
     assert main(["evaluate", one, two]) == 2
-    assert "of other data" in capsys.readouterr().err
+    assert "have different data" in capsys.readouterr().err

@@ -182,7 +182,7 @@ def test_one_slot_takes_the_mean():
         ("sine_grid", 6, 9, "width that 4 divides, not 6"),
         ("sine_grid", 8, 6, "square grid of tokens, not 6"),
         ("learned", 8, 101, "up to 100 tokens, not 101"),
-        ("learned_grid", 8, 51**2, "up to 50 tokens a side, not 51"),
+        ("learned_grid", 8, 51**2, "up to 50 tokens per side, not 51"),
     ],
 )
 def test_positions_that_do_not_fit(kind, channels, tokens, message):

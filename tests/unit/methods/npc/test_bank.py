@@ -300,7 +300,7 @@ def test_files_that_are_no_bank_are_named(tmp_path):
 def test_a_bank_of_other_pairs_is_refused():
     bank, noise, pairs = bank_of()
     other = CaptionNoise.draw(pairs, 0.6, "caption", 0)
-    with pytest.raises(ValueError, match=rf"other noise: it names {noise.sha256}.*{other.sha256}; build it anew"):
+    with pytest.raises(ValueError, match=rf"other noise: it names {noise.sha256}.*{other.sha256}; rebuild it"):
         bank.check(other, pairs)
     bare = MemoryBank(bank.image_entry[:-1], bank.caption_entry, None, "elsewhere", noise.sha256)
     with pytest.raises(ValueError, match="entries for 29 photos, the training split has 30"):

@@ -157,7 +157,7 @@ def test_nothing_in_a_published_file_runs(tmp_path, make):
     made, path = tmp_path / "made", tmp_path / "bank.npy"
     pickled = pickle.dumps(make(made))
     path.write_bytes(with_header_of_an_array(pickled))
-    with pytest.raises(ValueError, match=r"bank\.npy is no published memory bank.* asks for"):
+    with pytest.raises(ValueError, match=r"bank\.npy is not a published memory bank.* asks for"):
         read_legacy_file(path)
     assert not made.exists()
     pickle.loads(pickled)
@@ -201,7 +201,7 @@ def test_constructors_of_numpy_do_not_run_either(tmp_path):
 def test_anything_else_is_no_published_file(tmp_path, content):
     path = tmp_path / "bank.npy"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"bank\.npy is no published memory bank"):
+    with pytest.raises(ValueError, match=r"bank\.npy is not a published memory bank"):
         read_legacy_file(path)
 
 
@@ -222,7 +222,7 @@ def test_files_of_other_data_are_refused(tmp_path):
         read(photos, captions | {"4": 1})
     with pytest.raises(ValueError, match="is pair 4, but training pairs are numbered 0 to 3"):
         read(photos | {"12": 4}, captions)
-    with pytest.raises(ValueError, match=r"1 of 2 photo ids of this training split are none, such as '12\.jpg'"):
+    with pytest.raises(ValueError, match=r"1 of 2 photo ids of this training split are not, such as '12\.jpg'"):
         read(photos, captions, scan_pairs(["007", "12.jpg"], ["a", "b", "c", "d"]))
     others = make_pairs([2, 2], ["a", "b", "c", "d"])
     with pytest.raises(ValueError, match=r"pair 0 of this training split is '0' and not 'train_caps\.txt:1'"):
