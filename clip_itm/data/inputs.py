@@ -71,8 +71,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1 if array.ndim == 2 else 0
     if array.dtype != np.uint8 or channels not in (1, 3, 4):
         raise ValueError(
-            f"an array {list(array.shape)} of {array.dtype} is not a photo; expected [H, W, 3] (or [H, W], [H, W, 4]) of "
-            "uint8, values 0 to 255"
+            f"an array {list(array.shape)} of {array.dtype} is not a photo; expected [H, W, 3] (or [H, W], [H, W, 4]) "
+            "of uint8, values 0 to 255"
         )
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
 

@@ -68,10 +68,7 @@ class Head(nn.Module, ABC):
         return type(self.similarity) is Cosine and all(getattr(type(self), name) is getattr(Head, name) for name in own)
 
     def scale(self) -> Tensor:
-        """The multiplier of similarities under a softmax, 1 / temperature.
-
-        This default, for losses without a temperature, stands for 0.05.
-        """
+        """The multiplier of similarities under a softmax, 1 / temperature; losses without one take 0.05."""
         return torch.tensor(20.0)
 
     def bias(self) -> Tensor:

@@ -18,14 +18,14 @@ class CrclHeadConfig(HeadSection):
     )
     complementary_weight: NonNegativeFloat = Field(5.0, description="lambda, weight of the complementary term")
     label_momentum: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.8, description="share of the old label in a refined one"
+        0.8, description="weight of the old label in a refined one"
     )
     label_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="labels below it are cut to 0")
     store_filtered: bool = Field(True, description="keep the cut label (published: 0 is sticky), or the uncut one")
     frozen_epochs: NonNegativeInt = Field(2, description="epochs at the start of every piece that leave labels alone")
     schedules: tuple[PositiveInt, ...] | None = Field(
         None,
-        description="epochs of each piece beside the frozen ones; every piece begins with the initial weights "
+        description="epochs of each piece besides the frozen ones; every piece begins with the initial weights "
         "and keeps the labels. training.epochs is the sum of all. Default: one piece",
     )
     initial_labels: Literal["one", "model"] = Field(

@@ -12,11 +12,10 @@ from clip_itm.similarity.base import Similarity
 
 
 class CrclHead(Head):
-    """A similarity at a fixed temperature; every training pair has a label in [0, 1], "how much is it believed".
+    """A similarity at a fixed temperature; every training pair has a label in [0, 1] that says how much it is believed.
 
-    The temperature does not train: it would move the matching probabilities, and the labels with them. `labels` and
-    `phase` are set by training, which makes a label per pair and says what the epoch does with them; without them every
-    label is 1.
+    The temperature does not train: that would move the matching probabilities, and the labels with them. Training sets
+    `labels`, one per pair, and `phase`, which says what an epoch does with them; without `labels` every label is 1.
     """
 
     citation = (
@@ -35,7 +34,7 @@ class CrclHead(Head):
         return torch.tensor(1 / self.config.temperature)
 
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
-        """See `Head.loss`. In training it refines the labels; `pair_weight` has become their first value."""
+        """See `Head.loss`. In training it also refines the labels; `pair_weight` is already in their first values."""
         config = self.config
         siblings = image_ids if config.same_image == "mask" else None
         scores = global_scores(self.similarity, images, texts)

@@ -1,11 +1,11 @@
-"""The labels of CRCL: how much each training pair is believed, and how training corrects it (docs/papers/crcl.md 4).
+"""The labels of CRCL: how much each training pair is believed, and how training corrects that (docs/papers/crcl.md 4).
 
     y = filter(stored)                              in the frozen epochs at the start of a piece
     y = filter(alpha * stored + (1 - alpha) * p)    after them
     filter(v) = 0 if v < threshold else v
 
-y weights the loss and is stored again. In the last frozen epoch of the first piece p is stored in its place: the
-belief of the start gives way to the model's opinion. A piece begins with fresh weights and keeps the labels.
+y weights the loss and is stored again. In the last frozen epoch of the first piece p is stored instead: the initial
+labels give way to the model's opinion. A piece begins with fresh weights and keeps the labels.
 """
 
 import math
@@ -21,19 +21,24 @@ from clip_itm.distributed import gather_constant
 class Phase(NamedTuple):
     """What an epoch does with the labels."""
 
-    piece: int
-    epoch_in_piece: int
+    piece: int  # 0-based
+    epoch_in_piece: int  # 0-based
     frozen: bool  # labels are used as they are stored
-    replaces: bool  # the matching probabilities are stored in place of the labels
+    replaces: bool  # the matching probabilities replace the labels
 
 
 def piece_lengths(schedules: Sequence[int], frozen_epochs: int) -> list[int]:
-    """Epochs of every piece: the frozen ones come on top of its schedule (docs/papers/crcl.md 4.4)."""
+    """Number of epochs of every piece: the frozen ones come on top of its schedule (docs/papers/crcl.md 4.4)."""
     return [epochs + frozen_epochs for epochs in schedules]
 
 
 def phase_of(epoch: int, schedules: Sequence[int], frozen_epochs: int) -> Phase:
-    """Phase of `epoch`, counted from 0 over all pieces; ValueError when the pieces end before it."""
+    """Phase of `epoch`, counted from 0 over all pieces. Raises ValueError if the pieces end before it.
+
+    Example:
+        >>> phase_of(3, schedules=[4, 8], frozen_epochs=2)
+        Phase(piece=0, epoch_in_piece=3, frozen=False, replaces=False)
+    """
     start = 0
     for piece, length in enumerate(piece_lengths(schedules, frozen_epochs)):
         if epoch < start + length:
@@ -44,17 +49,24 @@ def phase_of(epoch: int, schedules: Sequence[int], frozen_epochs: int) -> Phase:
 
 
 def label_filter(values: Tensor, threshold: float) -> Tensor:
-    """0 in place of what lies below `threshold`; the threshold itself is kept (docs/papers/crcl.md 4.3)."""
+    """`values` with 0 for everything below `threshold`; the threshold itself stays (docs/papers/crcl.md 4.3)."""
     return values.masked_fill(values < threshold, 0)
 
 
 def refine(
     stored: Tensor, p: Tensor, phase: Phase, momentum: float, threshold: float, store_filtered: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Labels [b] for the loss, and what to store, from those in the store and the matching probabilities [b] (4.2).
+    """Labels [b] for the loss, and labels [b] to store (docs/papers/crcl.md 4.2).
 
-    Without `store_filtered` the store keeps what momentum makes of the probabilities, and the filter acts on the loss
-    alone: a label at 0 then returns as soon as the average passes the threshold.
+    `stored` [b] are the labels so far, `p` [b] the matching probabilities of this step. Without `store_filtered` the
+    moving average is stored unfiltered, and the filter acts only on the loss: a label at 0 then returns as soon as the
+    average passes the threshold.
+
+    Example:
+        >>> stored, p = torch.tensor([1.0, 0.1]), torch.tensor([0.5, 0.0])
+        >>> used, written = refine(stored, p, phase_of(3, [4], 2), momentum=0.8, threshold=0.1)
+        >>> used
+        tensor([0.9000, 0.0000])
     """
     moved = stored if phase.frozen else momentum * stored + (1 - momentum) * p
     used = label_filter(moved, threshold)
@@ -64,10 +76,10 @@ def refine(
 
 
 class LabelStore:
-    """Label and latest matching probability of every training pair, by number of the pair.
+    """Label and latest matching probability of every training pair; row k is pair k.
 
     `labels` float32 [N], 1 at the start unless given; `probabilities` float32 [N], NaN until the pair was seen. They
-    live where the ids that are read first live. Every process holds all of them, and they stay equal.
+    live on the device of the ids that are read. Every process holds all of them, and they stay equal.
     """
 
     def __init__(self, num_pairs: int, labels: Tensor | None = None):
@@ -82,7 +94,7 @@ class LabelStore:
         return self.labels[pair_ids]
 
     def write(self, pair_ids: Tensor, labels: Tensor, probabilities: Tensor) -> None:
-        """Store the values [b] of all processes' pairs of this step; no pair comes twice in a global batch."""
+        """Store the values [b] of this step for the pairs of all processes; no pair occurs twice in a global batch."""
         self._move(pair_ids.device)
         values = gather_constant(torch.stack([labels, probabilities], dim=1).detach().float())
         pair_ids = gather_constant(pair_ids)
@@ -95,7 +107,7 @@ class LabelStore:
         return {"labels": self.labels.cpu().clone(), "probabilities": self.probabilities.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a `state_dict()`; ValueError when it belongs to another number of pairs."""
+        """Take over a `state_dict()`. Raises ValueError if it has another number of pairs."""
         for name, own in (("labels", self.labels), ("probabilities", self.probabilities)):
             if state[name].shape != own.shape:
                 raise ValueError(
@@ -106,21 +118,27 @@ class LabelStore:
 
     @property
     def share_zero(self) -> float:
+        """Fraction of the labels that are 0."""
         return float((self.labels == 0).float().mean())
 
     def histogram(self, bins: int = 10) -> list[float]:
-        """Shares of the (finite) labels in `bins` equal parts of [0, 1], the upper end counted in the last."""
+        """Fraction of the labels in each of `bins` equal parts of [0, 1]; 1 counts in the last part."""
         positions = (self.labels.cpu() * bins).long().clamp(0, bins - 1)
         return (torch.bincount(positions, minlength=bins) / len(positions)).tolist()
 
 
 def expected_probability(gap: float, temperature: float, candidates: int) -> float:
-    """p of a pair whose similarity lies `gap` above that of all its other candidates (docs/papers/crcl.md 9)."""
+    """p of a pair whose similarity lies `gap` above that of all its other candidates (docs/papers/crcl.md 9).
+
+    Example:
+        >>> round(expected_probability(gap=0.1, temperature=0.02, candidates=128), 3)
+        0.539
+    """
     return 1 / (1 + (candidates - 1) * math.exp(-gap / temperature))
 
 
 def fitting_temperature(gap: float, candidates: int, probability: float = 0.5) -> float:
-    """The temperature at which such a pair gets `probability`; ValueError when there is none."""
+    """The temperature at which such a pair gets `probability`. Raises ValueError if there is none."""
     odds = (candidates - 1) * probability / (1 - probability)
     if gap <= 0 or odds <= 1:
         raise ValueError(f"no temperature makes {probability} of a gap of {gap} among {candidates} candidates")

@@ -30,8 +30,8 @@ class Matching(NamedTuple):
 def match(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Matching:
     """Softmax of every row, in float32 or more.
 
-    `logits` [b, B], similarity over temperature; `targets` int64 [b], column of the row's own pair; `skipped` bool
-    [b, B], columns that are no candidates of the row: their probability is 0 (never the own column).
+    `logits` [b, B], similarity over temperature; `targets` int64 [b], column of the row's own pair; `mask` bool [b, B],
+    True for columns that are not candidates of the row: their probability is 0 (never the row's own column).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if mask is not None:
@@ -49,9 +49,9 @@ def match_both_ways(
 ) -> tuple[Matching, Matching, Tensor]:
     """The local pairs against the global batch: image to captions, caption to images, and `targets` int64 [b].
 
-    `rows`, `columns` [b, B]: see `global_scores`. With `image_ids` int64 [b] other pairs of the image
-    are no candidates. With `softmax_set` = k the candidates of pair g of the global batch are the pairs of its block
-    g // k, so that p means the same in a larger batch (docs/papers/crcl.md 9); ValueError where k does not divide it.
+    `rows`, `columns` [b, B]: see `global_scores`. With `image_ids` int64 [b], other pairs of the same image are not
+    candidates. With `softmax_set` = k, the candidates of pair g of the global batch are the pairs of its block g // k,
+    so that p means the same in a larger batch (docs/papers/crcl.md 9). Raises ValueError if k does not divide B.
     """
     targets = local_targets(rows)
     candidates = torch.arange(rows.shape[1], device=rows.device)
@@ -93,9 +93,16 @@ def matching_probability(image_to_text: Matching, text_to_image: Matching) -> Te
 def crcl_loss(
     image_to_text: Matching, text_to_image: Matching, labels: Tensor, targets: Tensor, complementary_weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L, mean y_i A_i and mean C_i over the local pairs (docs/papers/crcl.md 3.4).
+    """L, mean y_i A_i and mean C_i over the local pairs, all scalars (docs/papers/crcl.md 3.4).
 
     `labels` [b] without gradient; `targets` int64 [b]. The mean of L over processes is that of the global batch.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+        >>> *matched, targets = match_both_ways(scores, scores.T, temperature=0.5)
+        >>> loss, active, complementary = crcl_loss(*matched, torch.ones(2), targets, complementary_weight=5.0)
+        >>> loss, active
+        (tensor(2.4594), tensor(0.4440))
     """
     active = (labels * active_losses(image_to_text, text_to_image)).mean()
     complementary = complementary_losses(image_to_text, text_to_image, 1 - labels, targets).mean()

@@ -1,4 +1,4 @@
-"""CRCL as the rest of the package sees it: a trainer with a label for each pair."""
+"""CRCL as the rest of the package sees it: a trainer that keeps a label for each pair."""
 
 from functools import partial
 

@@ -36,12 +36,14 @@ from clip_itm.training.schedule import warmup_steps
 from clip_itm.training.trainer import PairTrainer
 
 STATE = "labels.safetensors"
-DEAD = 0.9  # share of labels at 0 from which the active term has practically left training
+DEAD = 0.9  # fraction of labels below the threshold at which the active term has practically left training
 
 
 class CrclTrainer(PairTrainer):
-    """`first_labels` gives the labels [N] at the start, or None for ones; `is_clean` bool [N] is the truth about the
-    training pairs where it is known, for the log alone; `noise_sha256` names the pairs.
+    """A `PairTrainer` that keeps a label per training pair and begins every piece with the initial weights.
+
+    `first_labels` gives the labels [N] at the start, or None for ones; `is_clean` bool [N] is the truth about the
+    training pairs if it is known, for the log only; `noise_sha256` names the pairs.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class CrclTrainer(PairTrainer):
         )
 
     def _epochs(self) -> int:
-        """Epochs of the run; `training.max_steps` may cut it short or draw it out."""
+        """Epochs of the run, which `training.max_steps` may shorten or lengthen."""
         epochs = math.ceil(max(self.args.max_steps, 0) / self._steps_per_epoch) or self.section.epochs
         return max(epochs, self.config.frozen_epochs + 1)
 
@@ -82,13 +84,13 @@ class CrclTrainer(PairTrainer):
             self._begin_piece()
 
     def _begin_piece(self) -> None:
-        """Initial weights, an optimiser without memory, a best score to be set; the labels stay."""
+        """Initial weights, an optimiser without state, no best score yet; the labels stay."""
         self.model.load_state_dict(self.initial_weights)
         self.optimizer.optimizer.state.clear()
         self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
 
     def lr_lambda(self, total_steps: int, warmup: int) -> Callable[[int], float]:
-        """Every piece runs through the schedule from its beginning."""
+        """Every piece runs through the schedule from the beginning."""
         if len(self.schedules) == 1:
             return super().lr_lambda(total_steps, warmup)
         lengths = [
@@ -113,7 +115,7 @@ class CrclTrainer(PairTrainer):
         return metrics
 
     def _warn_of_temperature(self, gap: float) -> None:
-        """A pretrained model shows at once whether its pairs can pass the threshold (docs/papers/crcl.md 9)."""
+        """A pretrained model shows before training whether its pairs can pass the threshold (docs/papers/crcl.md 9)."""
         config, candidates = self.config, self.config.softmax_set or self.section.batch_size
         p = expected_probability(gap, config.temperature, candidates)
         if gap > 0 and p < max(config.label_threshold, 0.05):
@@ -168,7 +170,7 @@ class CrclTrainer(PairTrainer):
             self.head.labels.load_state_dict(load_file(folder / STATE))
 
     def clean_probability(self) -> CleanProbability | None:
-        """From the latest matching probabilities p, not from the labels: these rank worse and most of them are small.
+        """From the latest matching probabilities p, not from the labels, which rank worse and are mostly small.
 
         A mixture of two components on -log p says where right pairs end and wrong ones begin.
         """
@@ -197,8 +199,8 @@ def first_labels(
 ) -> Tensor | None:
     """Labels [N] at the start, or None for ones.
 
-    `head.initial_labels` "one": the weights of the data set, where it has any. "model": the matching probabilities of
-    the untrained model times these weights; they come from seeded batches of as many candidates as in training.
+    `head.initial_labels` "one": the weights of the data set, if it has any. "model": the matching probabilities under
+    the model before training, times these weights, in seeded batches of as many candidates as in training.
     """
     pairs = data.train.pairs
     if head.initial_labels == "one":

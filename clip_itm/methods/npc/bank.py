@@ -4,10 +4,10 @@
     p[k]    posterior of the low-loss component of a mixture fitted to all l
     C       = {k : p[k] > rho}
     entry of an image    the pair of C whose image is nearest to it
-    entry of a caption  the pair of C whose caption is nearest to it
+    entry of a caption   the pair of C whose caption is nearest to it
 
-An entry is a whole pair, nearest is by cosine, and a clean pair may be its own entry. The released builder does not
-normalise the bank side, which lets entries with long vectors win; that defect is not repeated.
+An entry is a whole pair, "nearest" is by cosine, and a clean pair may be its own entry. The released builder does not
+normalise the bank side, so that entries with long vectors win; that defect is not repeated.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ BLOCK = 4096  # queries and keys scored at once: 64 MiB of float32
 
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
-    """Entries are numbers of pairs of the training split.
+    """For every image and caption of a training split of N pairs, the index of its memory pair, the "entry".
 
     `image_entry` int64 [images], `caption_entry` int64 [N]: the entry of each image, and of the caption that each
     pair got. `noise_sha256` names these captions (`CaptionNoise.sha256`), `model` the weights behind the embeddings.
@@ -57,7 +57,7 @@ class MemoryBank:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the entries and of the captions that they belong to."""
+        """Hash of the entries and of the captions they belong to."""
         digest = hashlib.sha256(self.noise_sha256.encode())
         for entries in (self.image_entry, self.caption_entry):
             digest.update(f" {len(entries)} ".encode() + entries.astype("<i8").tobytes())
@@ -65,12 +65,12 @@ class MemoryBank:
 
     @property
     def clean(self) -> np.ndarray | None:
-        """The clean set C, pair numbers in ascending order."""
+        """The clean set C, int64 indices of pairs in ascending order; None if unknown."""
         return None if self.posterior is None else np.flatnonzero(self.posterior > self.rho)
 
     @property
     def below_clean_mean_rejected(self) -> int | None:
-        """Pairs below the mean of the clean component that are not in C, because the posterior is not monotone."""
+        """How many pairs below the clean mean are not in C, because the posterior is not monotone; None if unknown."""
         if self.posterior is None:
             return None
         return int(np.sum((self.losses < self.mixture.means[0]) & (self.posterior <= self.rho)))
@@ -100,7 +100,10 @@ class MemoryBank:
                 )
 
     def save(self, path: str | Path, exclusive: bool = False) -> None:
-        """Write an npz without pickle; a file that is there is replaced, or (`exclusive`) a FileExistsError."""
+        """Write an npz without pickle. An existing file is replaced; with `exclusive` it raises FileExistsError.
+
+        Raises ValueError if `path` does not end with .npz.
+        """
         path = Path(path)
         if path.suffix != ".npz" and not is_stream(path):
             raise ValueError(f"{path}: a memory bank is saved as .npz")
@@ -112,7 +115,7 @@ class MemoryBank:
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryBank":
-        """Read what `save` wrote; ValueError when the file is no memory bank or was changed."""
+        """Read what `save` wrote. Raises ValueError if the file is not a memory bank, or was changed."""
         wrong = (
             f"{path} is not a memory bank of clip-itm ({{error}}); published pairs of .npy files are read by "
             "`clip-itm bank import`"
@@ -147,8 +150,15 @@ def build_bank(
     """The bank of training pairs whose images and captions have the embeddings `images` [Ni, D] and `texts` [Nt, D].
 
     Pair k is image `pair_image[k]` with caption `source[k]` (int64 [N]); rows have unit length and may be on a GPU,
-    where the search then runs. `scale` multiplies cosines in the losses. Raises ValueError when no posterior exceeds
-    `rho`.
+    where the search then runs. `scale` multiplies cosines in the losses; `model` and `noise_sha256` are kept as they
+    are. Raises ValueError if no posterior exceeds `rho`.
+
+    Example:
+        >>> index = np.arange(8)
+        >>> captions = torch.eye(8)[[0, 1, 2, 3, 4, 5, 7, 6]]  # pairs 6 and 7 have each other's caption
+        >>> bank = build_bank(torch.eye(8), captions, index, index, scale=10.0, rho=0.99, model="toy", noise_sha256="")
+        >>> bank.clean
+        array([0, 1, 2, 3, 4, 5])
     """
     if not 0 < rho < 1:
         raise ValueError(f"head.rho must lie between 0 and 1, got {rho}")
@@ -178,11 +188,15 @@ def build_bank(
 
 
 def nearest_pairs(queries: Tensor, keys: Tensor, key_pairs: np.ndarray, block: int = BLOCK) -> np.ndarray:
-    """The pair of the key with the largest cosine, for each query: int64 [Q]; among equals the lowest pair.
+    """The pair of the key with the largest cosine, for each query: int64 [Q]; of equal ones the lowest pair.
 
     `queries` [Q, D], `keys` [K, D] on the same device, `key_pairs` int64 [K] ascending. Equal keys are scored once and
     a query that equals a key takes that key: the same dot product in another block may be rounded differently, which
     must not decide between them.
+
+    Example:
+        >>> nearest_pairs(torch.tensor([[0.1, 1.0]]), torch.eye(2), key_pairs=np.array([4, 7]))
+        array([7])
     """
     indices: dict[bytes, int] = {}
     group = np.array([indices.setdefault(row, len(indices)) for rows in (keys, queries) for row in _row_hashes(rows)])
@@ -197,13 +211,13 @@ def nearest_pairs(queries: Tensor, keys: Tensor, key_pairs: np.ndarray, block: i
 
 
 def _row_hashes(rows: Tensor):
-    """16 bytes per row: equal for equal rows."""
+    """A hash of 16 bytes for each row."""
     for row in np.ascontiguousarray(rows.float().cpu().numpy() + np.float32(0)):  # -0.0 becomes 0.0
         yield hashlib.blake2b(row, digest_size=16).digest()
 
 
 def _largest_cosine(queries: Tensor, keys: Tensor, block: int) -> np.ndarray:
-    """Number of the nearest key for each query, int64 [Q]; `block` x `block` scores exist at once."""
+    """Index of the nearest key for each query, int64 [Q]; `block` x `block` scores exist at once."""
     queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
     nearest = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     largest = torch.full((len(queries),), -torch.inf, device=queries.device)

@@ -58,9 +58,11 @@ class NpcHeadConfig(ContrastiveSection):
 
     @property
     def trains_memory(self) -> bool:
+        """Whether the memory loss has a gradient."""
         grad = self.mode == "intended" if self.memory_grad is None else self.memory_grad
         return grad and self.memory_coef > 0
 
     @property
     def trial_scale(self) -> float:
+        """The factor on the trial gradient."""
         return self.trial_grad_scale or (1.0 if self.mode == "intended" else 4.0)

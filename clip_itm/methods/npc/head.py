@@ -6,7 +6,7 @@ from clip_itm.methods.clip.head import ClipHead
 class NpcHead(ClipHead):
     """The plain contrastive head; what NPC adds happens around it, in `NpcStep` and in the memory bank.
 
-    Its `loss` is the plain one, by which the warm-up trains.
+    Its `loss` is the plain one, which the warm-up uses.
     """
 
     citation = (

@@ -1,7 +1,7 @@
-"""Published memory banks: two .npy files a noise ratio, each a pickled dictionary, read without executing anything.
+"""Published memory banks: two .npy files per noise ratio, each a pickled dictionary, read without executing anything.
 
-    <ratio>_mbank_img_idx.npy   decimal image id -> pair number
-    <ratio>_mbank_txt_idx.npy   decimal pair number -> pair number; pairs count the lines of train_caps.txt
+    <ratio>_mbank_img_idx.npy   decimal image id -> index of a pair
+    <ratio>_mbank_txt_idx.npy   decimal index of a pair -> index of a pair; pairs are lines of train_caps.txt, from 0
 
 Values are integer arrays of one element, NumPy scalars or plain integers (docs/papers/npc.md 4.3).
 """
@@ -26,7 +26,7 @@ FILES = ("{}_mbank_img_idx.npy", "{}_mbank_txt_idx.npy")
 def find_legacy_bank(folder: str | Path, ratio: float) -> tuple[Path, Path]:
     """The image file and the caption file of a noise ratio, in `folder` or where the programs keep them below it.
 
-    Raises ValueError when there is none, or more than one.
+    Raises ValueError if there are none, or several.
     """
     folder = Path(folder)
     positions = [parent / name for parent in (folder, folder / "annotations") for name in ("", *FOLDERS)]
@@ -48,10 +48,10 @@ def find_legacy_bank(folder: str | Path, ratio: float) -> tuple[Path, Path]:
 
 
 def read_legacy_bank(image_file: Path, caption_file: Path, pairs: "Pairs", noise: "CaptionNoise") -> MemoryBank:
-    """The two files as the bank of these training pairs with this noise; nothing in the files names their noise.
+    """The two files as the bank of these training pairs with this noise; the files themselves do not name their noise.
 
-    Raises ValueError where image ids are no whole numbers, pairs do not count the lines of train_caps.txt, keys are
-    missing or too many, and for entries that are no training pair.
+    Raises ValueError if image ids are not whole numbers, pairs are not the lines of train_caps.txt, keys are missing or
+    unknown, or entries are not training pairs.
     """
     noise.check(pairs)
     _require_published_order(pairs)
@@ -67,7 +67,7 @@ def read_legacy_bank(image_file: Path, caption_file: Path, pairs: "Pairs", noise
 
 
 def read_legacy_file(path: str | Path) -> dict[int, int]:
-    """One file as numbers; ValueError for anything but a pickled dictionary of whole numbers in a .npy file."""
+    """One file as a dictionary. Raises ValueError for all but a pickled dictionary of whole numbers in a .npy file."""
     with open(path, "rb") as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -155,7 +155,7 @@ def _number(value: Any) -> int:
 
 
 def _require_published_order(pairs: "Pairs") -> None:
-    """Pair k has to be line k + 1 of train_caps.txt: other layouts, and left out images, number pairs differently."""
+    """Pair k has to be line k + 1 of train_caps.txt: other layouts, and skipped images, number pairs differently."""
     for number, caption_id in enumerate(pairs.caption_ids.to_pylist()):
         if caption_id != f"train_caps.txt:{number + 1}":
             raise ValueError(

@@ -1,4 +1,4 @@
-"""NPC as the rest of the package sees it: a memory bank, and a trainer that builds or gets one."""
+"""NPC as the rest of the package sees it: a memory bank, and a trainer that builds or receives one."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ class NpcMethod(Method):
     bank: MemoryBank | None = None  # the one that `head.bank` names
 
     def open(self, noise, pairs) -> None:
-        """ValueError for a bank of other pairs or another `head.rho`."""
+        """Raises ValueError for a bank of other pairs or another `head.rho`."""
         if self.section.bank is None:
             return
         bank, rho = MemoryBank.load(self.section.bank), self.section.rho

@@ -7,11 +7,10 @@
 The released program computes something else (docs/papers/npc.md 2.6); mode "released" repeats it: mean(w) * mean(l), a
 memory loss without gradient, a trial gradient that is four times too large.
 
-Images and captions that occur more than once in a batch and its memory entries are encoded once. Where training and
-inference mode compute the same (no dropout, no batch norm), the forward pass under theta serves for the trial, for the
-losses before it and for training: with 3 B distinct rows 13 forward units instead of 16, and 9 instead of 12 when
-the memory does not train (docs/papers/npc.md 10). Otherwise trial and memory are computed in inference mode, as
-published.
+Images and captions that occur more than once in a batch and its memory entries are encoded once. If training and
+inference mode compute the same (no dropout, no batch norm), one forward pass under theta serves the trial, the losses
+before it and training: with 3 B distinct rows 13 forward units instead of 16, and 9 instead of 12 if the memory does
+not train (docs/papers/npc.md 10). Otherwise trial and memory are computed in inference mode, as published.
 """
 
 from collections.abc import Iterable
@@ -31,7 +30,7 @@ TEXT_KEYS = ("input_ids", "attention_mask", "text_features")
 
 
 class NpcOutcome(NamedTuple):
-    """`loss` scalar (total of this process), per-pair `losses`, `ratio` and `weight` [b], constants all."""
+    """`loss` scalar (total of this process); `losses`, `ratio` and `weight` [b], one value per pair; no gradients."""
 
     loss: Tensor
     losses: Tensor
@@ -40,7 +39,7 @@ class NpcOutcome(NamedTuple):
 
 
 class Batch:
-    """A batch of b pairs with its memory entries, as `PairDataset` makes it when it knows a bank.
+    """A batch of b pairs with its memory entries, as `PairDataset` makes it once it has a bank.
 
     Images and captions of the pairs, then (keys `memory_...`) those of the 2 b entries that are not among them:
     `memory_image` and `memory_caption` int64 [2 b] are rows of the two together, first the image-keyed entries.
@@ -56,7 +55,7 @@ class Batch:
         self.memory_image_ids = inputs["memory_image_ids"]
 
     def distinct_memory(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor]:
-        """Images and captions of the entries, each once, and the rows [2 b] that the entries have among them."""
+        """The distinct images of the entries and each entry's row [2 b] among them; the same for captions."""
         distinct, image_index = torch.unique(self.memory_image_index, return_inverse=True)
         captions, caption = torch.unique(self.memory_caption, return_inverse=True)
         images = {name: torch.cat([self.images[name], self.memory_images[name]])[distinct] for name in self.images}
@@ -84,9 +83,9 @@ class NpcStep:
         self.shares_forward: bool | None = None
 
     def __call__(self, inputs: dict[str, Tensor], fraction: float = 1.0) -> NpcOutcome:
-        """Adds `share` times the gradient to `.grad` of the parameters."""
+        """One step on `inputs`, a batch as `PairDataset` makes it; adds `fraction` times the gradient to `.grad`."""
         config, batch = self.config, Batch(inputs)
-        if not self.shares_forward:  # there may be running statistics
+        if not self.shares_forward:  # the model may have running statistics
             broadcast_buffers(self.model)
         if config.weight_fn == "one":
             losses, memory = self._forward(batch, memory_trains=config.trains_memory, memory=config.trains_memory)
@@ -124,7 +123,7 @@ class NpcStep:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Losses [b] of the pairs, and of their image-keyed and caption-keyed entries, under theta.
 
-        Without `memory` the entries are not encoded again: `known` (constants, for the logged total) stands for them.
+        Without `memory` the entries are not encoded again: `known` (constants, for the logged total) is returned.
         """
         images, texts, scale = self.encode(batch.images, batch.texts)
         losses = self._losses(images[batch.image_index], texts, batch.image_ids, scale)
@@ -143,7 +142,7 @@ class NpcStep:
             )
 
     def _trial_step(self, losses: Tensor) -> None:
-        """theta+ into `self.trial`: decay yes, clipping no; the moments are those of earlier trial gradients."""
+        """theta+ into `self.trial`, with weight decay, without clipping; moments come from earlier trial gradients."""
         loss = self.config.trial_scale * losses.mean()
         retain = self.shares_forward
         gradients = average(
@@ -169,7 +168,7 @@ class NpcStep:
         return self._memory_losses(images[image_index], texts[caption], batch.memory_image_ids, scale)
 
     def _memory_losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        """Two batches of their own: image-keyed entries are no negatives of caption-keyed ones."""
+        """Two separate batches: image-keyed entries are not negatives of caption-keyed ones."""
         halves = (rows.chunk(2) for rows in (images, texts, image_ids))
         return tuple(self._losses(*half, scale) for half in zip(*halves, strict=True))
 
@@ -200,7 +199,7 @@ class NpcStep:
     # State
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments of the trial optimiser, `trial.<parameter>.<moment>`, and which forward passes are shared."""
+        """Moments of the trial optimiser, `trial.<parameter>.<moment>`, and whether the forward pass is shared."""
         own = self.trial if self.config.trial_moments == "own" else {}
         state = {
             f"trial.{name}.{moment}": tensor
@@ -212,6 +211,7 @@ class NpcStep:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a `state_dict()`."""
         if "shares_forward" in state:
             self.shares_forward = bool(state["shares_forward"])
         for name, value in self.trial.items():

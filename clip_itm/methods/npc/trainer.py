@@ -26,8 +26,10 @@ BANK, STATE = "bank.npz", "npc_state.safetensors"
 
 
 class NpcTrainer(PairTrainer):
-    """`build_bank` makes the memory bank from the current weights, when the warm-up is over; `is_clean` bool [N] is the
-    truth about the training pairs where it is known, for the log alone.
+    """A `PairTrainer` whose steps, after the warm-up, are `NpcStep`s with a memory bank.
+
+    `build_bank` makes the bank from the current weights when the warm-up is over; `is_clean` bool [N] is the truth
+    about the training pairs if it is known, for the log only.
     """
 
     def __init__(self, *args, build_bank: Callable[[], MemoryBank], is_clean: np.ndarray | None, **kwargs):
@@ -58,6 +60,7 @@ class NpcTrainer(PairTrainer):
                 self.log(described)
 
     def use_bank(self, bank: MemoryBank) -> None:
+        """Give every batch from now on the memory entries of `bank`."""
         self.bank = bank
         self.train_dataset.memory = (bank.image_entry, bank.caption_entry)
 
@@ -88,7 +91,7 @@ class NpcTrainer(PairTrainer):
             "method_epoch": epoch + 1,
             "mean_weight": float(weight.mean()),
             "weight_below_1": float((weight < 1).mean()),
-            # to be read beside the rounding of float32: a weight jumps where the ratio crosses 1
+            # to be compared with the rounding of float32: a weight jumps where the ratio crosses 1
             "ratio_distance": float(np.median(np.abs(np.minimum(ratio, 2) - 1))),
         }
         if self.is_clean is not None and (value := auc(ratio, self.is_clean[seen])) is not None:
@@ -140,7 +143,10 @@ class NpcTrainer(PairTrainer):
 def bank_of_pairs(
     embeddings: Embeddings, data: TrainingData, model: nn.Module, rho: float, name: str, seed: int
 ) -> MemoryBank:
-    """The bank of the training pairs with these embeddings of `data.train` under `model`, searched on its device."""
+    """The bank of the training pairs, from embeddings of `data.train` under `model`; the search runs on its device.
+
+    `name` is what the bank says of the model.
+    """
     return build_bank(
         embeddings.images.to(model.device),
         embeddings.texts.to(model.device),
@@ -155,15 +161,18 @@ def bank_of_pairs(
 
 
 def bank_against_truth(bank: MemoryBank, is_clean: np.ndarray) -> dict[str, float | None]:
-    """`purity`, the share of the clean set that is right (bool [N] `is_clean`); `auc` of the losses, None where all
-    pairs are right or all wrong."""
+    """How well a bank agrees with the truth `is_clean` bool [N].
+
+    `purity`: the fraction of the clean set that is right; `auc`: of the losses, None if all pairs are right or all are
+    wrong.
+    """
     return {"purity": float(is_clean[bank.clean].mean()), "auc": auc(-bank.losses, is_clean)}
 
 
 def make_bank(section: NpcHeadConfig, seed: int, data: TrainingData, encoder: Encoder) -> MemoryBank:
     """The bank of the training pairs under the encoder's current weights.
 
-    Raises ValueError where processes built different banks.
+    Raises ValueError if the processes built different banks.
     """
     epochs = section.warmup_epochs
     name = f"seed {seed} after {epochs} epochs" if epochs else "step 0"
