@@ -8,7 +8,7 @@ from clip_itm.methods.section import HeadSection
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-# what the released program computes where it seems a slip (docs/papers/aahr.md 16, numbers 2, 6, 13; 5; 8; 11)
+# what the released program computes, apparently by mistake (docs/papers/aahr.md 16, numbers 2, 6, 13; 5; 8; 11)
 RELEASED = {"mask_padding": False, "mask_same_image": False, "momentum_mode": "train", "clamp_distance": False}
 
 
@@ -26,14 +26,14 @@ class AahrHeadConfig(HeadSection):
     image_projection: Literal["linear", "mlp"] = Field(
         "linear", description="of image tokens; mlp: linear + MLP with batch norm, as published for regions"
     )
-    token_dropout: Share = Field(0.2, description="share of image tokens that training leaves out")
+    token_dropout: Share = Field(0.2, description="fraction of image tokens that training drops")
     pooling_heads: PositiveInt = Field(8, description="full-width heads of the global-guided pooling")
-    max_k: PositiveInt = Field(2, description="largest values a dimension that the residual pooling averages")
-    beta: Annotated[float, Field(ge=0, le=1)] = Field(0.8, description="share of the residual pooling")
+    max_k: PositiveInt = Field(2, description="largest values per dimension that the residual pooling averages")
+    beta: Annotated[float, Field(ge=0, le=1)] = Field(0.8, description="weight of the residual pooling")
     mask_padding: bool = Field(
         True, description="padding takes no part in pooling, batch norm and relevance; aahr_release: false"
     )
-    normalize_output: bool = Field(False, description="embeddings of unit length, cosine in place of dot product")
+    normalize_output: bool = Field(False, description="embeddings of unit length: cosine instead of dot product")
 
     margin: NonNegativeFloat = Field(0.2, description="of the sampled triplet loss")
     distance_cutoff: Annotated[float, Field(gt=0.5, le=2)] = Field(
@@ -62,12 +62,12 @@ class AahrHeadConfig(HeadSection):
     graph_dropout: Share = Field(0.6, description="in the graph convolutions")
     graph_bias: NonNegativeFloat = Field(1.0, description="weight of relevance in the graph's attention (COCO: 1.5)")
     neighbours: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="share of the batch that each photo and caption is connected with"
+        0.5, description="fraction of the batch that each photo and caption is connected with"
     )
     edge: Literal["mean", "mlp"] = Field(
         "mean", description="relevance across modalities: the mean of fragment scores, or plus an MLP of the best ten"
     )
-    regulariser_weight: NonNegativeFloat = Field(10.0, description="of the relevance; trains with edge: mlp alone")
+    regulariser_weight: NonNegativeFloat = Field(10.0, description="of the relevance; trains only with edge: mlp")
 
     queue_length: PositiveInt = Field(2048, description="keys of earlier batches")
     queue_temperature: PositiveFloat = 0.07
@@ -76,9 +76,9 @@ class AahrHeadConfig(HeadSection):
         "local", description="embedding that is compared with the (fused) keys; local as published"
     )
     mask_same_image: bool = Field(
-        True, description="keys of the query's own photo are no negatives; aahr_release: false"
+        True, description="keys of the query's own photo are not negatives; aahr_release: false"
     )
-    momentum: Share = Field(0.999, description="share of the old weights in the momentum encoders")
+    momentum: Share = Field(0.999, description="weight of the old weights in the momentum encoders")
     momentum_mode: Literal["eval", "train"] = Field(
         "eval", description="mode of the momentum encoders; aahr_release: train, with dropout in the keys"
     )

@@ -1,12 +1,13 @@
-"""What trains AAHR beside the triplet loss of its embeddings: prototypes, graph, queues (docs/papers/aahr.md 9).
+"""The whole loss of AAHR: triplets, prototypes, graph, queues (docs/papers/aahr.md 9).
 
     L = T(f_i, f_t) + L_graph + 0.2 L_prototypes + 10 L_regulariser + L_queue
 
-Each term is 0 until its gate opens: prototypes behind 2200 steps, the graph behind 8000 (both of the published batch,
-or as many epochs as the recipe says), the queue when it is full. Behind a closed gate nothing has a gradient.
+Each term is 0 until its gate opens: prototypes after 2200 steps, the graph after 8000 (both of the published batch
+size, or after as many epochs as the recipe says), the queue when it is full. Behind a closed gate nothing has a
+gradient.
 
 T sums hinges over a batch, the others are means. Here T is a mean over pairs, too, times `reference_batch`: at that
-batch it is the published sum, at any other the terms keep their proportions.
+batch size it is the published sum, at any other the terms keep their proportions.
 """
 
 from typing import NamedTuple
@@ -38,14 +39,14 @@ from clip_itm.methods.scores import local_targets, same_image
 
 
 class Gates(NamedTuple):
-    """Steps of the criterion, from 0, at which a term begins."""
+    """Steps of the criterion (batches, 0-based) at which a term begins."""
 
     prototypes: int
     graph: int
 
 
 def gates_of(config: AahrHeadConfig, batch_size: int, batches_per_epoch: int) -> Gates:
-    """Published steps, scaled to batches of `batch_size` pairs, or the epochs of the recipe."""
+    """The published steps, scaled to batches of `batch_size` pairs, or the epochs of the recipe in steps."""
     scale = config.reference_batch / batch_size
     prototypes, graph = round(2200 * scale) + 1, round(8000 * scale)
     if config.prototypes_after is not None:
@@ -58,9 +59,9 @@ def gates_of(config: AahrHeadConfig, batch_size: int, batches_per_epoch: int) ->
 class AahrCriterion(nn.Module):
     """Losses of the local pairs; only training needs it.
 
-    `step` counts batches, `gates` says when terms begin, `queue` holds the keys of earlier batches; they are no part of
-    the state of the module. The graph is computed whole by every process, each for the rows of its own pairs, with
-    dropout of its own.
+    `step` counts batches, `gates` says when terms begin, `queue` holds the keys of earlier batches; they are not part
+    of the module's state. Every process computes the whole graph, with its own dropout, and uses the rows of its own
+    pairs.
     """
 
     def __init__(self, config: AahrHeadConfig):
@@ -78,9 +79,10 @@ class AahrCriterion(nn.Module):
     def forward(
         self, images: Encoded, texts: Encoded, scores: tuple[Tensor, Tensor], image_ids: Tensor, keys: tuple | None
     ) -> dict[str, Tensor]:
-        """Losses [b] of each term that takes part, weighted; in evaluation mode those of the triplets alone.
+        """Losses [b] of each term that takes part, weighted; in evaluation mode only those of the triplets.
 
-        `scores`: see `global_scores`; `keys`: [b, D] of the momentum encoders, of images and captions.
+        `scores`: see `global_scores`; `image_ids` int64 [b]; `keys`: embeddings [b, D] of images and of captions under
+        the momentum encoders, None without a queue.
         """
         config = self.config
         positive = same_image(scores[0], image_ids)
@@ -107,19 +109,20 @@ class AahrCriterion(nn.Module):
         return losses
 
     def end_step(self, keys: tuple | None, image_ids: Tensor) -> None:
-        """Behind the loss of a batch."""
+        """To be called after the loss of a batch: counts the step, and puts the keys into the queue."""
         self.step += 1
         if keys is not None:
             self.queue.write(*keys, image_ids)
 
     def triplet(self, rows: Tensor, columns: Tensor, positive: Tensor) -> Tensor:
+        """Triplet losses [b] of the local pairs, both directions; see `sampled_triplet_losses`."""
         config = self.config
         return sampled_triplet_losses(
             rows, columns, positive, config.margin, config.distance_cutoff, config.clamp_distance
         )
 
     def relate(self, images: Encoded, texts: Encoded, v: Tensor, t: Tensor) -> tuple[Relation, Relation]:
-        """Relevance and connections of the global batch; v, t [B, D] are its local embeddings of unit length."""
+        """Relevance and connections of the global batch; `v`, `t` [B, D] are its local embeddings of unit length."""
         words, word_mask = gather_fragments(texts.fragments, texts.mask)
         region_mask, normed = images.mask, word_mask
         if not self.config.mask_padding:

@@ -6,7 +6,7 @@
     l = beta * max-k(u) + (1 - beta) * p
     f = z * l / |l| + (1 - z) * g / |g|,  z = sigmoid(Wz [l / |l|; g / |g|] + bz)
 
-f is what is compared; it is not normalised again. The heads of the pooling are as wide as the embedding.
+f is what is compared; it is not normalised again. Each head of the pooling is as wide as the embedding.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class GuidedPooling(nn.Module):
         query = self.query(pooled).unflatten(-1, heads)
         key = self.key(tokens).unflatten(-1, heads)
         pooled_tokens = torch.einsum("bhn,bnd->bhd", pooling_weights(query, key, mask).to(tokens.dtype), tokens)
-        # weights add up to 1, so that the value map may follow the sum: H vectors to multiply in place of H * N
+        # weights add up to 1, so the value map can follow the sum: H vectors to multiply instead of H * N
         weight = self.value.weight.unflatten(0, heads)
         bias = self.value.bias.unflatten(0, heads).mean(dim=0)
         return torch.einsum("bhd,hed->be", pooled_tokens, weight) / self.num_heads + bias
@@ -61,7 +61,7 @@ def pooling_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 
 
 def max_k(tokens: Tensor, mask: Tensor, k: int) -> Tensor:
-    """Mean of the k largest values of each dimension over the tokens that count, of all where these are fewer (4.4).
+    """Mean of the k largest values of each dimension over the tokens that count (of all, if fewer than k do) (4.4).
 
     [B, N, D], bool [B, N] to [B, D].
     """
@@ -73,7 +73,7 @@ def max_k(tokens: Tensor, mask: Tensor, k: int) -> Tensor:
 
 
 class TokenEncoder(nn.Module):
-    """Images or captions to `Encoded`. Padding changes nothing, unless `config.mask_padding` is off."""
+    """Features of images or captions to `Encoded`. Padding changes nothing, unless `config.mask_padding` is off."""
 
     def __init__(self, config: AahrHeadConfig, tokens_width: int, pooled_width: int, projection: str = "linear"):
         super().__init__()
@@ -83,7 +83,7 @@ class TokenEncoder(nn.Module):
         self.pooled_projection = nn.Linear(pooled_width, width)
         nn.init.xavier_uniform_(self.pooled_projection.weight)
         nn.init.zeros_(self.pooled_projection.bias)
-        # not batch_first: that one has a path without gradient that zeroes padding, which mask_padding: false needs
+        # not batch_first: its path without gradients zeroes padding, which mask_padding: false needs
         self.transformer = nn.TransformerEncoderLayer(width, config.num_heads, width, config.dropout)
         self.pooling = GuidedPooling(width, config.pooling_heads)
         self.gate = nn.Linear(2 * width, width)
@@ -106,7 +106,7 @@ class TokenEncoder(nn.Module):
         return Encoded(fused, local, fragments.detach(), mask)
 
     def fuse(self, local: Tensor, pooled: Tensor) -> Tensor:
-        """f [B, D], float32 or better (docs/papers/aahr.md 4.5)."""
+        """f [B, D], float32 or better, from l and g [B, D] (docs/papers/aahr.md 4.5)."""
         dtype = torch.promote_types(local.dtype, torch.float32)
         local, pooled = F.normalize(local.to(dtype), dim=-1), F.normalize(pooled.to(dtype), dim=-1)
         gate = self.gate(torch.cat([local, pooled], dim=-1)).to(dtype).sigmoid()
@@ -115,6 +115,6 @@ class TokenEncoder(nn.Module):
 
 
 def _at_least_one(mask: Tensor) -> Tensor:
-    """A caption without words counts its first place, so that no softmax is empty."""
+    """For a caption without words the first token counts, so that no softmax is empty."""
     first = torch.arange(mask.shape[1], device=mask.device) == 0
     return mask | (first & ~mask.any(dim=1, keepdim=True))

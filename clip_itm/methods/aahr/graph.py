@@ -13,6 +13,8 @@ from clip_itm.methods.aahr.relation import Relation
 
 
 class GraphConvolution(nn.Module):
+    """G above: nodes mix by relevance, then a linear map and LeakyReLU (docs/papers/aahr.md 7.3)."""
+
     def __init__(self, width: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
@@ -26,12 +28,12 @@ class GraphConvolution(nn.Module):
 
 
 def attention_bias(relevance: Tensor, connected: Tensor, weight: float) -> Tensor:
-    """Added to attention logits [N, N]: weighted relevance, -inf between nodes that are not connected."""
+    """What is added to attention logits [N, N]: weighted relevance, -inf between nodes that are not connected."""
     return torch.where(connected, weight * relevance, -torch.inf)
 
 
 class InstanceGraph(nn.Module):
-    """Images and captions of a batch as 2B nodes that learn from each other."""
+    """Images and captions of a batch as 2B nodes that exchange information."""
 
     def __init__(self, width: int, num_heads: int, dropout: float, graph_dropout: float, bias_weight: float):
         super().__init__()

@@ -13,7 +13,7 @@ from clip_itm.similarity.base import Similarity
 
 
 class FusedDotProduct(Similarity):
-    """Dot product of embeddings in which a gate has mixed global and local features; they are of no unit length."""
+    """Dot product of embeddings in which a gate has mixed global and local features; they do not have unit length."""
 
     needs_tokens = True
     is_dot_product = True
@@ -41,7 +41,7 @@ class AahrHead(Head):
     """Two-grain embeddings, trained by sampled triplets, shared prototypes, an instance graph and momentum queues.
 
     `keys` are the embeddings [b, D] of images and captions of this batch under the momentum encoders. Training sets
-    them before every batch; without them there is no queue.
+    them before every batch; if None, there is no queue.
     """
 
     citation = (
@@ -68,12 +68,12 @@ class AahrHead(Head):
         return self.similarity.text_encoder(features)
 
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
-        """See `Head.loss`. In evaluation mode it is that of the triplets alone."""
+        """See `Head.loss`. In evaluation mode only the triplets count."""
         scores = global_scores(self.similarity, images.fused, texts.fused)
         losses = self.criterion(images, texts, scores, image_ids, self.keys)
         if self.training and torch.is_grad_enabled():
             self.criterion.end_step(self.keys, image_ids)
-        # with edge: mean the regulariser has no gradient; it says something of the relevance, and is logged
+        # with edge: mean the regulariser has no gradient; it describes the relevance, and is only logged
         trained = [values for name, values in losses.items() if name != "regulariser" or self.config.edge == "mlp"]
         total = sum(trained)
         if pair_weight is not None:

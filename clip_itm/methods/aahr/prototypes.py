@@ -4,7 +4,7 @@
     q = Sinkhorn(o)                                                  without gradient, over the global batch
     L_b = - sum_k q_t log softmax(o_i / tau) - sum_k q_i log softmax(o_t / tau)
 
-As in SwAV: pairs that mean the same share prototypes though they are labelled negative.
+As in SwAV: pairs that mean the same share prototypes although they are labelled negatives.
 """
 
 import torch
@@ -16,13 +16,19 @@ from clip_itm.distributed import gather_constant, process_index
 
 @torch.no_grad()
 def project_to_unit_length(prototypes: Tensor) -> None:
-    """In place, outside of the graph: a projection before every use, no reparametrisation."""
+    """In place, outside the autograd graph: a projection before every use, not a reparametrisation."""
     prototypes.copy_(F.normalize(prototypes, dim=1))
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Assignments [B, K] of all samples, rows adding up to 1 and columns, nearly, to B / K."""
+    """Balanced assignments [B, K] from `scores` [B, K]: rows add up to 1, and columns nearly to B / K.
+
+    Example:
+        >>> sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.9]]), epsilon=0.1, iterations=3).round(decimals=2)
+        tensor([[1.0000, 0.0000],
+                [0.1400, 0.8600]])
+    """
     samples, prototypes = scores.shape
     assignments = ((scores - scores.max()) / epsilon).exp()
     assignments /= assignments.sum()
@@ -35,7 +41,10 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 def prototype_losses(
     images: Tensor, texts: Tensor, prototypes: Tensor, temperature: float, epsilon: float, iterations: int
 ) -> Tensor:
-    """L_b [b] of the local pairs; `images`, `texts` [b, D], `prototypes` [K, D] of unit rows."""
+    """L_b [b] of the local pairs (docs/papers/aahr.md 6).
+
+    `images`, `texts` [b, D] embeddings; `prototypes` [K, D] with unit rows; `epsilon`, `iterations`: of `sinkhorn`.
+    """
     own = slice(process_index() * len(images), (process_index() + 1) * len(images))
     image_scores, text_scores = images @ prototypes.T, texts @ prototypes.T
     image_targets, text_targets = (

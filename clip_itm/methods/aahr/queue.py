@@ -11,10 +11,10 @@ from clip_itm.distributed import gather_constant
 
 
 class KeyQueue:
-    """The latest keys of images and captions, `images` and `texts` [M, D], `ids` of their images int64 [M].
+    """The latest keys of images and captions, `images` and `texts` [M, D], and the `ids` int64 [M] of their images.
 
-    `pointer` is the place of the next key, `count` how many are there. Every process holds all of them, and they stay
-    equal. They live where the keys that are written live.
+    `pointer` is the row of the next key, `count` the number of keys so far, at most M. Every process holds all of them,
+    and they stay equal. They live on the device of the keys that are written.
     """
 
     def __init__(self, length: int, width: int):
@@ -24,11 +24,12 @@ class KeyQueue:
 
     @property
     def is_full(self) -> bool:
+        """Whether all M rows hold a key."""
         return self.count == len(self.ids)
 
     @torch.no_grad()
     def write(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> None:
-        """Put the keys [b, D] of all processes in, in their order, in place of the oldest ones."""
+        """Replace the oldest keys with those [b, D] of all processes, in order of processes."""
         images, texts, image_ids = (gather_constant(rows.detach()) for rows in (images, texts, image_ids))
         self.move_to(images)
         positions = (self.pointer + torch.arange(len(images), device=images.device)) % len(self.ids)
@@ -38,6 +39,7 @@ class KeyQueue:
         self.count = min(self.count + len(images), len(self.ids))
 
     def move_to(self, keys: Tensor) -> None:
+        """Take over device and type of `keys`."""
         self.images, self.texts = self.images.to(keys), self.texts.to(keys)
         self.ids = self.ids.to(keys.device)
 
@@ -46,7 +48,7 @@ class KeyQueue:
         return state | {"place": torch.tensor([self.pointer, self.count])}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a `state_dict()`; ValueError when it is that of another queue."""
+        """Take over a `state_dict()`. Raises ValueError if it is of a queue of another size."""
         if state["images"].shape != self.images.shape:
             raise ValueError(
                 f"the stored queue has the shape {list(state['images'].shape)}, this run's {list(self.images.shape)} "
@@ -59,7 +61,12 @@ class KeyQueue:
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """Cross-entropy [b] of each query [b, D] with its own key [b, D] among the `queue` [M, D].
 
-    `skipped` bool [b, M]: keys in the queue that are no negatives of the query.
+    `mask` bool [b, M]: True for keys of the queue that are not negatives of the query.
+
+    Example:
+        >>> queries = torch.eye(2)
+        >>> info_nce(queries, keys=queries, queue=-queries, temperature=1.0)
+        tensor([0.4076, 0.4076])
     """
     queries, keys, queue = (F.normalize(rows, dim=1) for rows in (queries, keys, queue))
     own, others = (queries * keys).sum(dim=1, keepdim=True), queries @ queue.T

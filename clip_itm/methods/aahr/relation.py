@@ -6,8 +6,8 @@ Across, from fragments (unit regions r, unit words w):             s_wr = LeakyR
     R_ci = mean_w max_r s_wr / |s_:r|      what image i says to caption c
     R_ic = mean_r max_w s_wr / |s_w:|      what caption c says to image i
 
-Rows receive. Fragments carry no gradient, so neither does relevance across modalities, unless an MLP of the best
-fragment scores is added to it.
+Rows receive from columns. Fragments carry no gradient, so neither does relevance across modalities, unless an MLP of
+the best fragment scores is added to it.
 """
 
 from typing import NamedTuple
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from clip_itm.distributed import gather_constant, gather_with_gradient
 
 BLOCK = 2**22  # fragment scores in memory at a time
-NORM_WORDS = 10  # words that the released program normalises over at least, padding included
+NORM_WORDS = 10  # the released program normalises over at least so many words, padding included
 
 
 class Relation(NamedTuple):
-    """Four matrices [B, B]; rows receive."""
+    """Four matrices [B, B] over the images and captions of a batch; rows receive from columns."""
 
     image_image: Tensor
     image_text: Tensor
@@ -37,14 +37,14 @@ class Relation(NamedTuple):
 
 
 class FragmentScores(NamedTuple):
-    """Of b images and B captions, 0 at fragments that do not count."""
+    """Best scores of the fragments of b images and B captions, 0 for fragments that do not count."""
 
     words: Tensor  # [b, B, L]: max_r s_wr / |s_:r|
     regions: Tensor  # [b, B, R]: max_w s_wr / |s_w:|
 
 
 def distances(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean [Nl, Nr] of unit vectors [Nl, D] and [Nr, D]; 0 up to rounding is 0, and has no gradient."""
+    """Euclidean distances [Nl, Nr] of unit vectors [Nl, D] and [Nr, D]; below rounding they are 0, without gradient."""
     squared = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1) - 2 * left @ right.T
     apart = squared > _rounding(squared)
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
@@ -56,7 +56,7 @@ def _rounding(values: Tensor) -> float:
 
 
 def instance_relevance(vectors: Tensor, sigma: float = 1.0) -> Tensor:
-    """[B, B] of unit vectors [B, D]; exactly 1 on the diagonal."""
+    """Relevance [B, B] within a modality, of unit vectors [B, D]; exactly 1 on the diagonal (7.1)."""
     own = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
     return (-distances(vectors, vectors).masked_fill(own, 0) / sigma).exp()
 
@@ -64,7 +64,7 @@ def instance_relevance(vectors: Tensor, sigma: float = 1.0) -> Tensor:
 def fragment_scores(
     regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor, normed: Tensor
 ) -> FragmentScores:
-    """Of regions [b, R, D] and words [B, L, D], in blocks of captions.
+    """Best scores of regions [b, R, D] and words [B, L, D], in blocks of captions.
 
     `region_mask` bool [b, R]; `word_mask`, `normed` bool [B, L]: words that count, and those that |s_:r| runs over.
     """
@@ -94,7 +94,7 @@ def mean_scores(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class EdgeMlp(nn.Module):
-    """A number from the best ten fragment scores, in falling order; 0 for the missing ones of short captions."""
+    """A number from the ten best fragment scores in descending order; short captions are filled up with 0."""
 
     def __init__(self, best: int = 10):
         super().__init__()
@@ -109,16 +109,16 @@ class EdgeMlp(nn.Module):
 
 
 def connections(scores: Tensor, neighbours: float) -> Tensor:
-    """Bool [N, M]: of each row the floor(neighbours * M) largest, at least one, and what ties with them (7.2).
+    """Bool [N, M]: the floor(neighbours * M) largest of each row, at least one, and whatever ties with them (7.2).
 
-    Pairs of one image tie, though their scores may have been rounded differently.
+    Pairs of one image tie, although their scores may have been rounded differently.
     """
     count = max(1, int(neighbours * scores.shape[1]))
     return scores >= scores.topk(count, dim=1).values[:, -1:] - _rounding(scores)
 
 
 def regulariser(relation: Relation, images: Tensor, texts: Tensor) -> Tensor:
-    """KL of relevance across modalities against nearness of the local embeddings [B, D], row by row (7.6): [B]."""
+    """KL divergence [B], row by row, of relevance across modalities from nearness of the embeddings [B, D] (7.6)."""
     near = (-distances(images.detach(), texts.detach())).exp()
     return _divergence(relation.image_text, near) + _divergence(relation.text_image, near.T)
 

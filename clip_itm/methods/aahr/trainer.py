@@ -17,10 +17,10 @@ STATE = "aahr_state.safetensors"
 
 
 class MomentumEncoders:
-    """A copy of a model without gradients, for embeddings alone, that follows what trains (docs/papers/aahr.md 8).
+    """A copy of a model, only for embeddings and without gradients, that follows what trains (docs/papers/aahr.md 8).
 
-    What is frozen is shared with the model. `share`: of its own weights that the copy keeps at each step; in the mode
-    "eval" it takes over running statistics as they are, in "train" it has its own.
+    What is frozen is shared with the model. `decay`: weight of the copy's own weights at each step; with `mode` "eval"
+    it takes over running statistics as they are, with "train" it has its own.
     """
 
     def __init__(self, model: nn.Module, decay: float, mode: str):
@@ -37,6 +37,7 @@ class MomentumEncoders:
 
     @torch.no_grad()
     def follow(self) -> None:
+        """Move the copy towards the model's current weights, by 1 - `decay`."""
         own, others = ([model.get_parameter(name) for name in self.names] for model in (self.copy, self.model))
         self.average(own, others, None)
         if self.mode == "eval":
@@ -52,7 +53,10 @@ class MomentumEncoders:
 
 
 class AahrTrainer(PairTrainer):
-    """`momentum`: encoders of keys, made before the first batch, so that they start as the model does."""
+    """A `PairTrainer` with `momentum` encoders, which make the keys of the queue, and with gates counted in batches.
+
+    The encoders are made before the first batch, so that they start with the model's weights.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -62,7 +66,7 @@ class AahrTrainer(PairTrainer):
         self.criterion.gates = gates_of(self.config, self.section.batch_size, batches)
         self.momentum: MomentumEncoders | None = None
         self._momentum_state: dict[str, Tensor] = {}
-        self._followed: int | None = None  # optimiser step before which the copy has followed last
+        self._followed: int | None = None  # the optimiser step before which the copy last followed
         self._warn_of_closed_gates(batches)
 
     def _warn_of_closed_gates(self, batches: int) -> None:
@@ -85,7 +89,7 @@ class AahrTrainer(PairTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _follow(self) -> None:
-        """Once an optimiser step, before the keys are made."""
+        """Once per optimiser step, before the keys are made."""
         if self.momentum is None:
             self.momentum = MomentumEncoders(self.model, self.config.momentum, self.config.momentum_mode)
             self.momentum.load_state_dict(self._momentum_state)

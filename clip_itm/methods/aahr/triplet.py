@@ -4,7 +4,7 @@
     log w = (2 - n) log d - (n - 3) / 2 log(1 - d^2 / 4)             n = 512; 0 beyond the cutoff and at positives
     l_a = sum over positives p of max(0, margin + S_aj - S_ap)       one j for each p, drawn by w_a
 
-w is one over the density of distances between random points of a sphere: near and far negatives come alike.
+w is one over the density of distances between random points of a sphere: near and far negatives are equally likely.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ SMALLEST_DISTANCE = 0.5
 
 
 class Triplets(NamedTuple):
-    """Places of n triplets in a matrix of scores; int64 [n] each."""
+    """Rows and columns of n triplets in a matrix of scores; int64 [n] each."""
 
     anchors: Tensor
     positives: Tensor
@@ -25,9 +25,10 @@ class Triplets(NamedTuple):
 
 
 def negative_weights(scores: Tensor, positive: Tensor, cutoff: float, clamp: bool = True) -> Tensor:
-    """Probabilities of the negatives of each row, [b, B], without gradient; a row of zeros where none can be drawn.
+    """Probabilities [b, B] of the negatives of each row of `scores` [b, B], without gradient (docs/papers/aahr.md 5).
 
-    `positive` bool [b, B]. Without `clamp` a negative whose score is above 1 is never drawn.
+    A row is zero if no negative can be drawn. `positive` bool [b, B]: columns that match the row. Without `clamp` a
+    negative whose score is above 1 is never drawn.
     """
     squared = 2 - 2 * scores.detach()
     if clamp:
@@ -47,14 +48,14 @@ def draw_triplets(weights: Tensor, positive: Tensor) -> Triplets:
 
 
 def draw_negatives(weights: Tensor) -> Tensor:
-    """A column int64 [n] for every row of weights [n, B]."""
+    """A column, drawn by its weight, for every row of `weights` [n, B]: int64 [n]."""
     if len(weights) == 0:
         return torch.empty(0, dtype=torch.int64, device=weights.device)
     return torch.multinomial(weights, 1)[:, 0]
 
 
 def triplet_losses(scores: Tensor, triplets: Triplets, margin: float) -> Tensor:
-    """l_a [b]."""
+    """l_a [b] of the rows of `scores` [b, B]: the hinges of each anchor's triplets, added up."""
     anchors, positives, negatives = triplets
     hinges = (margin + scores[anchors, negatives] - scores[anchors, positives]).clamp(min=0)
     return scores.new_zeros(len(scores)).index_add(0, anchors, hinges)
@@ -63,7 +64,10 @@ def triplet_losses(scores: Tensor, triplets: Triplets, margin: float) -> Tensor:
 def sampled_triplet_losses(
     rows: Tensor, columns: Tensor, positive: Tensor, margin: float, cutoff: float, clamp: bool = True
 ) -> Tensor:
-    """Both directions of the local pairs, [b]: `rows` [b, B] image to captions, `columns` [b, B] caption to images."""
+    """Triplet losses [b] of the local pairs, both directions added (docs/papers/aahr.md 5).
+
+    `rows` [b, B] scores image to captions, `columns` [b, B] caption to images; `positive` bool [b, B]: matches.
+    """
     total = 0
     for scores in (rows, columns):
         triplets = draw_triplets(negative_weights(scores, positive, cutoff, clamp), positive)

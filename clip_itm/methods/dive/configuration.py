@@ -29,7 +29,7 @@ class SlotsSection(Section):
         "sine", description="added to keys; CLIP's tokens already carry theirs"
     )
     compat_leaky_mask: bool = Field(
-        False, description="padding takes part as in the released code; for converted weights alone"
+        False, description="padding takes part as in the released code; only for converted weights"
     )
 
 
@@ -40,6 +40,8 @@ class PvseSection(Section):
 
 
 class SmoothChamferSection(Section):
+    """A soft maximum over pairs of elements, averaged over both sets."""
+
     kind: Literal["smooth_chamfer"] = "smooth_chamfer"
     alpha: PositiveFloat = Field(16.0, description="the larger, the closer to Chamfer; the same in evaluation")
 
@@ -51,6 +53,8 @@ class SetSimilaritySection(Section):
 
 
 class TripletSection(Section):
+    """The triplet loss on set similarities."""
+
     kind: Literal["triplet"] = "triplet"
     negatives: Literal["hardest", "all", "clamped"] = Field(
         "hardest",
@@ -71,7 +75,7 @@ class InfoNceSection(Section):
 
 
 class DiveHeadConfig(HeadSection):
-    """A set of diverse embeddings per image and a caption, compared by smooth-Chamfer similarity."""
+    """A set of diverse embeddings per image and per caption, compared by smooth-Chamfer similarity."""
 
     kind: Literal["dive"] = "dive"
     image_elements: PositiveInt = Field(4, description="elements of a photo's set")

@@ -1,4 +1,4 @@
-"""DivE: a set of diverse embeddings per image and a caption (Kim et al., CVPR 2023; docs/papers/dive.md)."""
+"""DivE: a set of diverse embeddings per image and per caption (Kim et al., CVPR 2023; docs/papers/dive.md)."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class DiveHead(Head):
     """Embeddings are sets [B, K, D]: slots that competed for the tokens, each added to the pooled feature.
 
     The loss is a triplet (or contrastive) loss on set similarities, plus terms that bring the modalities together and
-    keep slots apart. `circular_variance` in the log says whether sets collapse: recall stays decent while they do.
+    keep slots apart. `image_variance` and `text_variance` in the log show whether sets collapse; recall does not.
     """
 
     citation = (
@@ -66,7 +66,7 @@ class DiveHead(Head):
         return tuple(triplet_losses(scores, targets, siblings, loss.margin, negatives) for scores in (rows, columns))
 
     def loss(self, images: SetOutput, texts: SetOutput, image_ids, pair_ids, pair_weight=None):
-        """See `Head.loss`; `pair_weight` scales the loss of a pair."""
+        """See `Head.loss`; `pair_weight` scales the loss of a pair, not the other terms."""
         config = self.config
         losses = self.pair_losses(images.sets, texts.sets, image_ids)
         if pair_weight is not None:

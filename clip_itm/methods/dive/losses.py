@@ -9,7 +9,7 @@
     Div = mean over items of 2 / (K (K - 1)) sum_{k<l} exp(-2 |e_k - e_l|^2)      e_k unit slots
 
 Both directions are means over pairs, so that the scale does not depend on the batch. An image with several captions in
-the batch stands in several rows: each of its captions is an anchor, none a negative.
+the batch has several rows: each of its captions is an anchor, none a negative.
 """
 
 import torch
@@ -23,9 +23,14 @@ from clip_itm.methods.triplet.head import hinge_losses
 def triplet_losses(scores: Tensor, targets: Tensor, same_image: Tensor, margin: float, negatives: str) -> Tensor:
     """Loss of every local pair in one direction; the mean over all processes' pairs is that of the batch (6.1, 6.2).
 
-    `scores` [b, B], `targets` int64 [b] (column of the row's own pair), `same_image` bool [b, B] (no negatives).
+    `scores` [b, B], `targets` int64 [b] (column of the row's own pair), `same_image` bool [b, B] (not negatives).
     `negatives`: "hardest" of the row; "all": the mean over all negatives of the batch; "clamped": hinges cut at the
-    margin, over the number of those above 0. A row without negatives costs nothing.
+    margin, over the number of those above 0. A row without negatives has loss 0.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.9, 0.3], [0.9, 0.8, 0.9]])
+        >>> triplet_losses(scores, torch.arange(3), torch.eye(3, dtype=torch.bool), margin=0.2, negatives="hardest")
+        tensor([0.1000, 0.0000, 0.2000])
     """
     if negatives == "hardest":
         return hinge_losses(scores, targets, same_image, margin, hardest=True)
@@ -38,7 +43,7 @@ def triplet_losses(scores: Tensor, targets: Tensor, same_image: Tensor, margin: 
 
 
 def laplacian_kernel(rows: Tensor, columns: Tensor, gamma: float = 0.5, squared: bool = False) -> Tensor:
-    """exp(-gamma |a - b|) of vectors [n, D] and [m, D], or with the distance `squared`: [n, m] (6.3).
+    """exp(-gamma |a - b|) of vectors [n, D] and [m, D], or with the `squared` distance: [n, m] (6.3).
 
     The gradient at distance 0 is 0. Distances below the rounding of the product count as 0.
     """
@@ -68,7 +73,13 @@ def _pairs_of_elements(slots: Tensor) -> Tensor:
 
 
 def diversity(slots: Tensor) -> Tensor:
-    """Div of slots [B, K, D], a scalar; 0 for single elements (6.4)."""
+    """Div of slots [B, K, D], a scalar; 0 for single elements (6.4).
+
+    Example:
+        >>> collapsed, orthogonal = torch.ones(1, 2, 4), torch.eye(2)[None]
+        >>> diversity(collapsed), diversity(orthogonal)
+        (tensor(1.), tensor(0.0183))
+    """
     pairs = max(1, slots.shape[1] * (slots.shape[1] - 1) // 2)
     return (-4 * (1 - _pairs_of_elements(slots))).exp().sum(dim=1).mean() / pairs
 
@@ -80,5 +91,5 @@ def orthogonality(slots: Tensor) -> Tensor:
 
 
 def circular_variance(sets: Tensor) -> Tensor:
-    """1 - |mean of a set|, mean over sets [B, K, D], without gradient: 0 where elements have collapsed (6.7)."""
+    """1 - |mean of a set|, averaged over sets [B, K, D], without gradient: 0 if elements have collapsed (6.7)."""
     return 1 - sets.detach().mean(dim=1).norm(dim=-1).mean()

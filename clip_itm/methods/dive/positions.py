@@ -9,7 +9,7 @@ LONGEST, LARGEST_SIDE = 100, 50  # rows of the learned tables
 
 
 def sine(positions: Tensor, count: Tensor | int, width: int) -> Tensor:
-    """Places p [...] (1-based) among `count` to [..., width]: sine at even, cosine at odd channels, in float32.
+    """Positions p [...] (1-based) among `count` to [..., width]: sine in even, cosine in odd channels, in float32.
 
     The angle 2 pi p / count runs once around; channels i, i + 1 slow it down by 10000^(i / width), i even.
     """
@@ -20,15 +20,18 @@ def sine(positions: Tensor, count: Tensor | int, width: int) -> Tensor:
 
 
 def sine_grid(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """[height * width, channels], row-major: the first half of the channels says the row, the last the column."""
+    """Positions [height * width, channels], row-major: the first half of the channels encodes the row, the last the
+    column."""
     rows, columns = (sine(torch.arange(1, side + 1, device=device), side, channels // 2) for side in (height, width))
     return torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=1)
 
 
 class Positions(nn.Module):
-    """`kind`: "sine" or "learned" along the tokens that count, "sine_grid" or "learned_grid" on a square of tokens.
+    """Position embeddings of tokens, `channels` wide.
 
-    `of_batch`: along the padded length, as released. Otherwise a token's position knows nothing of the batch.
+    `kind`: "sine" or "learned" along the tokens that count, "sine_grid" or "learned_grid" on a square of tokens.
+    `of_batch`: along the padded length, as released. Otherwise a token's position does not depend on its batch.
+    Raises ValueError for a number of channels that the kind cannot split.
     """
 
     def __init__(self, kind: str, channels: int, of_batch: bool = False):
@@ -46,7 +49,10 @@ class Positions(nn.Module):
             self.rows = nn.Parameter(torch.rand(LARGEST_SIDE, channels // 2))
 
     def forward(self, mask: Tensor) -> Tensor:
-        """`mask` bool [B, N], tokens that count, to [B, N, C] or, on a grid, [N, C]."""
+        """Positions [B, N, C] (on a grid [N, C]) for `mask` bool [B, N], the tokens that count.
+
+        Raises ValueError for more tokens than a learned table has, and on a grid if N is not a square.
+        """
         if self.kind.endswith("_grid"):
             return self._grid(mask)
         positions = (torch.ones_like(mask) if self.of_batch else mask).cumsum(dim=1)

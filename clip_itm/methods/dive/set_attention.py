@@ -1,12 +1,12 @@
 """Slots that compete for the tokens of an image or a caption (docs/papers/dive.md 4).
 
-    A = softmax over slots of q k^T / sqrt(dh)       [h, K, N], every token is shared out among the slots
+    A = softmax over slots of q k^T / sqrt(dh)       [h, K, N], every token is divided among the slots
     W = A / (sum of A over tokens + 1e-7)            a slot takes the mean of its shares
     s = s + W v Wo + bo
     s = s + FFN(s)                                   T times
 
-Padding is masked behind the softmax over slots: before it, all slots of a padded token would score the same, and each
-would get 1/K of it (4.6). A set then depends on its own tokens alone.
+Padding is masked after the softmax over slots: if masked before, all slots of a padded token would score the same, and
+each would get 1/K of it (4.6). So a set depends only on its own tokens.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 def slot_shares(scores: Tensor, mask: Tensor | None = None, leaky: bool = False) -> Tensor:
     """A: scores [B, h, K, N] to shares that add up to 1 over the slots K, in float32 or more.
 
-    `mask` bool [B, N]: the others get 0. `leaky`: they get 1/K, as released.
+    `mask` bool [B, N]: tokens that count; the others get 0 or, with `leaky`, 1/K as released.
     """
     shares = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=2)
     if mask is None:
@@ -37,7 +37,7 @@ def token_weights(shares: Tensor) -> Tensor:
 
 
 class SlotLayer(nn.Module):
-    """Attention and feed-forward layers of one iteration, each with the LayerNorms before it (pre-norm)."""
+    """Attention and feed-forward layers of one iteration, each with the LayerNorms in front of it (pre-norm)."""
 
     def __init__(self, section: SlotsSection, width: int, token_width: int):
         super().__init__()
@@ -57,7 +57,7 @@ class SlotLayer(nn.Module):
         self.slot_norm, self.token_norm, self.ffn_norm = norm(width), norm(token_width), norm(width)
 
     def keys_values(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens [B, N, C] to keys and values [B, h, N, dh]; only keys know positions."""
+        """Tokens [B, N, C] to keys and values [B, h, N, dh]; only keys carry positions."""
         tokens = self.token_norm(tokens)
         keys = tokens if positions is None else tokens + positions.to(tokens.dtype)
         return self._split(self.key(keys)), self._split(self.value(tokens))
@@ -68,12 +68,13 @@ class SlotLayer(nn.Module):
         return queries @ keys.transpose(2, 3) * keys.shape[-1] ** -0.5
 
     def attend(self, slots: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the slots take from the tokens [B, K, D], and by which weights [B, h, K, N]."""
+        """What the slots take from the tokens, [B, K, D], and the attention weights [B, h, K, N]."""
         weights = token_weights(slot_shares(self.scores(slots, keys), mask, self.leaky))
         taken = weights.to(values.dtype) @ values
         return self.output(taken.transpose(1, 2).flatten(2)), weights
 
     def feed_forward(self, slots: Tensor) -> Tensor:
+        """What the feed-forward layers add to the slots, [B, K, D]."""
         return self.ffn(self.ffn_norm(slots))
 
     def _split(self, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@
     max                max_kl c_kl
     match probability  mean_kl sigmoid(a c_kl + b)
 
-Collapsed sets have the smooth-Chamfer similarity cosine + (ln K + ln L) / (2 alpha): it may exceed 1.
+The smooth-Chamfer similarity of collapsed sets is their cosine + (ln K + ln L) / (2 alpha): it may exceed 1.
 """
 
 import math
@@ -37,7 +37,13 @@ def element_cosines(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def smooth_chamfer(cosines: Tensor, alpha: float) -> Tensor:
-    """Cosines [K, b, L, n] to [b, n] (docs/papers/dive.md 5.1). One exponential serves both directions (5.7)."""
+    """Cosines [K, b, L, n] to similarities [b, n] (docs/papers/dive.md 5.1); one exponential for both directions (5.7).
+
+    Example:
+        >>> one_element_each = torch.tensor([0.5]).view(1, 1, 1, 1)
+        >>> smooth_chamfer(one_element_each, alpha=16.0)
+        tensor([[0.5000]])
+    """
     if alpha > LARGEST_SHARED_ALPHA:
         scaled = alpha * cosines
         return (scaled.logsumexp(2).mean(0) + scaled.logsumexp(0).mean(1)) / (2 * alpha)
@@ -46,24 +52,24 @@ def smooth_chamfer(cosines: Tensor, alpha: float) -> Tensor:
 
 
 def chamfer(cosines: Tensor) -> Tensor:
-    """[K, b, L, n] to [b, n] (5.2)."""
+    """Cosines [K, b, L, n] to Chamfer similarities [b, n] (5.2)."""
     return (cosines.amax(2).mean(0) + cosines.amax(0).mean(1)) / 2
 
 
 def largest(cosines: Tensor) -> Tensor:
-    """[K, b, L, n] to [b, n] (5.3)."""
+    """Cosines [K, b, L, n] to the largest of each pair of sets, [b, n] (5.3)."""
     return cosines.amax((0, 2))
 
 
 def match_probability(cosines: Tensor, slope: Tensor | float, shift: Tensor | float) -> Tensor:
-    """[K, b, L, n] to [b, n] (5.4)."""
+    """Cosines [K, b, L, n] to matching probabilities [b, n] (5.4)."""
     return (slope * cosines + shift).sigmoid().mean((0, 2))
 
 
 def set_scores(images: Tensor, texts: Tensor, reduction: Callable[[Tensor], Tensor]) -> Tensor:
     """Sets [Ni, K, D] and [Nt, L, D] to scores [Ni, Nt]: `reduction` of their cosines.
 
-    Beyond `BLOCK_BYTES` of cosines it goes block by block; what a backward pass needs is then computed once more.
+    Beyond `BLOCK_BYTES` of cosines it works in blocks, and a backward pass computes them again.
     """
     pairs_at_once = max(1, BLOCK_BYTES // (4 * images.shape[1] * texts.shape[1]))
     if len(images) * len(texts) <= pairs_at_once:
@@ -97,7 +103,7 @@ def set_scores(images: Tensor, texts: Tensor, reduction: Callable[[Tensor], Tens
 class SetSimilarity(Similarity):
     """Sets of unit vectors [B, K, D], made by `image_sets` and `text_sets` and compared as the section says.
 
-    A shortlist goes by the mean of a set: dot products of means lie close below smooth-Chamfer, up to a constant
+    A shortlist compares the means of sets: their dot products lie just below smooth-Chamfer, up to a constant
     (docs/papers/dive.md 12).
     """
 
@@ -119,6 +125,7 @@ class SetSimilarity(Similarity):
         return self.text_sets(features).sets
 
     def reduction(self) -> Callable[[Tensor], Tensor]:
+        """The function from cosines [K, b, L, n] to similarities [b, n] that the section names."""
         match self.section.kind:
             case "smooth_chamfer":
                 return partial(smooth_chamfer, alpha=self.section.alpha)
