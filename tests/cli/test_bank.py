@@ -123,7 +123,7 @@ def test_what_stops_a_build(place, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(words)
     assert main(["bank", "info", "bank.npz"]) == 2
-    assert "bank.npz is no memory bank" in capsys.readouterr().err
+    assert "bank.npz is not a memory bank" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*random weights")

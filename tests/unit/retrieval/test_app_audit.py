@@ -75,7 +75,7 @@ def test_other_files_are_refused(tmp_path):
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "other.parquet")
     for name, why in (
         ("none.parquet", "no such audit"),
-        ("words.parquet", "no Parquet"),
+        ("words.parquet", "not a Parquet"),
         ("other.parquet", "image_id"),
     ):
         with pytest.raises(ValueError, match=why):

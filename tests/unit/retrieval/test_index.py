@@ -163,7 +163,7 @@ MISTAKES = {
         lambda made: made.add([Item("x")], torch.ones(1, 2, 4), torch.ones(1, 4)),
         r"embeddings \(2, 4\)",
     ),
-    "a set without vectors": (lambda made: made.add([Item("x")], torch.ones(1, 2, 4)), "give vectors, too"),
+    "a set without vectors": (lambda made: made.add([Item("x")], torch.ones(1, 2, 4)), "also give vectors"),
     "whole numbers": (lambda made: made.add([Item("x")], torch.ones(1, 4, dtype=torch.int64)), "floating numbers"),
     "too few vectors": (lambda made: made.add(make_items(2, 90), torch.ones(1, 4)), "2 items, but 1 vectors"),
     "not a number": (lambda made: made.add([Item("x")], NAN), "'x', have values that are not finite"),

@@ -173,7 +173,7 @@ def said(place: Path) -> str:
 @pytest.mark.parametrize("text", ["[" * 100_000, "{" * 5, '{"format": ' + "1" * 6000 + "}", "\ud800", "null", "NaN"])
 def test_an_index_json_that_is_none(tmp_path, text):
     (tmp_path / "index.json").write_text(text, errors="surrogatepass")
-    with pytest.raises(ValueError, match=r"index\.json is no index\.json of a search index"):
+    with pytest.raises(ValueError, match=r"index\.json is not the index\.json of a search index"):
         LocalIndex.load(tmp_path)
     assert len(index_damages(tmp_path)) == 1
     with pytest.raises(ValueError, match=r"no index\.json of a search index"):

@@ -248,11 +248,11 @@ DAMAGES = {
     "no folder": (shutil.rmtree, "holds no index"),
     "half an index.json": (
         lambda folder: os.truncate(folder / "index.json", 300),
-        r"index\.json is no index\.json of a search index",
+        r"index\.json is not the index\.json of a search index",
     ),
     "index.json of something else": (
         lambda folder: (folder / "index.json").write_text("[1]"),
-        r"index\.json is no index\.json of a search index",
+        r"index\.json is not the index\.json of a search index",
     ),
     "another format": (edit(format="faiss"), "is not the index.json of a search index"),
     "a later version": (edit(version=3), "version 3 of the format, this clip_itm reads version 2"),
@@ -260,7 +260,7 @@ DAMAGES = {
     "a value of another type": (edit(segments=3), r"index\.json is damaged"),
     "an unknown kind": (edit(kind="lsh"), "kind is 'lsh'"),
     "another count": (edit_segment(count=19), "not 19 items"),
-    "a file elsewhere": (edit_segment(vectors=OUTSIDE), r"names '\.\./vectors-0000.*no file of an index"),
+    "a file elsewhere": (edit_segment(vectors=OUTSIDE), r"names '\.\./vectors-0000.*not a file of an index"),
     "another type of numbers": (edit(dtype="float16"), "torch.float32, not 20 x torch.float16"),
     "vectors are missing": (lambda folder: file_of(folder, "vectors").unlink(), "vectors.*is missing"),
     "half the vectors": (

@@ -278,14 +278,14 @@ def test_files_that_are_no_bank_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"bank\.npz does not exist"):
         MemoryBank.load(path)
     path.write_bytes(b"PK nothing")
-    with pytest.raises(ValueError, match=r"bank\.npz is no memory bank .*bank import"):
+    with pytest.raises(ValueError, match=r"bank\.npz is not a memory bank .*bank import"):
         MemoryBank.load(path)
     np.savez(path, image_entry=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match=r"bank\.npz is no memory bank"):
+    with pytest.raises(ValueError, match=r"bank\.npz is not a memory bank"):
         MemoryBank.load(path)
     bank, noise, _ = bank_of()
     noise.save(tmp_path / "noise.npz")
-    with pytest.raises(ValueError, match=r"noise\.npz is no memory bank"):
+    with pytest.raises(ValueError, match=r"noise\.npz is not a memory bank"):
         MemoryBank.load(tmp_path / "noise.npz")
     bank.save(path)
     with np.load(path) as arrays:
