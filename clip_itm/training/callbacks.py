@@ -9,7 +9,7 @@ LABEL_BINS = "label_share_"
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the trainer of every epoch that begins (or goes on, where a run resumes) and ends."""
+    """Tells the trainer about every epoch that begins (or continues, in a resumed run) and ends."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -22,10 +22,10 @@ class EpochCallback(TrainerCallback):
 
 
 class FinishCallback(TrainerCallback):
-    """The end of training, and of every epoch that is evaluated there, is saved once and after its evaluation.
+    """Saves the end of training, and of every epoch that is evaluated at its end, once and after the evaluation.
 
-    A checkpoint saved just before an evaluation would skip that evaluation when a run resumes from it. Where a callback
-    stops a run within an epoch, that is the end.
+    A run that resumes from a checkpoint saved just before an evaluation would skip that evaluation. If a callback stops
+    a run within an epoch, that is the end.
     """
 
     def __init__(self, steps_per_epoch: int):
@@ -55,7 +55,7 @@ class FinishCallback(TrainerCallback):
 
 
 class ConsoleCallback(ProgressCallback):
-    """A progress bar, and lines that a person reads."""
+    """A progress bar, and log lines for people."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or "train_runtime" in logs:
@@ -78,6 +78,11 @@ class ConsoleCallback(ProgressCallback):
 
 
 def sparkline(fractions: Sequence[float]) -> str:
-    """A histogram in one line: a bar for each share, the largest one full."""
+    """A histogram in one line of text: a bar for each fraction, the largest one full.
+
+    Example:
+        >>> sparkline([0.1, 0.2, 0.4])
+        '▂▄█'
+    """
     top = max(fractions) or 1
     return "".join(" ▁▂▃▄▅▆▇█"[math.ceil(8 * fraction / top)] for fraction in fractions)

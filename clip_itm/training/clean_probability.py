@@ -20,7 +20,14 @@ class CleanProbability:
     """`values` float32 [N] in [0, 1]: probability that the caption which pair k got belongs to its image.
 
     `ranking` float32 [N] orders pairs of equal probability (higher is cleaner), such as minus the loss; `method` says
-    in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`).
+    in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`). Raises ValueError for
+    other shapes, values outside [0, 1], and NaN.
+
+    Example:
+        >>> values, ranking = np.array([0.9, 0.1, 0.9]), np.array([1.0, 0.0, 2.0])
+        >>> clean = CleanProbability(values, ranking, method="by hand", noise_sha256="")
+        >>> clean.order()
+        array([1, 0, 2])
     """
 
     values: np.ndarray
@@ -35,11 +42,11 @@ class CleanProbability:
             raise ValueError("probabilities must lie between 0 and 1, and no ranking may be NaN")
 
     def order(self) -> np.ndarray:
-        """Pair numbers int64 [N], most suspicious first: by probability, then ranking, then number."""
+        """Indices of pairs int64 [N], most suspicious first: by probability, then ranking, then index."""
         return np.lexsort((self.ranking, self.values))
 
     def suspicion(self) -> np.ndarray:
-        """int64 [N], higher is more suspicious; the order of `order()`, equal where probability and ranking are."""
+        """Scores int64 [N] in the order of `order()`: higher is more suspicious; equal if probability and ranking are."""
         order = self.order()
         values, ranking = self.values[order], self.ranking[order]
         is_new = (values[1:] != values[:-1]) | (ranking[1:] != ranking[:-1])
@@ -59,7 +66,7 @@ class CleanProbability:
 
     @classmethod
     def load(cls, path: str | Path) -> "CleanProbability":
-        """Read what `save` wrote; ValueError when the file is something else or was damaged."""
+        """Read what `save` wrote. Raises ValueError if the file is something else, or was damaged."""
         with reading_arrays(
             path,
             missing=f"{path}: there is no such file",
@@ -74,8 +81,11 @@ class CleanProbability:
 
 
 def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -> dict[str, float | int] | None:
-    """`wrong`, the number of wrong pairs (bool [N] `known_wrong`); `auc` of finding them; `precision`, the share of
-    wrong ones among as many most suspicious pairs. None where the truth is not known, or all pairs are right."""
+    """How well probabilities find the wrong pairs, `known_wrong` bool [N].
+
+    `wrong`: the number of wrong pairs; `auc`: of finding them; `precision`: the fraction of wrong ones among as many
+    most suspicious pairs. None if the truth is not known, or all pairs are right.
+    """
     if known_wrong is None or not known_wrong.any():
         return None
     suspicion, wrong = clean.suspicion(), int(known_wrong.sum())

@@ -16,12 +16,12 @@ from clip_itm.data.rows import Pairs
 from clip_itm.distributed import gather_constant, num_processes, process_index
 
 ImageInputs = Callable[[np.ndarray], dict[str, Tensor]]
-"""`inputs(photo numbers [b])` gives what `ItmModel.encode_images` takes instead of pixels."""
+"""`inputs(indices int64 [b])` gives what `ItmModel.encode_images` takes instead of pixels."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """`images` [Ni, ...] and `texts` [Nt, ...] float32 on the CPU; `caption_image` int64 [Nt], the image of each."""
+    """`images` [Ni, ...] and `texts` [Nt, ...] float32 on the CPU; `caption_image` int64 [Nt], the caption's image."""
 
     images: Tensor
     texts: Tensor
@@ -53,7 +53,7 @@ def encode_images(
     image_cache=None,
     description: str = "photos",
 ) -> Tensor:
-    """`encode` (pixels [b, 3, H, W] -> [b, ...]) over all images: float32 [Ni, ...] on the CPU, on every process."""
+    """`encode` (pixels [b, 3, H, W] to [b, ...]) over all images: float32 [Ni, ...] on the CPU, on every process."""
     loader = DataLoader(
         _Images(rows, processor, image_cache),
         batch_sampler=list(_batches(len(rows), batch_size)),
@@ -68,7 +68,7 @@ def encode_images(
 def encode_stored(
     encode: Callable[..., Tensor], inputs: ImageInputs, count: int, device: torch.device, batch_size: int
 ) -> Tensor:
-    """`encode` over what stands for images 0..count-1: float32 [Ni, ...] on the CPU, on every process."""
+    """`encode` over the `inputs` of images 0..count-1: float32 [Ni, ...] on the CPU, on every process."""
     parts = []
     for indices in _progress(list(_batches(count, batch_size)), "photos"):
         batch = {name: tensor.to(device) for name, tensor in inputs(np.array(indices)).items()}
@@ -85,9 +85,9 @@ def encode_captions(
     description: str = "captions",
     vectors: np.ndarray | None = None,
 ) -> Tensor:
-    """`encode` (ids, mask [b, T] -> [b, ...]) over all captions, equal ones once: float32 [Nt, ...] on the CPU.
+    """`encode` (ids, mask [b, T] to [b, ...]) over all captions, equal ones once: float32 [Nt, ...] on the CPU.
 
-    `vectors` [Nt, C]: pooled features that another model made of the captions, a third argument of `encode`.
+    `vectors` [Nt, C]: pooled features of the captions from another model, a third argument of `encode`.
     """
     encoded = captions.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
@@ -121,8 +121,8 @@ def encode_split(
 ) -> Embeddings:
     """Embeddings of a whole split under `model` (an `ItmModel`), in evaluation mode, under autocast to `precision`.
 
-    `image_inputs` and `text_features` [Nt, C] stand for images and captions where outputs of frozen towers were kept,
-    or where there are regions; `caption_vectors` [Nt, C]: see `encode_captions`.
+    `image_inputs` and `text_features` [Nt, C] replace images and captions if outputs of frozen towers are cached, or
+    the data are regions; `caption_vectors` [Nt, C]: see `encode_captions`.
     """
     was_training, device = model.training, model.device
     model.eval()
@@ -152,7 +152,7 @@ def _encode_features(encode: Callable[[Tensor], Tensor], features: np.ndarray, d
 
 
 def scoring(model) -> Callable[[Tensor, Tensor], Tensor]:
-    """A model's similarity as evaluation uses it: in evaluation mode, on its device; scores where the images are."""
+    """A model's similarity as evaluation uses it: in evaluation mode, on its device; scores on that of the images."""
     similarity = model.head.similarity
     if similarity.is_dot_product:
         return similarity

@@ -20,10 +20,10 @@ from clip_itm.training.feature_cache import caption_features, image_features, is
 
 @dataclass
 class Encoder:
-    """Embeddings of any split under the current weights of `model`, from cached features where a tower is frozen.
+    """Embeddings of any split under the current weights of `model`, from cached features if a tower is frozen.
 
-    `cache_folder` is where these features lie; `precision`: that of autocast (None: float32); `random_crop`: smallest
-    part of an image that training crops (1: none).
+    `cache_folder` holds these features; `precision`: that of autocast (None: float32); `random_crop`: the smallest
+    fraction of an image that training crops (1: no cropping).
     """
 
     model: nn.Module
@@ -41,7 +41,7 @@ class Encoder:
         self._cached: dict[tuple[str, str], Any] = {}
 
     def image_features(self, split: Split) -> dict[str, np.ndarray] | None:
-        """Outputs of a frozen image tower by image number; None where the tower trains, images are cropped at random or
+        """Outputs of a frozen image tower, row k for image k; None if the tower trains, images are cropped at random or
         the data are regions."""
         if split.regions is not None or not self.frozen_images or self.random_crop < 1:
             return None
@@ -58,14 +58,14 @@ class Encoder:
         return self._cached["photos", split.name]
 
     def image_inputs(self, split: Split) -> ImageInputs | None:
-        """What stands for the images of `split` in the model's inputs; None where they are read."""
+        """What replaces the pixels of `split` in the model's inputs; None if images are read."""
         if split.regions is not None:
             return split.regions.batch
         cached = self.image_features(split)
         return None if cached is None else partial(rows_of, cached)
 
     def text_features(self, split: Split) -> np.ndarray | None:
-        """Outputs of a frozen text tower [Nt, C]; None where the tower trains, or the head reads words."""
+        """Outputs of a frozen text tower [Nt, C]; None if the tower trains, or the head reads words."""
         if not self.frozen_texts or self.model.backbone.output_tokens:
             return None
         if ("captions", split.name) not in self._cached:
@@ -91,7 +91,7 @@ class Encoder:
 
 
 def autocast_dtype(wanted: str) -> torch.dtype | None:
-    """bfloat16 where `training.precision` and the device say so, over float32 weights; None for plain float32."""
+    """bfloat16 if `training.precision` and the device say so, over float32 weights; None for plain float32."""
     on_gpu = torch.cuda.is_available() and process_state().device.type == "cuda"
     if wanted == "bf16" or (wanted == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
         return torch.bfloat16

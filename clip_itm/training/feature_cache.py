@@ -1,9 +1,9 @@
-"""Features of frozen towers, encoded once and kept on disk: what makes real images trainable on a laptop.
+"""Features of frozen towers, encoded once and cached on disk, so that real images can be trained on with a laptop.
 
 A file is named by the hash of everything it depends on: architecture and weights of the tower, the preprocessing, and
-the images (path, size and time of change, or the bytes) or captions themselves. Another tower or a changed image is
-another file, never a stale answer. Every file is compared with its checksum before it is used, and made anew where it
-is damaged. Runs that need the same features at the same time each encode them; the last one's file stays.
+the images (path, size and modification time, or the bytes) or captions themselves. Another tower or a changed image is
+another file, never a stale answer. Every file is compared with its checksum before it is used, and made again if it is
+damaged. Runs that need the same features at the same time each encode them; the last one's file stays.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ NO_ROOM = "make room, or choose a folder on another disk with data.cache_dir"
 
 
 def is_frozen(blocks: list[Block]) -> bool:
-    """Whether nothing in these blocks trains."""
+    """Whether no parameter of these blocks trains."""
     return not any(parameter.requires_grad for parameter in parameters(blocks))
 
 
 def image_features(
     model, split: Split, processor, folder: Path, batch_size: int, num_workers: int, image_cache=None
 ) -> dict[str, np.ndarray]:
-    """Outputs of the image tower for the images of `split`, memory-mapped: `image_features` float32 [Ni, C] and, where
-    the head reads tokens, `image_tokens` float16 [Ni, T, C']."""
+    """Outputs of the image tower for the images of `split`, memory-mapped: `image_features` float32 [Ni, C] and, if the
+    head reads tokens, `image_tokens` float16 [Ni, T, C']."""
     resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
     preprocessing = [processor.image_processor.to_json_string(), type(processor.image_processor).__name__, resized]
     key = _key(model, model.backbone.image_blocks(), preprocessing, _image_identities(split))
@@ -70,7 +70,7 @@ def image_features(
 
 @torch.inference_mode()
 def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: dict[str, Path]) -> None:
-    """All processes encode, the first one writes; a part of the images at a time, because tokens are many."""
+    """All processes encode, the first one writes; a part of the images at a time, because tokens take much memory."""
     shapes: list[tuple[int, ...]] = []
 
     def tower(pixels: Tensor) -> Tensor:
@@ -126,9 +126,9 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
 
 
 def _cached(paths: list[Path], length: int, write: Callable[[], None]) -> list[np.ndarray]:
-    """The arrays of `paths`, which have `length` rows each, after `write` where they are not there or damaged.
+    """The arrays of `paths`, which have `length` rows each, after `write` if they are missing or damaged.
 
-    `write` runs in all processes or in none, and not before everybody has looked.
+    `write` runs in all processes or in none, and not before all of them have looked.
     """
     missing = torch.tensor([not all(_is_usable(path, length) for path in paths)], dtype=torch.int)
     if gather_constant(missing.to(process_state().device)).any():

@@ -21,11 +21,11 @@ from clip_itm.lock import LOCK_FILE, locked
 
 MANIFEST, STATE, RESULTS, SKIPPED = "written.json", "trainer_state.json", "results.json", "skipped.json"
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
-# what every run writes beside its folders, and what some runs and `clip-itm audit` add to it
+# what every run writes besides its folders, and what some runs and `clip-itm audit` add
 FIRST = ("recipe.yaml", "provenance.json", "noise.npz", RESULTS, MANIFEST, CHECKSUMS)
 ADDED = ("bank.npz", "clean_probability.npz", SKIPPED, "audit/audit.parquet", "audit/audit.html")
 OWN = (*FIRST, *ADDED)
-# what is a run's own where there is no written.json: it is of an earlier version, or the list was lost
+# what counts as a run's own without a written.json: the run is of an earlier version, or the list was lost
 EARLIER = re.compile(
     r"""(?x)
     (recipe\.yaml | (noise|bank|clean_probability)\.npz | (provenance|results|checksums|left_out|skipped)\.json
@@ -47,9 +47,9 @@ LOGS = re.compile(r"runs/[^/]+_\d\d-\d\d-\d\d_[^/]+/events\.out\.tfevents\.[^/]+
 
 @contextmanager
 def held(folder: Path, doing: str, key: str = "output_dir") -> Iterator[None]:
-    """`locked` by the first process; all of them raise ValueError where it cannot be.
+    """`locked` by the first process; all of them raise ValueError if that fails.
 
-    A folder that was made for it goes again where nothing came into it. `key` is the setting that names the folder.
+    A folder that was made for the lock is removed again if it stays empty. `key` is the setting that names the folder.
     """
     with ExitStack() as stack:
 
@@ -64,7 +64,7 @@ def held(folder: Path, doing: str, key: str = "output_dir") -> Iterator[None]:
 
 
 def require_folder(folder: Path, key: str) -> None:
-    """ValueError where a file is in the way of a folder."""
+    """Raises ValueError if a file is in the way of the folder."""
     for path in (folder, *folder.parents):
         if os.path.lexists(path) and not path.is_dir():
             where = "" if path == folder else f", in {folder},"
@@ -77,14 +77,14 @@ def _remove_empty(folder: Path) -> None:
 
 
 class Watched:
-    """A run folder that must stay while the run goes on: it is not made again when somebody has deleted it."""
+    """A run folder that has to stay while the run goes on; it is not made again if somebody has deleted it."""
 
     def __init__(self, run: Path):
         self.run, self.began_as = run, os.stat(run)
         self.marks = [run / name for name in ("recipe.yaml", "provenance.json") if (run / name).is_file()]
 
     def require(self) -> None:
-        """ValueError where the folder is gone, empty or another one."""
+        """Raises ValueError if the folder is gone, empty or another one."""
         with suppress(OSError):
             if os.path.samestat(self.began_as, os.stat(self.run)) and all(mark.is_file() for mark in self.marks):
                 return
@@ -103,7 +103,7 @@ def own_files(run: Path) -> set[str]:
 
 
 def other_files(run: Path) -> list[str]:
-    """All others, in order."""
+    """All other files in `run`, relative to it, sorted."""
     found = list(_files(run))
     return sorted(set(found) - set(_own(run, found)))
 
@@ -114,20 +114,21 @@ def record(run: Path, names: Iterable[str]) -> None:
 
 
 def record_added(run: Path, *names: str) -> None:
-    """The same for files beside those that every run writes; what a run of an earlier version wrote is in no list."""
+    """The same for files that only some runs write; nothing for a run of an earlier version, which has no list."""
     if is_recorded(run):
         record(run, names)
 
 
 def is_recorded(run: Path) -> bool:
+    """Whether the run has a list of its files."""
     return (run / MANIFEST).is_file()
 
 
 def delete(run: Path, names: Iterable[str] | None = None) -> None:
-    """Delete files that the run wrote (all of them, or those of `names`) and the folders that are empty then.
+    """Delete files that the run wrote (all of them, or those of `names`) and the folders that are then empty.
 
-    First goes what marks a run as finished or a checkpoint as whole (checksums before what they speak of), last the
-    list: a deletion that was interrupted can be done again.
+    First goes what marks a run as finished or a checkpoint as whole (checksums before the files they cover), last the
+    list, so that an interrupted deletion can be repeated.
     """
     own = own_files(run)
     names = own if names is None else own & set(names)
@@ -141,7 +142,7 @@ def delete(run: Path, names: Iterable[str] | None = None) -> None:
 
 
 def require_room(run: Path, anew: bool) -> None:
-    """ValueError naming what is in the way of a run in this folder; `anew`: the run there is to be deleted."""
+    """Raises ValueError naming what is in the way of a run in this folder; `anew`: the run there will be deleted."""
     if not run.is_dir():
         return
     others, own = other_files(run), own_files(run)
@@ -184,7 +185,7 @@ def _own(run: Path, found: list[str]) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """All files below, and links to folders; neither locks nor what is half-written."""
+    """All files below, and links to folders, but neither locks nor half-written files."""
     for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_temporary(Path(name))]
         links = [name for name in folders if os.path.islink(os.path.join(where, name))]
@@ -203,7 +204,7 @@ def _some(names: list[str]) -> str:
 
 @contextmanager
 def staged(run: Path, name: str) -> Iterator[Path]:
-    """A temporary folder in `run` to fill, that becomes `run`/`name` at the end."""
+    """A temporary folder in `run` to fill, which becomes `run`/`name` at the end."""
     temporary = run / temporary_name(name)
     try:
         temporary.mkdir()
@@ -214,7 +215,10 @@ def staged(run: Path, name: str) -> Iterator[Path]:
 
 
 def commit(run: Path, temporary: Path, name: str) -> None:
-    """Give a filled folder its checksums and its name, in the place of an earlier one of the run."""
+    """Give a filled folder its checksums and its name, replacing an earlier one of the run.
+
+    Raises ValueError if something that the run did not write has that name.
+    """
     write_checksums(temporary)
     delete(run, [own for own in own_files(run) if own.startswith(f"{name}/")])
     record(run, [f"{name}/{file}" for file in _files(temporary)])
@@ -224,7 +228,7 @@ def commit(run: Path, temporary: Path, name: str) -> None:
 
 
 def failed_write(error: BaseException) -> str | None:
-    """Why a file could not be written, where that is what `error` says (each library has its own way)."""
+    """Why a file could not be written, if that is what `error` says (each library has its own way), else None."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, SafetensorError) or "(os error " in str(error):  # of libraries in Rust
@@ -238,7 +242,7 @@ def failed_write(error: BaseException) -> str | None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Folders called checkpoint-<step>, by step; no others, such as checkpoint-18-old."""
+    """Folders called checkpoint-<step>, by step, and no others, such as checkpoint-18-old."""
     if not run.is_dir():
         return []
     found = [path for path in run.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
@@ -246,9 +250,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether it was written to its end: it has the trainer's state, and checksums if it is of no earlier version.
+    """Whether a checkpoint was written to its end: it has the trainer's state and (unless of an old version) checksums.
 
-    What was damaged afterwards is another matter: whoever reads it is told (`check_files`).
+    Later damage is another matter and is found when it is read (`check_files`).
     """
     if not (checkpoint / STATE).is_file():
         return False
@@ -265,6 +269,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def last_complete_checkpoint(run: Path) -> Path | None:
+    """The complete checkpoint with the highest step, or None."""
     return next((path for path in reversed(checkpoints(run)) if is_complete(path)), None)
 
 
@@ -274,7 +279,7 @@ def holds_work(run: Path) -> bool:
 
 
 def clear_half_written(run: Path) -> None:
-    """What killed processes left: temporary files, and checkpoints that are not whole."""
+    """Delete what killed processes left: temporary files, and checkpoints that are not whole."""
     clear_temporary(run)
     half = [path.name for path in checkpoints(run) if not is_complete(path)]
     delete(run, [name for name in own_files(run) if name.split("/")[0] in half])
@@ -283,7 +288,7 @@ def clear_half_written(run: Path) -> None:
 
 
 def seal_run(run: Path) -> None:
-    """Checksums of the files beside checkpoints and best/, which have their own."""
+    """Write checksums of the run's files, except checkpoints and best/, which have their own."""
     names = [name for name in own_files(run) if name in OWN or name.startswith("ranks_")]
     add_checksums(run, [name for name in names if name not in (CHECKSUMS, MANIFEST)])
 

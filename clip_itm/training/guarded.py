@@ -1,4 +1,4 @@
-"""`GuardedTrainer`: transformers' Trainer that saves no lost weights and loses no good checkpoint."""
+"""`GuardedTrainer`: transformers' Trainer that never saves diverged weights and never loses a good checkpoint."""
 
 import math
 import shutil
@@ -16,8 +16,8 @@ from clip_itm.training.folder import STATE, Watched, commit, failed_write, last_
 
 
 class GuardedTrainer(Trainer):
-    """Stops where loss, gradient or weights are no longer finite, where a checkpoint cannot be written, and where the
-    run folder was deleted: with a ValueError that says what to do, in every process, and the last checkpoint whole.
+    """Stops if loss, gradient or weights are no longer finite, a checkpoint cannot be written, or the run folder was
+    deleted: with a ValueError that says what to do, in every process, and with the last checkpoint intact.
 
     `watched` is the run folder, in the first process, while it trains.
     """
@@ -35,7 +35,7 @@ class GuardedTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def save_beside_weights(self, folder: Path) -> None:
-        """What else belongs into a checkpoint (called in the first process)."""
+        """Write what else belongs in a checkpoint into `folder` (called in the first process)."""
 
     # What is lost
 
@@ -49,7 +49,7 @@ class GuardedTrainer(Trainer):
         return norm
 
     def lost(self, what: str, step: int) -> ValueError:
-        """The error to raise where training has diverged."""
+        """The error to raise when training has diverged."""
         last = last_complete_checkpoint(self.run)
         kept = "no checkpoint had been saved yet" if last is None else f"{last} is the last good checkpoint"
         return ValueError(
@@ -59,7 +59,7 @@ class GuardedTrainer(Trainer):
         )
 
     def _unsound(self) -> ValueError | None:
-        """What speaks against saving these weights here."""
+        """Why these weights must not be saved here, or None."""
         weights = [value.isfinite().all() for value in self.model.parameters()]
         statistics = [~value.isnan().any() for value in self.model.buffers()]
         if not torch.stack([*weights, *statistics]).all():
@@ -74,7 +74,7 @@ class GuardedTrainer(Trainer):
     # Checkpoints
 
     def _get_output_dir(self, trial) -> str:
-        """Where checkpoints are written; they get their names when they are whole."""
+        """Where checkpoints are written before they are whole and get their names."""
         return str(self._staging)
 
     def _save_checkpoint(self, model, trial) -> None:

@@ -8,14 +8,19 @@ from clip_itm.training.configuration import TrainingSection
 
 
 def block_lr_multipliers(blocks: list[list], decay: float) -> list[float]:
-    """Learning-rate multiplier of each block, from input to output: the top one 1, each below `decay` times it."""
+    """Learning-rate multiplier of each block, from input to output: 1 at the top, `decay` times less with each below.
+
+    Example:
+        >>> block_lr_multipliers([[], [], []], decay=0.5)
+        [0.25, 0.5, 1.0]
+    """
     return [decay ** (len(blocks) - 1 - index) for index in range(len(blocks))]
 
 
 def parameter_groups(model, section: TrainingSection) -> list[dict]:
     """Groups for AdamW: every trainable parameter of an `ItmModel` in exactly one, with its rate and decay.
 
-    Raises `ValueError` for a `lr_multipliers` key with which no trainable parameter begins.
+    Raises ValueError for a key of `lr_multipliers` with which no trainable parameter begins, and if nothing trains.
     """
     multiplier: dict[nn.Parameter, float] = {}
     for blocks in (model.backbone.image_blocks(), model.backbone.text_blocks()):
@@ -39,7 +44,7 @@ def parameter_groups(model, section: TrainingSection) -> list[dict]:
 
 
 def _own_multipliers(names: list[str], multipliers: dict[str, float]) -> dict[str, float]:
-    """The factor of each parameter name: that of the longest key with which it begins, else 1."""
+    """The factor for each parameter name: that of the longest key with which it begins, else 1."""
     for key in multipliers:
         if not any(name.startswith(key) for name in names):
             parts = sorted({".".join(name.split(".")[:2]) for name in names})
@@ -52,6 +57,7 @@ def _own_multipliers(names: list[str], multipliers: dict[str, float]) -> dict[st
 
 
 def make_optimizer(model, section: TrainingSection) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, fused if all parameters are on a GPU."""
     groups = parameter_groups(model, section)
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, betas=section.betas, eps=section.epsilon, fused=on_gpu or None)

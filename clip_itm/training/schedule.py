@@ -5,33 +5,43 @@ from collections.abc import Sequence
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
-    """`warmup` of the recipe in steps: a share of all steps below 1, a number of steps otherwise."""
+    """`warmup` of the recipe in steps: below 1 it is a fraction of all steps, otherwise a number of steps."""
     return round(warmup * total_steps) if warmup < 1 else round(warmup)
 
 
 def cosine_lambda(step: int, warmup: int, total: int) -> float:
-    """(s + 1) / W in the warm-up of W steps, then half a cosine that would reach 0 at `total`."""
+    """(step + 1) / `warmup` in the warm-up, then half a cosine that would reach 0 at step `total`.
+
+    Example:
+        >>> [round(cosine_lambda(step, warmup=2, total=6), 3) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def constant_lambda(step: int, warmup: int) -> float:
+    """(step + 1) / `warmup` in the warm-up, then 1."""
     return min(1.0, (step + 1) / max(1, warmup))
 
 
 def step_lambda(epoch: int, every: int, at: Sequence[int] = ()) -> float:
-    """A tenth after every `every` epochs, or from each of the epochs `at` on, if given.
+    """A factor of 0.1 after every `every` epochs or, if `at` is given, from each of these epochs on.
 
     `epoch` counts from 0, within a piece of CRCL (docs/papers/crcl.md 5.1).
+
+    Example:
+        >>> [step_lambda(epoch, every=2) for epoch in range(4)]
+        [1.0, 1.0, 0.1, 0.1]
     """
     return 0.1 ** (sum(epoch >= begin for begin in at) if at else epoch // every)
 
 
 def plateau_lambda(step: int, warmup: int, steps_per_epoch: int, num_samples: int, epochs: int) -> float:
-    """The published indexing slip, for comparison only: s = samples * epoch + step in epoch, total = samples * epochs.
+    """The published indexing bug, only for comparison: step = samples * epoch + step in epoch, of samples * epochs.
 
-    The rate is flat within an epoch and falls at its borders; it never comes near zero.
+    The rate is almost flat within an epoch and falls between epochs; it never comes near zero.
     """
     epoch, step_in_epoch = divmod(step, steps_per_epoch)
     return cosine_lambda(num_samples * epoch + step_in_epoch, warmup, num_samples * epochs)

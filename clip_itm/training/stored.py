@@ -1,4 +1,4 @@
-"""A checkpoint read back: whatever is not what the run wrote is told by the file."""
+"""A checkpoint read back: an error names the file that is not what the run wrote."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from clip_itm.reading import reading
 
 
 def require_trainer_state(checkpoint: Path) -> None:
-    """ValueError where `trainer_state.json` of a checkpoint is not that of its step."""
+    """Raises ValueError if `trainer_state.json` of a checkpoint is not that of its step."""
     from transformers import TrainerState
 
     path = checkpoint / "trainer_state.json"
@@ -20,9 +20,9 @@ def require_trainer_state(checkpoint: Path) -> None:
 
 @contextmanager
 def reading_state(checkpoint: str | Path | None, *names: str) -> Iterator[None]:
-    """Restore what lies in the files `names` of a checkpoint inside of this; a failure is told by the file to blame.
+    """To restore the files `names` of a checkpoint in: a failure becomes a ValueError that names the file to blame.
 
-    Where each of them can be read, the first one is not of this run.
+    If each of them can be read, the first one belongs to another run.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def reading_state(checkpoint: str | Path | None, *names: str) -> Iterator[None]:
 
 
 def require_weights(checkpoint: str | Path, wanted: set[str]) -> None:
-    """ValueError where `model.safetensors` of a checkpoint has not all the weights `wanted`."""
+    """Raises ValueError if `model.safetensors` of a checkpoint lacks some of the weights `wanted`."""
     from safetensors import safe_open
 
     path = Path(checkpoint) / "model.safetensors"
