@@ -79,7 +79,7 @@ def _run(runs: list, out: Path, montage: bool) -> None:
 
 
 def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
-    """The picture, where there is a noise ratio to compare with another."""
+    """The picture, if there are several noise ratios to compare."""
     from clip_itm.evaluation.plot_noise import plot_noise
 
     protocol = next((row["protocol"] for row in rows if "rsum" in row), None)
@@ -89,7 +89,7 @@ def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
 
 
 def stopped(args) -> str:
-    """What is true where Ctrl-C stopped it."""
+    """What to say when Ctrl-C has stopped it."""
     from clip_itm.commands.train import stopped_runs
     from clip_itm.runs.folder import RunFolder
 

@@ -20,7 +20,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     check.add_argument("recipe", help="YAML file; its `data:` section is checked, lengths are in its backbone's tokens")
     check.add_argument("--json", type=OutputFile, metavar="FILE", help="write the whole report there, with every name")
-    check.add_argument("--workers", type=int, metavar="N", help="threads that decode photos (default: one a core)")
+    check.add_argument("--workers", type=int, metavar="N", help="threads that decode photos (default: one per core)")
     half = actions.add_parser(
         "float16",
         help="copy a data set of regions with its features in float16",

@@ -89,7 +89,7 @@ def run(args) -> int:
 
 
 def find_model(where: Path, overrides: list[str]):
-    """The folder of the model and its recipe; where there is no model, the recipe's file and the recipe."""
+    """The folder of the model and its recipe; without a model, the recipe's file and the recipe."""
     from clip_itm.recipe import load_recipe
     from clip_itm.runs.folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""`clip-itm export MODEL --to open_clip | transformers | onnx`: a model for programs that know nothing of this one."""
+"""`clip-itm export MODEL --to open_clip | transformers | onnx`: a model for programs that do not know this package."""
 
 import argparse
 from pathlib import Path

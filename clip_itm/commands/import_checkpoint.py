@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
 def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None = None) -> None:
     """Write the CLIP in `file` as an `ItmModel` with its processor into the folder `out`, and say what it is.
 
-    `imported_from.json` in `out` names the source: file, sha256, epoch, name, architecture. Raises `ValueError` for a
-    file that holds no CLIP, and where `out` is not empty.
+    `imported_from.json` in `out` names the source: file, sha256, epoch, name, architecture. Raises `ValueError` if the
+    file does not hold a CLIP, or `out` is not empty.
     """
     from clip_itm.backbones.build import build_processor
     from clip_itm.backbones.openai_checkpoint import load_backbone, openclip_name, read_checkpoint, tower_name
@@ -79,8 +79,8 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
 def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) -> None:
     """Write the VSE-infinity, SAF or SGR model in `file` as an `ItmModel` with its processor into the folder `out`.
 
-    Its architecture is read off the shapes of the weights. Raises `ValueError` for another file, for a vocabulary of
-    another size, and where `out` is not empty.
+    Its architecture is inferred from the shapes of the weights. Raises `ValueError` for another file, for a vocabulary
+    of another size, and if `out` is not empty.
     """
     from pydantic import TypeAdapter
 

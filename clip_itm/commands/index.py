@@ -83,12 +83,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stopped(args: argparse.Namespace) -> str:
-    """What is true where Ctrl-C stopped it."""
+    """What to say when Ctrl-C has stopped it."""
     return f"stopped; what {args.out} holds is whole, and the same command adds the rest"
 
 
 def _check_out(out: str) -> None:
-    """Raise ValueError, before anything is loaded, for a folder of something else or one that somebody writes."""
+    """Raise ValueError, before anything is loaded, for a folder of something else or one that is being written."""
     if out.startswith("qdrant+"):
         return
     from clip_itm.lock import locked

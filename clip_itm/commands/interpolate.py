@@ -51,7 +51,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     zero_shot = parser.add_argument_group("a zero-shot classification set")
     zero_shot.add_argument("--zeroshot", metavar="DIR", help="folder with a subfolder of photos for each class")
-    zero_shot.add_argument("--templates", metavar="FILE", help="a sentence per line, {} for the class")
+    zero_shot.add_argument("--templates", metavar="FILE", help="one sentence per line, {} for the class")
     zero_shot.add_argument("--classes", metavar="FILE", help="CSV, TSV or JSONL: names of classes (folder, name)")
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that a command is told to write: looked at before anything is computed; "-" is standard output."""
+"""Files and folders that a command is told to write: checked before anything is computed; "-" is standard output."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from clip_itm.files import require_free_name
 
 
 class OutputFile(str):
-    """Type of an argument that names a file to write, in the place of `str`."""
+    """Type of an argument that names a file to write, instead of `str`."""
 
 
 class OutputFolder(str):
@@ -19,7 +19,7 @@ class OutputFolder(str):
 
 @contextmanager
 def outputs_of(args: argparse.Namespace) -> Iterator[None]:
-    """Run a command in it: where a file goes to standard output, everything else that is printed goes to stderr.
+    """To run a command in: if a file goes to standard output, everything else that is printed goes to stderr.
 
     Raises ValueError for a folder in the way of a file, a file in the way of a folder, and two files for one output.
     """

@@ -1,4 +1,4 @@
-"""The parser of the command line: what it does not know is answered with what it is near to."""
+"""The parser of the command line, which answers what it does not know with the nearest that it knows."""
 
 import argparse
 import difflib
@@ -11,7 +11,7 @@ WITHOUT_RECIPE = ("app", "export", "import", "push", "search", "verify")
 
 
 class Parser(argparse.ArgumentParser):
-    """One that names what is near to a mistake. Its `epilog` may be a function, which is called when help is shown."""
+    """A parser that suggests the nearest choice. Its `epilog` may be a function, called when help is shown."""
 
     def format_help(self) -> str:
         if callable(self.epilog):
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def without_unknown(parser: Parser, words: list[str]) -> argparse.Namespace:
-    """The parsed words; an option that nobody knows ends the program with what it may have been."""
+    """The parsed words; an unknown option ends the program with what may have been meant."""
     args, unknown = parser.parse_known_args(words)
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]

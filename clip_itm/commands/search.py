@@ -17,8 +17,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("model", help="the model that made the index: run folder, model folder or name on the Hub")
     parser.add_argument("index", help="folder of clip-itm index, or qdrant+http://HOST:PORT/NAME")
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="text, or a photo")
-    parser.add_argument("--queries-from", metavar="FILE", help="a query a line")
-    parser.add_argument("--top-k", type=int, default=10, metavar="K", help="results of a query (default: 10)")
+    parser.add_argument("--queries-from", metavar="FILE", help="one query per line")
+    parser.add_argument("--top-k", type=int, default=10, metavar="K", help="results per query (default: 10)")
     parser.add_argument("--json", type=OutputFile, metavar="FILE", help="write the results here as JSON")
     parser.add_argument("--html", type=OutputFile, metavar="FILE", help="write a page that shows the results")
     parser.add_argument(
@@ -42,7 +42,7 @@ def _as_typed(query: str) -> str:
 
 
 def _require_model_and_index(args: argparse.Namespace) -> None:
-    """ValueError for what is not there, before anything heavy is imported."""
+    """Raises ValueError for what is missing, before anything heavy is imported."""
     from clip_itm.files import require_model
 
     require_model(args.model)

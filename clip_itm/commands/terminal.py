@@ -1,6 +1,6 @@
 """Tables on the terminal, and in files and pipes, where rich would otherwise squeeze them into 80 columns.
 
-Whatever is printed goes through `visible.py`: captions and names of files are no markup, and send the terminal nothing.
+Whatever is printed goes through `visible.py`: captions and file names are not markup, and cannot control the terminal.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,18 +18,21 @@ def cell(text: str) -> Text:
 
 
 class Console(rich.console.Console):
+    """A console that treats a closed pipe as any other command does."""
+
     def on_broken_pipe(self) -> None:
-        """Not rich's own exit with status 1: the command ends as any that writes into a pipe which nobody reads."""
+        """Unlike rich, which exits with status 1: the command ends like any that writes into a closed pipe."""
         raise BrokenPipeError
 
 
 def print_table(table: Table) -> None:
+    """Print a table, 140 columns wide in files and pipes."""
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
-    """Names and values."""
+    """Print a table of names and values."""
     table = Table(title=cell(title), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -39,7 +42,7 @@ def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
 
 
 def print_lines(title: str, lines: Iterable[Sequence[str]], left: Sequence[str] = ()) -> None:
-    """Cells, those of the header first; columns are aligned to the right but for those in `left`."""
+    """Print a table of `lines`, the header first; columns are right-aligned except those in `left`."""
     header, *rows = lines
     table = Table(title=cell(title))
     for name in header:
@@ -50,7 +53,7 @@ def print_lines(title: str, lines: Iterable[Sequence[str]], left: Sequence[str] 
 
 
 def print_results(query: str, rows: Iterable[tuple[int, float, str]]) -> None:
-    """What a search found: rank, score, and id or caption."""
+    """Print what a search found: rank, score, and id or caption."""
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")

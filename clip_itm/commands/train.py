@@ -17,7 +17,7 @@ def add_parser(verbs) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="YAML file, such as recipes/sample/clip.yaml")
-    parser.add_argument("--overwrite", action="store_true", help="delete what a run wrote there, and start anew")
+    parser.add_argument("--overwrite", action="store_true", help="delete what a run wrote there, and start again")
 
 
 def _keys() -> str:
@@ -52,7 +52,7 @@ def run(args) -> int:
 
 
 def stopped(args) -> str:
-    """What is true where Ctrl-C stopped it."""
+    """What to say when Ctrl-C has stopped it."""
     from clip_itm.recipe import load_recipe
     from clip_itm.runs.folder import RunFolder
 
@@ -60,7 +60,7 @@ def stopped(args) -> str:
 
 
 def stopped_runs(runs: list) -> str:
-    """Whether the same command goes on with a checkpoint, begins anew, or has nothing left to do; `RunFolder`s."""
+    """Whether the same command resumes from a checkpoint, starts again, or has nothing left to do; `RunFolder`s."""
     if runs and all(run.is_finished for run in runs):
         return "stopped; the run is finished, and the same command shows its results"
     kept = [checkpoint for run in runs if (checkpoint := run.newest_checkpoint)]

@@ -42,7 +42,7 @@ PROJECTIONS = {"visual.proj", "text_projection"}  # matrices in open_clip, linea
 
 
 def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of `CLIPModel` from those of an open_clip ViT; the temperature is no part of either."""
+    """Weights of `CLIPModel` from those of an open_clip ViT; neither includes the temperature."""
     result = {}
     for name, value in state.items():
         name = name.removeprefix("text.")

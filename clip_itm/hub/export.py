@@ -1,7 +1,7 @@
-"""A fine-tuned model taken elsewhere: a native open_clip or transformers folder, or ONNX, checked before it counts.
+"""A fine-tuned model for other programs: a native open_clip or transformers folder, or ONNX, checked before it counts.
 
 Every target is a module with `write(model, processor, folder)`; `pixels(folder, images)` and `embed(folder,
-pixel_values, captions)` by the means of the target alone; and `usage(model, processor)`, what its reader has to know.
+pixel_values, captions)`, which use only the target's own means; and `usage(model, processor)`, for its README.
 What is written is loaded again and has to give the model's pixels and embeddings: no table of names is trusted.
 """
 
@@ -26,7 +26,7 @@ from clip_itm.runs.stored import read_provenance
 log = logging.getLogger(__name__)
 
 TARGETS = ("open_clip", "transformers", "onnx")
-TOLERANCE = 1e-5  # largest difference between numbers of unit vectors
+TOLERANCE = 1e-5  # largest difference between elements of unit vectors
 PROBES = (
     "a dog runs over the grass",
     "two people",
@@ -38,8 +38,13 @@ PROBES = (
 def export(place: str | Path, target: str, out: str | Path) -> float:
     """Write the model in `place` (a run folder, or a saved model) for `target` into the new folder `out`.
 
-    Returns the largest difference between embeddings of the model and of what was written. Raises ValueError for a
-    head that needs more than the towers, and for towers that the target cannot hold.
+    `target`: "open_clip", "transformers" or "onnx". Returns the largest difference between embeddings of the model and
+    of what was written. Raises ValueError for a head that needs more than the towers, and for towers that the target
+    cannot hold.
+
+    Example::
+
+        export("runs/my", "open_clip", "my-open-clip")
     """
     source = model_folder(place)
     with filling(out) as folder:
@@ -62,6 +67,7 @@ def export(place: str | Path, target: str, out: str | Path) -> float:
 
 
 def require_plain_head(model: ItmModel) -> None:
+    """Raises ValueError if a head compares by more than the cosine of the towers' features."""
     if not model.head.is_plain:
         raise ValueError(
             f"the head {model.head.config.kind} compares photos and captions with parameters or rules of its own, "
@@ -74,7 +80,7 @@ def require_plain_head(model: ItmModel) -> None:
 def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> float:
     """The largest difference between embeddings of `model` and those of `embed(folder, pixel_values, captions)`.
 
-    Raises ValueError where it is above `TOLERANCE`, and for a processor that is not the model's.
+    Raises ValueError if it is above `TOLERANCE`, and for a processor that is not the model's.
     """
     draw = np.random.default_rng(0)
     samples = [Image.fromarray(draw.integers(0, 256, (240, 320, 3), dtype=np.uint8)) for _ in PROBES]
@@ -100,7 +106,7 @@ def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> floa
 
 @dataclass(frozen=True)
 class PixelGap:
-    """Between what two processors make of the same images: the most in grey levels, and the share of other values."""
+    """How pixels of two processors differ: by how many grey levels at most, and in what fraction of the values."""
 
     levels: float
     fraction: float
@@ -115,7 +121,10 @@ class PixelGap:
 
 
 def pixel_gap(processor, ours: Tensor, theirs: Tensor) -> PixelGap:
-    """Of tensors [P, 3, H, W], scaled by the image processor `processor`. Raises ValueError for other shapes."""
+    """The gap between pixels [P, 3, H, W] of two processors that scale as `processor`.
+
+    Raises ValueError for different shapes.
+    """
     if ours.shape != theirs.shape:
         raise ValueError(f"the exported preprocessing turns photos into {list(theirs.shape)}, not {list(ours.shape)}")
     std = torch.tensor(processor.image_std if processor.do_normalize else [1.0] * 3)[:, None, None]
@@ -124,7 +133,8 @@ def pixel_gap(processor, ours: Tensor, theirs: Tensor) -> PixelGap:
 
 
 def draw_samples(height: int, width: int) -> list[Image.Image]:
-    """Drawn images for an input of that size: odd, thin and tiny ones, and centres that begin between two pixels."""
+    """Random images for an input of that size: odd, thin and tiny ones, and some whose centre crop begins between two
+    pixels."""
     sizes = [(width + more, height) for more in (0, 1, 2, 3, 7)] + [(width, height + more) for more in (1, 3, 5)]
     sizes += [(640, 427), (427, 640), (500, 334), (97, 31), (3, 50), (90, 7), (1, 1)]
     draw = np.random.default_rng(0)
@@ -135,8 +145,8 @@ def draw_samples(height: int, width: int) -> list[Image.Image]:
 def describe_pixels(processor: ItmProcessor, folder: Path, target: str, pixels) -> str:
     """A sentence for README.md on `pixels(folder, images)`, which has to be what `processor` makes of them.
 
-    Raises ValueError where it is not. open_clip knows no other crop than its own: a CLIP of transformers, whose own
-    processor cuts images at another pixel, gets open_clip's, and the sentence says what that changes.
+    Raises ValueError if it is not. open_clip has only its own crop: a CLIP of transformers, whose processor cuts images
+    at another pixel, gets open_clip's, and the sentence says what that changes.
     """
     images = processor.image_processor
     samples = draw_samples(*processor(images=[Image.new("RGB", (8, 8))])["pixel_values"].shape[2:])

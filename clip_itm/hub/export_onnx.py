@@ -30,6 +30,8 @@ EXAMPLES = ["two words", "a few words more than that"]
 
 
 class ImageTower(nn.Module):
+    """Pixels [B, 3, H, W] to embeddings [B, D] of unit length."""
+
     def __init__(self, model: ItmModel):
         super().__init__()
         self.model = model
@@ -39,6 +41,8 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
+    """Token ids and mask [B, T] to embeddings [B, D] of unit length."""
+
     def __init__(self, model: ItmModel):
         super().__init__()
         self.model = model
@@ -50,8 +54,8 @@ class TextTower(nn.Module):
 class PaddedGru(nn.Module):
     """A `GruTower` without packed sequences, which ONNX does not have.
 
-    A state never sees what comes later, so padding behind the words needs no packing in forward direction; for the
-    backward direction the words of every caption are turned round within their length.
+    A state never sees what comes later, so padding after the words needs no packing in the forward direction; for the
+    backward direction the words of every caption are reversed within their length.
     """
 
     def __init__(self, tower: GruTower):
@@ -82,7 +86,7 @@ class PaddedGru(nn.Module):
 
 
 def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
-    """See `clip_itm.hub.export`. Raises ValueError where ONNX is not installed, and for towers it cannot hold."""
+    """See `clip_itm.hub.export`. Raises ValueError if ONNX is not installed, and for towers it cannot hold."""
     _require_packages()
     batch = processor(text=EXAMPLES)
     pixels = torch.zeros(2, 3, *_input_size(processor))
@@ -101,7 +105,7 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
 
 @contextmanager
 def _traceable(backbone: Backbone) -> Iterator[None]:
-    """A `PaddedGru` in place of a GRU, for a while: what is written is compared with the tower itself."""
+    """A `PaddedGru` instead of a GRU meanwhile; what is written is later compared with the tower itself."""
     tower = getattr(backbone, "text_tower", None)
     if not isinstance(tower, GruTower):
         yield
@@ -149,7 +153,7 @@ def _input_size(processor: ItmProcessor) -> tuple[int, int]:
 
 
 def onnx_json(model: ItmModel, processor: ItmProcessor) -> dict:
-    """What a program needs to know that has neither this package nor transformers."""
+    """What a program without this package and without transformers needs to know."""
     images = processor.image_processor
     mode = "shortest" if images.size.shortest_edge else "squash"
     return {

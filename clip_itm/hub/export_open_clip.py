@@ -45,7 +45,7 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
 
 
 def _own_cfg(source: dict[str, Any], processor: ItmProcessor) -> dict[str, Any]:
-    """The configuration of an open_clip backbone: of the architecture alone, without weights to begin from."""
+    """The configuration of an open_clip backbone: only the architecture, without pretrained weights."""
     model_cfg = copy.deepcopy(source["model_cfg"])
     if "timm_model_name" in model_cfg["vision_cfg"]:
         model_cfg["vision_cfg"]["timm_model_pretrained"] = False
@@ -55,7 +55,7 @@ def _own_cfg(source: dict[str, Any], processor: ItmProcessor) -> dict[str, Any]:
 
 
 def preprocess_cfg(image_processor) -> dict[str, Any]:
-    """What an image processor does, in open_clip's words. Raises ValueError where it has none for it."""
+    """What an image processor does, in open_clip's terms. Raises ValueError if open_clip cannot do it."""
     crop, resample = bool(image_processor.do_center_crop), int(image_processor.resample)
     size = image_processor.crop_size if crop else image_processor.size
     height, width = size.height, size.width

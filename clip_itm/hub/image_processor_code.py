@@ -1,4 +1,4 @@
-"""The image processor of this package in a folder of transformers' own classes, loaded there by code beside it."""
+"""The image processor of this package in a folder of transformers' own classes, with the code that loads it there."""
 
 from pathlib import Path
 

@@ -16,15 +16,20 @@ def files_with_indexes(
 ) -> Files:
     """What a push puts into `repo`: a model as in `model_files`, and `indexes` under index/.
 
-    `shown`: a Space will show the images of the indexes. Raises ValueError as `model_files` does, and for an index that
-    is none, of another model, or cannot be shown.
+    `shown`: a Space will show the images of the indexes. Raises ValueError as `model_files` does, and if an index is
+    damaged, of another model, or cannot be shown.
+
+    Example::
+
+        files = files_with_indexes(Path("runs/my"), "me/my-model", [Path("gallery")])
+        upload(files, "me/my-model", message="Upload model with clip-itm")
     """
     files = model_files(place, repo, licence)
     return files | (_index_files(indexes, model_folder(place), shown) if indexes else {})
 
 
 def _index_files(indexes: Sequence[Path], model: Path, shown: bool) -> Files:
-    """Those of images under index/image, those of captions under index/text."""
+    """Indexes of images under index/image, of captions under index/text."""
     sha256 = model_sha256(ItmModel.from_pretrained(model))
     positions: dict[str, Path] = {}
     files: Files = {}

@@ -11,10 +11,10 @@ from clip_itm.task import TASK
 
 
 def space_files(model: str, revision: str | None = None, with_index: bool = False) -> dict[str, bytes | Path]:
-    """Path in the Space -> content, for a Space that loads `model` from the Hub; `with_index`: and its indexes.
+    """Content by path, for a Space that loads `model` from the Hub and, `with_index`, its indexes.
 
-    The package comes along as source, so that the Space depends on no package index that has it. Raises ValueError
-    where gradio is not installed: the Space runs the version that the app was seen with here.
+    The package comes along as source, so that the Space needs no package index that has it. Raises ValueError if gradio
+    is not installed: the Space runs the version that is installed here.
     """
     try:
         gradio = version("gradio")

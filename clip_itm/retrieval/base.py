@@ -26,24 +26,24 @@ class SearchIndex(ABC):
         """Append items with their embeddings [N, D], which are then the vectors that a search compares.
 
         Heads whose embedding of an item is a set or a grid give embeddings [N, ...] for re-ranking and vectors [N, D]
-        for the search. Raises ValueError, and adds nothing, for ids that are there already or twice, other shapes than
-        those of the index, and values that are not finite.
+        for the search. Raises ValueError, and adds nothing, if an id is already there or given twice, if shapes differ
+        from those of the index, or values are not finite.
         """
 
     @abstractmethod
     def delete(self, ids: Iterable[str]) -> int:
-        """Take items out and return how many. Raises ValueError, and deletes nothing, if one is not there."""
+        """Delete items and return how many. Raises ValueError, and deletes nothing, if one is not there."""
 
     @abstractmethod
     def search(self, vectors: Tensor, top_k: int) -> list[list[Hit]]:
-        """The `top_k` best items of each query [Q, D] (all, where there are fewer), best first, ties in gallery order.
+        """The `top_k` best items (all, if there are fewer) for each query [Q, D], best first, ties in gallery order.
 
         Raises ValueError for an empty index and for vectors of another dimension.
         """
 
     @abstractmethod
     def embeddings_of(self, ids: Sequence[str]) -> Tensor:
-        """What `add` got for these items, as the index stores it: float32 [n, ...] on the CPU."""
+        """The embeddings that `add` got for these items, as the index stores them: float32 [n, ...] on the CPU."""
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
@@ -51,16 +51,16 @@ class SearchIndex(ABC):
 
     @abstractmethod
     def find(self, ids: Iterable[str], thumbnails: bool = False) -> dict[str, Item]:
-        """The items with those of the ids that are in the index, without their thumbnails if these are not needed."""
+        """The items with those of the ids that are in the index, by id; with their thumbnails only if asked for."""
 
     @abstractmethod
     def ids(self) -> list[str]:
-        """Of all items."""
+        """The ids of all items."""
 
     @property
     @abstractmethod
     def note(self) -> str:
-        """One line: how it is searched, and why so."""
+        """One line: how it is searched, and why."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -86,7 +86,7 @@ def check_model(where: str, stored: str, model_sha256: str | None) -> None:
 def check_embeddings(
     items: Sequence[Item], embeddings: Tensor, vectors: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Copies on the CPU in the type that is stored: vectors [N, D], and embeddings where they are something else."""
+    """Copies on the CPU in the stored type: vectors [N, D], and embeddings if they differ from these, else None."""
     given = {"vectors": embeddings if vectors is None else vectors}
     if vectors is not None:
         given["embeddings"] = embeddings
@@ -114,7 +114,7 @@ def _check_finite(items: Sequence[Item], stored: Tensor, name: str) -> None:
 
 
 def check_same_shapes(here: tuple, new: tuple) -> None:
-    """Shapes of one vector and of one embedding (None where that is the vector), in the index and of what is added."""
+    """Shapes of a vector and an embedding (None if that is the vector) have to be the same in index and addition."""
     if here != new:
         raise ValueError(
             f"vectors {new[0]} with embeddings {new[1]} do not fit an index of vectors {here[0]} with embeddings "

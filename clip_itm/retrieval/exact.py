@@ -1,8 +1,8 @@
-"""Exact search in blocks, with scores that depend on nothing but the two vectors.
+"""Exact search in blocks, with scores that depend only on the two vectors.
 
 A float32 matrix product rounds the same dot product differently in blocks of another shape: duplicates in two blocks
-would not tie, and a query alone would score otherwise than in a batch. So the product only finds the candidates, all
-those that rounding could have kept out of the first k included, and their scores are summed once more in float64 and
+would not tie, and a query alone would score differently than in a batch. So the product only finds the candidates,
+including all those that rounding could have kept out of the first k, and their scores are summed again in float64 and
 rounded to float32.
 """
 
@@ -50,7 +50,7 @@ NOTHING = Best(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.floa
 
 
 def search_blocks(queries: Tensor, blocks: Iterable[Block], top_k: int, largest_norm: float) -> Best:
-    """The first `top_k` of each query [Q, D] in all blocks; no vector of theirs has a norm above `largest_norm`."""
+    """The best `top_k` for each query [Q, D] in all blocks, whose vectors have norms of at most `largest_norm`."""
     best = NOTHING
     margin = rounding_margin(queries, largest_norm)
     with torch.inference_mode(), exact_float32(queries.device):
@@ -78,7 +78,7 @@ def products(queries: Tensor, vectors: Tensor) -> Tensor:
         return (vectors @ queries.T).T.contiguous() if len(queries) <= FEW_QUERIES else queries @ vectors.T
     if vectors.device.type != "cpu":
         return products(queries, vectors.float())
-    # in memory that stays in the cache and is used again: fresh pages cost more than the products
+    # reuse memory that stays in the cache: fresh pages cost more than the products
     at_once = max(1, WIDENED_BYTES // (4 * vectors.shape[1]))
     wide = queries.new_empty(min(at_once, len(vectors)), vectors.shape[1])
     scores = queries.new_empty(len(queries), len(vectors))
@@ -97,7 +97,7 @@ def rounding_margin(queries: Tensor, largest_norm: float) -> Tensor:
 
 
 def last_scores(best: Best, top_k: int, queries: Tensor) -> Tensor:
-    """The score [Q] of the `top_k`-th of each query, -inf where there are fewer."""
+    """The score [Q] of each query's `top_k`-th item, -inf if there are fewer."""
     scores = np.full(len(queries), -np.inf, np.float32)
     last = positions(best.query) == top_k - 1
     scores[best.query[last]] = best.score[last]
@@ -123,5 +123,5 @@ def merge(first: Best, second: Best, top_k: int) -> Best:
 
 
 def positions(query: np.ndarray) -> np.ndarray:
-    """0, 1, ... within each run of equal numbers of the ascending `query` [M]."""
+    """0, 1, ... within each run of equal values of the ascending `query` [M]."""
     return np.arange(len(query)) - np.searchsorted(query, query)

@@ -14,7 +14,7 @@ from clip_itm.retrieval.segments import Segment, Selection
 
 
 class Gallery:
-    """Positions count all items in the order they were added, deleted ones included, until `compacted` drops these."""
+    """Positions count all items in the order they were added, including deleted ones until `compacted` drops them."""
 
     def __init__(self, segments: Sequence[Segment] = (), deleted: np.ndarray | Sequence[int] = ()):
         self.segments = list(segments)
@@ -27,11 +27,12 @@ class Gallery:
 
     @property
     def num_dead(self) -> int:
+        """How many items are deleted."""
         return int(np.count_nonzero(self.dead))
 
     @cached_property
     def position(self) -> dict[str, int]:
-        """Position of every living item by id; made when first needed, because a search does without."""
+        """Position of every living item by id; made when first needed, because a search does not need it."""
         ids = [id for segment in self.segments for id in segment.ids]
         return {ids[position]: position for position in np.flatnonzero(~self.dead).tolist()}
 
@@ -45,6 +46,7 @@ class Gallery:
         self.dead = np.concatenate([self.dead, np.zeros(len(ids), bool)])
 
     def delete(self, ids: Sequence[str]) -> None:
+        """Mark items as deleted. Raises ValueError, and deletes nothing, if one is not there."""
         check_known_ids(ids, self.position)
         self.dead[[self.position.pop(id) for id in ids]] = True
 
@@ -57,11 +59,12 @@ class Gallery:
         raise IndexError(position)
 
     def item(self, position: int) -> Item:
+        """The item at a position."""
         segment, row = self.locate(position)
         return segment.item(row)
 
     def find(self, ids: Iterable[str], thumbnails: bool) -> dict[str, Item]:
-        """The items with those ids that are there, with their thumbnails or without."""
+        """The items with those of the ids that are there, by id, with or without their thumbnails."""
         positions = np.sort([self.position[id] for id in ids if id in self.position]).astype(np.int64)
         found, first = {}, 0
         for segment in self.segments:
@@ -71,7 +74,7 @@ class Gallery:
         return found
 
     def vectors(self, positions: np.ndarray) -> Tensor:
-        """Vectors [n, D] of some items, in float32."""
+        """Vectors float32 [n, D] at these positions, int64 [n]."""
         found, first = None, 0
         for segment in self.segments:
             here = torch.from_numpy((positions >= first) & (positions < first + len(segment)))
@@ -95,7 +98,7 @@ class Gallery:
             first += len(segment)
 
     def selection(self, segments: Sequence[Segment] | None = None, compact: bool = False) -> Selection:
-        """The rows of these (by default all) segments, `compact` without the deleted ones."""
+        """The rows of these segments (default: all); with `compact`, without the deleted ones."""
         chosen, rows, first = [], [], 0
         for segment in self.segments:
             dead = torch.from_numpy(self.dead[first : first + len(segment)])

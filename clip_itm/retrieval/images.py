@@ -20,7 +20,7 @@ THUMBNAIL_SIDE = 256  # longer side, pixels
 
 
 def content_of(image: dict | np.ndarray | Image.Image) -> int:
-    """XXH3-64 of what `fetch_image` gives: equal for the same file, and for the same pixels where there is none."""
+    """XXH3-64 of what `fetch_image` returns: equal for equal files and, without a file, for equal pixels."""
     if isinstance(image, dict):
         return xxhash.xxh3_64_intdigest(image["bytes"])
     with naming_image({"path": "a PIL image"}):
@@ -30,7 +30,7 @@ def content_of(image: dict | np.ndarray | Image.Image) -> int:
 
 
 def stamp_of(path: str | None) -> int | None:
-    """XXH3-64 of the size and the times of a file: where it is the same, so is the content. None without a file."""
+    """XXH3-64 of the size and the times of a file: if it is the same, so is the content. None without a file."""
     if path is None or path.startswith(URLS):
         return None
     try:
@@ -41,7 +41,7 @@ def stamp_of(path: str | None) -> int | None:
 
 
 def image_files(folder: Path) -> FoundImages:
-    """All image files in a folder and the folders below. Raises ValueError where there are none."""
+    """All image files in a folder and the folders below it. Raises ValueError if there are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder of photos")
     found = find_images(folder)
@@ -55,7 +55,7 @@ def image_files(folder: Path) -> FoundImages:
 
 @dataclass(frozen=True)
 class ReadImage:
-    """An image of a gallery by its `row`: a small JPEG, if it is wanted, and what tells that it is the same later."""
+    """An image of a gallery by its `row`: a small JPEG, if wanted, and what shows later that it has not changed."""
 
     row: int
     thumbnail: bytes | None
@@ -65,8 +65,8 @@ class ReadImage:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """`images` that could be read, their `pixels` [b, 3, H, W] (None: no image), and what is wrong with the others, by
-    their numbers."""
+    """`images` that could be read, their `pixels` [b, 3, H, W] (None: no image), and by row what is wrong with the
+    others."""
 
     images: list[ReadImage]
     pixels: Tensor | None
@@ -74,11 +74,10 @@ class ImageBatch:
 
 
 class ImageBatches(torch.utils.data.Dataset):
-    """Whole batches of preprocessed images by their numbers.
+    """Whole batches of preprocessed images by row.
 
-    `paths`: the file of each image, None where there is none. `thumbnails`: keep a small JPEG of each (else only where
-    there is no file). Images that cannot be read are an error, or with `skip_broken` are left out and told in the
-    batch.
+    `paths`: the file of each image, or None. `thumbnails`: keep a small JPEG of each (otherwise only of images without
+    a file). An image that cannot be read is a ValueError or, with `skip_broken`, left out and named in the batch.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class ImageBatches(torch.utils.data.Dataset):
         for row in rows:
             path = self.paths[row]
             try:
-                stamp = stamp_of(path)  # before it is read: what is written meanwhile then looks new, not old
+                stamp = stamp_of(path)  # before it is read, so that a file written meanwhile looks changed
                 fetched = fetch_image(self.images[row])
                 image = decode_image(fetched)
             except ValueError as error:

@@ -39,10 +39,18 @@ MOST_SEGMENTS = 64  # beyond, they are merged: every segment costs files and a p
 
 
 class LocalIndex(SearchIndex):
-    """Vectors [N, D] in memory, or mapped from the files of a folder that nothing loads as a whole.
+    """Vectors [N, D] in memory, or mapped from the files of a folder, which are never loaded as a whole.
 
+    kind: "exact", "hnsw", "ivf-pq", or "auto", which chooses by size.
     dtype: "float32" or "float16", how vectors and embeddings are stored; scores are float32.
-    device: where exact scores are computed; another device than the CPU keeps a copy of the vectors.
+    device: where exact scores are computed; a device other than the CPU keeps a copy of the vectors.
+
+    Example:
+        >>> from clip_itm.retrieval.items import Item
+        >>> index = LocalIndex("image", model_sha256="")
+        >>> index.add([Item("a", path="a.jpg"), Item("b", path="b.jpg")], torch.eye(2))
+        >>> [(hit.item.id, hit.score, hit.rank) for hit in index.search(torch.tensor([[0.6, 0.8]]), top_k=2)[0]]
+        [('b', 0.800000011920929, 1), ('a', 0.6000000238418579, 2)]
     """
 
     def __init__(
@@ -120,10 +128,15 @@ class LocalIndex(SearchIndex):
         return id in self._gallery.position
 
     def save(self, folder: str | Path) -> None:
-        """Write what is new; nothing that the folder's index is made of is touched before the new one is whole.
+        """Write what is new; the folder's present index stays untouched until the new one is whole.
 
-        Raises ValueError, and changes nothing, if the folder holds another index or something else, if the index was
-        changed since it was loaded, while somebody else writes it, and where there is no room for it.
+        Raises ValueError, and changes nothing, if the folder holds another index or something else, if the index has
+        changed since it was loaded, if another process is writing it, or if the disk is full.
+
+        Example::
+
+            index.save("gallery")
+            index = LocalIndex.load("gallery", pipe.model_sha256)
         """
         folder = Path(folder)
         storage.require_index_folder(folder)
@@ -131,7 +144,7 @@ class LocalIndex(SearchIndex):
             self.write(folder)
 
     def write(self, folder: str | Path, compact: bool = False) -> None:
-        """`save`, for who holds the lock of the folder already."""
+        """`save`, for a caller that already holds the lock of the folder; `compact` also drops deleted items."""
         folder = Path(folder)
         self._check_own(folder)
         many = self._has_much_deleted() or len(self._gallery.segments) > MOST_SEGMENTS
@@ -150,7 +163,7 @@ class LocalIndex(SearchIndex):
             storage.clear(folder, names)
 
     def compact(self) -> None:
-        """Drop deleted items for good and merge all segments; an index with a folder is saved that way."""
+        """Drop deleted items for good and merge all segments; an index with a folder is saved."""
         if self._folder is None:
             self._gallery, self._shortlist = self._gallery.compacted(), None
         else:
@@ -165,11 +178,11 @@ class LocalIndex(SearchIndex):
         device: str | torch.device = "cpu",
         verify: bool = False,
     ) -> "LocalIndex":
-        """The index that was saved in a folder, which must be one of the model with that hash, if it is given.
+        """The index that was saved in a folder; with `model_sha256`, it has to be of that model.
 
         Raises ValueError for files that are missing, of another size or damaged. Vectors, embeddings and thumbnails are
-        compared with their checksums as they are first used, by searches and others, which then raise the same;
-        `verify` reads all of them now.
+        compared with their checksums when first used, by a search for example, which then raises the same; `verify`
+        reads all of them now.
         """
         folder = Path(folder)
         while True:
@@ -179,7 +192,7 @@ class LocalIndex(SearchIndex):
                     raise ValueError("; ".join(found))
                 return cls._loaded(folder, content, commit, model_sha256, device)
             except ValueError:
-                if storage.committed(folder) == commit:  # else somebody has saved and removed old files meanwhile
+                if storage.committed(folder) == commit:  # else another process has saved and removed old files
                     raise
 
     @classmethod
@@ -260,7 +273,7 @@ class LocalIndex(SearchIndex):
         return self._shortlist is not None and 4 * self._shortlist.num_proposed(top_k) < len(self)
 
     def _exact(self, queries: Tensor, top_k: int, start: int = 0) -> Best:
-        """The best from the position `start`."""
+        """The best items from position `start` on."""
         blocks = self._gallery.blocks(len(queries), self.device, start)
         return search_blocks(queries.to(self.device), blocks, top_k, self._largest_norm)
 
@@ -282,9 +295,9 @@ class LocalIndex(SearchIndex):
 
 
 def open_index(where: str | Path, model_sha256: str | None = None) -> SearchIndex:
-    """The index in a folder or in a Qdrant collection (`QdrantIndex` says how its address looks).
+    """The index in a folder, or in a Qdrant collection (`QdrantIndex` describes its address).
 
-    Raises ValueError where there is none, and for one of another model than `model_sha256`, if that is given.
+    Raises ValueError if there is none or, with `model_sha256`, if another model made it.
     """
     if str(where).startswith("qdrant+"):
         from clip_itm.retrieval.qdrant import QdrantIndex

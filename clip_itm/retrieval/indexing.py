@@ -1,8 +1,8 @@
-"""Bringing an index up to date with a gallery: what is there already and has not changed is not encoded again.
+"""Bringing an index up to date with a gallery: what is already there and has not changed is not encoded again.
 
-An item is what it was made from: a caption its text, an image the content of its file. Size and times of a file tell
-without reading it that nothing has changed; where they differ, the content decides. What is behind a URL is not fetched
-again to compare.
+An item is identified by what it was made from: a caption by its text, an image by the content of its file. If size and
+times of a file are the same, it counts as unchanged without being read; if they differ, the content decides. What is
+behind a URL is not fetched again to compare.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +21,14 @@ from clip_itm.retrieval.images import ImageBatch, ImageBatches, content_of, stam
 from clip_itm.retrieval.items import Item
 from clip_itm.retrieval.sources import Source
 
-SAVE_EVERY = 16384  # items: what a killed run of half an hour loses is a minute
+SAVE_EVERY = 16384  # items: a killed run loses about a minute of half an hour
 REUSED_AT_ONCE = 4096
 
 
 @dataclass
 class Changes:
-    """What a run did: numbers of items that are new, whose content changed, that have it under another name or path,
-    and that stayed; ids that the gallery no longer has; a sentence for each image or caption that was left out."""
+    """What a run did: how many items are new, have changed, have moved to another name or path, or stayed; which ids
+    are gone from the gallery; a sentence for each image or caption that was left out."""
 
     new: int = 0
     changed: int = 0
@@ -48,8 +48,8 @@ class Changes:
 
 
 class Plan(NamedTuple):
-    """Numbers of a source: `encode` these; `reuse`: the id of the item that has their embedding, and their stamp now.
-    `replaced`: ids in the index that another content has taken."""
+    """What to do with the rows of a source: `encode` these; `reuse`, by row, the embedding of the item with this id,
+    with the stamp of now. `replaced`: ids in the index whose content is another one now."""
 
     encode: list[int]
     reuse: dict[int, tuple[str, int | None]]
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Items with their embeddings [n, ...] (None: there are none), and what is wrong with others, by their numbers."""
+    """Items with their embeddings [n, ...] (None: there are none), and by row what is wrong with others."""
 
     items: list[Item]
     embeddings: Tensor | None
@@ -65,7 +65,7 @@ class Encoded(NamedTuple):
 
 
 class Indexer:
-    """Adds a gallery to an index with a pipeline; `save`, if there is one, is called now and then."""
+    """Adds a gallery to an index with a pipeline; `save`, if given, is called from time to time and at the end."""
 
     def __init__(
         self,
@@ -83,7 +83,10 @@ class Indexer:
         self.skip_broken, self.thumbnails = skip_broken, thumbnails
 
     def update(self, source: Source, prune: bool = False) -> Changes:
-        """Encode what is new or has changed. Raises ValueError for what cannot be read, unless it is skipped."""
+        """Encode what is new or has changed; `prune` deletes what is gone from the gallery.
+
+        Raises ValueError for what cannot be read, unless `skip_broken`.
+        """
         ids = set(source.ids)
         gone = [id for id in self.index.ids() if id not in ids]
         changes = Changes(gone=gone, pruned=prune, skipped=list(source.skipped))
@@ -106,7 +109,7 @@ class Indexer:
         return changes
 
     def _storable(self, source: Source, changes: Changes) -> Source:
-        """The source without what cannot be kept as text."""
+        """The source without names and captions that cannot be stored as text."""
         problems = dict(_unstorable(source))
         if not problems:
             return source
@@ -131,7 +134,7 @@ class Indexer:
             self.index.add(items, embeddings, self.pipe.vectors_of(embeddings))
 
     def _replace(self, part: Source, replaced: set[str], encoded: Encoded, changes: Changes) -> None:
-        """Put new items in the place of those with the same ids; where there is a problem, none is better."""
+        """Replace items by new ones with the same ids; if there is a problem with one, the old one goes anyway."""
         if old := [id for id in part.ids if id in replaced]:
             self.index.delete(old)
         if encoded.items:
@@ -167,7 +170,7 @@ class Indexer:
 
 
 def make_plan(source: Source, index: SearchIndex, gone: Sequence[str]) -> Plan:
-    """What of a source has to be encoded, given what is in the index; `gone` are the ids that the source has not."""
+    """What of a source has to be encoded, given what is in the index; `gone` are ids that only the index has."""
     plan, there = Plan([], {}, set()), index.find(source.ids)
     of_gone = {_content(item): item.id for item in index.find(gone).values()} if len(there) < len(source) else {}
     of_gone.pop(None, None)
@@ -198,7 +201,7 @@ def _part(source: Source, rows: Sequence[int]) -> Source:
 
 @dataclass(frozen=True)
 class _Chosen(Sequence):
-    """Entries by number, read when they are asked for."""
+    """Entries by row, read when they are asked for."""
 
     entries: Sequence[Any]
     rows: Sequence[int]
@@ -230,7 +233,7 @@ def _content_now(source: Source, row: int) -> Any:
 
 
 def _unstorable(source: Source) -> Iterator[tuple[int, str]]:
-    """Numbers of items with a name or a caption that is no Unicode text, and a sentence for each."""
+    """Rows of items with a name or a caption that is not Unicode text, and a sentence for each."""
     for row, (id, path) in enumerate(zip(source.ids, source.paths, strict=True)):
         if not is_utf8(id) or not is_utf8(path or ""):
             yield row, f"{printable(path or id)}: this name is not UTF-8; rename it"

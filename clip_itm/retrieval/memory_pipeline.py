@@ -1,4 +1,4 @@
-"""`RetrievalPipeline`: images and captions encoded and searched in memory, exactly. What goes along with a checkpoint.
+"""`RetrievalPipeline`: images and captions encoded and searched in memory, exactly. It goes along with a checkpoint.
 
 pipe = pipeline("image-text-retrieval", model="me/my-model", trust_remote_code=True)
 pipe.index(["a.jpg", "b.jpg"])
@@ -42,8 +42,8 @@ class RetrievalPipeline(Pipeline):
     def index(self, gallery: Any, modality: str | None = None, *, batch_size: int = 64, **options) -> MemoryIndex:
         """Encode images or captions, and search them from now on, in memory and exactly.
 
-        gallery: a list, or a mapping from ids, of images (see `modality_of`) or of captions. modality: "image" or
-        "text", by default recognised. Raises ValueError for what else the pipeline of the package takes.
+        gallery: a list of images (see `modality_of`) or of captions, or a mapping from ids to them. modality: "image"
+        or "text", by default recognised. Raises ValueError for whatever only the pipeline of the package takes.
         """
         if options or isinstance(gallery, str | Path) or hasattr(gallery, "column_names"):
             what = ", ".join(options) or f"a gallery of type {type(gallery).__name__}"
@@ -63,7 +63,7 @@ class RetrievalPipeline(Pipeline):
         return index
 
     def load_index(self, where: str | Path) -> MemoryIndex:
-        """A stored index needs the package: ValueError."""
+        """Raises ValueError: a stored index needs the package."""
         raise ValueError(f"{where}: stored indexes need the package: pip install clip-itm")
 
     def __call__(self, queries: Any, top_k: int = 5, target: str | None = None, **options):
@@ -84,11 +84,11 @@ class RetrievalPipeline(Pipeline):
         batch_size: int = 64,
         shortlist: int | None = None,
     ) -> list[list[Hit]]:
-        """The best `top_k` items for each query; all items where `top_k` is larger than the gallery.
+        """The best `top_k` items for each query; all items if `top_k` is larger than the gallery.
 
         queries: texts and images, see `modality_of`. target: the gallery to search, "image" or "text"; by default the
-        other kind than the query, or the only one there is. shortlist: candidates that a head with more than one vector
-        an item ranks exactly (default: 10 * top_k, at least 200). Raises ValueError without an index, and for a query
+        kind that the query is not, or the only one there is. shortlist: candidates that a head with several vectors per
+        item ranks exactly (default: 10 * top_k, at least 200). Raises ValueError without an index, and for a query
         that is neither text nor image.
         """
         if top_k < 1:
@@ -120,7 +120,7 @@ class RetrievalPipeline(Pipeline):
         return target
 
     def vectors_of(self, embeddings: Tensor) -> Tensor | None:
-        """What the index compares, where that is not all there is to an embedding."""
+        """The vectors [n, D] that the index compares, if they differ from the embeddings [n, ...], else None."""
         similarity = self.model.head.similarity
         return None if similarity.is_dot_product else similarity.vectors(embeddings)
 
@@ -140,11 +140,11 @@ class RetrievalPipeline(Pipeline):
         ]
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Of embeddings of images and of texts, under the head's own rule: float32 [images, texts] on the CPU."""
+        """Float32 [images, texts] on the CPU, from embeddings of images and of texts, by the head's own rule."""
         with torch.inference_mode():
             return self.model.head.similarity(images.to(self.device), texts.to(self.device)).float().cpu()
 
-    # What `transformers.Pipeline` asks for: one batch of one modality
+    # What `transformers.Pipeline` requires: one batch of one modality
 
     def _sanitize_parameters(self, **parameters):
         return {}, {}, parameters

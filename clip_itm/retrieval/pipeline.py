@@ -71,13 +71,22 @@ class ImageTextRetrievalPipeline(RetrievalPipeline):
         """Encode images or captions, and search them from now on.
 
         gallery, modality: see `make_source`: a folder of images, a list of images or of captions, a data set.
-        folder: keeps the index (or the address of a Qdrant collection, see `open_index`); what it has already and has
-            not changed is not encoded again, so that the same call adds what is new and goes on after an interruption.
-            `changes` says afterwards what it did.
-        kind, dtype: of a new index, see `LocalIndex` (default: auto, float32). num_workers: processes that read images.
-        skip_broken: leave out images and captions that cannot be read, and warn; default: ValueError.
-        thumbnails: keep a small JPEG of every image in the index (without it, only of images that have no file).
-        prune: take out what the index has and the gallery has not.
+        folder: where the index is stored (or the address of a Qdrant collection, see `open_index`). What is already
+            there and has not changed is not encoded again, so the same call adds what is new and continues after an
+            interruption. Afterwards `changes` says what it did.
+        kind, dtype: of a new index, see `LocalIndex` (default: auto, float32).
+        num_workers: processes that read images.
+        skip_broken: leave out images and captions that cannot be read, with a warning; default: ValueError.
+        thumbnails: keep a small JPEG of every image in the index (otherwise only of images that have no file).
+        prune: delete what is in the index but not in the gallery.
+
+        Raises ValueError for a gallery that is empty or mixed, and for an index of another model, modality or kind.
+
+        Example::
+
+            pipe = load_pipeline("runs/my/best")
+            pipe.index("photos", folder="gallery")
+            pipe("a dog in the snow", top_k=5)
         """
         source = make_source(gallery, modality)
         with _held(folder):
@@ -94,7 +103,14 @@ class ImageTextRetrievalPipeline(RetrievalPipeline):
         return index
 
     def load_index(self, where: str | Path | SearchIndex) -> SearchIndex:
-        """Search an index that was made before; ValueError for one of another model."""
+        """Search a stored index from now on. Raises ValueError if another model made it.
+
+        Example::
+
+            pipe = load_pipeline("runs/my/best")
+            pipe.load_index("gallery")
+            pipe.search(["a dog in the snow"], top_k=5)
+        """
         index = where if isinstance(where, SearchIndex) else open_index(where, self.model_sha256)
         self.galleries[index.modality] = index
         return index
@@ -117,7 +133,10 @@ class ImageTextRetrievalPipeline(RetrievalPipeline):
 
 
 def load_pipeline(model: str | Path, device: str | None = None) -> ImageTextRetrievalPipeline:
-    """The pipeline of a run folder (its best model), a model folder, or the name of a model on the Hub."""
+    """The pipeline of a run folder (its best model), a model folder, or the name of a model on the Hub.
+
+    `device`: "cpu", "cuda:1", ... (default: the first GPU, else the CPU). Raises ValueError if it cannot be loaded.
+    """
     require_source(model)
     path_or_repo = str(model_folder(model) if Path(model).exists() else model)
     disable_progress_bar()  # of loading weights, which take a second

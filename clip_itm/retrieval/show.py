@@ -54,7 +54,7 @@ class Answer:
 
 
 def image_of(item: Item) -> Image.Image | None:
-    """The image of an item; None where it cannot be read any more."""
+    """The image of an item; None if it can no longer be read."""
     try:
         if item.path is not None and Path(item.path).is_file():
             return load_image(item.path)
@@ -64,13 +64,13 @@ def image_of(item: Item) -> Image.Image | None:
 
 
 def small_image(item: Item, side: int) -> bytes | None:
-    """JPEG of the image of an item; None where it cannot be read any more."""
+    """A JPEG of an item's image, its longer side at most `side` pixels; None if it can no longer be read."""
     image = image_of(item)
     return None if image is None else small_jpeg(image, side)
 
 
 def results_page(answers: Sequence[Answer], title: str) -> str:
-    """One HTML file: images inside, no script, no network."""
+    """One HTML file with the images inside, without scripts and network."""
     shown = []
     for answer in answers:
         image = answer.query_image
@@ -79,7 +79,7 @@ def results_page(answers: Sequence[Answer], title: str) -> str:
 
 
 def draw_montage(answers: Sequence[Answer], file: str | Path) -> None:
-    """A row per query: the query, then its images from left to right, or its captions as lines beside the query."""
+    """A picture with a row per query: the query, then its images from left to right, or its captions as lines."""
     rows = [_row(answer) for answer in answers]
     width = max(row.width for row in rows)
     picture = Image.new("RGB", (width, sum(row.height for row in rows)), "white")

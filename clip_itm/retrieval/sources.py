@@ -14,8 +14,8 @@ from clip_itm.retrieval.images import image_files
 class Source:
     """`entries` (captions, or what `read_image` reads) of one modality, and the id of each.
 
-    `paths`: the file of each image, None where there is no file (and for captions). `skipped`: a sentence for each
-    file that looks like an image and cannot be read.
+    `paths`: the file of each image, None without a file (and for captions). `skipped`: a sentence for each file that
+    looks like an image and cannot be read.
     """
 
     modality: str
@@ -31,9 +31,13 @@ class Source:
 def make_source(gallery: Any, modality: str | None = None) -> Source:
     """A folder of images, a list of images or of captions, a mapping id -> image or caption, or a `datasets.Dataset`.
 
-    `modality` ("image", "text") is asked for where a data set has both; otherwise it is recognised. Ids are paths below
-    the folder, paths as given, the data set's own (`image_id`, `caption_ids`), else the number in the list.
+    `modality` ("image", "text") is needed if a data set has both; otherwise it is recognised. Ids are paths below the
+    folder, paths as given, the data set's own (`image_id`, `caption_ids`), else the index in the list.
     Raises ValueError for an empty gallery, and for images mixed with captions.
+
+    Example:
+        >>> make_source({"first": "a dog in the snow", "second": "two people"}).ids
+        ['first', 'second']
     """
     if isinstance(gallery, str | Path):
         return _folder(Path(gallery), modality)
@@ -43,7 +47,7 @@ def make_source(gallery: Any, modality: str | None = None) -> Source:
 
 
 def list_source(gallery: Any, modality: str | None = None) -> Source:
-    """See `make_source`; of lists and mappings alone."""
+    """See `make_source`; only for lists and mappings."""
     if isinstance(gallery, Mapping):
         return _listed(list(gallery.values()), modality, [str(id) for id in gallery])
     return _listed(list(gallery), modality)

@@ -46,7 +46,7 @@ class CleanProbability:
         return np.lexsort((self.ranking, self.values))
 
     def suspicion(self) -> np.ndarray:
-        """Scores int64 [N] in the order of `order()`: higher is more suspicious; equal if probability and ranking are."""
+        """Scores int64 [N], higher is more suspicious, in the order of `order()`; pairs equal in both share one."""
         order = self.order()
         values, ranking = self.values[order], self.ranking[order]
         is_new = (values[1:] != values[:-1]) | (ranking[1:] != ranking[:-1])
