@@ -389,7 +389,7 @@ ROW = {"image": np.zeros((8, 8, 3), np.uint8), "caption": "a mug"}
         ([ROW, {**ROW, "caption": " "}], "data, row 1: expected a caption or a list of captions, found ' '"),
         ([ROW, {**ROW, "caption": [1]}], r"data, row 1: expected a caption or a list of captions, found \[1\]"),
         ([ROW, {**ROW, "image": 7}], "data, row 1: int is no image; expected a PIL image"),
-        ([ROW, {**ROW, "image": np.zeros((8, 8))}], r"data, row 1: .*an array \[8, 8\] of float64 is no photo"),
+        ([ROW, {**ROW, "image": np.zeros((8, 8))}], r"data, row 1: .*an array \[8, 8\] of float64 is not a photo"),
         (["a.jpg"], "data, row 0: expected"),
         ("no/such/folder", "data: there is no folder no/such/folder"),
         (
