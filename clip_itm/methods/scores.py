@@ -11,9 +11,8 @@ def global_scores(similarity: Similarity, images: Tensor, texts: Tensor) -> tupl
     """Local images against all captions, and local captions against all images: both [b, B], in float32 or more.
 
     `images`, `texts` [b, ...] embeddings, row k is pair k; local pair k is column `process_index() * b + k`.
-    `columns[k, j]` is the score of image j and caption k. Every pair is scored once, by the process that has its
-    caption, and the blocks are gathered with their gradients: statistics over the images of a batch (SAF) cover all of
-    it.
+    `columns[k, j]` is the score of image j and caption k. Every pair is scored once, by the process of its caption, and
+    the blocks are gathered with their gradients: statistics over the images of a batch (SAF) cover the whole batch.
     """
     images, texts = (
         embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)) for embeddings in (images, texts)
@@ -34,8 +33,7 @@ def local_targets(rows: Tensor) -> Tensor:
 
 
 def same_image(rows: Tensor, image_ids: Tensor | None) -> Tensor:
-    """Bool [b, B]: True where a column belongs to the row's image, by `image_ids` int64 [b]; if None, only the row's
-    own pair."""
+    """Bool [b, B]: True for columns of the row's image, by `image_ids` int64 [b]; if None, only the row's own pair."""
     if image_ids is None:
         return torch.zeros_like(rows, dtype=torch.bool).scatter(1, local_targets(rows)[:, None], True)
     return image_ids[:, None] == gather_constant(image_ids)[None, :]
