@@ -72,8 +72,7 @@ def contrastive_losses(
 
 
 def first_logit_scale(temperature: float | None, pretrained: float | None, from_scratch: float) -> nn.Parameter:
-    """The learned log(1 / temperature) at the start, of the recipe's `temperature`, else the `pretrained` log itself,
-    else of the temperature `from_scratch`."""
+    """log(1 / temperature) at the start: of `temperature`, else the `pretrained` log, else of `from_scratch`."""
     if temperature is not None:
         pretrained = -math.log(temperature)
     elif pretrained is None:

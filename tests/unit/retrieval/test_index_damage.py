@@ -176,7 +176,7 @@ def test_an_index_json_that_is_none(tmp_path, text):
     with pytest.raises(ValueError, match=r"index\.json is not the index\.json of a search index"):
         LocalIndex.load(tmp_path)
     assert len(index_damages(tmp_path)) == 1
-    with pytest.raises(ValueError, match=r"no index\.json of a search index"):
+    with pytest.raises(ValueError, match=r"not the index\.json of a search index"):
         make_index(tmp_path)
 
 
