@@ -86,7 +86,7 @@ def test_losses_are_those_of_every_batch_written_out(count, batch_size, seed):
 
 
 def test_siblings_meet_in_dataset_order_and_rarely_in_a_permutation():
-    images, texts, pairs, noise = world(0, images=100, ratio=0)
+    images, texts, pairs, noise = world(0, photos=100, ratio=0)
     ordered, drawn = (pair_losses(images, texts, pairs.image, noise.source, 20.0, 50, seed) for seed in (None, 0))
     assert ordered.min() >= np.log(5) / 2
     assert np.median(drawn) < np.log(5) / 2
