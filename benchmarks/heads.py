@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from clip_itm.allocator import keep_freed_memory
 from clip_itm.backbones.features import Features, FeatureWidths
 from clip_itm.evaluation.ranking import compute_ranks
 from clip_itm.files import write_json
-from clip_itm.memory import keep_freed_memory
 from clip_itm.methods.aahr.criterion import Gates
 from clip_itm.methods.base import Head
 from clip_itm.methods.build import build_head

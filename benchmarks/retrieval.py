@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from clip_itm.allocator import keep_freed_memory
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.recall import CUTOFFS, RECALLS
 from clip_itm.files import write_json
-from clip_itm.memory import keep_freed_memory
 from clip_itm.recipe import load_recipe
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Hit

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from clip_itm.allocator import keep_freed_memory
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.data.batches import PairDataset
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import ROW_FEATURES, Split
 from clip_itm.files import write_json
-from clip_itm.memory import keep_freed_memory
 from clip_itm.methods.build import build_head
 from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.configuration import HeadConfig

@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 
+from clip_itm.allocator import keep_freed_memory
 from clip_itm.commands import (
     app,
     audit,
@@ -28,7 +29,6 @@ from clip_itm.commands import (
 from clip_itm.commands.output import outputs_of
 from clip_itm.commands.parser import Parser, without_unknown
 from clip_itm.kinds import COMMANDS as OF_METHODS
-from clip_itm.memory import keep_freed_memory
 from clip_itm.visible import say, visible
 
 COMMANDS = {

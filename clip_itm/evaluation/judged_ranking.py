@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clip_itm.evaluation.judgements import JudgedSplit, Positives
-from clip_itm.evaluation.ranking import BLOCK_BYTES, Ranks, Similarity, prepare_scores, rank_best, score
+from clip_itm.evaluation.ranking import BLOCK_BYTES, Ranks, Scorer, prepare_scores, rank_best, score
 from clip_itm.precision import exact_float32
 
 
@@ -52,7 +52,7 @@ class Direction(NamedTuple):
 
 def directions(
     split: JudgedSplit,
-    similarity: Similarity | None,
+    similarity: Scorer | None,
     block_size: int | None,
     device: str | torch.device | None,
 ) -> tuple[Direction, Direction]:
@@ -72,7 +72,7 @@ def directions(
 
 def compute_best_ranks(
     split: JudgedSplit,
-    similarity: Similarity | None = None,
+    similarity: Scorer | None = None,
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> Ranks:
@@ -91,7 +91,7 @@ def compute_best_ranks(
 
 def compute_positive_ranks(
     split: JudgedSplit,
-    similarity: Similarity | None = None,
+    similarity: Scorer | None = None,
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[PositiveRanks, PositiveRanks]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clip_itm.evaluation.judgements import JudgedSplit
 from clip_itm.evaluation.precision_result import PrecisionResult
-from clip_itm.evaluation.ranking import Similarity, compute_ranks
+from clip_itm.evaluation.ranking import Scorer, compute_ranks
 from clip_itm.evaluation.result import RetrievalResult
 
 Result = RetrievalResult | PrecisionResult
@@ -52,7 +52,7 @@ class Protocol(ABC):
         It is also called before there is a model, with embeddings of width 0.
         """
 
-    def rank(self, part, similarity: Similarity | None, block_size: int | None, device: str | torch.device | None):
+    def rank(self, part, similarity: Scorer | None, block_size: int | None, device: str | torch.device | None):
         """The ranks of one part; for the other arguments see `compute_ranks`."""
         return compute_ranks(part.images, part.texts, part.caption_image, similarity, block_size, device)
 

@@ -11,7 +11,7 @@ from clip_itm.evaluation.judged_ranking import PositiveRanks, compute_best_ranks
 from clip_itm.evaluation.judgements import JudgedSplit, judged_split
 from clip_itm.evaluation.precision_result import PrecisionResult
 from clip_itm.evaluation.protocol import EmbeddedSplit, Protocol, Result
-from clip_itm.evaluation.ranking import Ranks, Similarity, check_owners
+from clip_itm.evaluation.ranking import Ranks, Scorer, check_owners
 
 PUBLISHED_CAPTIONS = 5  # per image, in every published table on Flickr30K and COCO
 
@@ -112,7 +112,7 @@ def evaluate_retrieval(
     texts: Tensor,
     caption_image: np.ndarray | Tensor,
     protocols: Sequence[str] = ("all",),
-    similarity: Similarity | None = None,
+    similarity: Scorer | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     *,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clip_itm.precision import exact_float32
 
-Similarity = Callable[[Tensor, Tensor], Tensor]
+Scorer = Callable[[Tensor, Tensor], Tensor]
 """`similarity(images [b, ...], texts [c, ...]) -> [b, c]`: one row per image."""
 
 BLOCK_BYTES = 64 * 2**20  # of float32 scores; counting needs as much again
@@ -44,7 +44,7 @@ def compute_ranks(
     images: Tensor,
     texts: Tensor,
     caption_image: np.ndarray | Tensor,
-    similarity: Similarity | None = None,
+    similarity: Scorer | None = None,
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> Ranks:
@@ -53,7 +53,7 @@ def compute_ranks(
     images: [Ni, ...], texts: [Nt, ...] embeddings (for the default similarity [N, D], of any floating type).
     caption_image: int [Nt], the image index of each caption, in any order; an image without captions is a rival of the
         others but not a query.
-    similarity: see `Similarity`; by default the dot product in float32 (normalise the embeddings first for cosines).
+    similarity: see `Scorer`; by default the dot product in float32 (normalise the embeddings first for cosines).
     block_size: queries (images, then captions) scored at once against all candidates; by default as many as fit into
         64 MiB of float32 scores. A block that holds all images is scored once and serves both directions.
     device: where the scores are computed (default: where the embeddings are).
@@ -135,10 +135,10 @@ def count_rivals(scores: Tensor, threshold: Tensor, dim: int, scratch: Tensor) -
 def prepare_scores(
     images: Tensor,
     texts: Tensor,
-    similarity: Similarity | None,
+    similarity: Scorer | None,
     block_size: int | None,
     device: str | torch.device | None,
-) -> tuple[Tensor, Tensor, Similarity]:
+) -> tuple[Tensor, Tensor, Scorer]:
     """Images and texts on `device`, and the similarity that compares them; see `compute_ranks`."""
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size is {block_size}; expected a positive number of queries, or None")
@@ -148,7 +148,7 @@ def prepare_scores(
     return images, texts, similarity
 
 
-def score(similarity: Similarity, images: Tensor, texts: Tensor) -> Tensor:
+def score(similarity: Scorer, images: Tensor, texts: Tensor) -> Tensor:
     """A block of scores [b, c]; ValueError if the similarity returns another shape or type, or NaN."""
     scores = similarity(images, texts)
     if scores.shape != (len(images), len(texts)) or not scores.is_floating_point():
@@ -171,14 +171,14 @@ class DotProduct:
     """
 
     def __init__(self):
-        self.memory = torch.empty(0)
+        self.buffer = torch.empty(0)
 
     def __call__(self, images: Tensor, texts: Tensor) -> Tensor:
         few, many = (images, texts) if len(images) <= len(texts) else (texts, images)
         cells = len(few) * len(many)
-        if self.memory.numel() < cells:
-            self.memory = few.new_empty(cells)
-        scores = torch.mm(few, many.T, out=self.memory[:cells].view(len(few), len(many)))
+        if self.buffer.numel() < cells:
+            self.buffer = few.new_empty(cells)
+        scores = torch.mm(few, many.T, out=self.buffer[:cells].view(len(few), len(many)))
         return scores if few is images else scores.T
 
 

@@ -1,6 +1,6 @@
 """Several models as one: the mean of their scores, as SGRAF averages SAF and SGR (docs/papers/crcl.md 8.4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,13 +8,12 @@ from torch import Tensor
 from clip_itm.data.rows import Split
 from clip_itm.evaluation.protocol import Result
 from clip_itm.evaluation.protocols import evaluate_retrieval
+from clip_itm.evaluation.ranking import Scorer
 from clip_itm.training.encode import Embeddings, scoring
 from clip_itm.training.encoder import Encoder
 
-Score = Callable[[Tensor, Tensor], Tensor]
 
-
-def encode_ensemble(split: Split, encoders: Sequence[Encoder]) -> tuple[Embeddings, Score]:
+def encode_ensemble(split: Split, encoders: Sequence[Encoder]) -> tuple[Embeddings, Scorer]:
     """Embeddings of a split and the similarity that goes with them.
 
     Of several models the embeddings are the numbers [N, 1] of images and captions, by which the similarity finds those
