@@ -70,7 +70,7 @@ def started_model(backbone: BackboneSection, head: HeadSection, place: str | Pat
 
 def _resolved(backbone: BackboneSection, own: BackboneSection, place: str | Path) -> BackboneSection:
     """`backbone` with what the program filled in for the model itself."""
-    if backbone.kind != own.kind:
+    if type(backbone) is not type(own):
         raise ValueError(
             f"start_from: {place} has towers of backbone.kind {own.kind}, and the recipe names {backbone.kind}"
         )

@@ -262,11 +262,11 @@ def as_seen(run: Path, keep: np.ndarray) -> dict[tuple[str, str], str]:
     return {(f"{k // 2:02d}.jpg", ids[noise.source[k]]): captions[noise.source[k]] for k in np.flatnonzero(keep)}
 
 
-@pytest.mark.parametrize("words", [[], ["--below", "0.8"], ["--drop-share", "0.25"]])
+@pytest.mark.parametrize("words", [[], ["--below", "0.8"], ["--drop-fraction", "0.25"]])
 def test_the_cleaned_folder_has_the_rest_with_the_ids_of_the_original(run, words):
     clean = known_clean(run)
     keep = clean.values >= float(words[1] if words[:1] == ["--below"] else 0.5)
-    if "--drop-share" in words:
+    if "--drop-fraction" in words:
         keep = np.ones(48, bool)
         keep[np.argsort(clean.values)[:12]] = False
     splits, before, note = cleaned(run, *words)
@@ -370,7 +370,7 @@ def test_mistakes_are_told_before_anything_is_computed(run, monkeypatch, capsys)
     ]:
         assert audit(run, *words) == 2
         assert message in capsys.readouterr().err
-    for words in (["--top", "0"], ["--clean-to", "x", "--drop-share", "40"], ["--below", "0.1", "--down-weight"]):
+    for words in (["--top", "0"], ["--clean-to", "x", "--drop-fraction", "40"], ["--below", "0.1", "--down-weight"]):
         with pytest.raises(SystemExit):
             audit(run, *words)
     assert (run / "taken" / "mine.txt").read_text() == "keep me"

@@ -57,7 +57,7 @@ def test_a_model_of_regions_is_audited_without_pictures_and_its_card_names_no_ph
     assert page.count("<li ") == 5
     assert "data:image" not in page
     capsys.readouterr()
-    assert main(["audit", "--run", run, "--drop-share", "0.1", "--clean-to", str(tmp_path / "cleaned")]) == 2
+    assert main(["audit", "--run", run, "--drop-fraction", "0.1", "--clean-to", str(tmp_path / "cleaned")]) == 2
     assert "these data are precomputed regions" in capsys.readouterr().err
     card = (tmp_path / "run" / "best" / "README.md").read_text()
     assert "image_tokens" in card

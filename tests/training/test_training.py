@@ -170,7 +170,7 @@ def test_frozen_towers_are_encoded_once_and_stay(tmp_path):
 
 
 def test_tokens_of_frozen_towers_are_kept_for_heads_that_read_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_itm.training.feature_cache.PHOTOS_AT_ONCE", 7)
+    monkeypatch.setattr("clip_itm.training.feature_cache.IMAGES_AT_ONCE", 7)
     head = {"kind": "triplet", "similarity": {"kind": "scan", "max_words": 20, "token_dim": 16}}
     recipe = tiny_recipe(tmp_path, backbone={"freeze_image": True}, head=head)
     data, model, encoder, trainer = pieces(recipe)
@@ -320,7 +320,7 @@ def test_a_warmup_longer_than_the_run_is_told(tmp_path):
 def test_a_run_that_only_got_worse_says_so():
     results = {"val_history": [{"step": 0, "eval_rsum": 27.8}, {"step": 2, "eval_rsum": 27.6}], "best_val_rsum": 27.6}
     assert beaten_by_step_0(results).startswith(
-        "No checkpoint beats the model before training on dev (rsum 27.6 against"
+        "No checkpoint beats the model before training on val (rsum 27.6 against"
     )
     assert beaten_by_step_0(results | {"best_val_rsum": 28.0}) is None
 

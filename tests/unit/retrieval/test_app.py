@@ -81,7 +81,7 @@ def test_what_is_typed_is_text_and_never_a_path_or_an_address(pipe, uploads, typ
 
     typed = typed.format(folder=Path(next(pipe.galleries["image"].items()).path).parents[1])
     read = app_module.read_upload
-    monkeypatch.setattr("clip_itm.retrieval.memory_pipeline.load_image", refuse)
+    monkeypatch.setattr("clip_itm.data.inputs.load_image", refuse)
     page = find_by_text(pipe, "image", typed, 2)
     assert page.count("<li>") == 2
     assert "<script>" not in page

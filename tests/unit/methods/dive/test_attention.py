@@ -178,8 +178,8 @@ def test_one_slot_takes_the_mean():
 @pytest.mark.parametrize(
     ("kind", "channels", "tokens", "message"),
     [
-        ("sine", 7, 3, "width that 2 divides, not 7"),
-        ("sine_grid", 6, 9, "width that 4 divides, not 6"),
+        ("sine", 7, 3, "width divisible by 2, not 7"),
+        ("sine_grid", 6, 9, "width divisible by 4, not 6"),
         ("sine_grid", 8, 6, "square grid of tokens, not 6"),
         ("learned", 8, 101, "up to 100 tokens, not 101"),
         ("learned_grid", 8, 51**2, "up to 50 tokens per side, not 51"),

@@ -130,7 +130,7 @@ def test_the_published_posterior_turns_on_both_sides():
 
 
 def test_losses_that_cannot_be_told_apart_are_refused():
-    with pytest.raises(ValueError, match="3 losses that are all the same"):
+    with pytest.raises(ValueError, match="3 losses are all the same"):
         fit_mixture(np.array([1.5, 1.5, 1.5]))
     with pytest.raises(ValueError, match="2 of 4 losses are not finite"):
         fit_mixture(np.array([1.0, np.nan, np.inf, 2.0]))
