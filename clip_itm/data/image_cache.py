@@ -46,7 +46,7 @@ class ImageCache:
             return image
         copy = image_in(data)
         if copy is None:
-            warnings.warn(f"{entry}: this resized photo is damaged; it is made anew", stacklevel=2)
+            warnings.warn(f"{entry}: this resized photo is damaged; it is made again", stacklevel=2)
             with suppress(Exception):  # an original that can no longer be decoded: reading it says so
                 copy = self._resized(image)
             if copy is not None:

@@ -110,5 +110,5 @@ def _remove_damaged(kept: Path) -> None:
     except ValueError as error:
         found = [str(error)]
     if found:
-        warnings.warn(f"{found[0]}: the rows of this data set are prepared anew", stacklevel=3)
+        warnings.warn(f"{found[0]}: the rows of this data set are prepared again", stacklevel=3)
         shutil.rmtree(kept)

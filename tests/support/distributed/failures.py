@@ -36,16 +36,16 @@ def main(folder: str, out: str) -> None:
     else:
         found["locked"] = said(recipe)
 
-    place = guarded.place
+    commit = guarded.commit
 
     def full(run, temporary, name):
         if name == "checkpoint-2":
             raise OSError(errno.ENOSPC, "No space left on device")
-        place(run, temporary, name)
+        commit(run, temporary, name)
 
-    guarded.place = full
+    guarded.commit = full
     found["full"] = said(recipe)
-    guarded.place = place
+    guarded.commit = commit
     found["steps"] = train(recipe)["steps"]
 
     def spoil(self, args, state, control, model=None, **kwargs):

@@ -91,7 +91,7 @@ def test_damaged_caches_are_found_told_and_made_anew(tmp_path, filled, kind, dam
     found, told = quietly(embeddings, recipe)
     np.testing.assert_array_equal(found, filled[1])
     assert kind in ("resized photos", "what rows are") or str(bad.parent) in told
-    assert "anew" in told or (kind, damage) == ("resized photos", "empty")  # made without a word before they are read
+    assert "again" in told or (kind, damage) == ("resized photos", "empty")  # made without a word before they are read
     assert main(["verify", str(tmp_path / "cache")]) == 0
     assert quietly(embeddings, recipe)[1] == ""
 
@@ -168,7 +168,7 @@ def test_a_damaged_resized_photo_whose_cache_cannot_be_written_is_still_the_righ
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(ImageCache, "_write", refused)
-    with pytest.warns(UserWarning, match="damaged; it is made anew"):
+    with pytest.warns(UserWarning, match="damaged; it is made again"):
         image = cache.image(row)
     np.testing.assert_array_equal(np.asarray(read_image(image)), right)
 
