@@ -4,8 +4,6 @@ import argparse
 import errno
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from clip_itm.commands.output import OutputFile, OutputFolder
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.files import replacing, write_text
+from support.forks import Forked
 from support.tiny import tiny_recipe
 
 READ_FILES = ("--queries-from", "--vocabulary", "--templates", "--classes")
@@ -183,17 +182,11 @@ def test_a_file_that_must_be_new_is_never_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-MAKE = "import sys; from clip_itm.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
 @pytest.mark.slow
 def test_two_writers_of_noise_end_with_one_of_the_two_and_the_other_told(made, tmp_path):
     words = ["noise", "make", str(made / "recipe.yaml"), "--out", str(tmp_path / "noise.npz"), "--noise.seed"]
-    both = [
-        subprocess.Popen([sys.executable, "-c", MAKE, *words, seed], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        for seed in ("1", "2")
-    ]
-    said = [process.communicate(timeout=120) for process in both]
-    assert sorted(process.returncode for process in both) == [0, 2], said
-    assert any(b"holds other noise" in err for _, err in said)
+    both = [Forked("-m", "clip_itm.cli", *words, seed) for seed in ("1", "2")]
+    statuses = [process.wait() for process in both]
+    assert sorted(statuses) == [0, 2], [process.output for process in both]
+    assert "holds other noise" in both[statuses.index(2)].output
     assert main(["verify", str(tmp_path / "noise.npz")]) == 0

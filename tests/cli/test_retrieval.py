@@ -19,6 +19,7 @@ from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.pipeline import load_pipeline
 from clip_itm.retrieval.show import Answer, draw_montage, image_of, results_page
 from support.bad_input.retrieval import model
+from support.forks import run_python
 from support.processes import ENVIRONMENT
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -155,10 +156,7 @@ def test_a_page_escapes_what_it_shows_and_runs_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_index_command_leaves_one_index_or_the_other(tmp_path):
-    command = [sys.executable, "-m", "support.kill_index", str(tmp_path), "11"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "'kills': 8" in done.stdout
+    assert "'kills': 8" in run_python("-m", "support.kill_index", str(tmp_path), "11", env=ENVIRONMENT)
 
 
 def test_a_second_command_is_told_who_is_at_it(place, tmp_path, capsys):

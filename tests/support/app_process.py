@@ -2,27 +2,17 @@
 
 import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+from support.forks import Forked
 
-def start(place: Path, *words: str) -> subprocess.Popen:
+
+def start(place: Path, *words: str) -> Forked:
     (place / "uploads").mkdir(exist_ok=True)
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(place / "uploads"), "PYTHONUNBUFFERED": "1"}
-    with (place / "said.txt").open("w") as said:
-        return subprocess.Popen(
-            [sys.executable, "-m", "clip_itm.cli", "app", *words, "--port", str(free_port())],
-            env=environment,
-            cwd=place,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            # what a shell starts in the background ignores Ctrl-C (and with nohup SIGHUP), and so does what that starts
-            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
-        )
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(place / "uploads")}
+    return Forked("-m", "clip_itm.cli", "app", *words, "--port", str(free_port()), cwd=place, env=environment)
 
 
 def free_port() -> int:
@@ -31,11 +21,10 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def address_of(server: subprocess.Popen, place: Path) -> str:
+def address_of(server: Forked) -> str:
     """What the command says once it can be opened."""
     while True:
-        said = (place / "said.txt").read_text()
-        if found := re.search(r"open (http://\S+)", said):
+        if found := re.search(r"open (http://\S+)", server.output):
             return found[1]
-        assert server.poll() is None, said
+        assert server.poll() is None, server.output
         time.sleep(0.1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.forks import run_python
 from support.paths import ROOT
 
 
@@ -21,22 +22,19 @@ def apply_page(name: str, folder: Path) -> list[str]:
         (folder / path).write_text(content, encoding="utf-8")
     for number, change in enumerate(re.findall(r"```diff\n(.*?)```", text, re.S)):
         (folder / f"{number}.diff").write_text(change, encoding="utf-8")
-        _run(folder, "git", "apply", f"{number}.diff")
+        subprocess.run(["git", "apply", f"{number}.diff"], cwd=folder, check=True)
     settings = ("--config", str(ROOT / "pyproject.toml"), "clip_itm", "tests")
-    run(folder, "ruff", "check", *settings)
-    run(folder, "ruff", "format", "--check", *settings)
-    place = _run(folder, sys.executable, "-c", "import clip_itm; print(clip_itm.__file__)")
+    subprocess.run([sys.executable, "-m", "ruff", "check", *settings], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "ruff", "format", "--check", *settings], cwd=folder, check=True)
+    place = _python(folder, "-c", "import clip_itm; print(clip_itm.__file__)")
     assert str(folder) in place, "the copy is the package there, not the installed one"
     return [path for path, _ in files]
 
 
 def run(folder: Path, *words: str) -> str:
     """What `python -m` and these words print where the copy in `folder` is the package."""
-    return _run(folder, sys.executable, "-m", *words)
+    return _python(folder, "-m", *words)
 
 
-def _run(folder: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def _python(folder: Path, *words: str) -> str:
+    return run_python(*words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"})

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from clip_itm.runs.train import train
 from clip_itm.training.callbacks import FinishCallback
 from clip_itm.training.folder import last_complete_checkpoint
+from support.forks import Forked
 from support.killed_runs import EPOCHS, HEADS, STEPS, assert_same_end, final_state, recipe_of
 from support.tiny import tiny_recipe
 
@@ -82,9 +81,8 @@ def test_a_run_that_was_killed_behind_its_last_step_takes_no_other(tmp_path, max
     assert all(torch.allclose(after[name], before[name], rtol=0, atol=0, equal_nan=True) for name in before)
 
 
-def start(recipe_file: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "clip_itm.cli", "train", str(recipe_file)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(recipe_file: Path) -> Forked:
+    return Forked("-m", "clip_itm.cli", "train", str(recipe_file), env=ENVIRONMENT)
 
 
 @pytest.mark.slow
@@ -103,28 +101,25 @@ def test_sigkill_in_mid_epoch_and_resume_to_the_bit(tmp_path, method, step):
 
     file, whole = runs["whole"]
     process = start(file)
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
+    assert process.wait() == 0, process.output
 
     file, killed = runs["killed"]
     process = start(file)
     deadline = time.time() + 300
     while not (killed / f"checkpoint-{step}" / "trainer_state.json").exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.output
         assert time.time() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     assert not (killed / "results.json").exists()
     reached = int(last_complete_checkpoint(killed).name.split("-")[1])
     assert step <= reached < EPOCHS[method] * STEPS
     assert reached % STEPS != 0, "the checkpoint must lie within an epoch"
 
     process = start(file)
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
-    assert f"resuming from {killed}/checkpoint-{reached}" in output
+    assert process.wait() == 0, process.output
+    assert f"resuming from {killed}/checkpoint-{reached}" in process.output
     assert_same_end(killed, whole, method)
 
 

@@ -2,22 +2,20 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from clip_itm.cli import main
 from clip_itm.lock import LOCK_FILE, locked
 from clip_itm.runs.train import train
+from support.forks import Forked
 from support.processes import ENVIRONMENT
 from support.run_folders import contents, unfinished
 from support.tiny import tiny_recipe
 
 
-def start(*words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "clip_itm.cli", *words]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(*words: str) -> Forked:
+    return Forked("-m", "clip_itm.cli", *words, env=ENVIRONMENT)
 
 
 def test_a_folder_that_is_being_trained_in_is_refused_untouched(own_run, tmp_path, monkeypatch, capsys):
@@ -25,15 +23,9 @@ def test_a_folder_that_is_being_trained_in_is_refused_untouched(own_run, tmp_pat
     unfinished(folder)
     monkeypatch.setattr("clip_itm.runs.train.prepare", lambda recipe: pytest.fail("data were loaded"))
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stdin=subprocess.PIPE,
-        text=True,
-    )
+    holder = Forked("-c", HOLD, str(folder), env=ENVIRONMENT)
     try:
-        assert holder.stdout.readline() == "held\n"
+        holder.wait_for("held")
         before = contents(folder)
         for words in (
             ["train", str(tmp_path / "recipe.yaml")],
@@ -46,7 +38,6 @@ def test_a_folder_that_is_being_trained_in_is_refused_untouched(own_run, tmp_pat
         assert contents(folder) == before
     finally:
         holder.kill()  # its lock goes with it
-        holder.wait()
     assert (folder / LOCK_FILE).exists()
     with locked(folder, "train"):
         pass
@@ -74,9 +65,10 @@ def test_two_trainings_in_one_folder_and_two_comparisons_have_one_winner(tmp_pat
         ),
     ):
         both = [start(*words) for _ in range(2)]
-        said = [process.communicate(timeout=300)[0] for process in both]
-        assert sorted(process.returncode for process in both) == [0, 2], said
-        loser = [process.returncode for process in both].index(2)
+        statuses = [process.wait() for process in both]
+        said = [process.output for process in both]
+        assert sorted(statuses) == [0, 2], said
+        loser = statuses.index(2)
         assert f"is being written by process {both[1 - loser].pid} on {os.uname().nodename}" in said[loser]
         assert "Traceback" not in said[loser]
         assert json.loads(found.read_text())["best"] == alone["best"]

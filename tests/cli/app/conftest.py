@@ -1,12 +1,12 @@
 """The app in a process of its own, served for several tests."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.app_process import address_of, start
+from support.forks import Forked
 from support.tiny_app import indexed_pipeline, write_audit
 
 
@@ -23,14 +23,13 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(place) -> Iterator[subprocess.Popen]:
-    """The command in a process of its own, which serves at `address`; what it says is in said.txt."""
+def server(place) -> Iterator[Forked]:
+    """The command in a process of its own, which serves at `address`."""
     process = start(place, "--model", "model", "--index", "images", "--index", "texts", "--audit", "audit.parquet")
     yield process
     process.kill()
-    process.wait()
 
 
 @pytest.fixture(scope="module")
-def address(server, place) -> str:
-    return address_of(server, place)
+def address(server) -> str:
+    return address_of(server)

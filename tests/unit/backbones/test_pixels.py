@@ -3,8 +3,6 @@
 import io
 import json
 import resource
-import subprocess
-import sys
 from functools import cache
 
 import numpy as np
@@ -24,6 +22,7 @@ from clip_itm.data.images import read_image, small_jpeg
 from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.processing import ItmProcessor
 from clip_itm.resizing import WHOLE, resized_part, shortest_edge
+from support.forks import run_python
 from support.tiny_backbones import CAPTIONS, KINDS, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -275,8 +274,8 @@ from transformers import AutoProcessor
 processor = AutoProcessor.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True)
 print(processor(images=[Image.open({str(tmp_path / "photo.png")!r})])["pixel_values"].tolist())
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    pixels = torch.tensor(json.loads(result.stdout.splitlines()[-1]))
+    said = run_python("-c", code, cwd=tmp_path)
+    pixels = torch.tensor(json.loads(said.splitlines()[-1]))
     assert torch.equal(pixels, processor(images=[photo((35, SIDE))])["pixel_values"])
 
 

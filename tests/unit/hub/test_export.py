@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import open_clip
@@ -21,6 +20,7 @@ from clip_itm.hub.export import check, draw_samples
 from clip_itm.hub.export_onnx import PaddedGru
 from clip_itm.methods.clip.head import ClipHead
 from clip_itm.model import ItmModel
+from support.forks import run_python
 from support.tiny_backbones import CAPTIONS, PHOTOS, TEXT, VIT, tiny_backbone
 from support.tiny_exports import LONG, export, save, saved
 
@@ -325,14 +325,8 @@ import torch
 {NATIVE[target]}
 print(torch.nn.functional.normalize(texts, dim=-1).tolist())
 """
-    process = subprocess.run(
-        [sys.executable, "-c", code.replace("PATH", str(tmp_path / target))],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
-    close(torch.tensor(json.loads(process.stdout.splitlines()[-1])), model.encode_texts(**processor(text=CAPTIONS[:1])))
+    said = run_python("-c", code.replace("PATH", str(tmp_path / target)), cwd=tmp_path)
+    close(torch.tensor(json.loads(said.splitlines()[-1])), model.encode_texts(**processor(text=CAPTIONS[:1])))
 
 
 NATIVE = {

@@ -20,6 +20,7 @@ from clip_itm.retrieval import storage
 from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Item
 from clip_itm.retrieval.storage import index_damages
+from support.forks import Forked
 from support.tiny_index import QUERIES, VECTORS, items, make_index, names, same, snapshot
 
 
@@ -202,7 +203,7 @@ from clip_itm.retrieval.index import LocalIndex
 from clip_itm.retrieval.items import Item
 folder, rounds = sys.argv[1], int(sys.argv[2])
 index = LocalIndex.load(folder)
-print(flush=True)
+print('loaded')
 for k in range(rounds):
     numbers = range(1000 * k, 1000 * k + 300)
     index.add([Item(f"n{n}", thumbnail=b"jpeg" * 50) for n in numbers], torch.full((300, 8), float(k)))
@@ -225,11 +226,10 @@ def killed_writes(folder: Path, moments: int, seed: int) -> int:
     draw, committed = random.Random(seed), 0
     for _ in range(moments):
         take_out_added(folder)
-        command = [sys.executable, "-c", WRITER, str(folder), "1000"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
-            writer.stdout.readline()
-            time.sleep(draw.random() * 0.25)
-            writer.send_signal(signal.SIGKILL)
+        writer = Forked("-c", WRITER, str(folder), "1000")
+        writer.wait_for("loaded")
+        time.sleep(draw.random() * 0.25)
+        writer.kill()
         assert index_damages(folder) == []
         found = LocalIndex.load(folder, verify=True)
         added = [id for id in found.ids() if id.startswith("n")]
