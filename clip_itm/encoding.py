@@ -21,13 +21,10 @@ def encode(model, inputs: Any, batch_size: int, convert_to: str, progress: bool 
         raise ValueError(f"convert_to: expected numpy or torch, found {convert_to!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    if model.processor is None:
-        if not model.name_or_path:
-            raise ValueError("this model has no processor: set model.processor, or load it by load_model")
-        model.processor = ItmProcessor.from_pretrained(model.name_or_path)
+    processor = processor_of(model)
 
     def embed(batch: list) -> Tensor:
-        moved = {name: tensor.to(model.device) for name, tensor in model_inputs(batch, model.processor).items()}
+        moved = {name: tensor.to(model.device) for name, tensor in model_inputs(batch, processor).items()}
         return model.embed(**moved).cpu()
 
     was_training = model.training
@@ -40,6 +37,15 @@ def encode(model, inputs: Any, batch_size: int, convert_to: str, progress: bool 
         model.train(was_training)
     embeddings = embeddings[0] if single else embeddings
     return embeddings.numpy() if convert_to == "numpy" else embeddings
+
+
+def processor_of(model) -> ItmProcessor:
+    """The processor that a model knows, else the one beside its files. Raises ValueError for a model without either."""
+    if model.processor is None:
+        if not model.name_or_path:
+            raise ValueError("this model has no processor: set model.processor, or load it by load_model")
+        model.processor = ItmProcessor.from_pretrained(model.name_or_path)
+    return model.processor
 
 
 def _listed(inputs: Any) -> tuple[list, bool]:

@@ -249,21 +249,21 @@ def filling(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_model(part: str | Path) -> None:
-    """ValueError at once if `part` is neither a run nor a model folder, nor anything that the Hub could have."""
-    require_source(part)
-    if Path(part).exists():
-        model_folder(part)
+def require_model(path: str | Path) -> None:
+    """ValueError at once if `path` is neither a run nor a model folder, nor anything that the Hub could have."""
+    require_source(path)
+    if Path(path).exists():
+        model_folder(path)
 
 
-def model_folder(part: str | Path) -> Path:
-    """The saved model of a run (its best/), or `part` if that is a model itself; ValueError for anything else."""
-    part = Path(part)
-    if not part.exists():
-        raise ValueError(f"{part}: there is no such folder; expected a run folder or a saved model")
-    for folder in (part / "best", part):
+def model_folder(path: str | Path) -> Path:
+    """The saved model of a run (its best/), or `path` if that is a model itself; ValueError for anything else."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such folder; expected a run folder or a saved model")
+    for folder in (path / "best", path):
         if (folder / "config.json").is_file():
             return folder
-    if (part / "recipe.yaml").is_file():
-        raise ValueError(f"{part}: this run is not finished (it has no best/): train it to its end")
-    raise ValueError(f"{part}: no config.json in it, so it is no model; expected a run folder or a saved model")
+    if (path / "recipe.yaml").is_file():
+        raise ValueError(f"{path}: this run is not finished (it has no best/): train it to its end")
+    raise ValueError(f"{path}: no config.json in it, so it is no model; expected a run folder or a saved model")

@@ -10,10 +10,10 @@ from clip_itm.data.configuration import HubData
 from clip_itm.data.given import GivenData, given_data
 from clip_itm.data.load import load_given
 from clip_itm.data.rows import Split
+from clip_itm.encoding import processor_of
 from clip_itm.evaluation.protocol import Result
 from clip_itm.evaluation.report import as_text, terminal_table
 from clip_itm.model import ItmModel
-from clip_itm.processing import ItmProcessor
 from clip_itm.runs.ensemble import evaluate_encoders
 from clip_itm.runs.models import load_model
 from clip_itm.training.encoder import Encoder, autocast_dtype
@@ -72,8 +72,7 @@ def evaluate(
     model = model if isinstance(model, ItmModel) else load_model(model)
     cache = HubData(path=".", cache_dir=None if cache_dir is None else str(cache_dir)).cache_folder
     split = data if isinstance(data, Split) else _split(data, {**columns, "cache_dir": str(cache)})
-    processor = model.processor or ItmProcessor.from_pretrained(model.name_or_path)
-    encoder = Encoder(model, processor, cache / "features", batch_size, precision=autocast_dtype(precision))
+    encoder = Encoder(model, processor_of(model), cache / "features", batch_size, precision=autocast_dtype(precision))
     results = evaluate_encoders(split, [encoder], protocols, bootstrap)
     named = model.name_or_path or "model"
     return Evaluation(

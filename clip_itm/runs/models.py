@@ -52,14 +52,13 @@ def load_model(model: str | Path | Mapping[str, Any] | BackboneSection, *, seed:
     section, start_from = find_model(model, keys)
     set_seed(seed)
     if start_from is None:
-        processor = build_processor(section, None)
-        loaded = ItmModel.from_backbone(section, ClipHeadConfig(), processor)
+        loaded = ItmModel.from_backbone(section, ClipHeadConfig(), build_processor(section, None))
     elif keys:
-        loaded, processor = started_model(section, _head_of(start_from), start_from)
+        loaded, _ = started_model(section, _head_of(start_from), start_from)
     else:
         folder = start_folder(start_from)
-        loaded, processor = ItmModel.from_pretrained(folder), ItmProcessor.from_pretrained(folder)
-    loaded.processor = processor
+        loaded = ItmModel.from_pretrained(folder)
+        loaded.processor = ItmProcessor.from_pretrained(folder)
     loaded.eval().to(process_state().device)
     remember(loaded, section, start_from)
     return loaded
