@@ -24,11 +24,12 @@ from torchvision import transforms
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.backbones.configuration import OpenClipBackbone
-from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.data.batches import PairDataset
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.images import read_image
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import ROW_FEATURES, Split
+from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.files import write_json
 
 CAPTIONS_PER_PHOTO = 5

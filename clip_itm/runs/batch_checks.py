@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from clip_itm.data.batches import PairBatchSampler
+from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.recipe import Recipe
 from clip_itm.similarity.saf import CaptionNorm
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
-from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.data.batches import PairDataset
+from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.tokens import CaptionTokens
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import process_state

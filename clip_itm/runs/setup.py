@@ -8,11 +8,11 @@ import pyarrow as pa
 import torch
 
 from clip_itm.backbones.build import build_processor
-from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import image_checker, load_splits, require_readable
 from clip_itm.data.load_noise import load_noise
 from clip_itm.data.rows import Split, hash_strings
+from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocol import EmbeddedSplit

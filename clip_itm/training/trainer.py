@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from clip_itm.data.batches import PairBatchSampler, PairDataset
+from clip_itm.data.batches import PairDataset
+from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.processing import ItmProcessor
 from clip_itm.similarity.cosine import unit
 from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCallback

@@ -11,9 +11,9 @@ from datasets import List, Value
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clip_itm.data.batches import PairBatchSampler
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
+from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.methods.crcl import head as crcl_head
 from clip_itm.methods.crcl.labels import LabelStore, label_filter
 from clip_itm.methods.crcl.trainer import CrclTrainer, first_labels

@@ -10,7 +10,7 @@ from torch import nn
 
 import clip_itm
 from clip_itm.cli import main
-from clip_itm.data.batches import PairBatchSampler
+from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.distributed import OTHER_LAUNCHES, agree
 from clip_itm.recipe import Recipe, RecipeError, parse_recipe
 from clip_itm.runs.batch_checks import require_negatives, require_rows_for_batch_norm

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from clip_itm.data.batches import PairBatchSampler, PairDataset, count_batches, draw_batches
+from clip_itm.data.batches import PairDataset
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import ROW_FEATURES, Split
+from clip_itm.data.sampler import PairBatchSampler, count_batches, draw_batches
 
 # Which pairs
 
@@ -151,6 +152,32 @@ def test_ranks_share_the_global_batches_in_contiguous_rows(mode):
     for batch, *parts in zip(whole, *shares, strict=True):
         assert batch == [pair for part in parts for pair in part]
         assert all(type(pair) is int for pair in batch)
+
+
+@pytest.mark.parametrize("mode", ["random", "unique", "grouped"])
+def test_some_of_the_pairs_fill_as_many_batches_as_are_asked_for(mode):
+    """Epochs of eleven batches over pairs that fill fewer or more: one stream of passes, cut into epochs."""
+    image = np.repeat(np.arange(60), 5)
+    for count in (60, 120, 299, 300):
+        pairs = np.sort(np.random.default_rng(count).permutation(300)[:count])
+        once = PairBatchSampler(image, mode, 20, 3, seed=5, pairs=pairs)
+        assert len(once) == count_batches(np.unique(image[pairs], return_inverse=True)[1], 20, once.per_image)
+        sampler = PairBatchSampler(image, mode, 20, 3, seed=5).of(pairs, num_batches=11)
+        drawn = np.concatenate([sampler.draw(epoch) for epoch in range(7)])
+        passes = np.concatenate([once.draw(number) for number in range(-(-77 // len(once)))])
+        assert len(sampler) == 11
+        np.testing.assert_array_equal(drawn, passes[:77])
+        assert np.isin(drawn, pairs).all()
+        if mode == "unique":
+            assert all(len(set(image[batch])) == 20 for batch in drawn)
+
+
+@pytest.mark.parametrize("mode", ["random", "unique", "grouped"])
+def test_all_of_the_pairs_are_the_same_batches(mode):
+    image = np.repeat(np.arange(60), 5)
+    whole = PairBatchSampler(image, mode, 20, 3, seed=5)
+    for sampler in (whole.of(np.arange(300)), whole.of(np.arange(300), num_batches=len(whole))):
+        np.testing.assert_array_equal(sampler.draw(4), whole.draw(4))
 
 
 def test_impossible_batches_are_errors_that_name_the_key():
