@@ -51,6 +51,7 @@ HEADS = {
     "polyloss": {"kind": "polyloss"},
     "triplet": {"kind": "triplet"},
     "siglip": {"kind": "siglip"},
+    "robust": {"kind": "robust"},
     "dive": {"kind": "dive"},
     "aahr": {"kind": "aahr"},
     "triplet, scan": {"kind": "triplet", "similarity": {"kind": "scan"}},

@@ -16,6 +16,7 @@ HEADS = {  # that need little time, with what each has of its own
     "aahr": {"kind": "aahr", "embed_dim": 16, "num_heads": 2, "prototypes_after": 0, "graph_after": 0},
     "polyloss": {"kind": "polyloss", "score_map": "affine"},
     "siglip": {"kind": "siglip"},
+    "robust": {"kind": "robust", "loss": "tal"},
     "scan": {"kind": "triplet", "similarity": {"kind": "scan", **SMALL}},
     "saf": {"kind": "crcl", "similarity": {"kind": "saf", "regions": 4, "similarity_dim": 8, **SMALL}},
     "sgr": {"kind": "clip", "similarity": {"kind": "sgr", "regions": 4, "similarity_dim": 8, **SMALL}},

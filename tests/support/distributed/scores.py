@@ -25,6 +25,10 @@ HEADS = {
     "triplet": {"kind": "triplet"},
     "triplet mean": {"kind": "triplet", "reduction": "mean", "negatives": "all"},
     "siglip": {"kind": "siglip", "temperature": 0.2, "bias": -2.0},
+    "gce": {"kind": "robust", "temperature": 0.2},
+    "rince": {"kind": "robust", "loss": "rince", "temperature": 0.2, "same_image": "positive"},
+    "sce": {"kind": "robust", "loss": "sce", "temperature": 0.2, "same_image": "negative"},
+    "tal": {"kind": "robust", "loss": "tal", "temperature": 0.2, "tal_margin": 0.5},
 }
 SIMILARITIES = {
     "cosine": {"kind": "cosine"},

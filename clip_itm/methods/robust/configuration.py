@@ -1,0 +1,78 @@
+"""`head: {kind: robust}`: a bounded contrastive loss; and the options of these losses for methods that use one."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from clip_itm.methods.section import ContrastiveSection
+from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
+
+FIXED_TEMPERATURE = ("rince", "tal")  # both fall with the temperature, whatever the model knows
+TAL_TEMPERATURE = 0.015  # Qin et al., CVPR 2024, section 4.1
+LARGEST_EXPONENT = 40.0  # AdamW keeps squares of gradients: exp(2 * 40) is still a float32
+OPTIONS_OF = {
+    "q": ("gce", "rince"),
+    "rince_lambda": ("rince",),
+    "sce_cross_entropy": ("sce",),
+    "sce_reverse": ("sce",),
+    "tal_margin": ("tal",),
+}
+
+
+class BoundedLossSection(ContrastiveSection):
+    """The options of the bounded losses; a subclass says which `losses` it trains with."""
+
+    temperature: PositiveFloat | None = Field(
+        None,
+        description="temperature at the start, kept with rince and tal; default: 0.015 with tal, else the pretrained "
+        "one, 0.07 from scratch",
+    )
+    q: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="gce, rince: towards 0 the plain loss; 1 lets go of improbable pairs most"
+    )
+    rince_lambda: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.025, description="rince: weight of the candidates against the own pair"
+    )
+    sce_cross_entropy: NonNegativeFloat = Field(0.1, description="sce: weight a of the plain loss, which is unbounded")
+    sce_reverse: NonNegativeFloat = Field(1.0, description="sce: weight b of the reverse cross-entropy, 4 (1 - p)")
+    tal_margin: NonNegativeFloat = Field(0.1, description="tal: lead of a pair's similarity at which it costs nothing")
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that training uses, by name."""
+        raise NotImplementedError
+
+    @property
+    def learns_temperature(self) -> bool:
+        """Whether the temperature trains: not where one of the losses falls with the temperature alone."""
+        return not set(self.losses) & set(FIXED_TEMPERATURE)
+
+    def conflict(self, training) -> str | None:
+        for key, losses in OPTIONS_OF.items():
+            changed = getattr(self, key) != type(self).model_fields[key].default
+            if changed and not set(losses) & set(self.losses):
+                return f"head.{key} does nothing with the loss {' or '.join(self.losses)}; leave it out"
+        if "sce" in self.losses and not self.sce_cross_entropy + self.sce_reverse:
+            return "head.sce_cross_entropy and head.sce_reverse are both 0, which leaves no loss; raise one"
+        return None if self.temperature is None else self.overflow(1 / self.temperature)
+
+    def overflow(self, scale: float) -> str | None:
+        """A sentence that says why exponentials of rince would overflow under 1 / temperature `scale`, else None."""
+        if "rince" not in self.losses or round(self.q * scale, 3) <= LARGEST_EXPONENT:
+            return None
+        return (
+            "head.q: gradients of rince grow like exp(q / temperature) and would overflow, because "
+            f"{self.q:g} / {1 / scale:.3g} is above {LARGEST_EXPONENT:g}; lower head.q, or raise head.temperature"
+        )
+
+
+class RobustHeadConfig(BoundedLossSection):
+    """A bounded contrastive loss: pairs that the model finds improbable pull less."""
+
+    kind: Literal["robust"] = "robust"
+    similarity: SimilarityConfig = CosineSection()
+    loss: Literal["gce", "rince", "sce", "tal"] = Field("gce", description="the bounded loss")
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        return (self.loss,)
