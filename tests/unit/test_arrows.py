@@ -14,7 +14,7 @@ GROUND = """allocator checkpoint_code checksums digests distributed files image_
     visible weights yaml_text"""
 FLOORS = """
     data evaluation backbones
-    encoding similarity
+    calibration encoding similarity
     training
     methods
     configuration

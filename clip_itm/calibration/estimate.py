@@ -1,0 +1,130 @@
+"""How many pairs are wrong and which: the judgement of all folds together."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clip_itm.calibration.scores import FoldScores
+from clip_itm.calibration.share import rank_score, share_interval, wrong_share
+from clip_itm.calibration.siblings import has_siblings, sibling_features, with_siblings
+from clip_itm.calibration.weights import clean_probability, reweighted_null, standardised
+from clip_itm.files import DamagedError, reading_arrays, save_arrays
+
+ARRAYS = ("weights", "weights_before_siblings", "z", "z0", "r", "r0")
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What was found of N pairs.
+
+    `weights` float64 [N] in [0, 1]: the probability that the pair is right.
+    `weights_before_siblings` float64 [N]: the same without what the other captions of its image say.
+    `share`, `low`, `high`: of the pairs that is wrong, and its 95 % interval; `share` is 0 where no random mismatches
+    were found, and then every weight is 1.
+    `z`, `r` float64 [N]: scores of the pairs, standardised per fold, and their ranks as normal quantiles, larger is
+    more suspicious; `z0`, `r0` float64 [N]: of the mismatches that were made of their images.
+    `noise_sha256` names the pairs (`CaptionNoise.sha256`).
+    """
+
+    weights: np.ndarray
+    weights_before_siblings: np.ndarray
+    share: float
+    low: float
+    high: float
+    z: np.ndarray
+    z0: np.ndarray
+    r: np.ndarray
+    r0: np.ndarray
+    noise_sha256: str = ""
+
+    @property
+    def residual(self) -> float:
+        """The share of wrong pairs among what is kept, as the weights have it: sum w (1 - w) / sum w."""
+        total = self.weights.sum()
+        return float((self.weights * (1 - self.weights)).sum() / total) if total > 0 else 1.0
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that is in it."""
+        digest = hashlib.sha256(self.noise_sha256.encode())
+        digest.update(np.array([self.share, self.low, self.high], dtype="<f8").tobytes())
+        for name in ARRAYS:
+            digest.update(getattr(self, name).astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write an npz without pickle."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        numbers = np.array([self.share, self.low, self.high])
+        save_arrays(path, **arrays, numbers=numbers, noise_sha256=self.noise_sha256, sha256=self.sha256)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Judgement":
+        """Read what `save` wrote. Raises ValueError if the file is something else, or was damaged."""
+        with reading_arrays(
+            path,
+            missing=f"{path}: there is no such file",
+            wrong=f"{path} holds no weights of pairs ({{error}}); delete it, and judge the pairs again",
+        ) as arrays:
+            share, low, high = map(float, arrays["numbers"])
+            found = {name: arrays[name].astype(np.float64, casting="safe") for name in ARRAYS}
+            if len({part.shape for part in found.values()}) > 1 or found["weights"].ndim != 1:
+                raise ValueError(f"its arrays have shapes {[part.shape for part in found.values()]}")
+            judgement = cls(share=share, low=low, high=high, noise_sha256=str(arrays["noise_sha256"]), **found)
+            if judgement.sha256 != str(arrays["sha256"]):
+                raise DamagedError(f"{path} was changed: its content is not that of its sha256; judge the pairs again")
+        return judgement
+
+
+def judge(
+    folds: Sequence[FoldScores], count: int, seed: int, siblings: bool = True, noise_sha256: str = ""
+) -> Judgement:
+    """The probability that each of `count` pairs is right, and the share that is wrong.
+
+    folds: scores of all pairs, each of them in one fold.
+    seed: of the bootstrap.
+    siblings: whether other captions of an image count as evidence; the folds then need `texts`.
+
+    Raises ValueError if the folds do not hold every pair once, or have no texts.
+    """
+    _check(folds, count, siblings)
+    z, z0, r, r0 = np.empty((4, count))
+    image, owner = np.empty((2, count), dtype=np.int64)
+    first_image = 0
+    for fold in folds:
+        z[fold.pairs], z0[fold.pairs] = standardised(fold.z, fold.z0)
+        r[fold.pairs], r0[fold.pairs] = rank_score(fold.p, fold.images), rank_score(fold.p0, fold.images)
+        image[fold.pairs], owner[fold.pairs] = first_image + fold.image, fold.pairs[fold.mismatch]
+        first_image += fold.images
+    is_made = image[owner] != image
+
+    share = wrong_share(r, r0[is_made])
+    low, high = np.clip(share_interval(r, r0, image, np.random.default_rng(seed), is_made), 0, 1).tolist()
+    if low <= 0:  # no random mismatches found
+        ones = np.ones(count)
+        return Judgement(ones, ones, 0.0, low, high, z, z0, r, r0, noise_sha256)
+    by_rank = clean_probability(r, r0[is_made], share)
+    null_weight = reweighted_null(by_rank, owner[is_made])
+    before = clean_probability(z, z0[is_made], share, null_weight)
+    weights = before
+    if siblings:
+        features = np.empty((count, 2))
+        for fold in folds:
+            features[fold.pairs] = sibling_features(fold, before[fold.pairs])
+        weights = with_siblings(features, before, has_siblings(image))
+    return Judgement(weights, before, share, low, high, z, z0, r, r0, noise_sha256)
+
+
+def _check(folds: Sequence[FoldScores], count: int, siblings: bool) -> None:
+    pairs = np.concatenate([fold.pairs for fold in folds]) if folds else np.empty(0, dtype=np.int64)
+    if not count or not np.array_equal(np.sort(pairs), np.arange(count)):
+        raise ValueError(f"{len(folds)} folds hold {len(pairs)} pairs; expected each of {count} pairs once")
+    for number, fold in enumerate(folds):
+        if siblings and fold.texts is None:
+            raise ValueError(
+                f"fold {number} has no vectors of captions, by which captions of one image are compared; give it "
+                "`texts`, or judge with siblings=False"
+            )

@@ -1,0 +1,221 @@
+"""How suspicious each pair is to a model that has not seen it, beside mismatches that were made.
+
+What a wrong caption looks like need not be guessed: pair every image with the caption of another one, and score those
+pairs as the others are.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_itm.evaluation import ranking
+from clip_itm.precision import exact_float32
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class FoldScores:
+    """Pairs of one fold, judged by one model, and for each of them a mismatch: its image with another's caption.
+
+    `pairs` int64 [n]: their indices in the training split. `image` int64 [n]: their images, 0 to `images` - 1.
+    `mismatch` int64 [n]: the pair (of the fold) whose caption the image of pair k is given.
+    `z`, `z0` float64 [n]: the score of the pair and of its mismatch; larger is more suspicious.
+    `p`, `p0` float64 [n]: the share of the other images that fit the caption at least as well, ties half. Uniform where
+    a caption has nothing to do with the image, whatever caption it is.
+    `texts` float32 [n, D]: unit vectors of the captions, by which captions of one image are compared; or None.
+    """
+
+    pairs: np.ndarray
+    z: np.ndarray
+    z0: np.ndarray
+    p: np.ndarray
+    p0: np.ndarray
+    mismatch: np.ndarray
+    image: np.ndarray
+    images: int
+    texts: np.ndarray | None = None
+
+    @property
+    def is_made(self) -> np.ndarray:
+        """bool [n]: False where the mismatch is a caption of the same image after all (`made_mismatches`)."""
+        return self.image[self.mismatch] != self.image
+
+
+def made_mismatches(pair_image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A permutation of the pairs, int64 [n]: the image of pair k is given the caption of pair `mismatch[k]`.
+
+    Never one of the same image (`pair_image` int64 [n]), unless one image holds more than half of the pairs: then as
+    rarely as possible. Raises ValueError if all pairs have the same image.
+
+    Example:
+        >>> made_mismatches(np.array([0, 1]), np.random.default_rng(0))
+        array([1, 0])
+    """
+    pair_image = np.asarray(pair_image)
+    _, image, counts = np.unique(pair_image, return_inverse=True, return_counts=True)
+    if len(counts) < 2:
+        raise ValueError(
+            f"{len(image)} pairs with {len(counts)} image(s): mismatches are made of the captions of other images; "
+            "judge at least two images together (fewer folds, or more data)"
+        )
+    most = int(counts.max())
+    if 2 * most <= len(image):
+        mismatch = rng.permutation(len(image))
+        for _ in range(100):
+            same = np.flatnonzero(image[mismatch] == image)
+            if not len(same):
+                return mismatch
+            places = np.union1d(same, rng.integers(len(image), size=len(same)))  # shuffled again with a few others
+            mismatch[places] = mismatch[rng.permutation(places)]
+    # Rare: one image has about half of the pairs. Sorted by image, a shift by its number of pairs leaves every image.
+    order = np.lexsort((rng.random(len(image)), rng.random(len(counts))[image]))
+    mismatch = np.empty(len(image), dtype=np.int64)
+    mismatch[order] = np.roll(order, -most)
+    return mismatch
+
+
+def score_pairs(
+    images: Tensor,
+    texts: Tensor,
+    pair_image: np.ndarray,
+    mismatch: np.ndarray,
+    scale: float,
+    score: Score,
+    block: int,
+    candidates: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> FoldScores:
+    """Scores of pairs and of made mismatches; `pairs` of the result are 0 to n - 1, for the caller to replace.
+
+    images: [P, ...] embeddings.
+    texts: [n, ...] embeddings, of the caption of every pair.
+    pair_image: int64 [n], the row of `images` of every pair.
+    mismatch: int64 [n], from `made_mismatches`.
+    scale: positive factor of the similarities, such as `exp(logit_scale)`.
+    score: similarities [p, b] of images [p, ...] and captions [b, ...], rows are images.
+    block: captions compared at once. Memory: about five float32 matrices [P, block], never one [P, n].
+    candidates: compare with this many images and captions only, drawn by `rng`, where n * P similarities are too many;
+        the cost is then n * (candidates + 2 * block) + P * candidates. If None, with all of them, in one pass.
+
+    With S = scale * similarity of image i and caption c, P images and C captions:
+
+        z(i, c) = 1/2 [log mean_photos exp S(., c)] + 1/2 [log mean_captions exp S(i, .)] - S(i, c)
+        p(i, c) = mean over images j != i of [S(j, c) > S(i, c)] + 1/2 [S(j, c) = S(i, c)]
+
+    Raises ValueError for similarities that are not finite, and for fewer than two images.
+    """
+    image, moved = torch.as_tensor(pair_image), torch.as_tensor(mismatch)
+    count, total = len(texts), len(images)
+    _check(image, moved, count, total, block, candidates)
+    borrower = torch.argsort(moved)  # the pair whose image is given this caption
+    some_images, some_texts = _candidates(total, candidates, rng), _candidates(count, candidates, rng)
+    one_pass = some_images is None and some_texts is None
+    is_rival = torch.ones(total, dtype=torch.bool)
+    if some_images is not None:
+        is_rival = torch.zeros(total, dtype=torch.bool).index_fill_(0, some_images, True)
+    rivals = is_rival.sum() - is_rival.long()  # [P] those of each image
+
+    similarity, similarity0, p, p0, of_text = torch.empty(5, count, dtype=torch.float64)
+    of_image = torch.full((total,), -torch.inf, dtype=torch.float64)
+    scratch = torch.empty((total if some_images is None else len(some_images)) * block, device=texts.device)
+    with torch.inference_mode(), exact_float32(texts.device):
+        for start in range(0, count, block):
+            now = slice(start, min(start + block, count))
+            own, other, lender = image[now], image[borrower[now]], borrower[now]
+            rows = None if some_images is None else torch.cat([some_images, own, other])
+            scores = scale * ranking.score(score, _take(images, rows), texts[now])
+            column = torch.arange(len(own), device=scores.device)
+            if some_images is None:
+                pair, made = scores[own.to(scores.device), column], scores[other.to(scores.device), column]
+            else:
+                scores, pairs = scores.split([len(some_images), 2 * len(own)])
+                pair, made = pairs[column, column], pairs[len(own) + column, column]
+            similarity[now], similarity0[lender] = pair.double().cpu(), made.double().cpu()
+            p[now] = _rank(scores, pair, is_rival[own], rivals[own], scratch)
+            p0[lender] = _rank(scores, made, is_rival[other], rivals[other], scratch)
+            scores = _without_own(scores, own, some_images)
+            of_text[now] = torch.logsumexp(scores, dim=0).double().cpu()
+            if one_pass:
+                of_image = torch.logaddexp(of_image, torch.logsumexp(scores, dim=1).double().cpu())
+        if not one_pass:
+            chosen = torch.arange(count) if some_texts is None else some_texts
+            for now in chosen.split(block):
+                scores = scale * ranking.score(score, images, texts[now.to(texts.device)])
+                scores = _without_own(scores, image[now], None)
+                of_image = torch.logaddexp(of_image, torch.logsumexp(scores, dim=1).double().cpu())
+
+    own_texts = torch.bincount(image, minlength=total)
+    seen = own_texts if some_texts is None else torch.bincount(image[some_texts], minlength=total)
+    others = (count if some_texts is None else len(some_texts)) - seen
+    own_sum = np.full(total, -np.inf)
+    np.logaddexp.at(own_sum, image.numpy(), similarity.numpy())
+    of_image = _log_mean(of_image, others, torch.from_numpy(own_sum), own_texts, count)
+    of_text = _log_mean(of_text, rivals[image], similarity, torch.ones_like(image), total)
+    z = (of_text + of_image[image]) / 2 - similarity
+    z0 = (of_text[moved] + of_image[image]) / 2 - similarity0
+    if not (z.isfinite().all() and z0.isfinite().all()):
+        raise ValueError("some similarities are infinite, or too large for the scale: check embeddings and scale")
+    z, z0, p, p0 = (part.numpy() for part in (z, z0, p, p0))
+    return FoldScores(np.arange(count), z, z0, p, p0, moved.numpy(), image.numpy(), total)
+
+
+def _candidates(total: int, number: int | None, rng: np.random.Generator | None) -> Tensor | None:
+    """A random choice of `number` of `total` things, ascending; None for all of them."""
+    if number is None or number >= total:
+        return None
+    if rng is None:
+        raise ValueError("candidates are drawn by chance: pass rng, a numpy Generator")
+    return torch.from_numpy(np.sort(rng.choice(total, number, replace=False)))
+
+
+def _take(images: Tensor, rows: Tensor | None) -> Tensor:
+    return images if rows is None else images[rows.to(images.device)]
+
+
+def _rank(scores: Tensor, threshold: Tensor, is_rival: Tensor, rivals: Tensor, scratch: Tensor) -> Tensor:
+    """The share of the rivals (rows of `scores` [Q, b], but the own image) at or above `threshold` [b], ties half.
+
+    `is_rival` bool [b]: whether the own image is one of the rows, where it ties with itself.
+    """
+    greater, at_least = ranking.count_rivals(scores, threshold[None], 0, scratch)
+    return (greater + at_least - is_rival.to(greater)).double().cpu() / (2 * rivals)
+
+
+def _without_own(scores: Tensor, own: Tensor, rows: Tensor | None) -> Tensor:
+    """Scores [Q, b], minus infinity where a caption meets its own image `own` [b]; `rows` [Q]: which images."""
+    column = torch.arange(len(own))
+    if rows is not None:
+        place = torch.searchsorted(rows, own).clamp(max=len(rows) - 1)
+        is_there = rows[place] == own
+        own, column = place[is_there], column[is_there]
+    return scores.index_put_((own.to(scores.device), column.to(scores.device)), scores.new_tensor(-torch.inf))
+
+
+def _log_mean(others: Tensor, seen: Tensor, own: Tensor, owned: Tensor, total: int) -> Tensor:
+    """log of the mean of exp over `total` things: `owned` of them sum up to exp(own), `seen` others to exp(others).
+
+    The others that were not seen count as much as those that were.
+    """
+    weight = (total - owned).double().log() - seen.clamp(min=1).double().log()
+    return torch.logaddexp(others + weight, own) - math.log(total)
+
+
+def _check(image: Tensor, moved: Tensor, count: int, total: int, block: int, candidates: int | None) -> None:
+    if image.shape != (count,) or moved.shape != (count,):
+        raise ValueError(
+            f"expected an image and a mismatch for each of {count} captions, got {tuple(image.shape)} and "
+            f"{tuple(moved.shape)}"
+        )
+    if total < 2:
+        raise ValueError(f"{total} image(s): a pair is judged among other images, so that at least two are needed")
+    if int(image.min()) < 0 or int(image.max()) >= total:
+        raise ValueError(f"images of pairs go from {image.min()} to {image.max()}, but there are {total} images")
+    if not torch.equal(moved.sort().values, torch.arange(count)):
+        raise ValueError("mismatch is no permutation of the pairs; expected one of `made_mismatches`")
+    if block < 1 or (candidates is not None and candidates < 2):
+        raise ValueError(f"expected block >= 1 and candidates >= 2, got {block} and {candidates}")

@@ -1,0 +1,119 @@
+"""How many pairs are wrong, on ranks of two simulated groups."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clip_itm.calibration.share import TAILS, rank_score, share_interval, tail_counts, tail_shares, wrong_share
+from support.two_groups import simulated_folds
+
+
+def draw(seed, share, level="caption", images=(300, 200)):
+    """r, r0, image, and the share of this draw."""
+    folds, count, is_right = simulated_folds(np.random.default_rng(seed), share, images, level=level)
+    r, r0 = np.empty((2, count))
+    image = np.empty(count, dtype=np.int64)
+    for number, fold in enumerate(folds):
+        r[fold.pairs], r0[fold.pairs] = rank_score(fold.p, fold.images), rank_score(fold.p0, fold.images)
+        image[fold.pairs] = fold.image + 1000 * number
+    return r, r0, image, 1 - is_right.mean()
+
+
+@pytest.mark.parametrize("level", ["caption", "image"])
+@pytest.mark.parametrize("share", [0, 0.05, 0.2, 0.5, 0.9, 1])
+def test_the_share_is_unbiased(share, level):
+    errors = []
+    for seed in range(60):
+        r, r0, _, true = draw(seed, share, level)
+        errors.append(wrong_share(r, r0, clipped=False) - true)
+    standard_error = np.std(errors) / np.sqrt(len(errors))
+    assert abs(np.mean(errors)) <= 3.5 * standard_error
+    assert np.std(errors) < 0.06
+    if share in (0, 1):
+        r, r0, _, _ = draw(0, share, level)
+        assert wrong_share(r, r0) == pytest.approx(share, abs=0.1)
+
+
+def test_one_more_wrong_pair_in_twenty_is_told():
+    found = [wrong_share(*draw(0, share)[:2]) for share in (0.05, 0.1, 0.15, 0.2)]
+    assert np.diff(found) == pytest.approx(0.05, abs=0.03)
+
+
+@given(st.integers(0, 5), st.integers(10, 60))
+def test_it_is_the_formula_where_no_ranks_tie(seed, count):
+    rng = np.random.default_rng(seed)
+    r, r0 = rng.normal(size=count), rng.normal(size=count)
+    threshold = [np.quantile(r0, u, method="inverted_cdf") for u in TAILS]
+    found = tail_shares(r, r0)
+    # the mean over r0 is made 1 - u exactly, by which a pair at the threshold would count in part; there is none
+    assert found == pytest.approx([(r > t).mean() / (1 - u) for t, u in zip(threshold, TAILS, strict=True)])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 3))
+def test_ranks_that_tie_count_in_part(ranks, seed):
+    r0 = rank_score(np.array(ranks) / 3, 4)
+    assert tail_counts(r0, r0).mean(axis=0) == pytest.approx(1 - np.array(TAILS))
+    assert wrong_share(np.random.default_rng(seed).permutation(r0), r0, clipped=False) == pytest.approx(1)
+    assert wrong_share(np.full(5, -9.0), r0) == 0
+    assert wrong_share(np.full(5, 9.0), r0, clipped=False) > 1
+    assert wrong_share(np.full(5, 9.0), r0) == 1
+
+
+def test_quantiles_are_kept_within_half_a_rank_of_the_ends():
+    found = rank_score(np.array([0, 0.5, 1]), 50)
+    assert found == pytest.approx([-2.32635, 0, 2.32635], abs=1e-4)
+    mixed = rank_score(np.array([0.0, 0.0]), np.array([50, 5]))
+    assert mixed == pytest.approx([-2.32635, -1.28155], abs=1e-4)
+
+
+@pytest.mark.parametrize("level", ["caption", "image"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 1])
+def test_the_interval_is_as_wide_as_the_share_scatters(share, level):
+    widths, found = [], []
+    for seed in range(80):
+        r, r0, image, _ = draw(seed, share, level)
+        low, high = share_interval(r, r0, image, np.random.default_rng(seed), resamples=300)
+        found.append(wrong_share(r, r0, clipped=False))
+        assert low < found[-1] < high
+        widths.append(high - low)
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(found), rel=0.3)
+
+
+def test_captions_that_are_wrong_together_count_as_one():
+    r, r0, image, _ = draw(0, 0.3, "image")
+    low, high = share_interval(r, r0, image, np.random.default_rng(0))
+    alone_low, alone_high = share_interval(r, r0, np.arange(len(r)), np.random.default_rng(0))
+    assert high - low > 1.2 * (alone_high - alone_low)
+
+
+def test_the_interval_is_that_of_a_bootstrap_in_a_loop():
+    """Thresholds drawn anew with every resample, one resample after the other."""
+    r, r0, image, _ = draw(3, 0.4, images=(80, 60))
+    rng = np.random.default_rng(0)
+    members = [np.flatnonzero(image == one) for one in np.unique(image)]
+    shares = []
+    for _ in range(1500):
+        pairs = np.concatenate([members[one] for one in rng.integers(len(members), size=len(members))])
+        shares.append(wrong_share(r[pairs], r0[pairs], clipped=False))
+    low, high = share_interval(r, r0, image, rng, resamples=1500)
+    assert np.quantile(shares, (0.025, 0.975)) == pytest.approx([low, high], abs=0.015)
+
+
+def test_mismatches_that_are_none_do_not_count():
+    r, r0, image, _ = draw(0, 0.4)
+    is_made = np.arange(len(r)) % 4 != 0
+    spoilt, other = np.where(is_made, r0, -9), np.where(is_made, r0, 9)
+    found = share_interval(r, spoilt, image, np.random.default_rng(0), is_made)
+    assert found == share_interval(r, other, image, np.random.default_rng(0), is_made)
+    assert found == pytest.approx(share_interval(r, r0, image, np.random.default_rng(0)), abs=0.04)
+    assert share_interval(r, spoilt, image, np.random.default_rng(0))[0] > found[0] + 0.05
+
+
+def test_nothing_about_the_names_of_images_matters():
+    r, r0, image, _ = draw(1, 0.3)
+    order = np.random.default_rng(5).permutation(len(r))
+    names = np.random.default_rng(6).permutation(5000)[image]
+    first = share_interval(r, r0, image, np.random.default_rng(0))
+    assert share_interval(r[order], r0[order], names[order], np.random.default_rng(0)) == pytest.approx(first)
+    assert share_interval(r, r0, image, np.random.default_rng(1)) != first
