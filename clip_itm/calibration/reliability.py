@@ -19,8 +19,9 @@ def reliability(probability: np.ndarray, is_right: np.ndarray, bins: int = 10) -
     `probability` [N] in [0, 1]: that a pair is right; `is_right` bool [N].
 
     Example:
-        >>> reliability(np.array([0.1, 0.9, 0.8, 1.0]), np.array([False, True, False, True]), bins=2)
-        [ReliabilityBin(pairs=1, expected=0.1, observed=0.0), ReliabilityBin(pairs=3, expected=0.9..., observed=0.666...)]
+        >>> found = reliability(np.array([0.1, 0.7, 0.8, 0.9]), np.array([False, True, False, True]), bins=2)
+        >>> [part.pairs for part in found]
+        [1, 3]
     """
     probability, is_right = np.asarray(probability, dtype=np.float64), np.asarray(is_right)
     if probability.shape != is_right.shape or probability.ndim != 1 or is_right.dtype != bool or not len(is_right):
