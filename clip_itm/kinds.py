@@ -8,6 +8,7 @@ METHODS = {
     "clip": "Clip",
     "npc": "Npc",
     "crcl": "Crcl",
+    "crossfit": "Crossfit",
     "dive": "Dive",
     "aahr": "Aahr",
     "polyloss": "PolyLoss",

@@ -40,7 +40,7 @@ def real_data() -> Path:
 def finished_run(tmp_path_factory):
     """A finished run of two steps with a checkpoint of each: its recipe. Only read it; `own_run` is there to change."""
     from clip_itm.runs.train import train
-    from clip_itm.training.folder import checkpoints
+    from clip_itm.training.checkpoints import checkpoints
     from support.tiny import tiny_recipe  # here, behind the settings above
 
     training = {"max_steps": 2, "save_every": 1, "trackers": ["tensorboard"]}

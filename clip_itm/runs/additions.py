@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from clip_itm.checksums import check_files
 from clip_itm.files import write_json
 from clip_itm.reading import read_json
-from clip_itm.training.folder import holds_work, staged
+from clip_itm.training.checkpoints import holds_work
+from clip_itm.training.folder import staged
 
 ComputeMetrics = Callable[[Any, Any], dict[str, float]]
 """`compute_metrics(embeddings, ranks)` of the val split, an `Embeddings` and a `Ranks`: more metrics by name."""

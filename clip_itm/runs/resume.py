@@ -18,18 +18,22 @@ from clip_itm.runs.provenance import Provenance, describe_run
 from clip_itm.runs.setup import require_splits
 from clip_itm.runs.start import start_folder
 from clip_itm.runs.stored import read_provenance, read_results
-from clip_itm.training.folder import (
-    FIRST,
-    MANIFEST,
-    RESULTS,
-    SKIPPED,
-    STATE,
+from clip_itm.training.checkpoints import (
     checkpoints,
     clear_half_written,
-    delete,
     holds_work,
     is_complete,
     last_complete_checkpoint,
+    prepared,
+)
+from clip_itm.training.folder import (
+    FIRST,
+    MANIFEST,
+    PREPARED,
+    RESULTS,
+    SKIPPED,
+    STATE,
+    delete,
     own_files,
     record,
     record_added,
@@ -102,10 +106,28 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
     return last
 
 
-def begin(recipe: Recipe, folder: Path, provenance: Provenance, data: TrainingData, checkpoint: Path | None) -> None:
-    """Make the folder that of this run; only now goes what an earlier one left, and a start that failed is harmless."""
+def began_here(recipe: Recipe, folder: Path, provenance: Provenance) -> bool:
+    """Whether what lies prepared in the folder is of this very run. ValueError where its data have changed since."""
+    if not prepared(folder) or not (folder / "recipe.yaml").is_file() or load_recipe(folder).sha256 != recipe.sha256:
+        return False
+    _require_unchanged(folder, provenance)
+    return True
+
+
+def begin(
+    recipe: Recipe,
+    folder: Path,
+    provenance: Provenance,
+    data: TrainingData,
+    checkpoint: Path | None,
+    goes_on: bool = False,
+) -> None:
+    """Make the folder that of this run; only now goes what an earlier one left, and a start that failed is harmless.
+
+    `goes_on`: what lies prepared for this run stays, though it has no checkpoint yet.
+    """
     if checkpoint is None:
-        _clear(recipe, folder)
+        _clear(recipe, folder, set(prepared(folder)) if goes_on else set())
     (folder / CHECKSUMS).unlink(missing_ok=True)  # none of what is about to be replaced
     clear_half_written(folder)
     ranks = [f"ranks_{stage}/{name}.npz" for stage in ("best", "last") for name in recipe.evaluation.protocols]
@@ -127,11 +149,11 @@ def require_other_start(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def _clear(recipe: Recipe, folder: Path) -> None:
-    """Delete what an earlier run left, apart from what the new one reads there: data and model given in Python."""
+def _clear(recipe: Recipe, folder: Path, kept: set[str]) -> None:
+    """Delete what an earlier run left, apart from `kept` and what the new one reads there: data and model of Python."""
     places = [Path(place).resolve() for place in (recipe.data.hub_dataset, recipe.start_from) if place is not None]
     own = own_files(folder)
-    read = {name for name in own if any((folder / name).resolve().is_relative_to(place) for place in places)}
+    read = kept | {name for name in own if any((folder / name).resolve().is_relative_to(place) for place in places)}
     if read:
         delete(folder, own - read - {MANIFEST})
     else:
@@ -165,6 +187,8 @@ def _require_name(folder: Path) -> None:
     """ValueError where it is not said which run is in a folder."""
     last = last_complete_checkpoint(folder)
     what, copy = (RESULTS, folder / "best") if last is None else (last.name, last)
+    if last is None and not (folder / RESULTS).is_file():
+        what = PREPARED
     for name in ("recipe.yaml", "provenance.json"):
         if not (folder / name).is_file():
             remedy = f"put {copy / name} there if it is this one" if (copy / name).is_file() else f"move {what} away"

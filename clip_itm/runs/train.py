@@ -24,11 +24,11 @@ from clip_itm.runs.card import CURVES, model_card
 from clip_itm.runs.curves import draw_curves
 from clip_itm.runs.ensemble import evaluate_encoders
 from clip_itm.runs.launch import recipe_decides
-from clip_itm.runs.resume import begin, finished, last_own_checkpoint, require_other_start
+from clip_itm.runs.resume import began_here, begin, finished, last_own_checkpoint, require_other_start
 from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare
 from clip_itm.runs.stored import read_provenance
 from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
-from clip_itm.training.clean_probability import wrong_pairs_found
+from clip_itm.training.clean_probability import share_found, wrong_pairs_found
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.folder import RESULTS, SKIPPED, failed_write, held, record_added, require_room, seal_run, staged
 from clip_itm.training.trainer import PairTrainer
@@ -75,13 +75,14 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) ->
     by_first(lambda: additions.keep(folder, overwrite))
     data, sampler, method, provenance = prepare(recipe, additions)
     checkpoint = None if overwrite else last_own_checkpoint(recipe, folder, provenance)
+    goes_on = not overwrite and by_first(lambda: began_here(recipe, folder, provenance))
     say(_summary(recipe, data, len(sampler)))
     model, processor = make_model(recipe, data.splits)
     encoder = make_encoder(recipe, model, processor, data.image_cache)
     final = final_split(recipe, data.splits)
     require_rows_for_batch_norm(recipe, model, sampler)
     trainer = make_trainer(recipe, data, sampler, method, provenance, encoder, checkpoint is not None, additions)
-    by_first(lambda: begin(recipe, folder, provenance, data, checkpoint))
+    by_first(lambda: begin(recipe, folder, provenance, data, checkpoint, bool(goes_on)))
 
     results = {
         "recipe_sha256": recipe.sha256,
@@ -165,7 +166,10 @@ def _finish(recipe: Recipe, folder: Path, trainer: PairTrainer, data: TrainingDa
             record_added(folder, CLEAN_PROBABILITY)
             found.save(folder / CLEAN_PROBABILITY)
             truth = data.noise.truth(data.train.pairs)
-            results["wrong_pairs"] = wrong_pairs_found(found, None if truth is None else ~truth)
+            wrong = None if truth is None else ~truth
+            results["wrong_pairs"] = wrong_pairs_found(found, wrong)
+            if (share := share_found(found, wrong)) is not None:
+                results["wrong_share"] = share
     results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # a figure may be missing, not the file
     try:
         _publish(folder, trainer, results)

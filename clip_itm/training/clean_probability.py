@@ -4,11 +4,13 @@ Methods for wrong captions estimate this while they train, and the run keeps it 
 estimated afterwards (`audit/scores.py`).
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from clip_itm.calibration.reliability import calibration_error
 from clip_itm.evaluation.detection import auc, precision_at
 from clip_itm.files import reading_arrays, save_arrays
 
@@ -20,8 +22,9 @@ class CleanProbability:
     """`values` float32 [N] in [0, 1]: probability that the caption which pair k got belongs to its image.
 
     `ranking` float32 [N] orders pairs of equal probability (higher is cleaner), such as minus the loss; `method` says
-    in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`). Raises ValueError for
-    other shapes, values outside [0, 1], and NaN.
+    in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`). `share`: of the pairs
+    that is wrong, with the ends of its 95 % interval, where that was estimated. Raises ValueError for other shapes,
+    values outside [0, 1], and NaN.
 
     Example:
         >>> values, ranking = np.array([0.9, 0.1, 0.9]), np.array([1.0, 0.0, 2.0])
@@ -34,6 +37,7 @@ class CleanProbability:
     ranking: np.ndarray
     method: str
     noise_sha256: str
+    share: tuple[float, float, float] | None = None
 
     def __post_init__(self):
         if self.values.shape != self.ranking.shape or self.values.ndim != 1:
@@ -54,10 +58,19 @@ class CleanProbability:
         suspicion[order] = -np.cumsum([0, *is_new])
         return suspicion
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the probabilities, their order and the pairs."""
+        digest = hashlib.sha256(self.noise_sha256.encode())
+        for array in (self.values, self.ranking):
+            digest.update(array.astype("<f4").tobytes())
+        return digest.hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write an npz without pickle."""
         save_arrays(
             path,
+            **({} if self.share is None else {"share": np.array(self.share)}),
             values=self.values.astype(np.float32),
             ranking=self.ranking.astype(np.float32),
             method=self.method,
@@ -77,6 +90,7 @@ class CleanProbability:
                 ranking=arrays["ranking"].astype(np.float32, casting="safe"),
                 method=str(arrays["method"]),
                 noise_sha256=str(arrays["noise_sha256"]),
+                share=tuple(map(float, arrays["share"])) if "share" in arrays else None,
             )
 
 
@@ -84,7 +98,8 @@ def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -
     """How well probabilities find the wrong pairs, `known_wrong` bool [N].
 
     `wrong`: the number of wrong pairs; `auc`: of finding them; `precision`: the fraction of wrong ones among as many
-    most suspicious pairs. None if the truth is not known, or all pairs are right.
+    most suspicious pairs; `ece`: the calibration error of the probabilities. None if the truth is not known, or all
+    pairs are right.
     """
     if known_wrong is None or not known_wrong.any():
         return None
@@ -93,4 +108,16 @@ def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -
         "wrong": wrong,
         "auc": auc(suspicion, known_wrong),
         "precision": precision_at(suspicion, known_wrong, wrong),
+        "ece": calibration_error(clean.values, ~known_wrong),
     }
+
+
+def share_found(clean: CleanProbability, known_wrong: np.ndarray | None) -> dict[str, float | None] | None:
+    """The `share` of wrong pairs with the ends `low` and `high` of its interval, beside the `true` one if it is known.
+
+    None if the method does not estimate it.
+    """
+    if clean.share is None:
+        return None
+    true = None if known_wrong is None else float(known_wrong.mean())
+    return dict(zip(("share", "low", "high"), clean.share, strict=True)) | {"true": true}

@@ -1,17 +1,18 @@
 """`Encoder`: the embeddings of a split under a model's current weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from clip_itm.data.batches import rows_of
 from clip_itm.data.image_cache import ImageCache
-from clip_itm.data.rows import Split
+from clip_itm.data.rows import Pairs, Split
 from clip_itm.distributed import process_state
 from clip_itm.processing import ItmProcessor
 from clip_itm.training.encode import Embeddings, ImageInputs, encode_split
@@ -65,9 +66,8 @@ class Encoder:
         return None if cached is None else partial(rows_of, cached)
 
     def text_features(self, split: Split) -> np.ndarray | None:
-        """Outputs of a frozen text tower [Nt, C]; None if the tower trains, words are hidden or the head reads them."""
-        backbone = self.model.backbone
-        if not self.frozen_texts or backbone.output_tokens or backbone.config.word_dropout:
+        """Outputs of a frozen text tower [Nt, C]; None if the tower trains, or the head reads words."""
+        if not self.frozen_texts or self.model.backbone.output_tokens:
             return None
         if ("captions", split.name) not in self._cached:
             self._cached["captions", split.name] = caption_features(
@@ -76,18 +76,34 @@ class Encoder:
         return self._cached["captions", split.name]
 
     def encode(self, split: Split) -> Embeddings:
+        return self._encode(split, split.rows, split.pairs, self.image_inputs(split), self.text_features(split))
+
+    def encode_some(self, split: Split, images: np.ndarray, captions: np.ndarray) -> Embeddings:
+        """Embeddings of some images and captions of `split`, in this order; `caption_image` is that of the captions.
+
+        `images` int64 [P] and `captions` int64 [n], indices of images and of original captions. What is kept of a
+        frozen tower is that of the whole split.
+        """
+        pairs, inputs, features = split.pairs, self.image_inputs(split), self.text_features(split)
+        some = replace(pairs, captions=pairs.captions.take(pa.array(captions)), image=pairs.image[captions])
+        chosen = None if inputs is None else lambda rows: inputs(images[rows])
+        features = None if features is None else features[captions]
+        return self._encode(split, split.rows.select(images), some, chosen, features, captions)
+
+    def _encode(self, split: Split, rows, pairs: Pairs, inputs, features, captions: np.ndarray | None = None):
+        vectors = None if split.regions is None else split.regions.caption_vectors
         return encode_split(
             self.model,
-            split.rows,
-            split.pairs,
+            rows,
+            pairs,
             self.processor,
             self.batch_size,
             self.num_workers,
             self.precision,
-            self.image_inputs(split),
-            self.text_features(split),
+            inputs,
+            features,
             self.image_cache,
-            None if split.regions is None else split.regions.caption_vectors,
+            vectors if vectors is None or captions is None else vectors[captions],
         )
 
 

@@ -1,6 +1,7 @@
 """The folder of a run: which files in it are the run's own, and its checkpoints.
 
-`written.json` names every file that the run wrote or is about to write, so that nothing else is ever deleted. Folders
+`written.json` names every file that the run wrote or is about to write, so that nothing else is ever deleted; where it
+names the `written.json` of a folder in it, that list counts too. Folders
 (checkpoints, best/) are filled under a temporary name and renamed when they are whole.
 """
 
@@ -14,13 +15,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from clip_itm.checksums import CHECKSUMS, add_checksums, read_checksums, write_checksums
+from clip_itm.checksums import CHECKSUMS, add_checksums, write_checksums
 from clip_itm.distributed import by_first
-from clip_itm.files import clear_temporary, is_free, is_temporary, temporary_name, write_json
+from clip_itm.files import is_free, is_temporary, temporary_name, write_json
 from clip_itm.lock import LOCK_FILE, locked
 
 MANIFEST, STATE, RESULTS, SKIPPED = "written.json", "trainer_state.json", "results.json", "skipped.json"
-CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+# what a method works out before training: files, and folders of runs that have a written.json of their own
+PREPARED = "prepared"
 # what every run writes besides its folders, and what some runs and `clip-itm audit` add
 FIRST = ("recipe.yaml", "provenance.json", "noise.npz", RESULTS, MANIFEST, CHECKSUMS)
 ADDED = ("bank.npz", "clean_probability.npz", SKIPPED, "audit/audit.parquet", "audit/audit.html")
@@ -56,7 +58,7 @@ def held(folder: Path, doing: str, key: str = "output_dir") -> Iterator[None]:
         def hold() -> None:
             require_folder(folder, key)
             if not folder.exists():
-                stack.callback(_remove_empty, folder)
+                stack.callback(remove_empty, folder)
             stack.enter_context(locked(folder, doing))
 
         by_first(hold)
@@ -71,7 +73,7 @@ def require_folder(folder: Path, key: str) -> None:
             raise ValueError(f"{key}: {path}{where} is not a folder; name a folder, or one that does not exist yet")
 
 
-def _remove_empty(folder: Path) -> None:
+def remove_empty(folder: Path) -> None:
     with suppress(OSError):  # there is something in it
         folder.rmdir()
 
@@ -133,10 +135,11 @@ def delete(run: Path, names: Iterable[str] | None = None) -> None:
     own = own_files(run)
     names = own if names is None else own & set(names)
     marks = {CHECKSUMS: 0, RESULTS: 1, STATE: 2}
-    for name in sorted(names, key=lambda name: (name == MANIFEST, marks.get(Path(name).name, 3))):
+    lists = {name: 1 + (name == MANIFEST) for name in names if Path(name).name == MANIFEST}
+    for name in sorted(names, key=lambda name: (lists.get(name, 0), marks.get(Path(name).name, 3))):
         (run / name).unlink(missing_ok=True)
     for folder in sorted({parent for name in names for parent in Path(name).parents} - {Path(".")}, reverse=True):
-        _remove_empty(run / folder)
+        remove_empty(run / folder)
     if names and is_recorded(run):
         write_json(run / MANIFEST, {"files": sorted(_manifest(run) - names)})
 
@@ -157,7 +160,7 @@ def require_room(run: Path, anew: bool) -> None:
             f"{run} holds {_some(others)}, which no run of clip-itm wrote: only what a run wrote is deleted or "
             "replaced; move it away, or choose another output_dir"
         )
-    folders = ("best", "ranks_best", "ranks_last")
+    folders = ("best", "ranks_best", "ranks_last", PREPARED)
     if taken := [name for name in others if name in OWN or name.split("/")[0] in folders]:
         raise ValueError(f"{run} holds {_some(taken)}, where a run writes; move it away, or choose another output_dir")
 
@@ -178,6 +181,9 @@ def _manifest(run: Path) -> set[str]:
 def _own(run: Path, found: list[str]) -> list[str]:
     if is_recorded(run):
         written = _manifest(run)
+        for name in [name for name in written if name.endswith(f"/{MANIFEST}")]:
+            inner = Path(name).parent
+            written |= {(inner / file).as_posix() for file in _manifest(run / inner)}
         return [name for name in found if name in written or name == MANIFEST or LOGS.fullmatch(name)]
     if "recipe.yaml" in found and "provenance.json" in found:
         return [name for name in found if EARLIER.fullmatch(name) or LOGS.fullmatch(name)]
@@ -238,65 +244,7 @@ def failed_write(error: BaseException) -> str | None:
     return None
 
 
-# Checkpoints
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Folders called checkpoint-<step>, by step, and no others, such as checkpoint-18-old."""
-    if not run.is_dir():
-        return []
-    found = [path for path in run.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: it has the trainer's state and (unless of an old version) checksums.
-
-    Later damage is another matter and is found when it is read (`check_files`).
-    """
-    if not (checkpoint / STATE).is_file():
-        return False
-    try:
-        content = read_checksums(checkpoint)
-    except ValueError:
-        return True
-    if content is not None:
-        return STATE in content["files"]
-    try:
-        return isinstance(json.loads((checkpoint / STATE).read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError, RecursionError):
-        return False
-
-
-def last_complete_checkpoint(run: Path) -> Path | None:
-    """The complete checkpoint with the highest step, or None."""
-    return next((path for path in reversed(checkpoints(run)) if is_complete(path)), None)
-
-
-def holds_work(run: Path) -> bool:
-    """Whether anything in the folder would be lost: results, or a checkpoint."""
-    return (run / RESULTS).is_file() or last_complete_checkpoint(run) is not None
-
-
-def clear_half_written(run: Path) -> None:
-    """Delete what killed processes left: temporary files, and checkpoints that are not whole."""
-    clear_temporary(run)
-    half = [path.name for path in checkpoints(run) if not is_complete(path)]
-    delete(run, [name for name in own_files(run) if name.split("/")[0] in half])
-    for name in half:
-        _remove_empty(run / name)
-
-
 def seal_run(run: Path) -> None:
     """Write checksums of the run's files, except checkpoints and best/, which have their own."""
     names = [name for name in own_files(run) if name in OWN or name.startswith("ranks_")]
     add_checksums(run, [name for name in names if name not in (CHECKSUMS, MANIFEST)])
-
-
-def rotate(run: Path, best: int | None, limit: int = 2) -> None:
-    """Keep `limit` of the run's checkpoints, newest and best first, then others by step: clocks may go back."""
-    own = own_files(run)
-    mine = [path.name for path in checkpoints(run) if f"{path.name}/{STATE}" in own]
-    first = sorted(mine, key=lambda name: (name in (mine[-1], f"checkpoint-{best}"), mine.index(name)))
-    for name in first[:-limit]:
-        delete(run, [file for file in own if file.startswith(f"{name}/")])

@@ -12,7 +12,8 @@ from transformers import Trainer
 
 from clip_itm.distributed import agree
 from clip_itm.files import temporary_name
-from clip_itm.training.folder import STATE, Watched, commit, failed_write, last_complete_checkpoint, rotate
+from clip_itm.training.checkpoints import last_complete_checkpoint, rotate
+from clip_itm.training.folder import STATE, Watched, commit, failed_write
 
 
 class GuardedTrainer(Trainer):

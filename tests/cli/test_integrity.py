@@ -23,7 +23,7 @@ from clip_itm.runs.resume import last_own_checkpoint
 from clip_itm.runs.setup import prepare
 from clip_itm.runs.train import train
 from clip_itm.seal import LENGTH
-from clip_itm.training.folder import checkpoints
+from clip_itm.training.checkpoints import checkpoints
 from clip_itm.verify import verify
 from support.damage import DAMAGES, KILLS, damaged, flip, in_child, kill_at, seconds_of, status_of
 from support.killed_runs import EPOCHS, HEADS

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from clip_itm.files import is_temporary
 from clip_itm.runs.train import train
-from clip_itm.training.folder import is_complete, last_complete_checkpoint, other_files
+from clip_itm.training.checkpoints import is_complete, last_complete_checkpoint
+from clip_itm.training.folder import other_files
 from support.killed_runs import HEADS, assert_same_end, recipe_of
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_itm.distributed import leave_process_group, num_processes, process_state
-from clip_itm.training.folder import last_complete_checkpoint
+from clip_itm.training.checkpoints import last_complete_checkpoint
 from support.forks import Forked
 from support.paths import ROOT, TESTS
 

@@ -10,7 +10,7 @@ import torch
 
 from clip_itm.runs.train import train
 from clip_itm.training.callbacks import FinishCallback
-from clip_itm.training.folder import last_complete_checkpoint
+from clip_itm.training.checkpoints import last_complete_checkpoint
 from support.forks import Forked
 from support.killed_runs import EPOCHS, HEADS, STEPS, assert_same_end, final_state, recipe_of
 from support.tiny import tiny_recipe

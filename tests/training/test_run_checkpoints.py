@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_itm.runs.train import train
-from clip_itm.training.folder import (
-    MANIFEST,
-    checkpoints,
-    clear_half_written,
-    last_complete_checkpoint,
-    record,
-    rotate,
-)
+from clip_itm.training.checkpoints import checkpoints, clear_half_written, last_complete_checkpoint, rotate
+from clip_itm.training.folder import MANIFEST, record
 from support.run_folders import contents, unfinished
 from support.tiny import tiny_recipe
 

@@ -8,14 +8,8 @@ import pytest
 
 from clip_itm.recipe import load_recipe
 from clip_itm.runs.train import train
-from clip_itm.training.folder import (
-    ADDED,
-    MANIFEST,
-    commit,
-    delete,
-    other_files,
-    own_files,
-)
+from clip_itm.training.checkpoints import holds_work
+from clip_itm.training.folder import ADDED, MANIFEST, commit, delete, other_files, own_files, record
 from support.run_folders import as_of_earlier, contents
 from support.tiny import tiny_recipe
 
@@ -190,3 +184,26 @@ def test_an_output_folder_that_is_a_file_is_told_before_data_are_loaded(tmp_path
 def test_own_files_of_nothing(tmp_path):
     assert own_files(tmp_path / "nothing") == set()
     assert other_files(tmp_path) == []
+
+
+def test_lists_of_folders_in_a_run_count_and_go_last(tmp_path, monkeypatch):
+    """What a list within the run names is the run's own, until the list itself is deleted, behind all that it names."""
+    inner = tmp_path / "prepared" / "fold-0"
+    inner.mkdir(parents=True)
+    record(tmp_path, ["a.txt", "prepared/fold-0/written.json"])
+    record(inner, ["b.txt", "checkpoint-1/c.txt"])
+    (inner / "checkpoint-1").mkdir()
+    for name in ("a.txt", "prepared/fold-0/b.txt", "prepared/fold-0/checkpoint-1/c.txt", "prepared/fold-0/mine.txt"):
+        (tmp_path / name).write_text("")
+    assert other_files(tmp_path) == ["prepared/fold-0/mine.txt"]
+    assert holds_work(tmp_path)
+    deleted, unlink = [], Path.unlink
+
+    def watch(path, **kwargs):
+        deleted.append(path.relative_to(tmp_path).as_posix())
+        unlink(path, **kwargs)
+
+    monkeypatch.setattr(Path, "unlink", watch)
+    delete(tmp_path)
+    assert deleted[-2:] == ["prepared/fold-0/written.json", "written.json"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.txt"]

@@ -19,7 +19,8 @@ from clip_itm.data.load_noise import load_noise
 from clip_itm.recipe import load_recipe
 from clip_itm.runs.train import train
 from clip_itm.training.callbacks import FinishCallback
-from clip_itm.training.folder import checkpoints, last_complete_checkpoint, other_files
+from clip_itm.training.checkpoints import checkpoints, last_complete_checkpoint
+from clip_itm.training.folder import other_files
 from clip_itm.training.guarded import GuardedTrainer
 from support.bad_input.cases import photos
 from support.bad_input.cases import recipe as write_recipe

@@ -62,6 +62,10 @@ SECTIONS = {
             "loss": {"warmup_epochs": 1},
         },
     },
+    "crossfit": {
+        "training": {"epochs": 2},
+        "head": {"kind": "crossfit", "fold_epochs": 1, "estimate": "mixture", "loss": "mix"},
+    },
 }
 
 
@@ -94,6 +98,8 @@ def main(method: str, folder: str, out: str) -> None:
             found[f"bank {name}"] = torch.from_numpy(getattr(trainer.bank, name))
     if method == "crcl":
         found |= trainer.head.labels.state_dict()
+    if method == "crossfit":
+        found["probability"] = torch.from_numpy(trainer.found.ranking)
     if method == "aahr":
         found |= {f"queue {name}": value for name, value in trainer.criterion.queue.state_dict().items()}
         found |= {f"momentum {name}": value for name, value in trainer.momentum.state_dict().items()}

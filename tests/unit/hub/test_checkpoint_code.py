@@ -34,7 +34,7 @@ from support.tiny_backbones import PHOTOS
 pytestmark = pytest.mark.slow
 
 TOWERS = {"open_clip": "OpenClip", "transformers": "Transformers", "bert-vit": "BertVit", "timm-words": "TimmWords"}
-HEADS = ("clip", "npc", "crcl", "dive", "aahr", "polyloss", "triplet", "siglip", "robust")
+HEADS = ("clip", "npc", "crcl", "dive", "aahr", "polyloss", "triplet", "siglip", "robust", "crossfit")
 ALWAYS = {"PIL", "ftfy", "numpy", "pydantic", "torch", "transformers"}
 OWN = {"open_clip": {"open_clip"}, "timm-words": {"timm"}}
 
@@ -57,7 +57,7 @@ def test_the_code_of_a_kind_is_flat_complete_and_demands_only_what_it_uses_at_on
     assert {tower for tower in TOWERS.values() if tower in defined} == {TOWERS[kind]}
     assert {name for name in defined if f"{name}Backbone" in defined} == {TOWERS[kind]}
     defined = classes(files["clip_itm_methods.py"])
-    uses = {"npc": {"ClipHead"}, "robust": {"ClipHead"}}.get(head, set())
+    uses = {"npc": {"ClipHead"}, "robust": {"ClipHead"}, "crossfit": {"ClipHead", "RobustHead"}}.get(head, set())
     own = {f"{METHODS[head]}Head", "Head"}
     assert {name for name in defined if name.endswith("Head")} == own | uses
     assert {name for name in defined if name.endswith("HeadConfig")} == {f"{METHODS[head]}HeadConfig"}
@@ -198,7 +198,6 @@ def test_more_kinds_load_in_a_process_without_this_package(tmp_path, photo):
         save(tmp_path / "b", "open_clip-bert"),
         save(tmp_path / "c", "open_clip-timm"),
         save(tmp_path / "d", "gru"),
-        save(tmp_path / "h", "sentence", freeze_text=True),
         save(tmp_path / "e", "open_clip", DiveHeadConfig(image_elements=2, residual="gated")),
         save(tmp_path / "f", "bag", AahrHeadConfig(embed_dim=16, num_heads=2)),
         save(tmp_path / "g", "clip", TripletHeadConfig(similarity=ScanSection(token_dim=8, max_words=12))),

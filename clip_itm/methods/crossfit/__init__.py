@@ -1,0 +1,19 @@
+"""Calibrated cross-fit weights: what a wrong caption looks like is not guessed by a mixture, it is made.
+
+    folds    K models, each trained by a bounded loss on the photos of the other folds; a pair is judged by the model
+             that has not seen its photo
+    made     every photo with a caption of another photo of its fold: mismatches, scored as the pairs are
+    share    pi, the fraction of wrong pairs: how many rank among the photos as an unrelated caption would
+    weight   w = 1 - pi f0 / f, the probability that a pair is right: f and f0 are the densities of the scores of pairs
+             and of mismatches (local false discovery rate, Efron et al., JASA 2001); other captions of a photo testify
+    train    fresh weights, pairs with w > 0.05, loss = mean_k w[k] l[k], as many steps as a plain run
+
+Where no random mismatches are found, every w is 1, and the run is the plain run to the last digit.
+
+When to use it: captions of unknown quality, as scraped ones are. It says how many are wrong, with an interval, and with
+pretrained towers it comes close to training on the right pairs alone.
+What it needs: about twice the compute of the plain loss; hardly any where a pretrained model judges (`folds: 0`).
+What it cannot see: a caption of a photo that looks much the same. "None found" means no random mismatches.
+Where to read on: `clip_itm/calibration/` (the estimate, pure functions); `folds.py` and `trainer.py` (folds within a
+run), `weights.py`, `head.py`; docs/robust.md.
+"""

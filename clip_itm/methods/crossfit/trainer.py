@@ -1,0 +1,250 @@
+"""Crossfit in training: models of folds judge the pairs, then a plain run trains on those that are believed."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers.trainer_utils import IntervalStrategy
+
+from clip_itm.calibration.estimate import judge
+from clip_itm.calibration.scores import FoldScores
+from clip_itm.checksums import check_files
+from clip_itm.data.sampler import PairBatchSampler
+from clip_itm.data.training_data import TrainingData
+from clip_itm.distributed import by_first, say
+from clip_itm.files import save_arrays
+from clip_itm.methods.crossfit.configuration import CrossfitHeadConfig
+from clip_itm.methods.crossfit.folds import fold_of_images, judge_pairs, load_scores
+from clip_itm.methods.crossfit.weights import from_judgement, from_mixture, from_truth, is_blind
+from clip_itm.training.checkpoints import clear_half_written, last_complete_checkpoint
+from clip_itm.training.clean_probability import CleanProbability
+from clip_itm.training.encoder import Encoder
+from clip_itm.training.folder import MANIFEST, PREPARED, delete, own_files, record, record_added
+from clip_itm.training.trainer import PairTrainer
+
+WEIGHTS = "pair_weights.npz"
+
+
+class CrossfitTrainer(PairTrainer):
+    """A `PairTrainer` that first finds how probable it is that each training pair is right, and then trains with that.
+
+    What it works out lies in `prepared/` of the run: the checkpoints of a fold's model, the scores of each fold, and at
+    the end the weights alone. `found`: weights from elsewhere, so that nothing is judged.
+    """
+
+    def __init__(self, *args, data: TrainingData, encoder: Encoder, found: CleanProbability | None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.data, self.encoder, self.found = data, encoder, found
+        self.config: CrossfitHeadConfig = self.model.head.config
+
+    @property
+    def prepared(self) -> Path:
+        return self.run / PREPARED
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        if self.found is None:
+            with same_random_state():
+                self.found = self._find()
+        self._use(self.found)
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        if self.state.global_step == 0 and self.found.share is not None:
+            share, low, high = self.found.share
+            self.log({"wrong_share": share, "wrong_share_low": low, "wrong_share_high": high, **self._kept()})
+
+    # What is believed
+
+    def _find(self) -> CleanProbability:
+        """The weights, found by the folds or by the model as it is; in every process those of the first."""
+        file = self.prepared / WEIGHTS
+        found = by_first(lambda: CleanProbability.load(file) if file.is_file() else None)
+        if broadcast_object_list([found is None])[0]:
+            judged = self._judge_folds()
+            found = by_first(lambda: self._estimate(judged))
+            by_first(lambda: self._keep(found, file))
+        return broadcast_object_list([found])[0]
+
+    def _estimate(self, judged: list[tuple[FoldScores, np.ndarray]]) -> CleanProbability:
+        sha256, seed = self.data.noise.sha256, self.section.seed
+        if self.config.estimate == "truth":
+            return from_truth(self.data.noise.is_clean(self.data.train.pairs), sha256)
+        if self.config.estimate == "mixture":
+            return from_mixture(judged, seed, sha256)
+        folds = [scores for scores, _ in judged]
+        judgement = judge(folds, len(self.data.train.pairs), seed, self.config.siblings, sha256)
+        return from_judgement(judgement)
+
+    def _use(self, found: CleanProbability) -> None:
+        """Train with these weights, as many steps as without; where all are 1, exactly as without."""
+        config, weights = self.config, found.values
+        self.model.head.current_loss = config.loss
+        if config.loss == "auto":
+            self.model.head.current_loss = "gce" if self._kept()["residual"] > config.largest_residual else "infonce"
+        say(self._summary())
+        if (weights == 1).all():
+            return
+        kept = np.flatnonzero(weights > config.smallest_weight)
+        try:
+            self.sampler = self.sampler.of(kept, num_batches=len(self.sampler))
+        except ValueError:
+            raise ValueError(
+                f"{len(kept)} of {len(weights)} captions are believed to be right, which do not fill a batch of "
+                f"{self.section.batch_size} pairs: look at them (clip-itm audit), lower training.batch_size, or use "
+                "another head"
+            ) from None
+        own = self.train_dataset.pair_weight
+        self.train_dataset.pair_weight = weights if own is None else weights * own
+
+    def _kept(self) -> dict[str, float]:
+        """How many pairs are trained on, and the fraction of them, by weight, that is expected to be wrong."""
+        weights = self.found.values.astype(np.float64)
+        kept = weights[weights > self.config.smallest_weight]
+        return {"kept_pairs": len(kept), "residual": float((kept * (1 - kept)).sum() / max(kept.sum(), 1e-12))}
+
+    def _summary(self) -> str:
+        kept, count, loss = self._kept(), len(self.found.values), self.model.head.current_loss
+        lines = []
+        if self.found.share is not None:
+            share, low, high = (100 * value for value in self.found.share)
+            if is_blind(self.found) and (self.found.values == 1).all():
+                lines.append(
+                    f"{share:.0f} % of the captions look unrelated to their photos ({low:.0f} to {high:.0f} %): either "
+                    "they are, or the models that judge know too little (head.fold_epochs, pretrained towers). Every "
+                    "pair counts fully"
+                )
+            elif share == 0:
+                lines.append(f"no random mismatches found (0 to {high:.1f} % of the captions): every pair counts fully")
+            else:
+                lines.append(f"{share:.1f} % of the captions are wrong ({low:.1f} to {high:.1f} %)")
+        lines.append(
+            f"training with {loss} on {kept['kept_pairs']} of {count} pairs, of which {100 * kept['residual']:.1f} %, "
+            "by weight, are expected to be wrong"
+        )
+        return "\n".join(lines)
+
+    # Folds
+
+    def _judge_folds(self) -> list[tuple[FoldScores, np.ndarray]]:
+        """Scores of all pairs, each by a model that has not seen its image."""
+        pair_image, folds = self.data.train.pairs.image, self.config.folds
+        if self.config.estimate == "truth":
+            return []
+        if folds == 0:
+            return [self._judge(np.arange(len(pair_image)), 0)]
+        fold_of_pair = fold_of_images(len(self.data.train), folds, self.section.seed)[pair_image]
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        trained |= {name for name, _ in self.model.named_buffers()}
+        weights = self.model.state_dict()
+        first = {name: weights[name].cpu().clone() for name in weights if name in trained}
+        judged = []
+        for fold in range(folds):
+            folder = self.prepared / f"fold-{fold}"
+            scores = by_first(lambda folder=folder: load_scores(folder / "scores.npz"))
+            if broadcast_object_list([scores is None])[0]:
+                say(f"fold {fold + 1} of {folds}: training on the photos of the others")
+                self._train_fold(fold, np.flatnonzero(fold_of_pair != fold), folder)
+                scores = self._judge(np.flatnonzero(fold_of_pair == fold), fold)
+                by_first(lambda folder=folder, scores=scores: self._keep_scores(folder, *scores))
+                self.model.load_state_dict(first, strict=False)
+            judged.append(scores)
+        return judged
+
+    def _judge(self, pairs: np.ndarray, fold: int) -> tuple[FoldScores, np.ndarray]:
+        return judge_pairs(self.data, self.encoder, pairs, self.section.seed + fold, self.config.candidates)
+
+    def _train_fold(self, fold: int, pairs: np.ndarray, folder: Path) -> None:
+        """Train the model on these pairs, from where an interrupted run left off."""
+        by_first(lambda: self._open(folder))
+        checkpoint = last_complete_checkpoint(folder)
+        if checkpoint is not None:
+            by_first(lambda: check_files(checkpoint))
+        self.model.head.current_loss = self.config.fold_loss
+        trainer = self._trainer_of(fold, self._sampler_of(pairs), folder)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+
+    def _sampler_of(self, pairs: np.ndarray) -> PairBatchSampler:
+        try:
+            return self.sampler.of(pairs)
+        except ValueError as error:
+            raise ValueError(
+                f"head.folds: {self.config.folds}: the photos of the other folds are too few. {error}"
+            ) from None
+
+    def _trainer_of(self, fold: int, sampler: PairBatchSampler, folder: Path) -> PairTrainer:
+        """A plain trainer of the same model: the schedule of the run over the epochs of a fold."""
+        section, args = self.section, copy.copy(self.args)
+        epochs = self.config.epochs_of_a_fold(section.epochs)
+        fraction = epochs * len(sampler) / (section.epochs * len(self.sampler))
+        steps = None if section.max_steps is None else max(1, round(section.max_steps * fraction))
+        warmup = section.warmup if section.warmup < 1 else round(section.warmup * fraction)
+        section = section.model_copy(update={"epochs": epochs, "max_steps": steps, "warmup": warmup})
+        args.output_dir, args.num_train_epochs, args.max_steps = str(folder), epochs, steps or -1
+        args.eval_strategy, args.eval_on_start, args.report_to = IntervalStrategy.NO, False, []
+        args.seed = (args.seed + 1009 * (fold + 1)) % 2**32  # its own dropout, and another one in every process
+        return PairTrainer(
+            self.model,
+            args,
+            section,
+            self.train_dataset,
+            self.eval_dataset,
+            sampler,
+            self.encode_val,
+            self.score,
+            self.write_provenance,
+            self.processor,
+            self.publish,
+        )
+
+    # Files
+
+    def _open(self, folder: Path) -> None:
+        """The folder of a fold, with what an interrupted run left whole in it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        record_added(self.run, f"{PREPARED}/{folder.name}/{MANIFEST}")
+        record(folder, ("recipe.yaml", "provenance.json"))
+        clear_half_written(folder)
+        self.write_provenance(folder)
+
+    def _keep_scores(self, folder: Path, scores: FoldScores, losses: np.ndarray) -> None:
+        """In the place of the fold's checkpoints."""
+        record_added(self.run, f"{PREPARED}/{folder.name}/scores.npz")
+        save_arrays(folder / "scores.npz", losses=losses, **asdict(scores))
+        delete(folder)
+
+    def _keep(self, found: CleanProbability, file: Path) -> None:
+        """In the place of all that led to it."""
+        file.parent.mkdir(exist_ok=True)
+        record_added(self.run, f"{PREPARED}/{file.name}")
+        found.save(file)
+        delete(self.run, [name for name in own_files(self.run) if name.startswith(f"{PREPARED}/fold-")])
+
+    def save_method_state(self, folder: Path) -> None:
+        self.found.save(folder / WEIGHTS)
+
+    def load_method_state(self, folder: Path) -> None:
+        self.found = CleanProbability.load(folder / WEIGHTS)
+
+    def clean_probability(self) -> CleanProbability | None:
+        return None if self.config.estimate == "truth" else self.found
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Whatever is drawn from global generators within leaves them as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices):
+        of_python, of_numpy = random.getstate(), np.random.get_state()
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
