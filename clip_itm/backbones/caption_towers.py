@@ -56,16 +56,21 @@ class WordGru(nn.Module):
 
 
 class BertTower(nn.Module):
-    """`bert`, followed by a linear layer to D or by none (`text_projection: false`)."""
+    """`bert`, followed by a linear layer to D (`text_projection: true`) or by none.
+
+    With none and text_pooling mean, pooled is what sentence-transformers' mean pooling gives: the mean of the last
+    hidden states over the attention mask, start and end tokens included.
+    """
 
     def __init__(self, config: CaptionTowerSection, bert: nn.Module):
         super().__init__()
         bert.pooler = None  # would get no gradient
         self.bert = bert
         hidden = bert.config.hidden_size
-        self.token_width = config.embed_dim if config.text_projection else hidden
-        self.projection = nn.Linear(hidden, config.embed_dim) if config.text_projection else nn.Identity()
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        linear, has_mlp = config.text_projection is True, config.text_projection == "mlp"
+        self.token_width = config.embed_dim if linear else hidden
+        self.projection = nn.Linear(hidden, config.embed_dim) if linear else nn.Identity()
+        self.dropout = nn.Dropout(0.0 if has_mlp else config.hidden_dropout)  # that of the MLP is within it
         self.pooling = None if config.text_pooling == "first" else make_pooling(config.text_pooling, self.token_width)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

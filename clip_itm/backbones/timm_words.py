@@ -17,14 +17,18 @@ from clip_itm.backbones.configuration import TimmWordsBackbone
 from clip_itm.backbones.features import Features
 from clip_itm.backbones.huggingface import load_tokenizer
 from clip_itm.backbones.timm_towers import patch_tokens, set_timm_checkpointing
-from clip_itm.backbones.words import BagTower, GruTower, TransformerTower, word_tokenizer
+from clip_itm.backbones.words import BagTower, GruTower, TransformerTower, text_mlp, word_tokenizer
 from clip_itm.processing import ItmProcessor
 
 TOWERS = {"bag": BagTower, "gru": GruTower, "transformer": TransformerTower, "bigru": WordGru}
 
 
 class TimmWords(Backbone):
-    """Image trunk: pooled features [P, C] of timm. Image neck: L2 normalisation (optional), dropout, linear layer."""
+    """Image trunk: pooled features [P, C] of timm. Image neck: L2 normalisation (optional), dropout, linear layer.
+
+    Text trunk: a tower that gives [B, D]. With `text_projection: mlp`: BERT, pooled features [B, C]; the text neck is
+    dropout and an MLP C - text_hidden - D.
+    """
 
     def __init__(self, config: TimmWordsBackbone, trunk: nn.Module, projection: nn.Linear, text_tower: nn.Module):
         super().__init__(config)
@@ -32,6 +36,7 @@ class TimmWords(Backbone):
         self.image_tower = trunk
         self.image_projection = projection
         self.text_tower = text_tower
+        self.text_mlp = text_mlp(text_tower.token_width, config) if config.text_projection == "mlp" else nn.Identity()
         self.token_widths = trunk.num_features, self.text_tower.token_width
 
     def image_trunk(self, pixel_values: Tensor) -> Features:
@@ -58,6 +63,11 @@ class TimmWords(Backbone):
             mask = mask & ~draw_hidden(mask, self.config.word_dropout)
         pooled, tokens = self.text_tower(input_ids, mask)
         return Features(pooled, tokens, mask) if self.output_tokens else Features(pooled)
+
+    def text_neck(self, features: Features) -> Features:
+        """Dropout, and the MLP of pooled features where there is one: [B, D]."""
+        features = features.apply(self.text_dropout)
+        return replace(features, pooled=self.text_mlp(features.pooled))
 
     def image_blocks(self) -> list[Block]:
         return partition(self.image_tower, timm_layers(self.image_tower))

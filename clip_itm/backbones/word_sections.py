@@ -25,7 +25,11 @@ class CaptionTowerSection(BackboneSection):
         "states", description="what heads read word by word: states, or the word embeddings below a GRU (DivE)"
     )
     text_model: str = Field("bert-base-uncased", description="of text_encoder bert: name on the Hub or a saved folder")
-    text_projection: bool = Field(True, description="of text_encoder bert: a linear layer to embed_dim behind it")
+    text_projection: bool | Literal["mlp"] = Field(
+        True,
+        description="of text_encoder bert: a linear layer to embed_dim at its tokens; or mlp behind its pooled vector, "
+        "which also trains where freeze_text holds BERT still (timm-words)",
+    )
     text_model_config: dict[str, Any] | None = Field(
         None, description="filled in by the program; makes checkpoints whole"
     )
@@ -71,7 +75,7 @@ class TimmWordsBackbone(CaptionTowerSection):
         "bag", description="gru: layers of both directions, projected; bigru: one, averaged (regions call it gru)"
     )
     text_hidden: PositiveInt = Field(
-        512, description="hidden width of the bag's MLP, of a GRU direction, of the feed-forward"
+        512, description="hidden width of the MLP (bag, text_projection mlp), of a GRU direction, of the feed-forward"
     )
     text_layers: Layers = Field(2, description="layers of the gru and the transformer")
     text_heads: PositiveInt = Field(4, description="attention heads of the transformer; divides word_dim")
@@ -106,10 +110,8 @@ class TimmWordsBackbone(CaptionTowerSection):
         return parts
 
     @model_validator(mode="after")
-    def _text_tower_is_from_scratch(self):
-        for option in ("freeze_text", "freeze_text_blocks"):
-            if getattr(self, option) and not (self.text_encoder == "bert" and option == "freeze_text_blocks"):
-                raise ValueError(f"{option}: the text tower of timm-words starts from random weights and has to train")
+    def _fits_timm_words(self):
+        self._check_freezing()
         if self.lora is not None:
             raise ValueError(
                 "lora: timm-words has no pretrained transformer pair to adapt; use open_clip or transformers"
@@ -120,8 +122,8 @@ class TimmWordsBackbone(CaptionTowerSection):
         if self.text_encoder != "transformer" and self.text_heads != fields["text_heads"].default:
             raise ValueError("text_heads: only text_encoder transformer has attention heads")
         if self.text_encoder in ("bigru", "bert"):
-            reason = f"text_encoder {self.text_encoder} has sizes of its own"
-            self._require_defaults(("text_layers", "text_hidden"), reason)
+            own = ("text_layers",) if self.text_projection == "mlp" else ("text_layers", "text_hidden")
+            self._require_defaults(own, f"text_encoder {self.text_encoder} has sizes of its own")
             check_caption_tower(self, "bigru")
         else:
             only = ("embedding_dropout", "bidirectional", "text_pooling", "text_tokens")
@@ -131,6 +133,24 @@ class TimmWordsBackbone(CaptionTowerSection):
         if self.text_encoder == "transformer" and self.word_dim % self.text_heads:
             raise ValueError(f"text_heads: {self.text_heads} does not divide word_dim {self.word_dim}")
         return self
+
+    def _check_freezing(self) -> None:
+        """ValueError where a tower that is to be held still would keep random weights."""
+        if self.text_encoder != "bert":
+            for option in ("freeze_text", "freeze_text_blocks"):
+                if getattr(self, option):
+                    raise ValueError(
+                        f"{option}: text_encoder {self.text_encoder} starts from random weights and has to train"
+                    )
+        elif self.freeze_text and self.text_projection != "mlp":
+            raise ValueError(
+                "freeze_text would hold the new linear layer at BERT's tokens still, too: set text_projection: mlp, "
+                "which trains behind BERT"
+            )
+        elif self.freeze_text and self.text_pooling in ("gpo", "attention"):
+            raise ValueError(
+                f"freeze_text: text_pooling {self.text_pooling} would keep random weights; choose mean, max or first"
+            )
 
 
 class RegionsBackbone(CaptionTowerSection):
@@ -181,6 +201,8 @@ class RegionsBackbone(CaptionTowerSection):
         if self.word_dropout:
             raise ValueError("word_dropout: regions corrupt words the published way; use word_corruption")
         check_caption_tower(self, "gru")
+        if self.text_projection == "mlp":
+            raise ValueError("text_projection mlp: it belongs to timm-words; leave it out")
         if self.text_encoder == "bert":
             self._require_defaults(("vocabulary", "min_word_count"), "BERT brings its own words")
         if self.vocabulary is not None:

@@ -47,6 +47,16 @@ def frequent_words(captions: list[str], normalizer, splitter, min_count: int) ->
     return [word for _, word in kept]
 
 
+def text_mlp(width: int, config: TimmWordsBackbone) -> nn.Sequential:
+    """Linear width - text_hidden, ReLU, dropout, linear text_hidden - embed_dim."""
+    return nn.Sequential(
+        nn.Linear(width, config.text_hidden),
+        nn.ReLU(),
+        nn.Dropout(config.hidden_dropout),
+        nn.Linear(config.text_hidden, config.embed_dim),
+    )
+
+
 class BagTower(nn.Module):
     """Sum of word embeddings / sqrt(number of words), through an MLP word_dim - text_hidden - embed_dim.
 
@@ -57,12 +67,7 @@ class BagTower(nn.Module):
         super().__init__()
         self.token_width = config.word_dim
         self.embedding = nn.Embedding(config.vocab_size, config.word_dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.word_dim, config.text_hidden),
-            nn.ReLU(),
-            nn.Dropout(config.hidden_dropout),
-            nn.Linear(config.text_hidden, config.embed_dim),
-        )
+        self.mlp = text_mlp(config.word_dim, config)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [B, T] and the mask of words that count, bool [B, T]: pooled [B, D] and tokens [B, T, word_dim]."""

@@ -47,6 +47,14 @@ class Judgement:
         return float((self.weights * (1 - self.weights)).sum() / total) if total > 0 else 1.0
 
     @property
+    def sentence(self) -> str:
+        """How many captions are wrong, in words."""
+        if self.share == 0:
+            return f"no random mismatches found among {len(self.weights):,} pairs (0 to {100 * self.high:.1f} %)"
+        share, low, high = (f"{100 * part:.1f}" for part in (self.share, self.low, self.high))
+        return f"{share} % of {len(self.weights):,} captions are wrong ({low} to {high} %)"
+
+    @property
     def sha256(self) -> str:
         """Hash of all that is in it."""
         digest = hashlib.sha256(self.noise_sha256.encode())

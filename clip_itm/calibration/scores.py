@@ -5,7 +5,7 @@ pairs as the others are.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,56 +112,79 @@ def score_pairs(
     image, moved = torch.as_tensor(pair_image), torch.as_tensor(mismatch)
     count, total = len(texts), len(images)
     _check(image, moved, count, total, block, candidates)
-    borrower = torch.argsort(moved)  # the pair whose image is given this caption
     some_images, some_texts = _candidates(total, candidates, rng), _candidates(count, candidates, rng)
-    one_pass = some_images is None and some_texts is None
-    is_rival = torch.ones(total, dtype=torch.bool)
-    if some_images is not None:
-        is_rival = torch.zeros(total, dtype=torch.bool).index_fill_(0, some_images, True)
-    rivals = is_rival.sum() - is_rival.long()  # [P] those of each image
 
-    similarity, similarity0, p, p0, of_text = torch.empty(5, count, dtype=torch.float64)
-    of_image = torch.full((total,), -torch.inf, dtype=torch.float64)
-    scratch = torch.empty((total if some_images is None else len(some_images)) * block, device=texts.device)
+    def compare(images: Tensor, texts: Tensor) -> Tensor:
+        return scale * ranking.score(score, images, texts)
+
     with torch.inference_mode(), exact_float32(texts.device):
-        for start in range(0, count, block):
-            now = slice(start, min(start + block, count))
-            own, other, lender = image[now], image[borrower[now]], borrower[now]
-            rows = None if some_images is None else torch.cat([some_images, own, other])
-            scores = scale * ranking.score(score, _take(images, rows), texts[now])
-            column = torch.arange(len(own), device=scores.device)
-            if some_images is None:
-                pair, made = scores[own.to(scores.device), column], scores[other.to(scores.device), column]
-            else:
-                scores, pairs = scores.split([len(some_images), 2 * len(own)])
-                pair, made = pairs[column, column], pairs[len(own) + column, column]
-            similarity[now], similarity0[lender] = pair.double().cpu(), made.double().cpu()
-            p[now] = _rank(scores, pair, is_rival[own], rivals[own], scratch)
-            p0[lender] = _rank(scores, made, is_rival[other], rivals[other], scratch)
-            scores = _without_own(scores, own, some_images)
-            of_text[now] = torch.logsumexp(scores, dim=0).double().cpu()
-            if one_pass:
-                of_image = torch.logaddexp(of_image, torch.logsumexp(scores, dim=1).double().cpu())
-        if not one_pass:
+        found = _over_texts(compare, images, texts, image, moved, block, some_images)
+        similarity, similarity0, p, p0, of_text, of_image = found
+        if some_images is not None or some_texts is not None:
             chosen = torch.arange(count) if some_texts is None else some_texts
-            for now in chosen.split(block):
-                scores = scale * ranking.score(score, images, texts[now.to(texts.device)])
-                scores = _without_own(scores, image[now], None)
-                of_image = torch.logaddexp(of_image, torch.logsumexp(scores, dim=1).double().cpu())
+            of_image = _over_images(compare, images, texts, image, chosen.split(block))
 
+    seen_images = torch.ones(total).long() if some_images is None else torch.bincount(some_images, minlength=total)
     own_texts = torch.bincount(image, minlength=total)
-    seen = own_texts if some_texts is None else torch.bincount(image[some_texts], minlength=total)
-    others = (count if some_texts is None else len(some_texts)) - seen
-    own_sum = np.full(total, -np.inf)
-    np.logaddexp.at(own_sum, image.numpy(), similarity.numpy())
-    of_image = _log_mean(of_image, others, torch.from_numpy(own_sum), own_texts, count)
-    of_text = _log_mean(of_text, rivals[image], similarity, torch.ones_like(image), total)
+    seen_texts = own_texts if some_texts is None else torch.bincount(image[some_texts], minlength=total)
+    others = (count if some_texts is None else len(some_texts)) - seen_texts
+    own = np.full(total, -np.inf)
+    np.logaddexp.at(own, image.numpy(), similarity.numpy())
+    of_image = _log_mean(of_image, others, torch.from_numpy(own), own_texts, count)
+    of_text = _log_mean(of_text, (seen_images.sum() - seen_images)[image], similarity, torch.ones_like(image), total)
     z = (of_text + of_image[image]) / 2 - similarity
     z0 = (of_text[moved] + of_image[image]) / 2 - similarity0
     if not (z.isfinite().all() and z0.isfinite().all()):
         raise ValueError("some similarities are infinite, or too large for the scale: check embeddings and scale")
-    z, z0, p, p0 = (part.numpy() for part in (z, z0, p, p0))
-    return FoldScores(np.arange(count), z, z0, p, p0, moved.numpy(), image.numpy(), total)
+    parts = (z.numpy(), z0.numpy(), p.numpy(), p0.numpy(), moved.numpy(), image.numpy())
+    return FoldScores(np.arange(count), *parts, total)
+
+
+def _over_texts(
+    compare: Score, images: Tensor, texts: Tensor, image: Tensor, moved: Tensor, block: int, some: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What one pass over the captions tells, float64 on the CPU.
+
+    Similarities of pairs and of mismatches [n], ranks of both [n], and log sums of exp, without those of right pairs,
+    over images for every caption [n], and over captions for every image [P]. `some` int64 [Q]: the images to compare
+    with; the last log sums are then of these [Q]; if None, all.
+    """
+    borrower = torch.argsort(moved)  # the pair whose image is given this caption
+    rows = len(images) if some is None else len(some)
+    is_row = torch.ones(len(images), dtype=torch.bool)
+    if some is not None:
+        is_row = torch.zeros_like(is_row).index_fill_(0, some, True)
+    similarity, similarity0, p, p0, of_text = torch.empty(5, len(texts), dtype=torch.float64)
+    of_image = torch.full((rows,), -torch.inf, dtype=torch.float64)
+    scratch = torch.empty(rows * block, device=texts.device)
+    for now in torch.arange(len(texts)).split(block):
+        lender = borrower[now]
+        own, other = image[now], image[lender]
+        of_block = slice(int(now[0]), int(now[-1]) + 1)
+        column = torch.arange(len(now), device=texts.device)
+        if some is None:
+            scores = compare(images, texts[of_block])
+            pair, made = scores[own.to(scores.device), column], scores[other.to(scores.device), column]
+        else:
+            compared = torch.cat([some, own, other]).to(images.device)
+            scores, pairs = compare(images[compared], texts[of_block]).split([rows, 2 * len(now)])
+            pair, made = pairs[column, column], pairs[len(now) + column, column]
+        similarity[of_block], similarity0[lender] = pair.double().cpu(), made.double().cpu()
+        p[of_block] = _rank(scores, pair, is_row[own], scratch)
+        p0[lender] = _rank(scores, made, is_row[other], scratch)
+        scores = _without_own(scores, own, some)
+        of_text[of_block] = torch.logsumexp(scores, dim=0).double().cpu()
+        of_image = torch.logaddexp(of_image, torch.logsumexp(scores, dim=1).double().cpu())
+    return similarity, similarity0, p, p0, of_text, of_image
+
+
+def _over_images(compare: Score, images: Tensor, texts: Tensor, image: Tensor, chosen: Sequence[Tensor]) -> Tensor:
+    """Log sums of exp over captions for every image [P], without its own; `chosen`: the captions, block by block."""
+    of_image = torch.full((len(images),), -torch.inf, dtype=torch.float64)
+    for now in chosen:
+        scores = _without_own(compare(images, texts[now.to(texts.device)]), image[now], None)
+        of_image = torch.logaddexp(of_image, torch.logsumexp(scores, dim=1).double().cpu())
+    return of_image
 
 
 def _candidates(total: int, number: int | None, rng: np.random.Generator | None) -> Tensor | None:
@@ -173,17 +196,14 @@ def _candidates(total: int, number: int | None, rng: np.random.Generator | None)
     return torch.from_numpy(np.sort(rng.choice(total, number, replace=False)))
 
 
-def _take(images: Tensor, rows: Tensor | None) -> Tensor:
-    return images if rows is None else images[rows.to(images.device)]
+def _rank(scores: Tensor, threshold: Tensor, is_row: Tensor, scratch: Tensor) -> Tensor:
+    """The share of images (rows of `scores` [Q, b], but the own one) at or above `threshold` [b], ties half.
 
-
-def _rank(scores: Tensor, threshold: Tensor, is_rival: Tensor, rivals: Tensor, scratch: Tensor) -> Tensor:
-    """The share of the rivals (rows of `scores` [Q, b], but the own image) at or above `threshold` [b], ties half.
-
-    `is_rival` bool [b]: whether the own image is one of the rows, where it ties with itself.
+    `is_row` bool [b]: whether the own image is one of the rows, where it ties with itself.
     """
     greater, at_least = ranking.count_rivals(scores, threshold[None], 0, scratch)
-    return (greater + at_least - is_rival.to(greater)).double().cpu() / (2 * rivals)
+    itself = is_row.long()
+    return ((greater + at_least).cpu() - itself).double() / (2 * (len(scores) - itself))
 
 
 def _without_own(scores: Tensor, own: Tensor, rows: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """One figure for retrieval results: bars of recall with their intervals, and the distribution of ranks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -137,14 +137,19 @@ def dress(axes) -> None:
 
 
 @contextmanager
-def drawing(path: str | Path, columns: int, size: tuple[float, float]) -> Iterator[list]:
-    """The axes of a line plot with `columns` panels, written as a PNG on leaving the block; `size` is in inches."""
+def drawing(
+    path: str | Path, columns: int, size: tuple[float, float], heights: Sequence[float] = (1,)
+) -> Iterator[list]:
+    """The axes of a line plot with `columns` panels, written as a PNG on leaving the block; `size` is in inches.
+
+    `heights`: of the rows, whose panels share the axis below; the panels come row by row.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"text.parse_math": False}):
         figure = Figure(figsize=size, layout="constrained")
-        panels = list(figure.subplots(1, columns, squeeze=False)[0])
+        panels = list(figure.subplots(len(heights), columns, sharex="col", height_ratios=heights, squeeze=False).flat)
         yield panels
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

@@ -66,8 +66,9 @@ class Encoder:
         return None if cached is None else partial(rows_of, cached)
 
     def text_features(self, split: Split) -> np.ndarray | None:
-        """Outputs of a frozen text tower [Nt, C]; None if the tower trains, or the head reads words."""
-        if not self.frozen_texts or self.model.backbone.output_tokens:
+        """Outputs of a frozen text tower [Nt, C]; None if the tower trains, words are hidden or the head reads them."""
+        backbone = self.model.backbone
+        if not self.frozen_texts or backbone.output_tokens or backbone.config.word_dropout:
             return None
         if ("captions", split.name) not in self._cached:
             self._cached["captions", split.name] = caption_features(

@@ -58,6 +58,7 @@ KINDS = [
     "bag",
     "gru",
     "transformer",
+    "sentence",
 ]
 # towers of which every part is a transformer block
 TRANSFORMERS = ["open_clip", "open_clip-timm", "open_clip-siglip", "open_clip-bert", "clip", "siglip", "bert-vit"]
@@ -72,6 +73,9 @@ def tiny_config(kind: str, folder: Path, **options) -> BackboneConfig:
     if kind == "bert-vit":
         return BertVitBackbone(text_model=str(_bert(folder)), vision_model=str(_vit(folder)), embed_dim=16, **options)
     sizes = {"embed_dim": 16, "word_dim": 12, "text_hidden": 20, "min_word_count": 1, "image_size": SIZE}
+    if kind == "sentence":  # an encoder of sentences and an MLP behind it
+        del sizes["word_dim"]
+        kind, options = "bert", {"text_model": str(_bert(folder)), "text_projection": "mlp", **options}
     defaults = {"image_model": "test_efficientnet", "image_pretrained": False, "text_encoder": kind}
     return TimmWordsBackbone(**{**sizes, **defaults, **options})
 
@@ -142,9 +146,10 @@ def _word_tokenizer(folder: Path) -> Path:
 def _bert(folder: Path) -> Path:
     if (folder / "bert").exists():
         return folder / "bert"
-    config = BertConfig(**TRANSFORMER, vocab_size=len(VOCABULARY), max_position_embeddings=24)
+    words = [*VOCABULARY, "[MASK]"]
+    config = BertConfig(**TRANSFORMER, vocab_size=len(words), max_position_embeddings=24)
     BertModel(config).save_pretrained(folder / "bert")
-    (folder / "bert" / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (folder / "bert" / "vocab.txt").write_text("\n".join(words) + "\n")
     BertTokenizer(str(folder / "bert" / "vocab.txt"), model_max_length=24).save_pretrained(folder / "bert")
     return folder / "bert"
 

@@ -8,7 +8,7 @@ from clip_itm.recipe import Recipe, RecipeError, apply_overrides, describe_keys,
 from support.paths import ROOT
 
 MINIMAL = {"data": {"source": "sample"}, "backbone": {"kind": "open_clip"}}
-SHIPPED = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name != "accelerate")
+SHIPPED = sorted(path for path in ROOT.glob("recipes/**/*.yaml") if path.parent.name != "accelerate")
 
 
 def parse(content: dict) -> Recipe:

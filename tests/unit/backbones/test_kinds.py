@@ -71,11 +71,12 @@ def test_tokens_and_masks(kind, folder):
     torch.testing.assert_close(texts.pooled, plain[1].pooled)
     size, patches = (
         pixel_values.shape[-1],
-        {"open_clip-timm": 100, "open_clip-resnet": 1, "bag": 1, "gru": 1, "transformer": 1},
+        {"open_clip-timm": 100} | dict.fromkeys(("open_clip-resnet", "bag", "gru", "transformer", "sentence"), 1),
     )
     assert images.tokens.shape[:2] == (4, patches.get(kind, (size // 16) ** 2))
     assert texts.tokens.shape[:2] == texts.mask.shape == input_ids.shape
-    assert texts.mask.sum(1).tolist() == [len(caption.split()) for caption in CAPTIONS]
+    ends = 2 if kind == "sentence" else 0  # heads of the literature read BERT's start and end tokens, too
+    assert texts.mask.sum(1).tolist() == [len(caption.split()) + ends for caption in CAPTIONS]
     assert backbone.widths == FeatureWidths(backbone.embed_dim, images.tokens.shape[2], texts.tokens.shape[2])
     behind = backbone.text_neck(texts)
     assert behind.tokens is texts.tokens
@@ -91,9 +92,11 @@ def test_blocks_hold_every_parameter_of_the_trunks_once(kind, folder):
     projections = {"bert-vit": {"model.visual_projection.weight", "model.text_projection.weight"}}
     image_projection = {"image_projection.weight", "image_projection.bias"}
     from_scratch = {"bag": image_projection, "gru": image_projection, "transformer": image_projection}
-    assert necks == (projections | from_scratch).get(kind, set())
+    mlp = {f"text_mlp.{layer}.{name}" for layer in (0, 3) for name in ("weight", "bias")}
+    assert necks == (projections | from_scratch | {"sentence": image_projection | mlp}).get(kind, set())
     assert all(list(parameters([block])) for block in backbone.image_blocks()[:-1])
-    assert all(list(parameters([block])) for block in backbone.text_blocks())
+    whole = backbone.text_blocks()[:-1] if kind == "sentence" else backbone.text_blocks()  # its top is in the neck
+    assert all(list(parameters([block])) for block in whole)
 
 
 def test_blocks_are_in_order(kind, folder):

@@ -122,8 +122,9 @@ def test_word_dropout_reaches_every_text_tower_of_words(folder):
 
 def test_dropout_on_pooled_features_and_tokens(kind, folder):
     backbone, _ = tiny_backbone(kind, folder, image_dropout=0.9, text_dropout=0.9)
-    width = {"bert-vit": 32, "siglip": 32}.get(kind, 16)
-    widths = {"image": backbone.image_projection.in_features if kind in SCRATCH else width, "text": width}
+    width = {"bert-vit": 32, "siglip": 32, "sentence": 32}.get(kind, 16)
+    of_timm = kind in (*SCRATCH, "sentence")
+    widths = {"image": backbone.image_projection.in_features if of_timm else width, "text": width}
     for name, neck in (("image", backbone.image_neck), ("text", backbone.text_neck)):
         features = Features(torch.rand(4, widths[name]) + 1, torch.rand(4, 5, 7) + 1, torch.rand(4, 5) < 0.5)
         one, other = (neck(features) for _ in range(2))
@@ -210,7 +211,12 @@ def test_lora_without_peft(folder, monkeypatch):
         ("clip", {"freeze_text": True, "word_dropout": 0.1}, "word_dropout does nothing"),
         ("clip", {"from_scratch": True, "freeze_image": True}, "would keep random weights"),
         ("open_clip", {"image_weights": "x.safetensors", "pretrained": "y.pt"}, "image_weights goes with"),
-        ("bag", {"freeze_text": True}, "starts from random weights"),
+        ("bag", {"freeze_text": True}, "freeze_text: text_encoder bag starts from random weights"),
+        ("sentence", {"freeze_text": True, "text_projection": True}, "set text_projection: mlp, which trains behind"),
+        ("sentence", {"freeze_text": True, "text_pooling": "gpo"}, "text_pooling gpo would keep random weights"),
+        ("sentence", {"freeze_text": True, "word_dropout": 0.1}, "word_dropout does nothing"),
+        ("sentence", {"text_projection": True}, "text_hidden: text_encoder bert has sizes of its own"),
+        ("bag", {"text_projection": "mlp"}, "text_projection: it belongs to text_encoder bigru and bert"),
         ("bag", {"text_layers": 3}, "a bag of words has one hidden layer"),
         ("gru", {"text_heads": 2}, "only text_encoder transformer"),
         ("transformer", {"text_heads": 5}, "5 does not divide word_dim 12"),

@@ -310,6 +310,7 @@ def test_bert_on_a_grid(tmp_path):
     [
         ({"freeze_image": True}, "freeze_image: the towers of regions start from random weights"),
         ({"word_dropout": 0.1}, "word_dropout: regions corrupt words the published way"),
+        ({"text_encoder": "bert", "text_projection": "mlp"}, "text_projection mlp: it belongs to timm-words"),
         ({"text_encoder": "bert", "word_dim": 200}, "word_dim: it belongs to text_encoder gru; leave it out"),
         ({"text_model": "bert-large"}, "text_model: it belongs to text_encoder bert; leave it out"),
         ({"text_encoder": "bert", "text_pooling": "last"}, "text_pooling last: final states are those of"),

@@ -64,6 +64,15 @@ def test_wrong_captions_all_have_hardly_a_weight():
     assert found.weights.mean() < 0.05
 
 
+def test_a_judgement_is_a_sentence():
+    folds, count, _ = simulated_folds(np.random.default_rng(9), 0.2, (60, 40))
+    found = judge(folds, count, seed=0)
+    percent = [f"{100 * part:.1f}" for part in (found.share, found.low, found.high)]
+    assert found.sentence == f"{percent[0]} % of 500 captions are wrong ({percent[1]} to {percent[2]} %)"
+    clean = dataclasses.replace(found, share=0.0, low=0.0, high=0.0123)
+    assert clean.sentence == "no random mismatches found among 500 pairs (0 to 1.2 %)"
+
+
 def test_weights_never_rise_with_suspicion():
     folds, count, _ = simulated_folds(np.random.default_rng(2), 0.3)
     found = judge(folds, count, seed=0, siblings=False)

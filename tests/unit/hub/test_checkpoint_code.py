@@ -198,6 +198,7 @@ def test_more_kinds_load_in_a_process_without_this_package(tmp_path, photo):
         save(tmp_path / "b", "open_clip-bert"),
         save(tmp_path / "c", "open_clip-timm"),
         save(tmp_path / "d", "gru"),
+        save(tmp_path / "h", "sentence", freeze_text=True),
         save(tmp_path / "e", "open_clip", DiveHeadConfig(image_elements=2, residual="gated")),
         save(tmp_path / "f", "bag", AahrHeadConfig(embed_dim=16, num_heads=2)),
         save(tmp_path / "g", "clip", TripletHeadConfig(similarity=ScanSection(token_dim=8, max_words=12))),
