@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     VisionTextDualEncoderConfig,
@@ -19,6 +18,7 @@ from clip_itm.backbones.features import Features
 from clip_itm.backbones.huggingface import (
     as_dict,
     context_length,
+    load_config,
     load_tokenizer,
     patches,
     set_checkpointing,
@@ -88,8 +88,8 @@ def build(config: BertVitBackbone, weights: bool) -> BertVit:
         model = VisionTextDualEncoderModel(model_config, vision_model=vision, text_model=text)
     else:
         content = config.model_config_dict or {
-            "vision_config": as_dict(_load_config(config.vision_model)),
-            "text_config": as_dict(_load_config(config.text_model)),
+            "vision_config": as_dict(load_config(config.vision_model)),
+            "text_config": as_dict(load_config(config.text_model)),
             "projection_dim": config.embed_dim,
         }
         model = VisionTextDualEncoderModel(VisionTextDualEncoderConfig(**content))
@@ -101,18 +101,13 @@ def processor(config: BertVitBackbone, captions: list[str] | None = None) -> Itm
     with loading(config.vision_model):
         images = AutoImageProcessor.from_pretrained(config.vision_model)
     tokenizer = load_tokenizer(config.text_model)
-    length = context_length(tokenizer, _load_config(config.text_model))
+    length = context_length(tokenizer, load_config(config.text_model))
     return ItmProcessor(images, tokenizer, max_length=length, images_as="transformers")
 
 
 def _load(name: str):
     with loading(name):
         return AutoModel.from_pretrained(name, dtype=torch.float32)
-
-
-def _load_config(name: str):
-    with loading(name):
-        return AutoConfig.from_pretrained(name)
 
 
 def _pooled(output) -> Tensor:

@@ -105,6 +105,11 @@ def context_length(tokenizer, text_config: PreTrainedConfig) -> int:
     return int(min(tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", 512)))
 
 
+def load_config(name: str) -> PreTrainedConfig:
+    with loading(name):
+        return AutoConfig.from_pretrained(name)
+
+
 def as_dict(model_config: PreTrainedConfig) -> dict:
     """A configuration as plain JSON values, without the place it was loaded from."""
     content = json.loads(model_config.to_json_string(use_diff=False))

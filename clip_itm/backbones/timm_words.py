@@ -15,7 +15,7 @@ from clip_itm.backbones.blocks import Block, partition, timm_layers
 from clip_itm.backbones.caption_towers import WordGru, build_bert
 from clip_itm.backbones.configuration import TimmWordsBackbone
 from clip_itm.backbones.features import Features
-from clip_itm.backbones.huggingface import load_tokenizer
+from clip_itm.backbones.huggingface import context_length, load_config, load_tokenizer
 from clip_itm.backbones.timm_towers import patch_tokens, set_timm_checkpointing
 from clip_itm.backbones.words import BagTower, GruTower, TransformerTower, text_mlp, word_tokenizer
 from clip_itm.processing import ItmProcessor
@@ -125,6 +125,7 @@ def processor(config: TimmWordsBackbone, captions: list[str] | None) -> ItmProce
     )
     if config.text_encoder == "bert":
         tokenizer = load_tokenizer(config.text_model)
-    else:
-        tokenizer = word_tokenizer(captions, config.min_word_count, config.max_words)
+        longest = min(config.max_words, context_length(tokenizer, load_config(config.text_model)))
+        return ItmProcessor(images, tokenizer, max_length=longest)
+    tokenizer = word_tokenizer(captions, config.min_word_count, config.max_words)
     return ItmProcessor(images, tokenizer, max_length=config.max_words)

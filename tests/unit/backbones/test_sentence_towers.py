@@ -93,3 +93,12 @@ def test_it_can_be_thawed_with_the_mlp_that_was_trained_behind_it(folder):
         towers.eval().text_neck(towers.text_trunk(input_ids, attention_mask)).pooled for towers in (frozen, thawed)
     )
     assert torch.equal(one, other)
+
+
+def test_captions_are_cut_to_what_the_encoder_has_positions_for(folder):
+    backbone, processor = tiny_backbone("sentence", folder)
+    assert backbone.config.max_words > backbone.text_tower.bert.config.max_position_embeddings == processor.max_length
+    words = processor(text=["a dog " * 50])
+    assert words["input_ids"].shape == (1, 24)
+    assert backbone.eval().text_trunk(words["input_ids"], words["attention_mask"]).pooled.isfinite().all()
+    assert tiny_backbone("sentence", folder, max_words=10)[1].max_length == 10
