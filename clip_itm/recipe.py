@@ -87,6 +87,9 @@ class Recipe(Section):
             del content["start_from"]
         if content["training"]["early_stopping_patience"] is None:
             del content["training"]["early_stopping_patience"], content["training"]["early_stopping_threshold"]
+        for key in ("neighbours", "model"):
+            if content["noise"][key] == NoiseSection.model_fields[key].default:
+                del content["noise"][key]
         for key in ("cache_dir", "num_workers", "skip_broken"):
             content["data"].pop(key)
         for name in RENAMED:

@@ -81,14 +81,13 @@ def run_float16(args: argparse.Namespace) -> int:
 
 def refusals(recipe, splits: dict) -> list[str]:
     """What `clip-itm train` would refuse for other reasons than images and captions."""
-    from clip_itm.data.load_noise import load_noise
-    from clip_itm.runs.setup import check_protocols, final_split, make_sampler
+    from clip_itm.runs.setup import check_protocols, final_split, make_sampler, noise_of
 
     if not {"train", "val"} <= splits.keys():
         return []  # reported with the splits
     found = []
     for refuse in (
-        lambda: load_noise(recipe.noise, splits["train"].pairs),
+        lambda: recipe.noise.needs_neighbours or noise_of(recipe, splits),  # no photo is encoded to check photos
         lambda: make_sampler(recipe, splits["train"]),
         lambda: check_protocols(recipe, final_split(recipe, splits)),
     ):

@@ -53,19 +53,19 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "info":
         return _info(args)
-    from clip_itm.data.load_noise import load_noise
     from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
+    from clip_itm.runs.setup import noise_of
 
     recipe = load_recipe(args.recipe, args.overrides)
-    require_recipe(recipe, backbone=False)
-    section = recipe.noise
     if args.action == "import":
-        section = section.model_copy(update={"file": args.file, "ratio": 0.0})
-    pairs = _training_pairs(recipe)
-    noise = load_noise(section, pairs)
+        section = recipe.noise.model_copy(update={"file": args.file, "ratio": 0.0})
+        recipe = recipe.model_copy(update={"noise": section})
+    require_recipe(recipe, backbone=recipe.noise.needs_neighbours)
+    splits = _splits(recipe)
+    noise = noise_of(recipe, splits)
     noise.save(args.out)
-    say(_table(noise.statistics(pairs)))
+    say(_table(noise.statistics(splits["train"].pairs)))
     say(f"saved in {args.out}")
     return 0
 
@@ -82,24 +82,27 @@ def _info(args: argparse.Namespace) -> int:
         noise = CaptionNoise.load(args.file)
         say(_table({**noise.description(), "pairs": len(noise.source)}))
         return 0
-    pairs = _training_pairs(load_recipe(args.recipe, args.overrides))
+    pairs = _splits(load_recipe(args.recipe, args.overrides))["train"].pairs
     say(_table(load_noise(NoiseSection(file=args.file), pairs).statistics(pairs)))
     return 0
 
 
-def _training_pairs(recipe):
+def _splits(recipe) -> dict:
     from clip_itm.data.load import load_splits
 
     splits = load_splits(recipe.data)
     if "train" not in splits:
         raise ValueError("this data set has no train split, and only training captions carry noise")
-    return splits["train"].pairs
+    return splits
 
 
 LABELS = {
     "pairs": "training pairs",
     "images": "images",
     "level": "level",
+    "neighbours": "nearest photos, one of whose captions is drawn",
+    "model": "nearest by the features of",
+    "without_noun": "pairs without a noun in common, shuffled",
     "seed": "seed",
     "ratio": "nominal ratio",
     "other_caption": "pairs with another caption",

@@ -171,8 +171,24 @@ DataConfig = Annotated[AnySource, Field(discriminator="source")]
 class NoiseSection(Section):
     """`noise:` section: which caption each training pair gets. Val and test never have noise."""
 
-    ratio: Fraction = Field(0.0, description="share of training captions that are shuffled")
-    level: Literal["caption", "image"] = Field("caption", description="captions move alone, or all of a photo together")
+    ratio: Fraction = Field(0.0, description="share of training captions that are exchanged")
+    level: Literal["caption", "image", "neighbour", "noun"] = Field(
+        "caption",
+        description="captions are shuffled alone, or all of a photo together; or pairs get the caption of a photo that "
+        "looks alike, or one that shares a noun (English)",
+    )
+    neighbours: PositiveInt = Field(50, description="level neighbour: captions are of so many nearest photos")
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="level neighbour: a run, folder, name on the Hub or MODEL:TAG of open_clip, by whose embeddings "
+        "photos are near; default: the features of the recipe's own image tower before training",
+    )
     seed: Seed = Field(99, description="seed of the draw (99 reproduces the published files)")
     file: str | None = Field(None, description="a saved or published noise file instead of a draw")
     sha256: str | None = Field(None, description="expected hash; another one is an error")
+
+    @property
+    def needs_neighbours(self) -> bool:
+        """Whether the draw needs a model, or regions, to find the photos nearest to each."""
+        return self.level == "neighbour" and self.ratio > 0 and self.file is None

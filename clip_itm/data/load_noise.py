@@ -1,17 +1,19 @@
 """The noise that the `noise:` section of a recipe asks for: a file, or a draw."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from clip_itm.data.configuration import NoiseSection
-from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.noise import CaptionNoise, Neighbours
 from clip_itm.data.noise_import import import_noise
 from clip_itm.data.rows import Pairs
 
 
-def load_noise(section: NoiseSection, pairs: Pairs) -> CaptionNoise:
+def load_noise(section: NoiseSection, pairs: Pairs, neighbours: Callable[[], Neighbours] | None = None) -> CaptionNoise:
     """The noise that a recipe asks for: a saved (`.npz`) or published (`.npy`, `.txt`) file, or a draw.
 
-    `pairs` are those of the training split. Raises ValueError if the file belongs to other captions, is given together
+    `pairs` are those of the training split; `neighbours` finds the photos nearest to each, and is called only where
+    the section `needs_neighbours`. Raises ValueError if the file belongs to other captions, is given together
     with a ratio, or has another hash than `noise.sha256`.
 
     Example:
@@ -26,7 +28,8 @@ def load_noise(section: NoiseSection, pairs: Pairs) -> CaptionNoise:
         (20, 9)
     """
     if section.file is None:
-        noise = CaptionNoise.draw(pairs, section.ratio, section.level, section.seed)
+        near = neighbours() if section.needs_neighbours and neighbours is not None else None
+        noise = CaptionNoise.draw(pairs, section.ratio, section.level, section.seed, near)
     elif section.ratio > 0:
         raise ValueError(
             f"noise.file ({section.file}) and noise.ratio ({section.ratio}) exclude each other: remove one"

@@ -5,18 +5,40 @@ of integers, and all its properties can be counted.
 """
 
 import hashlib
+import json
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from clip_itm.data.noise_draws import (
+    captions_of_neighbours,
+    captions_with_a_noun,
+    shuffled_captions,
+    shuffled_sets,
+)
 from clip_itm.data.rows import Pairs
 from clip_itm.files import is_stream, reading_arrays, save_arrays
 
-Level = Literal["caption", "image"]
+Level = Literal["caption", "image", "neighbour", "noun"]
+
+
+class Neighbours(NamedTuple):
+    """The images nearest to each image, int64 [images, k], and the `model` by whose features they are near."""
+
+    images: np.ndarray
+    model: str
+
+
+def level_in_words(facts: Mapping[str, Any]) -> str:
+    """`caption level`, or `neighbour level, 50 nearest photos by MODEL`, of `CaptionNoise.description`."""
+    if "neighbours" not in facts:
+        return f"{facts['level']} level"
+    return f"{facts['level']} level, {facts['neighbours']} nearest photos by {facts['model']}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +46,10 @@ class CaptionNoise:
     """Pair k gets original caption `source[k]`.
 
     `source` int64 [N] holds indices of captions; `ratio` is the nominal fraction (of captions, or of images) that was
-    shuffled, for imported files the fraction of pairs that got another caption; `level` says whether captions moved
-    individually or all captions of an image together; `seed` is None for imported files; `captions_sha256` identifies
-    the captions that `source` refers to (`Pairs.captions_sha256`).
+    exchanged, for imported files the fraction of pairs that got another caption; `level` says how (see `draw`); `seed`
+    is None for imported files; `captions_sha256` identifies the captions that `source` refers to
+    (`Pairs.captions_sha256`). `details` are facts about a level: `neighbours` (how many) and `model`, or `without_noun`
+    (the selected pairs that share a noun with no other).
 
     Example:
         >>> import tempfile
@@ -48,6 +71,7 @@ class CaptionNoise:
     level: Level
     seed: int | None
     captions_sha256: str
+    details: Mapping[str, int | str] = field(default_factory=dict)
 
     @classmethod
     def clean(cls, pairs: Pairs) -> "CaptionNoise":
@@ -55,27 +79,42 @@ class CaptionNoise:
         return cls(np.arange(len(pairs), dtype=np.int64), 0.0, "caption", None, pairs.captions_sha256)
 
     @classmethod
-    def draw(cls, pairs: Pairs, ratio: float, level: Level, seed: int) -> "CaptionNoise":
-        """Shuffle a fraction `ratio` of the captions, or of the images' caption sets, among themselves.
+    def draw(
+        cls, pairs: Pairs, ratio: float, level: Level, seed: int, neighbours: Neighbours | None = None
+    ) -> "CaptionNoise":
+        """Give a fraction `ratio` of the pairs, or of the images, other captions.
 
-        Level "caption" is the procedure of the released NPC program; CRCL's draws the same numbers and reads them the
-        other way round (which image does the caption go with?). At level "image" the captions of an image stay
-        together and in order; sets move only between images with equally many captions, so that every caption is used
-        exactly once. With equal counts this is the published scheme of one image index per image.
+        caption: the captions of the selected pairs are shuffled among these. The procedure of the released NPC program;
+            CRCL's draws the same numbers and reads them the other way round (which image does the caption go with?).
+        image: the caption sets of the selected images are shuffled. Captions of an image stay together and in order;
+            sets move only between images with equally many, so that every caption is used exactly once. With equal
+            counts this is the published scheme of one image index per image.
+        neighbour: each selected pair gets a caption of one of its image's `neighbours`, which this level needs.
+        noun: each selected pair gets a caption of another image that shares a noun with its own, where there is one.
 
-        Raises ValueError unless `ratio` is in [0, 1].
+        Raises ValueError unless `ratio` is in [0, 1], and at level "neighbour" where there are no other images.
         """
         if not 0 <= ratio <= 1:
             raise ValueError(f"noise.ratio must lie between 0 and 1, got {ratio}")
-        if level == "caption":
-            source = np.arange(len(pairs), dtype=np.int64)
-            slots, moved = shuffled_selection(len(pairs), ratio, seed)
-            source[slots] = moved
-        elif level == "image":
-            source = _move_caption_sets(pairs, *shuffled_selection(len(pairs.image_ids), ratio, seed))
-        else:
-            raise ValueError(f"noise.level must be 'caption' or 'image', got {level!r}")
-        return cls(source, float(ratio), level, seed, pairs.captions_sha256)
+        generator, details = np.random.RandomState(seed), {}
+        match level:
+            case "caption":
+                source = shuffled_captions(pairs, ratio, generator)
+            case "image":
+                source = shuffled_sets(pairs, ratio, generator)
+            case "neighbour" if ratio == 0:
+                source = np.arange(len(pairs), dtype=np.int64)
+            case "neighbour":
+                if neighbours is None:
+                    raise ValueError("noise.level neighbour is drawn with the nearest photos of each photo")
+                source = captions_of_neighbours(pairs, ratio, generator, neighbours.images)
+                details = {"neighbours": neighbours.images.shape[1], "model": neighbours.model}
+            case "noun":
+                source, without = captions_with_a_noun(pairs, ratio, generator)
+                details = {"without_noun": without}
+            case _:
+                raise ValueError(f"noise.level must be 'caption', 'image', 'neighbour' or 'noun', got {level!r}")
+        return cls(source, float(ratio), level, seed, pairs.captions_sha256, details)
 
     @property
     def sha256(self) -> str:
@@ -129,11 +168,12 @@ class CaptionNoise:
         }
 
     def description(self) -> dict[str, Any]:
-        """What is known without the captions: `ratio`, `level`, `seed`, `sha256`, `captions_sha256`."""
+        """What is known without the captions: `ratio`, `level`, `seed`, `details`, `sha256`, `captions_sha256`."""
         return {
             "ratio": self.ratio,
             "level": self.level,
             "seed": self.seed,
+            **self.details,
             "sha256": self.sha256,
             "captions_sha256": self.captions_sha256,
         }
@@ -163,6 +203,7 @@ class CaptionNoise:
             level=self.level,
             seed=-1 if self.seed is None else self.seed,
             captions_sha256=self.captions_sha256,
+            details=json.dumps(self.details),
             sha256=self.sha256,
         )
 
@@ -181,35 +222,8 @@ class CaptionNoise:
                 level=str(stored["level"]),
                 seed=None if stored["seed"] < 0 else int(stored["seed"]),
                 captions_sha256=str(stored["captions_sha256"]),
+                details=json.loads(str(stored.get("details", "{}"))),  # none in files of earlier versions
             )
         if noise.sha256 != str(stored["sha256"]):
             raise ValueError(f"{path} was changed or damaged: it names sha256 {stored['sha256']}, holds {noise.sha256}")
         return noise
-
-
-def shuffled_selection(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The published draw: some of `count` positions, and the same in another order (both int64 [int(ratio * count)]).
-
-    Uses NumPy's legacy generator to reproduce the published files: seed 99 gives those of NPC.
-    """
-    generator = np.random.RandomState(seed)
-    order = np.arange(count, dtype=np.int64)
-    generator.shuffle(order)
-    slots = order[: int(ratio * count)]
-    moved = slots.copy()
-    generator.shuffle(moved)
-    return slots, moved
-
-
-def _move_caption_sets(pairs: Pairs, slots: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """`source` for captions of image `slots[j]` that go to image `moved[j]`, where both have equally many captions.
-
-    With unequal counts, `slots` and `moved` are matched within every count: the j-th of one to the j-th of the other.
-    """
-    counts = np.bincount(pairs.image, minlength=len(pairs.image_ids))
-    starts = np.cumsum(counts) - counts
-    origin = np.arange(len(counts), dtype=np.int64)
-    for count in np.unique(counts[slots]):
-        origin[moved[counts[moved] == count]] = slots[counts[slots] == count]
-    position_in_image = np.arange(len(pairs), dtype=np.int64) - starts[pairs.image]
-    return starts[origin[pairs.image]] + position_in_image

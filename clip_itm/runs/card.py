@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.backbones.section import BackboneSection
+from clip_itm.data.noise import level_in_words
 from clip_itm.evaluation.report import has_too_few, markdown_table, too_few
 from clip_itm.keys import section_types, tags
 from clip_itm.recipe import Recipe
@@ -84,8 +85,8 @@ def _noise(noise: dict) -> str:
     if not noise["ratio"]:
         return "captions as they came"
     if noise["ratio"] == 1:
-        return f"all captions shuffled ({noise['level']} level)"
-    return f"{100 * noise['ratio']:g} % of the captions shuffled ({noise['level']} level)"
+        return f"all captions exchanged ({noise['level']} level)"
+    return f"{100 * noise['ratio']:g} % of the captions exchanged ({noise['level']} level)"
 
 
 def _recall(results: dict, note: str | None, curves: bool) -> str:
@@ -111,7 +112,7 @@ def _data(recipe: Recipe, results: dict) -> str:
         lines.append(f"| {markdown(name)} | {counts} | `{split['sha256']}` |")
     lines += [
         "",
-        f"Caption noise in training: ratio {noise['ratio']:g} at {noise['level']} level, {drawn}, hash "
+        f"Caption noise in training: ratio {noise['ratio']:g} ({markdown(level_in_words(noise))}), {drawn}, hash "
         f"`{noise['sha256']}`. The val and test splits carry none.",
     ]
     if found := results.get("wrong_pairs"):

@@ -21,7 +21,7 @@ class Provenance:
     """Hashes and versions of one run; written as `provenance.json` into the run and into every checkpoint.
 
     `splits` name -> {sha256, images, captions} and the numbers left out {missing, broken, empty_captions}; `noise`
-    {sha256, ratio, level, seed} of the training captions;
+    {sha256, ratio, level, seed} of the training captions, and what else a level has;
     `start`, hash of the model that `start_from` names; `python`, what a run was given that no recipe holds (callbacks);
     `method`, hashes of what the recipe's method reads for these pairs, such as a memory bank.
     """
@@ -67,7 +67,7 @@ def describe_run(recipe: Recipe, splits: dict, noise, method: dict[str, str], py
             name: {"sha256": split.sha256, "images": len(split), "captions": len(split.pairs), **split.skipped_counts}
             for name, split in splits.items()
         },
-        noise={"sha256": noise.sha256, "ratio": noise.ratio, "level": noise.level, "seed": noise.seed},
+        noise={"sha256": noise.sha256, "ratio": noise.ratio, "level": noise.level, "seed": noise.seed, **noise.details},
         versions={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         machine={
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clip_itm.checksums import CHECKSUMS, check_files
 from clip_itm.data.load import load_splits
-from clip_itm.data.load_noise import load_noise
+from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, say
@@ -15,7 +15,7 @@ from clip_itm.recipe import Recipe, load_recipe
 from clip_itm.runs.additions import NOTHING, Additions
 from clip_itm.runs.card import CURVES
 from clip_itm.runs.provenance import Provenance, describe_run
-from clip_itm.runs.setup import require_splits
+from clip_itm.runs.setup import noise_of, require_splits
 from clip_itm.runs.start import start_folder
 from clip_itm.runs.stored import read_provenance, read_results
 from clip_itm.training.checkpoints import (
@@ -70,7 +70,8 @@ def finished(recipe: Recipe, folder: Path, additions: Additions = NOTHING) -> di
         say(f"{folder}: whether its data are still the same cannot be checked: {error}")
         return read_results(folder / RESULTS)
     require_splits(recipe, splits)
-    noise = load_noise(recipe.noise, splits["train"].pairs)
+    kept = recipe.noise.needs_neighbours  # no photo is encoded again only to look at results
+    noise = CaptionNoise.load(folder / "noise.npz") if kept else noise_of(recipe, splits)
     method = method_of(recipe.head)
     method.open(noise, splits["train"].pairs)
     _require_unchanged(folder, describe_run(recipe, splits, noise, method.provenance))

@@ -1,9 +1,11 @@
 """From a recipe to everything a run needs: data, noise, processor, model, trainer. Cheap errors come first."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -11,6 +13,7 @@ from clip_itm.backbones.build import build_processor
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import image_checker, load_splits, require_readable
 from clip_itm.data.load_noise import load_noise
+from clip_itm.data.noise import CaptionNoise, Neighbours
 from clip_itm.data.rows import Split, hash_strings
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.training_data import TrainingData
@@ -18,6 +21,7 @@ from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocol import EmbeddedSplit
 from clip_itm.evaluation.protocols import PROTOCOLS
 from clip_itm.evaluation.report import FEWEST_IMAGES, too_few
+from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.method import Method, method_of
 from clip_itm.model import ItmModel
 from clip_itm.offline import require_recipe
@@ -25,6 +29,8 @@ from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
 from clip_itm.runs.additions import NOTHING, Additions
 from clip_itm.runs.batch_checks import require_negatives, require_pairs
+from clip_itm.runs.models import load_model
+from clip_itm.runs.neighbours import embeddings_of_images, kept_nearest_images, mean_regions
 from clip_itm.runs.provenance import Provenance, describe_run
 from clip_itm.runs.start import started_model
 from clip_itm.runs.trackers import available_trackers
@@ -69,7 +75,58 @@ def load_pairs(recipe: Recipe) -> TrainingData:
             f"data: the processes of this run do not find the same photos and captions (process {state.process_index}: "
             f"{', '.join(f'{name} {split.sha256[:12]}' for name, split in splits.items())}); all need the same folders"
         )
-    return TrainingData(splits, load_noise(recipe.noise, splits["train"].pairs))
+    noise = noise_of(recipe, splits)
+    if not is_same_everywhere(noise.sha256, state.device):
+        raise ValueError(
+            "noise: the processes of this run draw other captions, because their photos have other features; draw the "
+            "noise once (clip-itm noise make) and name the file in noise.file"
+        )
+    return TrainingData(splits, noise)
+
+
+def noise_of(recipe: Recipe, splits: dict[str, Split]) -> CaptionNoise:
+    """The captions that the training pairs get: the one way from a recipe to its noise.
+
+    At level "neighbour" the training photos are encoded, unless their features are kept already.
+    """
+    return load_noise(recipe.noise, splits["train"].pairs, lambda: _neighbours(recipe, splits))
+
+
+def _neighbours(recipe: Recipe, splits: dict[str, Split]) -> Neighbours:
+    section, train = recipe.noise, splits["train"]
+    folder = recipe.data.cache_folder / "features"
+    if section.model is not None:
+        vectors, model = embeddings_of_images(_noise_encoder(recipe, splits), train), section.model
+    elif train.regions is not None:
+        vectors, model = mean_regions(train.regions, len(train)), "the mean of a photo's regions"
+    else:
+        features = _noise_encoder(recipe, splits).image_features(train)
+        vectors = torch.from_numpy(np.array(features["image_features"]))
+        model = " + ".join(recipe.base_models) or "random weights"
+    return Neighbours(kept_nearest_images(vectors, section.neighbours, folder), model)
+
+
+def _noise_encoder(recipe: Recipe, splits: dict[str, Split]) -> Encoder:
+    """Of the model `noise.model`, else of the recipe's towers, whose random weights are the same for all seeds."""
+    name = recipe.noise.model
+    if name is None:
+        training = recipe.training.model_copy(update={"seed": recipe.noise.seed})
+        plain = recipe.model_copy(update={"head": ClipHeadConfig(), "training": training})  # it reads no tokens
+        model, processor = make_model(plain, splits)
+    else:
+        try:
+            model = load_model(name)
+        except ValueError as error:
+            raise ValueError(f"noise.model: {error}") from None
+        processor = model.processor
+        if model.backbone.config.reads_regions != recipe.data.gives_regions:
+            raise ValueError(
+                f"noise.model: {name} reads {'regions' if model.backbone.config.reads_regions else 'photos'}, which "
+                f"data.source {recipe.data.source} does not give: leave noise.model out, or name another model"
+            )
+    images = prepare_images(recipe, splits)
+    encoder = make_encoder(recipe, model.requires_grad_(False), processor, images)
+    return replace(encoder, random_crop=1.0)  # kept on disk whatever training does with photos
 
 
 def prepare_images(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from clip_itm.data.images import UnreadableImageError
+from clip_itm.data.noise import level_in_words
 from clip_itm.data.rows import Split
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import by_first, process_state, say
@@ -150,7 +151,7 @@ def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
         lines.append(f"left out: {len(skipped)} photos and captions, such as {item} ({reason}); all in {SKIPPED}")
     noise = data.noise
     drawn = f"from {recipe.noise.file}" if recipe.noise.file else f"seed {noise.seed}"
-    lines.append(f"noise {noise.ratio:g} ({noise.level} level, {drawn}), hash {noise.sha256[:12]}")
+    lines.append(f"noise {noise.ratio:g} ({level_in_words(noise.description())}, {drawn}), hash {noise.sha256[:12]}")
     lines.append(
         (f"{recipe.training.max_steps} steps" if recipe.training.max_steps else f"{recipe.training.epochs} epochs")
         + f", {batches} {recipe.training.batches} batches of {recipe.training.batch_size} pairs an epoch "

@@ -64,7 +64,7 @@ def image_features(
         model.eval()
         _write_features(model, split, encode, paths)
 
-    arrays = _cached(list(paths.values()), len(split), write)
+    arrays = kept_arrays(list(paths.values()), len(split), write)
     return dict(zip(paths, arrays, strict=True))
 
 
@@ -122,10 +122,10 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
                 array[:] = features
         process_state().wait_for_everyone()
 
-    return _cached([path], len(split.pairs), write)[0]
+    return kept_arrays([path], len(split.pairs), write)[0]
 
 
-def _cached(paths: list[Path], length: int, write: Callable[[], None]) -> list[np.ndarray]:
+def kept_arrays(paths: list[Path], length: int, write: Callable[[], None]) -> list[np.ndarray]:
     """The arrays of `paths`, which have `length` rows each, after `write` if they are missing or damaged.
 
     `write` runs in all processes or in none, and not before all of them have looked.

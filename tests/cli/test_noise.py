@@ -7,6 +7,7 @@ from clip_itm.cli import main
 from clip_itm.data.configuration import SampleData
 from clip_itm.data.load import load_splits
 from clip_itm.data.noise import CaptionNoise
+from support.tiny import tiny_recipe
 
 PHOTOS = {"train_images": 20, "val_images": 2, "test_images": 2, "image_size": 16}
 
@@ -45,6 +46,23 @@ def test_make_draws_what_the_recipe_says_and_info_tells_the_truth(recipe, tmp_pa
     kept = [float(told[f"photos that keep {c} right caption{'s' * (c != 1)}"].rstrip("%")) for c in range(6)]
     right = noise.is_clean(pairs).reshape(20, 5).sum(axis=1)
     assert kept == pytest.approx([100 * np.mean(right == c) for c in range(6)], abs=1e-3)
+
+
+def test_facts_of_the_harder_levels_are_shown(recipe, tmp_path, capsys):
+    assert main(["noise", "make", recipe, "--out", "noun.npz", "--noise.ratio", "0.5", "--noise.level", "noun"]) == 0
+    made = table(capsys.readouterr().out)
+    lonely = CaptionNoise.load("noun.npz").details["without_noun"]
+    assert made["pairs without a noun in common, shuffled"] == str(lonely)
+    (tmp_path / "tiny.yaml").write_text(tiny_recipe(tmp_path, noise={"ratio": 0.5, "neighbours": 7}).to_yaml())
+    assert main(["noise", "make", "tiny.yaml", "--out", "near.npz", "--noise.level", "neighbour"]) == 0
+    made = table(capsys.readouterr().out)
+    assert main(["noise", "info", "near.npz"]) == 0
+    told = table(capsys.readouterr().out)
+    assert made.items() >= told.items()
+    assert told["level"] == "neighbour"
+    assert told["nearest photos, one of whose captions is drawn"] == "7"
+    assert told["nearest by the features of"] == "random weights"
+    assert made["pairs with a caption of another photo"] == "50.000%"
 
 
 def test_info_without_data_prints_what_the_file_says(recipe, capsys):

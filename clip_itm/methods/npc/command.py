@@ -123,16 +123,16 @@ def _build(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from clip_itm.commands.terminal import print_facts
     from clip_itm.data.load import load_splits
-    from clip_itm.data.load_noise import load_noise
     from clip_itm.methods.npc.legacy_bank import find_legacy_bank, read_legacy_bank
     from clip_itm.recipe import load_recipe
+    from clip_itm.runs.setup import noise_of
 
     recipe = load_recipe(args.recipe, args.overrides)
     splits = load_splits(recipe.data)
     if "train" not in splits:
         raise ValueError("this data set has no train split, and a memory bank belongs to training pairs")
     pairs = splits["train"].pairs
-    noise = load_noise(recipe.noise, pairs)
+    noise = noise_of(recipe, splits)
     if args.ratio is None and noise.seed is None:  # imported: its ratio is a count
         raise ValueError(f"the nominal ratio of {recipe.noise.file} is not known: give --ratio, as in the file names")
     files = find_legacy_bank(args.folder, noise.ratio if args.ratio is None else args.ratio)

@@ -176,5 +176,5 @@ def test_load_noise_draws_or_reads_what_the_recipe_says(tmp_path):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
         CaptionNoise.draw(make_pairs([5]), 1.5, "caption", 0)
-    with pytest.raises(ValueError, match="'caption' or 'image', got 'photo'"):
+    with pytest.raises(ValueError, match="'neighbour' or 'noun', got 'photo'"):
         CaptionNoise.draw(make_pairs([5]), 0.5, "photo", 0)

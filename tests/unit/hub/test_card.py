@@ -70,7 +70,7 @@ def test_the_card_tells_what_made_the_model_and_repeats_it(finished, tmp_path):
     recipe, results = finished
     text = model_card(recipe, results, "@inproceedings{x}", note="No checkpoint beats it.")
     noise, provenance = results["noise"], results["provenance"]
-    wanted = [noise["sha256"], "ratio 0.4 at caption level, seed 99", results["recipe_sha256"], "@inproceedings{x}"]
+    wanted = [noise["sha256"], "ratio 0.4 (caption level), seed 99", results["recipe_sha256"], "@inproceedings{x}"]
     wanted += [split["sha256"] for split in provenance["splits"].values()]
     wanted += [f"{package} {number}" for package, number in provenance["versions"].items()]
     wanted += ["No checkpoint beats it.", "step 0 (before training)", "best by val (this model)", "last step"]
@@ -210,7 +210,7 @@ def test_a_run_whose_every_pair_is_wrong_has_a_card(finished, results):
     results["noise"]["ratio"] = 1.0
     text = model_card(finished[0], results, "@x{}")
     assert "Of 200 training pairs 200 are wrong. Where all are, there is nothing to tell them from." in text
-    assert "all captions shuffled (caption level)" in text
+    assert "all captions exchanged (caption level)" in text
 
 
 def test_a_run_that_was_never_evaluated_on_dev_has_a_card(finished, results):
