@@ -15,6 +15,7 @@ METHODS = {
     "triplet": "Triplet",
     "siglip": "Siglip",
     "robust": "Robust",
+    "osa": "Osa",
 }
 COMMANDS = {"bank": "npc"}  # verbs of `clip-itm` that belong to one method: `methods/<kind>/command.py`
 IMPORTED_REGIONS = "crcl"  # head of a model that is imported from a program on region features

@@ -27,7 +27,7 @@ def test_gradients_of_the_global_batch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["clip", "npc", "npc-released", "crcl", "aahr", "dive", "crossfit"])
+@pytest.mark.parametrize("method", ["clip", "npc", "npc-released", "crcl", "aahr", "dive", "crossfit", "osa", "osa-released"])
 def test_a_run_in_two_processes_equals_one(tmp_path, method):
     """Whole epochs in float64: same batches, same bank or labels, same trial steps, same steps."""
     found = {}

@@ -17,6 +17,7 @@ HEADS = {  # that need little time, with what each has of its own
     "polyloss": {"kind": "polyloss", "score_map": "affine"},
     "siglip": {"kind": "siglip"},
     "robust": {"kind": "robust", "loss": "tal"},
+    "osa": {"kind": "osa", "loss": "gce"},
     "scan": {"kind": "triplet", "similarity": {"kind": "scan", **SMALL}},
     "saf": {"kind": "crcl", "similarity": {"kind": "saf", "regions": 4, "similarity_dim": 8, **SMALL}},
     "sgr": {"kind": "clip", "similarity": {"kind": "sgr", "regions": 4, "similarity_dim": 8, **SMALL}},

@@ -35,6 +35,8 @@ SECTIONS = {
             "initial_labels": "model",
         },
     },
+    "osa": {"training": {"epochs": 3}, "head": {"kind": "osa", "warmup_epochs": 1}},
+    "osa-released": {"training": {"epochs": 2}, "head": {"kind": "osa", "weights": "released", "loss": "gce"}},
     # without dropout: processes would draw masks of their own
     "aahr": {
         "training": {"epochs": 2},
@@ -100,6 +102,8 @@ def main(method: str, folder: str, out: str) -> None:
         found |= trainer.head.labels.state_dict()
     if method == "crossfit":
         found["probability"] = torch.from_numpy(trainer.found.ranking)
+    if method.startswith("osa"):
+        found |= {"cosines": trainer.look.cosines, "beta": torch.tensor(trainer.look.boundary.beta)}
     if method == "aahr":
         found |= {f"queue {name}": value for name, value in trainer.criterion.queue.state_dict().items()}
         found |= {f"momentum {name}": value for name, value in trainer.momentum.state_dict().items()}

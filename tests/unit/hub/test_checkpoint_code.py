@@ -34,7 +34,7 @@ from support.tiny_backbones import PHOTOS
 pytestmark = pytest.mark.slow
 
 TOWERS = {"open_clip": "OpenClip", "transformers": "Transformers", "bert-vit": "BertVit", "timm-words": "TimmWords"}
-HEADS = ("clip", "npc", "crcl", "dive", "aahr", "polyloss", "triplet", "siglip", "robust", "crossfit")
+HEADS = ("clip", "npc", "crcl", "dive", "aahr", "polyloss", "triplet", "siglip", "robust", "crossfit", "osa")
 ALWAYS = {"PIL", "ftfy", "numpy", "pydantic", "torch", "transformers"}
 OWN = {"open_clip": {"open_clip"}, "timm-words": {"timm"}}
 
@@ -57,7 +57,8 @@ def test_the_code_of_a_kind_is_flat_complete_and_demands_only_what_it_uses_at_on
     assert {tower for tower in TOWERS.values() if tower in defined} == {TOWERS[kind]}
     assert {name for name in defined if f"{name}Backbone" in defined} == {TOWERS[kind]}
     defined = classes(files["clip_itm_methods.py"])
-    uses = {"npc": {"ClipHead"}, "robust": {"ClipHead"}, "crossfit": {"ClipHead", "RobustHead"}}.get(head, set())
+    plain, bounded = {"ClipHead"}, {"ClipHead", "RobustHead"}
+    uses = {"npc": plain, "robust": plain, "crossfit": bounded, "osa": bounded}.get(head, set())
     own = {f"{METHODS[head]}Head", "Head"}
     assert {name for name in defined if name.endswith("Head")} == own | uses
     assert {name for name in defined if name.endswith("HeadConfig")} == {f"{METHODS[head]}HeadConfig"}

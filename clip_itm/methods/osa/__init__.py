@@ -1,0 +1,16 @@
+"""OSA: one-step anti-noise (Li et al., "One-step Noisy Label Mitigation", arXiv 2410.01944).
+
+    s[k]    cosine of pair k under the estimator: the model as it is before training (or after a warm-up), frozen
+    beta    mean cosine of unrelated images and captions under the estimator
+    x[k]    max(0, s[k] - beta)
+    w[k]    x[k]^2 (1 - x[k])                            eq. 5
+    loss    mean_k w[k] l[k] / mean w                    l: the plain loss, or a bounded one
+
+Cosines of unrelated pairs crowd around a beta above 0, so that a pair whose cosine does not exceed it says
+"unrelated". The estimator never changes: one pass over the pairs finds all weights.
+
+When to use it: wrong captions and a pretrained model, at the cost of the plain loss.
+What it needs: an estimator that knows something of the pairs; from scratch, a warm-up. Where all captions are right it
+still weighs them, by how usual they are.
+Where to read on: `weights.py` (pure functions), `head.py`, `trainer.py`, `method.py`; docs/heads.md for the keys.
+"""

@@ -1,0 +1,43 @@
+"""OSA: pairs weigh what their cosine under a frozen estimator exceeds that of unrelated ones (arXiv 2410.01944)."""
+
+from torch import Tensor
+
+from clip_itm.distributed import gather_constant
+from clip_itm.methods.osa.weights import intended_weights, released_weights
+from clip_itm.methods.robust.head import RobustHead
+
+
+class OsaHead(RobustHead):
+    """Cosines with a weight for each pair.
+
+    Training sets `excess` [N], by how much the cosine of every training pair exceeds that of unrelated ones under the
+    estimator (None: no weights), and `unit`, the weight that counts as 1.
+    """
+
+    citation = (
+        "@article{li2024osa, author={Li, Hao and Gu, Jiayang and Song, Jingkuan and Zhang, An and Gao, Lianli}, "
+        "title={One-step Noisy Label Mitigation}, journal={arXiv preprint arXiv:2410.01944}, year={2024}}"
+    )
+    excess: Tensor | None = None
+    unit: float = 1.0
+
+    @classmethod
+    def build(cls, config, widths, initial_logit_scale=None, initial_logit_bias=None) -> "OsaHead":
+        return cls(config, initial_logit_scale)
+
+    def weights(self, pair_ids: Tensor) -> Tensor | None:
+        """[b], of the local pairs; the same however many processes train."""
+        if self.excess is None:
+            return None
+        x = self.excess[pair_ids]
+        if self.config.weights == "released":
+            return released_weights(x, gather_constant(x).max())
+        return intended_weights(x) / self.unit
+
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+        weight = self.weights(pair_ids)
+        if weight is None:
+            return super().loss(images, texts, image_ids, pair_ids, pair_weight)
+        own = weight if pair_weight is None else weight * pair_weight
+        loss, logs = super().loss(images, texts, image_ids, pair_ids, own)
+        return loss, logs | {"weight": weight.mean()}
