@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from clip_itm.backbones.configuration import OpenClipBackbone
+from support.distributed.run import SECTIONS
 from support.paths import ROOT
 from support.processes import assert_same, assert_same_run, launch, logged_losses, run_script, torchrun
 from support.tiny import TINY_CLIP
@@ -27,7 +28,7 @@ def test_gradients_of_the_global_batch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["clip", "npc", "npc-released", "crcl", "aahr", "dive", "crossfit", "osa", "osa-released"])
+@pytest.mark.parametrize("method", SECTIONS)
 def test_a_run_in_two_processes_equals_one(tmp_path, method):
     """Whole epochs in float64: same batches, same bank or labels, same trial steps, same steps."""
     found = {}
