@@ -115,6 +115,8 @@ def _data(recipe: Recipe, results: dict) -> str:
         f"Caption noise in training: ratio {noise['ratio']:g} ({markdown(level_in_words(noise))}), {drawn}, hash "
         f"`{noise['sha256']}`. The val and test splits carry none.",
     ]
+    if judged := results.get("wrong_share"):
+        lines += ["", _wrong_share(judged)]
     if found := results.get("wrong_pairs"):
         lines += ["", _wrong_pairs(found, results["provenance"]["splits"]["train"]["captions"])]
     return "\n".join(lines)
@@ -123,6 +125,13 @@ def _data(recipe: Recipe, results: dict) -> str:
 def _skipped(split: dict) -> str:
     kinds = {"missing": "missing photos", "broken": "broken photos", "empty_captions": "empty captions"}
     return ", ".join(f"{split[key]:,} {kind}" for key, kind in kinds.items() if split.get(key)) or "nothing"
+
+
+def _wrong_share(judged: Mapping) -> str:
+    share, low, high = (100 * judged[key] for key in ("share", "low", "high"))
+    if share == 0:
+        return f"No random mismatches were found among the training pairs (0 to {high:.1f} % of them)."
+    return f"By its own estimate, {share:.1f} % of the training captions are wrong ({low:.1f} to {high:.1f} %)."
 
 
 def _wrong_pairs(found: Mapping, pairs: int) -> str:

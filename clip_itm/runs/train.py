@@ -110,7 +110,9 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) ->
         "best_step": trainer.state.best_global_step,
         "best_val_rsum": trainer.state.best_metric,
         "steps": trainer.state.global_step,
-        "seconds": None if checkpoint else outcome.metrics["train_runtime"],  # of a run that was not interrupted
+        "seconds": None
+        if checkpoint or goes_on
+        else outcome.metrics["train_runtime"],  # of one that was not interrupted
         "val_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
         "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in method.history)],
         "provenance": read_provenance(folder / "provenance.json"),

@@ -25,7 +25,10 @@ MANIFEST, STATE, RESULTS, SKIPPED = "written.json", "trainer_state.json", "resul
 PREPARED = "prepared"
 # what every run writes besides its folders, and what some runs and `clip-itm audit` add
 FIRST = ("recipe.yaml", "provenance.json", "noise.npz", RESULTS, MANIFEST, CHECKSUMS)
-ADDED = ("bank.npz", "clean_probability.npz", SKIPPED, "audit/audit.parquet", "audit/audit.html")
+ADDED = (
+    *("bank.npz", "clean_probability.npz", "pair_scores.png", "pair_calibration.png", SKIPPED),
+    *("audit/audit.parquet", "audit/audit.html"),
+)
 OWN = (*FIRST, *ADDED)
 # what counts as a run's own without a written.json: the run is of an earlier version, or the list was lost
 EARLIER = re.compile(

@@ -2,6 +2,8 @@
 
 import copy
 import random
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,7 +14,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import IntervalStrategy
 
-from clip_itm.calibration.estimate import judge
+from clip_itm.calibration.estimate import Judgement, judge
+from clip_itm.calibration.picture import draw_judgement, draw_reliability
 from clip_itm.calibration.scores import FoldScores
 from clip_itm.checksums import check_files
 from clip_itm.data.sampler import PairBatchSampler
@@ -29,6 +32,7 @@ from clip_itm.training.folder import MANIFEST, PREPARED, delete, own_files, reco
 from clip_itm.training.trainer import PairTrainer
 
 WEIGHTS = "pair_weights.npz"
+PICTURES = ("pair_scores.png", "pair_calibration.png")
 
 
 class CrossfitTrainer(PairTrainer):
@@ -48,11 +52,15 @@ class CrossfitTrainer(PairTrainer):
         return self.run / PREPARED
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        began = time.monotonic()
         if self.found is None:
             with same_random_state():
                 self.found = self._find()
         self._use(self.found)
-        return super().train(resume_from_checkpoint, **kwargs)
+        judged = time.monotonic() - began
+        outcome = super().train(resume_from_checkpoint, **kwargs)
+        outcome.metrics["train_runtime"] += judged
+        return outcome
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
@@ -80,7 +88,19 @@ class CrossfitTrainer(PairTrainer):
             return from_mixture(judged, seed, sha256)
         folds = [scores for scores, _ in judged]
         judgement = judge(folds, len(self.data.train.pairs), seed, self.config.siblings, sha256)
+        self._draw(judgement)
         return from_judgement(judgement)
+
+    def _draw(self, judgement: Judgement) -> None:
+        """For people, no reason to lose a run: the scores; expected against observed, where the truth is known."""
+        truth = self.data.noise.truth(self.data.train.pairs)
+        try:
+            record_added(self.run, *PICTURES)
+            draw_judgement(judgement, self.run / PICTURES[0])
+            if truth is not None:
+                draw_reliability(judgement.weights, truth, self.run / PICTURES[1])
+        except Exception as error:
+            warnings.warn(f"the pictures {' and '.join(PICTURES)} failed ({error}); training goes on", stacklevel=2)
 
     def _use(self, found: CleanProbability) -> None:
         """Train with these weights, as many steps as without; where all are 1, exactly as without."""
