@@ -45,7 +45,7 @@ def image_features(
     head reads tokens, `image_tokens` float16 [Ni, T, C']."""
     resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
     preprocessing = [processor.image_processor.to_json_string(), type(processor.image_processor).__name__, resized]
-    key = _key(model, model.backbone.image_blocks(), preprocessing, _image_identities(split))
+    key = _key(model, model.backbone.image_blocks(), "text_", preprocessing, _image_identities(split))
     paths = {"image_features": folder / f"photos-{key}.npy"}
     if model.backbone.output_tokens:
         paths["image_tokens"] = folder / f"photos-{key}-tokens.npy"
@@ -103,7 +103,7 @@ def caption_features(model, split: Split, processor, folder: Path, batch_size: i
     """Pooled outputs of the text tower for the captions of `split`, in pair order: float32 [Nt, C], memory-mapped."""
     options = [processor.text_cleaning, processor.max_length, processor.pad_token_id, processor.pad_to_max_length]
     preprocessing = [type(processor.tokenizer).__name__, sorted(processor.tokenizer.get_vocab().items()), *options]
-    key = _key(model, model.backbone.text_blocks(), preprocessing, split.pairs.captions_sha256)
+    key = _key(model, model.backbone.text_blocks(), "image_", preprocessing, split.pairs.captions_sha256)
 
     path = folder / f"captions-{key}.npy"
 
@@ -146,9 +146,18 @@ def _is_usable(path: Path, length: int) -> bool:
         return False
 
 
-def _key(model, blocks: list[Block], preprocessing: list, inputs: str) -> str:
-    """Equal weights do not make equal towers (QuickGELU, padding of convolutions), so the section counts, too."""
-    architecture = {name: value for name, value in model.config.backbone.items() if not name.endswith("_dropout")}
+def _key(model, blocks: list[Block], of_the_other: str, preprocessing: list, inputs: str) -> str:
+    """Equal weights do not make equal towers (QuickGELU, padding of convolutions), so the section counts, too.
+
+    Not what it says of the other tower (keys that begin with `of_the_other`), nor what is at its default: another text
+    tower, or an option that a later version brings, leaves kept features of photos as good as they are.
+    """
+    section = model.backbone.config.model_dump(mode="json", exclude_defaults=True)
+    architecture = {
+        name: value
+        for name, value in {"kind": model.backbone.config.kind, **section}.items()
+        if not name.endswith("_dropout") and not name.startswith(of_the_other)
+    }
     digest = hashlib.sha256(json.dumps([architecture, preprocessing, inputs], sort_keys=True).encode())
     for block in blocks:
         for part in block:

@@ -4,12 +4,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from clip_itm.backbones.word_sections import TimmWordsBackbone
 from clip_itm.data.images import read_image
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.model import ItmModel
@@ -19,6 +21,7 @@ from clip_itm.runs.setup import load_data, make_encoder, make_model, make_sample
 from clip_itm.runs.trackers import available_trackers
 from clip_itm.runs.train import beaten_by_step_0, train
 from clip_itm.training.configuration import TrainingSection
+from clip_itm.training.feature_cache import _key
 from clip_itm.training.optimizer import parameter_groups
 from clip_itm.training.schedule import step_lambda
 from clip_itm.training.trainer import mean_cosine
@@ -167,6 +170,20 @@ def test_frozen_towers_are_encoded_once_and_stay(tmp_path):
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert not any(name.startswith("backbone.model.visual") for name in changed)
     assert "backbone.model.text_projection" in changed
+
+
+def test_features_are_named_by_what_makes_them():
+    """An option of the other tower, or of what trains behind it, is none of theirs."""
+
+    def key(of_the_other, **options):
+        section = TimmWordsBackbone(**options)
+        return _key(SimpleNamespace(backbone=SimpleNamespace(config=section)), [], of_the_other, [], "inputs")
+
+    assert key("text_") == key("text_", text_hidden=16) == key("text_", text_encoder="bert", text_model="a")
+    assert key("text_") == key("text_", image_dropout=0.5)
+    assert len({key("text_", **options) for options in ({}, {"image_grid": 3}, {"image_model": "resnet18"})}) == 3
+    assert key("image_", text_encoder="bert") == key("image_", text_encoder="bert", image_model="resnet18")
+    assert key("image_", text_encoder="bert") != key("image_", text_encoder="bert", text_model="a")
 
 
 def test_tokens_of_frozen_towers_are_kept_for_heads_that_read_them(tmp_path, monkeypatch):
