@@ -110,8 +110,9 @@ def judge(
     is_made = image[owner] != image
 
     share = wrong_share(r, r0[is_made])
-    low, high = np.clip(share_interval(r, r0, image, np.random.default_rng(seed), is_made), 0, 1).tolist()
-    if low <= 0:  # no random mismatches found
+    interval = share_interval(r, r0, image, np.random.default_rng(seed), is_made)
+    low, high = np.clip(interval, 0, 1).tolist()
+    if low == 0:  # the interval contains it: no random mismatches found
         ones = np.ones(count)
         return Judgement(ones, ones, 0.0, low, high, z, z0, r, r0, noise_sha256)
     by_rank = clean_probability(r, r0[is_made], share)

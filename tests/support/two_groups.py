@@ -14,12 +14,14 @@ def simulated_fold(
     width: int = 16,
     first: int = 0,
     strength: float = 2.5,
+    hard: float = 0.0,
 ) -> tuple[FoldScores, np.ndarray]:
     """Scores of a fold, and bool [n] which pairs are right; a pair is wrong with probability `share`.
 
     A wrong pair has a uniform rank and a score from N(0, 1), as a mismatch does; a right one a small rank and a score
     from N(-strength, 1). `level` "image": captions of an image are wrong together. Captions of one image, and wrong
-    ones of one image where they are wrong together, have vectors near each other.
+    ones of one image where they are wrong together, have vectors near each other. `hard`: the fraction of right pairs
+    that the judge hardly knows; their ranks lie anywhere, but halve from each tenth to the next.
     """
     image = np.repeat(np.arange(images), captions)
     count = len(image)
@@ -27,7 +29,9 @@ def simulated_fold(
     mismatch = made_mismatches(image, rng)
     normal = (rng.normal(size=(2, count)) - np.array([[1], [0]]) * strength * ~wrong).astype(float)
     ranks = rng.random((2, count))
-    ranks[0] = np.where(wrong, ranks[0], rng.beta(0.3, 25, count))
+    falling = -np.log(1 - rng.random(count) * (1 - 2.0**-10)) / np.log(2) / 10
+    right_ranks = np.where(rng.random(count) < hard, falling, rng.beta(0.3, 25, count))
+    ranks[0] = np.where(wrong, ranks[0], right_ranks)
     themes = rng.normal(size=(2 * images, width))
     theme = np.where(wrong, rng.integers(images, size=count) if level == "caption" else image + images, image)
     texts = themes[theme] + rng.normal(size=(count, width)) * 0.7

@@ -5,13 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_itm.calibration.share import TAILS, rank_score, share_interval, tail_counts, tail_shares, wrong_share
+from clip_itm.calibration.share import (
+    TAILS,
+    lasting_share,
+    rank_score,
+    share_interval,
+    tail_counts,
+    tail_shares,
+    wrong_share,
+)
 from support.two_groups import simulated_folds
 
 
-def draw(seed, share, level="caption", images=(300, 200)):
+def draw(seed, share, level="caption", images=(300, 200), **settings):
     """r, r0, image, and the share of this draw."""
-    folds, count, is_right = simulated_folds(np.random.default_rng(seed), share, images, level=level)
+    folds, count, is_right = simulated_folds(np.random.default_rng(seed), share, images, level=level, **settings)
     r, r0 = np.empty((2, count))
     image = np.empty(count, dtype=np.int64)
     for number, fold in enumerate(folds):
@@ -69,22 +77,65 @@ def test_quantiles_are_kept_within_half_a_rank_of_the_ends():
 
 @pytest.mark.parametrize("level", ["caption", "image"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 1])
-def test_the_interval_is_as_wide_as_the_share_scatters(share, level):
-    widths, found = [], []
+def test_the_interval_is_as_wide_as_the_ends_scatter(share, level):
+    lows, highs, found, lasting = [], [], [], []
     for seed in range(80):
         r, r0, image, _ = draw(seed, share, level)
         low, high = share_interval(r, r0, image, np.random.default_rng(seed), resamples=300)
         found.append(wrong_share(r, r0, clipped=False))
+        lasting.append(lasting_share(tail_shares(r, r0)))
         assert low < found[-1] < high
-        widths.append(high - low)
-    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(found), rel=0.3)
+        lows.append(low)
+        highs.append(high)
+    assert np.mean(highs) - np.mean(found) == pytest.approx(1.96 * np.std(found), rel=0.3)
+    assert np.mean(lasting) - np.mean(lows) == pytest.approx(1.96 * np.std(lasting), rel=0.3)
+
+
+@pytest.mark.parametrize("level", ["caption", "image"])
+@pytest.mark.parametrize("hard", [0, 0.05, 0.5])
+@pytest.mark.parametrize("share", [0, 0.02, 0.3, 1])
+def test_the_interval_holds_the_share_whatever_the_judge_knows(share, hard, level):
+    holds = []
+    for seed in range(60):
+        r, r0, image, _ = draw(seed, share, level, hard=hard)
+        low, high = share_interval(r, r0, image, np.random.default_rng(seed), resamples=200)
+        holds.append(low <= share <= high)
+    assert np.mean(holds) >= 0.88  # 0.95, less three standard errors
+
+
+def test_what_falls_along_the_tail_does_not_last():
+    flat = np.full(4, 0.2)
+    assert lasting_share(flat) == pytest.approx(0.2)
+    for falls in (0.2, 0.5, 0.7):  # what is left of the density from each tenth to the next
+        parts = falls ** np.arange(4)
+        falling = np.array([parts[k:].mean() for k in range(4)])
+        assert lasting_share(falling) < 0.25 * falling.mean()
+        assert lasting_share(flat + falling) == pytest.approx(0.2 + lasting_share(falling))
+    assert lasting_share(np.array([2.5, 2, 1.5, 1]) / 100) == pytest.approx(0.005 - (0.0175 - 0.005) / 3)
+    assert lasting_share(np.stack([flat, 2 * flat])) == pytest.approx([0.2, 0.4])
+
+
+def test_the_line_is_that_of_least_squares():
+    density = np.array([0.31, 0.22, 0.2, 0.05])
+    line = np.polynomial.Polynomial.fit([0.65, 0.75, 0.85, 0.95], density, 1)
+    shares = np.array([density[k:].mean() for k in range(4)])
+    end = line(1.0)
+    assert lasting_share(shares) == pytest.approx(end - (shares.mean() - end) / 3)
+
+
+def test_where_none_is_in_the_tail_the_interval_says_how_few_images_were_seen():
+    image = np.repeat(np.arange(100), 5)
+    r0 = np.random.default_rng(0).normal(size=500)
+    low, high = share_interval(np.full(500, -3.0), r0, image, np.random.default_rng(0))
+    assert low == 0
+    assert (1 - 0.4 * high) ** 100 == pytest.approx(0.025, abs=0.003)
 
 
 def test_captions_that_are_wrong_together_count_as_one():
     r, r0, image, _ = draw(0, 0.3, "image")
     low, high = share_interval(r, r0, image, np.random.default_rng(0))
     alone_low, alone_high = share_interval(r, r0, np.arange(len(r)), np.random.default_rng(0))
-    assert high - low > 1.2 * (alone_high - alone_low)
+    assert high - low > 1.1 * (alone_high - alone_low)
 
 
 def test_the_interval_is_that_of_a_bootstrap_in_a_loop():
@@ -92,12 +143,14 @@ def test_the_interval_is_that_of_a_bootstrap_in_a_loop():
     r, r0, image, _ = draw(3, 0.4, images=(80, 60))
     rng = np.random.default_rng(0)
     members = [np.flatnonzero(image == one) for one in np.unique(image)]
-    shares = []
+    shares, lasting = [], []
     for _ in range(1500):
         pairs = np.concatenate([members[one] for one in rng.integers(len(members), size=len(members))])
         shares.append(wrong_share(r[pairs], r0[pairs], clipped=False))
+        lasting.append(lasting_share(tail_shares(r[pairs], r0[pairs])))
     low, high = share_interval(r, r0, image, rng, resamples=1500)
-    assert np.quantile(shares, (0.025, 0.975)) == pytest.approx([low, high], abs=0.015)
+    assert np.quantile(lasting, 0.025) == pytest.approx(low, abs=0.02)
+    assert np.quantile(shares, 0.975) == pytest.approx(high, abs=0.015)
 
 
 def test_mismatches_that_are_none_do_not_count():
