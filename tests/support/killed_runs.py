@@ -47,8 +47,9 @@ HEADS = {
     # two folds of 3 steps each, and weights between 0 and 1 (made mismatches find nothing in so few photos)
     "crossfit": {"kind": "crossfit", "fold_epochs": 2, "estimate": "mixture", "loss": "mix"},
     "osa": {"kind": "osa", "warmup_epochs": 1, "loss": "gce"},
+    "robust": {"kind": "robust", "q": "auto"},
 }
-EPOCHS = {"clip": 6, "npc": 3, "crcl": 5, "polyloss": 2, "aahr": 3, "dive": 3, "crossfit": 2, "osa": 3}
+EPOCHS = {"clip": 6, "npc": 3, "crcl": 5, "polyloss": 2, "aahr": 3, "dive": 3, "crossfit": 2, "osa": 3, "robust": 3}
 COMPARED = {
     "clip": ("optimizer",),
     "npc": ("optimizer", "bank caption_entry", "npc_state seen", "npc_state trial."),
@@ -57,6 +58,7 @@ COMPARED = {
     "aahr": ("optimizer", "aahr_state criterion.", "aahr_state queue.", "aahr_state momentum.", "aahr_state step"),
     "dive": ("optimizer", "model head.similarity"),
     "crossfit": ("optimizer", "pair_weights values", "pair_weights share"),
+    "robust": ("optimizer", "robust_state share"),
     "osa": ("optimizer", "osa_state cosines", "osa_state boundary"),
 }
 

@@ -45,6 +45,8 @@ def whole_run(tmp_path_factory):
         pytest.param("crcl", STEPS + 2, id="crcl, refining"),
         pytest.param("crcl", 2 * STEPS, id="crcl, first piece done"),
         pytest.param("crcl", 2 * STEPS + 2, id="crcl, frozen in the second piece"),
+        pytest.param("robust", STEPS, id="robust, before q"),
+        pytest.param("robust", STEPS + 2, id="robust, q estimated"),
         pytest.param("osa", STEPS - 2, id="osa, in the warm-up"),
         pytest.param("osa", STEPS + 2, id="osa, weights there"),
         pytest.param("aahr", STEPS + 2, id="aahr, before the graph"),

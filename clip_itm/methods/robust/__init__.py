@@ -9,6 +9,6 @@
 A wrong pair keeps a large cross-entropy, and its pull on the model, to the end; here it pulls less the less it fits.
 
 When to use it: wrong captions, and no compute to spare: a step costs as much as one of the plain loss.
-What it needs: nothing; a q (or a lambda, a margin) that fits the share of wrong captions.
-Where to read on: `loss.py` (pure functions), `head.py`; docs/heads.md for the keys.
+What it needs: nothing; a q (or a lambda, a margin) that fits the share of wrong captions, which `q: auto` estimates.
+Where to read on: `loss.py` (pure functions), `head.py`, `trainer.py` (q: auto); docs/heads.md for the keys.
 """

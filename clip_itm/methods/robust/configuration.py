@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from clip_itm.methods.section import ContrastiveSection
 from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
@@ -10,6 +10,7 @@ from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
 FIXED_TEMPERATURE = ("rince", "tal")  # both fall with the temperature, whatever the model knows
 TAL_TEMPERATURE = 0.015  # Qin et al., CVPR 2024, section 4.1
 LARGEST_EXPONENT = 40.0  # AdamW keeps squares of gradients: exp(2 * 40) is still a float32
+FIRST_Q = 0.3  # of q: auto, before there is an estimate
 OPTIONS_OF = {
     "q": ("gce", "rince"),
     "rince_lambda": ("rince",),
@@ -72,7 +73,27 @@ class RobustHeadConfig(BoundedLossSection):
     kind: Literal["robust"] = "robust"
     similarity: SimilarityConfig = CosineSection()
     loss: Literal["gce", "rince", "sce", "tal"] = Field("gce", description="the bounded loss")
+    q: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(  # type: ignore[assignment]
+        0.3,
+        description="gce, rince: towards 0 the plain loss; 1 lets go of improbable pairs most; auto (gce): 0.75 times "
+        "the share of wrong captions as the run estimates it, between 0.05 and 0.7",
+    )
+    q_epochs: NonNegativeInt = Field(
+        1, description="q: auto: epochs with q 0.3 before the estimate; 0: by the model as it is before training"
+    )
 
     @property
     def losses(self) -> tuple[str, ...]:
         return (self.loss,)
+
+    def conflict(self, training) -> str | None:
+        if self.q == "auto" and self.loss == "rince":
+            return "head.q: auto is a rule for gce; write a number for rince"
+        if self.q != "auto" and self.q_epochs != 1:
+            return f"head.q_epochs does nothing with head.q: {self.q:g}; leave it out, or write head.q: auto"
+        if self.q == "auto" and self.q_epochs >= training.epochs:
+            return (
+                f"head.q_epochs: {self.q_epochs} epochs with q {FIRST_Q:g} leave none of the {training.epochs} "
+                "(training.epochs) for the estimated one; lower it"
+            )
+        return super().conflict(training)

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from clip_itm.methods.clip.head import ClipHead
-from clip_itm.methods.robust.configuration import TAL_TEMPERATURE, BoundedLossSection
+from clip_itm.methods.robust.configuration import FIRST_Q, TAL_TEMPERATURE, BoundedLossSection
 from clip_itm.methods.robust.loss import LossOptions, bounded_losses
 from clip_itm.methods.scores import global_scores, local_targets, same_image
 from clip_itm.similarity.base import Similarity
@@ -15,7 +15,8 @@ class RobustHead(ClipHead):
     """A similarity, trained by a loss under which improbable pairs pull less than under the plain one.
 
     The temperature is learned with gce and sce, as by the plain head. With rince and tal it stays where it starts, as
-    published: at a lower one both are smaller, whatever the model knows. `options` are those of the losses.
+    published: at a lower one both are smaller, whatever the model knows. `options` are those of the losses; where q is
+    auto, training replaces it.
 
     Raises ValueError if exponentials of rince would overflow at the pretrained temperature.
     """
@@ -42,8 +43,9 @@ class RobustHead(ClipHead):
             initial_logit_scale = -math.log(TAL_TEMPERATURE)
         super().__init__(config, initial_logit_scale, similarity)
         self.logit_scale.requires_grad_(config.learns_temperature)
+        q = FIRST_Q if config.q == "auto" else config.q
         self.options = LossOptions(
-            config.q, config.rince_lambda, config.sce_cross_entropy, config.sce_reverse, config.tal_margin
+            q, config.rince_lambda, config.sce_cross_entropy, config.sce_reverse, config.tal_margin
         )
         if problem := config.overflow(float(self.scale().detach())):
             raise ValueError(problem)

@@ -35,6 +35,7 @@ SECTIONS = {
             "initial_labels": "model",
         },
     },
+    "robust": {"training": {"epochs": 3}, "head": {"kind": "robust", "q": "auto"}},
     "osa": {"training": {"epochs": 3}, "head": {"kind": "osa", "warmup_epochs": 1}},
     "osa-released": {"training": {"epochs": 2}, "head": {"kind": "osa", "weights": "released", "loss": "gce"}},
     # without dropout: processes would draw masks of their own
@@ -102,6 +103,8 @@ def main(method: str, folder: str, out: str) -> None:
         found |= trainer.head.labels.state_dict()
     if method == "crossfit":
         found["probability"] = torch.from_numpy(trainer.found.ranking)
+    if method == "robust":
+        found["share"] = torch.tensor(trainer.found, dtype=torch.float64)
     if method.startswith("osa"):
         found |= {"cosines": trainer.look.cosines, "beta": torch.tensor(trainer.look.boundary.beta)}
     if method == "aahr":

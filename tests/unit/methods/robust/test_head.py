@@ -12,8 +12,11 @@ from clip_itm.methods.clip.head import ClipHead
 from clip_itm.methods.robust.configuration import RobustHeadConfig
 from clip_itm.methods.robust.head import RobustHead
 from clip_itm.methods.robust.loss import bounded_losses
+from clip_itm.methods.robust.method import RobustMethod
+from clip_itm.methods.robust.trainer import q_of_share
 from clip_itm.methods.scores import local_targets, same_image
 from clip_itm.training.configuration import TrainingSection
+from support.tiny import tiny_recipe
 
 IDS = torch.tensor([0, 1, 2, 0, 3, 1])
 PAIRS = torch.arange(6)
@@ -85,11 +88,15 @@ def test_losses_that_keep_the_temperature_fall_with_it_alone(loss):
         ({"loss": "gce", "sce_cross_entropy": 0.5}, "head.sce_cross_entropy does nothing"),
         ({"loss": "sce", "tal_margin": 0.5}, "head.tal_margin does nothing with the loss sce"),
         ({"loss": "sce", "sce_reverse": 0, "sce_cross_entropy": 0}, "are both 0, which leaves no loss"),
+        ({"loss": "rince", "q": "auto"}, "head.q: auto is a rule for gce; write a number for rince"),
+        ({"loss": "tal", "q": "auto"}, "head.q does nothing with the loss tal"),
+        ({"q_epochs": 0}, "head.q_epochs does nothing with head.q: 0.3"),
+        ({"q": "auto", "q_epochs": 5}, "5 epochs with q 0.3 leave none of the 5"),
         ({"loss": "rince", "q": 0.5, "temperature": 0.01}, "0.5 / 0.01 is above 40; lower head.q"),
     ],
 )
 def test_what_does_nothing_or_cannot_work_is_refused(keys, message):
-    assert message in RobustHeadConfig(**keys).conflict(TrainingSection())
+    assert message in RobustHeadConfig(**keys).conflict(TrainingSection(epochs=5))
 
 
 @pytest.mark.parametrize(
@@ -97,13 +104,15 @@ def test_what_does_nothing_or_cannot_work_is_refused(keys, message):
     [
         {},
         {"q": 0.5, "temperature": 0.01},
+        {"q": "auto"},
+        {"q": "auto", "q_epochs": 0},
         {"loss": "rince", "q": 0.4, "temperature": 0.01, "rince_lambda": 1.0},
         {"loss": "sce", "sce_reverse": 0, "sce_cross_entropy": 1},
         {"loss": "tal", "tal_margin": 0},
     ],
 )
 def test_what_works_is_not_refused(keys):
-    assert RobustHeadConfig(**keys).conflict(TrainingSection()) is None
+    assert RobustHeadConfig(**keys).conflict(TrainingSection(epochs=5)) is None
 
 
 def test_a_pretrained_temperature_under_which_rince_overflows_is_refused():
@@ -111,3 +120,30 @@ def test_a_pretrained_temperature_under_which_rince_overflows_is_refused():
     RobustHead(config, math.log(80))
     with pytest.raises(ValueError, match=r"0\.5 / 0\.01 is above 40; lower head\.q"):
         RobustHead(config, math.log(100))
+
+
+@pytest.mark.parametrize(("word", "expected"), [("auto", "auto"), ("0.5", 0.5)])
+def test_q_on_the_command_line(word, expected, tmp_path):
+    recipe = tiny_recipe(tmp_path, head={"kind": "robust"}).with_overrides("--head.q", word)
+    assert recipe.head.q == expected
+    with pytest.raises(ValueError, match=r"head\.q"):
+        recipe.with_overrides("--head.q", "some")
+
+
+def test_q_rises_with_the_share_of_wrong_captions_within_bounds():
+    shares = [share / 100 for share in range(101)]
+    found = [q_of_share(share) for share in shares]
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == (0.05, 0.7)
+    assert q_of_share(0.4) == pytest.approx(0.3)
+    assert all(q == pytest.approx(min(max(0.75 * share, 0.05), 0.7)) for q, share in zip(found, shares, strict=True))
+
+
+def test_it_warns_where_an_untrained_model_would_count_wrong_captions():
+    for keys, random_part, warns in (
+        ({"q": "auto", "q_epochs": 0}, "the text tower", True),
+        ({"q": "auto", "q_epochs": 0}, None, False),
+        ({"q": "auto"}, "the text tower", False),
+        ({}, "the text tower", False),
+    ):
+        assert (RobustMethod(RobustHeadConfig(**keys)).caution(random_part) is not None) == warns
