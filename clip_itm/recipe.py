@@ -90,6 +90,8 @@ class Recipe(Section):
         for key in ("neighbours", "model"):
             if content["noise"][key] == NoiseSection.model_fields[key].default:
                 del content["noise"][key]
+        if content["training"]["ema"] is None:
+            del content["training"]["ema"]
         for key in ("cache_dir", "num_workers", "skip_broken"):
             content["data"].pop(key)
         for name in RENAMED:

@@ -9,13 +9,16 @@ LABEL_BINS = "label_share_"
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the trainer about every epoch that begins (or continues, in a resumed run) and ends."""
+    """Tells the trainer about every epoch that begins (or continues, in a resumed run) and ends, and every step."""
 
     def __init__(self, trainer):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.begin_epoch(int(state.epoch or 0))
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.end_step()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.trainer.end_epoch(math.ceil(state.epoch) - 1)  # a run may end within an epoch

@@ -45,6 +45,11 @@ class TrainingSection(Section):
     )
     warmup: NonNegativeFloat = Field(0.1, description="optimiser steps (1 or more) or a share of all steps (below 1)")
     max_grad_norm: NonNegativeFloat = Field(0.0, description="clip the global gradient norm; 0: no clipping")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay, by the optimiser step, of a moving average of the weights, which is then evaluated, chosen "
+        "and saved (0.999); default: none",
+    )
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="bf16 autocast over float32 weights; auto: bf16 where a GPU supports it"
     )

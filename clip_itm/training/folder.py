@@ -39,7 +39,7 @@ EARLIER = re.compile(
     | (best | checkpoint-[0-9]+)/
       ( (config|generation_config|processor_config|preprocessor_config|tokenizer|tokenizer_config|vocab
         |special_tokens_map|added_tokens|provenance|trainer_state|checksums|model\.safetensors\.index)\.json
-      | (model(-[0-9]+-of-[0-9]+)?|labels|npc_state|aahr_state)\.safetensors
+      | (model(-[0-9]+-of-[0-9]+)?|labels|npc_state|aahr_state|unaveraged)\.safetensors
       | clip_itm_[a-z_0-9]+\.py | (requirements|vocab|merges)\.txt | chat_template\.jinja
       | recipe\.yaml | (noise|bank)\.npz | README\.md | curves\.png
       | (optimizer|scheduler|scaler)\.pt | rng_state(_[0-9]+)?\.pth | training_args\.bin

@@ -1,7 +1,9 @@
 """Learning-rate multipliers, by the optimiser step (docs/papers/npc.md 7.2) or the epoch (docs/papers/crcl.md 5.1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from clip_itm.training.configuration import TrainingSection
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
@@ -45,3 +47,21 @@ def plateau_lambda(step: int, warmup: int, steps_per_epoch: int, num_samples: in
     """
     epoch, step_in_epoch = divmod(step, steps_per_epoch)
     return cosine_lambda(num_samples * epoch + step_in_epoch, warmup, num_samples * epochs)
+
+
+def lr_rule(
+    section: TrainingSection, total_steps: int, warmup: int, steps_per_epoch: int, num_samples: int
+) -> Callable[[int], float]:
+    """The multiplier by optimiser step that `section.schedule` asks for."""
+    match section.schedule:
+        case "cosine":
+            return lambda step: cosine_lambda(step, warmup, total_steps)
+        case "constant":
+            return lambda step: constant_lambda(step, warmup)
+        case "step":
+            return lambda step: (
+                constant_lambda(step, warmup)
+                * step_lambda(step // steps_per_epoch, section.decay_every, section.decay_at)
+            )
+        case "per_epoch_plateau":
+            return lambda step: plateau_lambda(step, warmup, steps_per_epoch, num_samples, section.epochs)

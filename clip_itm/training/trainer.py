@@ -4,6 +4,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,21 +17,18 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from clip_itm.data.batches import PairDataset
 from clip_itm.data.sampler import PairBatchSampler
+from clip_itm.evaluation.spread import cosine_gap, mean_cosine
 from clip_itm.processing import ItmProcessor
 from clip_itm.similarity.cosine import unit
+from clip_itm.training.average import FILE as UNAVERAGED
+from clip_itm.training.average import WeightAverage
 from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCallback
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
 from clip_itm.training.guarded import GuardedTrainer
 from clip_itm.training.optimizer import make_optimizer
-from clip_itm.training.schedule import (
-    constant_lambda,
-    cosine_lambda,
-    plateau_lambda,
-    step_lambda,
-    warmup_steps,
-)
+from clip_itm.training.schedule import lr_rule, warmup_steps
 from clip_itm.training.stored import reading_state, require_weights
 
 COLLAPSE_COSINE = 0.99
@@ -44,7 +42,12 @@ class PairTrainer(GuardedTrainer):
     weights and `score` turns them into a dictionary of metrics with "rsum", by which the best checkpoint is chosen.
     `write_provenance` adds recipe and hashes to a checkpoint folder; `publish` sends a finished run to the Hub.
     `callbacks` are added to those of this class.
+
+    `average`: the moving average of the weights while it trains, if `section.ema` asks for one. It is what is
+    evaluated and saved, and what the model has in the end.
     """
+
+    average: WeightAverage | None = None
 
     def __init__(
         self,
@@ -80,6 +83,19 @@ class PairTrainer(GuardedTrainer):
         if self.pop_callback(DEFAULT_PROGRESS_CALLBACK):
             self.add_callback(ConsoleCallback())
         self.model_accepts_loss_kwargs = False  # the loss is a mean; accumulation divides it
+
+    def train(self, *args, **kwargs):
+        if self.section.ema is not None:
+            self.average = WeightAverage(self.model, self.section.ema)
+        outcome = super().train(*args, **kwargs)
+        if self.average is not None:
+            self.average.exchange()
+            self.average = None
+        return outcome
+
+    def averaged(self) -> AbstractContextManager:
+        """Within it, the model has the averaged weights, if there are such."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
         """Epochs and batches that are done. A run that was killed after its last step has nothing left to do."""
@@ -134,21 +150,7 @@ class PairTrainer(GuardedTrainer):
 
     def lr_lambda(self, total_steps: int, warmup: int) -> Callable[[int], float]:
         """Multiplier of the learning rate by optimiser step."""
-        section = self.section
-        match section.schedule:
-            case "cosine":
-                return lambda step: cosine_lambda(step, warmup, total_steps)
-            case "constant":
-                return lambda step: constant_lambda(step, warmup)
-            case "step":
-                return lambda step: (
-                    constant_lambda(step, warmup)
-                    * step_lambda(step // self._steps_per_epoch, section.decay_every, section.decay_at)
-                )
-            case "per_epoch_plateau":
-                return lambda step: plateau_lambda(
-                    step, warmup, self._steps_per_epoch, len(self.train_dataset), section.epochs
-                )
+        return lr_rule(self.section, total_steps, warmup, self._steps_per_epoch, len(self.train_dataset))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
@@ -169,6 +171,11 @@ class PairTrainer(GuardedTrainer):
         """Called before the batches of an epoch are drawn, and again where a run resumes within it."""
         self.train_dataset.set_epoch(epoch)
         self.model.head.epoch = epoch
+
+    def end_step(self) -> None:
+        """Called behind every step of the optimiser."""
+        if self.average is not None:
+            self.average.follow()
 
     def end_epoch(self, epoch: int) -> None:
         """Called behind the last step of an epoch, before its evaluation and checkpoint."""
@@ -193,6 +200,9 @@ class PairTrainer(GuardedTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading_state(checkpoint, "optimizer.pt", "scheduler.pt"):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if self.average is not None and checkpoint is not None:
+            with reading_state(checkpoint, UNAVERAGED):
+                self.average.load(Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with reading_state(checkpoint, "scaler.pt"):
@@ -204,8 +214,24 @@ class PairTrainer(GuardedTrainer):
 
     # Evaluation and checkpoints
 
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        with self.averaged():
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            self.average.save(Path(output_dir))
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Recall on the val split under the current weights; keys `eval_<metric>`."""
+        """Recall on the val split under the current (averaged) weights; keys `eval_<metric>`."""
+        with self.averaged():
+            metrics = self._evaluated(metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluated(self, metric_key_prefix: str) -> dict[str, float]:
         embeddings = self.encode_val()
         if not (embeddings.images.isfinite().all() and embeddings.texts.isfinite().all()):
             raise self.lost("the embeddings are not finite", self.state.global_step)
@@ -223,8 +249,6 @@ class PairTrainer(GuardedTrainer):
                     f"the embeddings of {side} have collapsed at step {step}: mean cosine {cosine:.4f}{advice}",
                     stacklevel=2,
                 )
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _determine_best_metric(self, metrics, trial) -> bool:
@@ -265,22 +289,6 @@ class PairTrainer(GuardedTrainer):
 class PairLoader(DataLoader):
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
-
-
-def mean_cosine(embeddings: Tensor) -> float:
-    """Mean cosine between two different rows of unit vectors [N, D]: 1 when all are the same."""
-    count = len(embeddings)
-    if count < 2:
-        return 0.0
-    total = embeddings.double().sum(dim=0).square().sum()
-    return float((total - count) / (count * (count - 1)))
-
-
-def cosine_gap(images: Tensor, texts: Tensor, caption_image: Tensor) -> float:
-    """Mean cosine of a caption with its own image, minus that with all images; unit vectors [Ni, D] and [Nt, D]."""
-    images, texts = images.double(), texts.double()
-    own = (images[caption_image] * texts).sum(dim=1).mean()
-    return float(own - images.mean(dim=0) @ texts.mean(dim=0))
 
 
 def _as_it_is(batch):

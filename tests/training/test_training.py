@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoProcessor
 from clip_itm.backbones.word_sections import TimmWordsBackbone
 from clip_itm.data.images import read_image
 from clip_itm.data.noise import CaptionNoise
+from clip_itm.evaluation.spread import mean_cosine
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import load_recipe
@@ -24,7 +25,6 @@ from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.feature_cache import _key
 from clip_itm.training.optimizer import parameter_groups
 from clip_itm.training.schedule import step_lambda
-from clip_itm.training.trainer import mean_cosine
 from support.tiny import tiny_recipe
 from support.trainers import pieces
 

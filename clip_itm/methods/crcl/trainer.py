@@ -84,9 +84,11 @@ class CrclTrainer(PairTrainer):
             self._begin_piece()
 
     def _begin_piece(self) -> None:
-        """Initial weights, an optimiser without state, no best score yet; the labels stay."""
+        """Initial weights, an optimiser without state, no average and no best score yet; the labels stay."""
         self.model.load_state_dict(self.initial_weights)
         self.optimizer.optimizer.state.clear()
+        if self.average is not None:
+            self.average.restart()
         self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
 
     def lr_lambda(self, total_steps: int, warmup: int) -> Callable[[int], float]:

@@ -20,6 +20,7 @@ from support.tiny import tiny_recipe
 SECTIONS = {
     "clip": {"training": {"epochs": 2}},
     "npc": {"training": {"epochs": 3}, "head": {"kind": "npc", "warmup_epochs": 1, "rho": 0.5}},
+    "npc-ema": {"training": {"epochs": 2, "ema": 0.9}, "head": {"kind": "npc", "warmup_epochs": 1, "rho": 0.5}},
     "npc-released": {
         "training": {"epochs": 1},
         "head": {"kind": "npc", "mode": "released", "rho": 0.5, "trial_moments": "base"},
