@@ -59,7 +59,7 @@ TRIES = {
         {"head.fold_epochs": 5},
         {"head.folds": 3},
         {"head.loss": "gce"},
-        {"head.smallest_weight": 0.2},
+        {"training.learning_rate": 1.5e-3},
     ],
 }
 
