@@ -1,4 +1,4 @@
-"""`clip-itm compare`: recipes x noise ratios x seeds, and the table over them."""
+"""`clip-itm compare`: recipes x noise x seeds, and the tables over them."""
 
 import argparse
 from pathlib import Path
@@ -9,15 +9,21 @@ from clip_itm.visible import say
 def add_parser(verbs) -> None:
     parser = verbs.add_parser(
         "compare",
-        help="run a grid of recipes, noise ratios and seeds and print the table",
+        help="run a grid of recipes, noises and seeds and print the tables",
         description="Runs that are finished are not repeated and interrupted ones are resumed, so the same command "
-        "goes on where it stopped. All methods share one noise draw per ratio, and are compared with the first recipe. "
+        "goes on where it stopped. All methods share one draw per noise, and are compared with the first recipe. "
         "Keys may be set for all runs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
-    parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.4], metavar="RATIO", help="default: 0 0.4")
+    parser.add_argument(
+        "--noise",
+        nargs="+",
+        default=["0", "0.4"],
+        metavar="NOISE",
+        help="ratios, at the recipes' noise.level or at a named one: 0 0.4 image:0.4 neighbour:0.4 (default: 0 0.4)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0")
     parser.add_argument("--out", default="runs/compare", metavar="DIR", help="default: runs/compare")
     parser.add_argument("--montage", action="store_true", help="draw some queries with their top photos")
@@ -49,16 +55,18 @@ def run(args) -> int:
 
 def _run(runs: list, out: Path, montage: bool) -> None:
     from clip_itm.distributed import process_state
-    from clip_itm.runs.compare import Cell, add_differences, save, summarise
+    from clip_itm.runs.compare import Cell, add_differences, noise_label, require_same_draw, summarise
+    from clip_itm.runs.compare_tables import save
     from clip_itm.runs.train import best_effort, train
 
     main = process_state().is_main_process
     cells = []
     for number, (method, recipe) in enumerate(runs, 1):
         if main:
-            what = f"{method}, noise {recipe.noise.ratio:g}, seed {recipe.training.seed}"
-            say(f"\n[{number}/{len(runs)}] {what}")
+            what = f"{method}, noise {noise_label(recipe.noise.level, recipe.noise.ratio)}"
+            say(f"\n[{number}/{len(runs)}] {what}, seed {recipe.training.seed}")
         cells.append(Cell(method, recipe.noise.ratio, recipe.training.seed, train(recipe), Path(recipe.output_dir)))
+        require_same_draw(cells)
     if main:
         rows = summarise(cells)
         add_differences(rows, cells)
@@ -72,14 +80,14 @@ def _run(runs: list, out: Path, montage: bool) -> None:
     if montage:
         from clip_itm.runs.montage import draw_montage
 
-        folders = {f"{method}, noise {recipe.noise.ratio:g}": Path(recipe.output_dir) for method, recipe in runs}
+        folders = {f"{cell.method}, noise {cell.noise}": cell.folder for cell in cells}
         draw_montage(folders, out / "queries.png")  # all processes encode
         if main:
             say(f"picture: {out}/queries.png")
 
 
 def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
-    """The picture, if there are several noise ratios to compare."""
+    """The picture, if a level has several noise ratios to compare."""
     from clip_itm.evaluation.plot_noise import plot_noise
 
     protocol = next((row["protocol"] for row in rows if "rsum" in row), None)
@@ -103,16 +111,8 @@ def stopped(args) -> str:
 def show(rows: list[dict], cells: list) -> None:
     """The tables in the terminal."""
     from clip_itm.commands.terminal import print_lines
-    from clip_itm.runs.compare import STAGES, detection_lines, table_lines
+    from clip_itm.runs.compare import STAGES
+    from clip_itm.runs.compare_tables import tables_of
 
-    tables = {
-        f"recall on {cells[0].results['split']} ({protocol}), {label}, percent": table_lines(
-            [row for row in rows if row["protocol"] == protocol], stage
-        )
-        for protocol in dict.fromkeys(row["protocol"] for row in rows)
-        for stage, label in STAGES.items()
-    }
-    if len(lines := detection_lines(cells)) > 1:
-        tables["wrong training pairs found (precision among as many suspects as pairs are wrong)"] = lines
-    for title, lines in tables.items():
-        print_lines(title, lines, left=["method"])
+    for title, lines in tables_of(rows, cells, STAGES).items():
+        print_lines(title, lines, left=["noise", "method"])

@@ -10,28 +10,41 @@ LABEL_HEIGHT = 12  # points
 
 
 def plot_noise(rows: Sequence[dict], path: str | Path, title: str) -> bool:
-    """Plot rows of one protocol and stage (from `summarise`: method, noise, rsum, rsum_std, seeds) as a PNG.
+    """Plot rows of one protocol and stage (from `summarise`: method, noise, level, rsum, rsum_std) as a PNG.
 
-    The bands are one sample standard deviation over seeds. Returns False, and writes nothing, if matplotlib is missing,
-    there is only one noise ratio, or there are more methods than colours.
+    A panel per level that has several ratios; no noise is of every level. The bands are one sample standard deviation
+    over seeds. Returns False, and writes nothing, if matplotlib is missing, no level has several ratios, or there are
+    more methods than colours.
     """
     methods = dict.fromkeys(row["method"] for row in rows)
-    ratios = sorted({row["noise"] for row in rows})
-    if len(ratios) < 2 or len(methods) > len(COLORS) or not has_matplotlib():
+    panels = {level: [row for row in rows if row["level"] == level or not row["noise"]] for level in levels_of(rows)}
+    panels = {level: own for level, own in panels.items() if len({row["noise"] for row in own}) > 1}
+    if not panels or len(methods) > len(COLORS) or not has_matplotlib():
         return False
-    with drawing(path, 1, (6.4, 4.2)) as (axes,):
-        ends = {
-            method: (draw_method(axes, [row for row in rows if row["method"] == method], color), color)
-            for method, color in zip(methods, COLORS, strict=False)
-        }
-        axes.set_xticks(ratios)
-        axes.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
-        axes.set_xlabel("training captions that are wrong")
-        axes.set_ylabel("rsum (R@1 + R@5 + R@10, both ways)")
-        axes.margins(x=0.12)
-        label_ends(axes, ratios[-1], ends)
-        axes.set_title(visible(title), loc="left", fontsize=10, color=INK)
+    low = min(row["rsum"] - row["rsum_std"] for own in panels.values() for row in own)
+    high = max(row["rsum"] + row["rsum_std"] for own in panels.values() for row in own)
+    margin = 0.05 * (high - low) or 1
+    with drawing(path, len(panels), (0.4 + 6 * len(panels), 4.2)) as axes_of_levels:
+        for axes, (level, own) in zip(axes_of_levels, panels.items(), strict=True):
+            axes.set_ylim(low - margin, high + margin)
+            ends = {
+                method: (draw_method(axes, [row for row in own if row["method"] == method], color), color)
+                for method, color in zip(methods, COLORS, strict=False)
+            }
+            ratios = sorted({row["noise"] for row in own})
+            axes.set_xticks(ratios)
+            axes.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+            axes.set_xlabel("training captions that are wrong" + f" ({level} level)" * (len(panels) > 1))
+            axes.margins(x=0.12)
+            label_ends(axes, ratios[-1], ends)
+        axes_of_levels[0].set_ylabel("rsum (R@1 + R@5 + R@10, both ways)")
+        axes_of_levels[0].set_title(visible(title), loc="left", fontsize=10, color=INK)
     return True
+
+
+def levels_of(rows: Sequence[dict]) -> list[str]:
+    """The levels that rows with noise have, in their order."""
+    return list(dict.fromkeys(row["level"] for row in rows if row["noise"]))
 
 
 def draw_method(axes, rows: Sequence[dict], color: str) -> float:

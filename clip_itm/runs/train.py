@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,13 +96,15 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) ->
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
         trainer.load_method_state(checkpoint)
+    began = time.perf_counter()
     try:
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UnreadableImageError as error:
         raise ValueError(
             f"{error}. It could be read when this run began: put it back and give the same command again, which goes "
             "on from the last checkpoint"
         ) from error
+    seconds = time.perf_counter() - began  # with what a method works out first
     results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last")
     best = folder / f"checkpoint-{trainer.state.best_global_step}"  # not the path in the state: a run may be moved
     model.load_state_dict(ItmModel.from_pretrained(best).state_dict())
@@ -110,9 +113,7 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) ->
         "best_step": trainer.state.best_global_step,
         "best_val_rsum": trainer.state.best_metric,
         "steps": trainer.state.global_step,
-        "seconds": None
-        if checkpoint or goes_on
-        else outcome.metrics["train_runtime"],  # of one that was not interrupted
+        "seconds": None if checkpoint or goes_on else seconds,  # of a run in one go
         "val_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
         "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in method.history)],
         "provenance": read_provenance(folder / "provenance.json"),

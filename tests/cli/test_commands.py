@@ -84,10 +84,14 @@ def test_methods_are_compared_with_the_first_one(recipe_file, capsys):
     content["head"] = {"kind": "crcl", "frozen_epochs": 1}
     crcl.write_text(yaml.safe_dump(content))
     out = recipe_file.parent / "methods"
-    words = ["compare", str(recipe_file), str(crcl), "--noise", "0.4", "--seeds", "0", "1", "--out", str(out)]
+    words = ["compare", str(recipe_file), str(crcl), "--noise", "image:0.4", "--seeds", "0", "1", "--out", str(out)]
     assert main(words) == 0
-    assert "rsum against clip" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "rsum against" in shown
+    assert "in runs of clip" in shown
     comparison = json.loads((out / "comparison.json").read_text())
+    assert (out / "crcl" / "noise-image-0.4" / "seed-1" / "results.json").is_file()
+    assert {row["level"] for row in comparison["rows"]} == {"image"}
     rows = {(row["method"], row["stage"]): row for row in comparison["rows"]}
     for stage in ("best", "last"):
         assert "rsum_difference" not in rows["clip", stage]
@@ -104,7 +108,8 @@ def test_methods_are_compared_with_the_first_one(recipe_file, capsys):
 def test_mean_and_spread():
     def run(rsum):
         metrics = {f"{way}_r{k}": rsum / 6 for way in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": rsum}
-        return {stage: {"all": {"metrics": metrics}} for stage in ("zero_shot", "best", "last")}
+        stages = {stage: {"all": {"metrics": metrics}} for stage in ("zero_shot", "best", "last")}
+        return stages | {"noise": {"level": "caption"}}
 
     from clip_itm.runs.compare import Cell
 

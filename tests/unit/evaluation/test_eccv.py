@@ -24,7 +24,8 @@ from clip_itm.evaluation.protocols import evaluate_retrieval
 from clip_itm.evaluation.recall import RECALLS
 from clip_itm.evaluation.report import markdown_table, terminal_table
 from clip_itm.runs.card_data import card_data
-from clip_itm.runs.compare import Cell, add_differences, markdown, summarise, table_lines
+from clip_itm.runs.compare import Cell, add_differences, summarise
+from clip_itm.runs.compare_tables import markdown, table_lines
 from support.data_folders import photo, write
 from support.tiny import tiny_recipe
 
@@ -286,7 +287,14 @@ def test_compare_and_card_show_what_a_protocol_has(results, tmp_path):
     for method in ("clip", "dive"):
         for stage in ("best", "last"):
             results["cxc"].save(tmp_path / method / f"ranks_{stage}" / "cxc.npz")
-        content = {"zero_shot": plain, "best": plain, "last": plain, "split": "test", "noise": {"sha256": "0" * 64}}
+        content = {
+            "zero_shot": plain,
+            "best": plain,
+            "last": plain,
+            "split": "test",
+            "noise": {"sha256": "0" * 64, "level": "caption"},
+            "seconds": 1.0,
+        }
         content["provenance"] = {
             "machine": {"processes": 1, "device": "cpu"},
             "versions": {"torch": "2"},
@@ -301,7 +309,7 @@ def test_compare_and_card_show_what_a_protocol_has(results, tmp_path):
     assert first[3] == f"{results['eccv'].metrics['i2t_map_at_r']:.1f}"
     assert not any("rsum_difference" in row for row in eccv)
     assert any("rsum_difference" in row for row in rows)
-    assert "## eccv, best checkpoint by val" in markdown(rows, cells)
+    assert "## recall on test (eccv), best checkpoint by val, percent" in markdown(rows, cells)
 
     found = card_data(tiny_recipe(tmp_path), cells[0].results).eval_results
     values = {(result.dataset_config, result.metric_name): result for result in found}

@@ -6,7 +6,14 @@ from PIL import Image
 from clip_itm.evaluation.plot_noise import plot_noise, spread
 
 ROWS = [
-    {"method": method, "noise": noise, "rsum": 200 - 100 * noise + gain * noise, "rsum_std": 2.0, "seeds": 3}
+    {
+        "method": method,
+        "noise": noise,
+        "level": "caption",
+        "rsum": 200 - 100 * noise + gain * noise,
+        "rsum_std": 2.0,
+        "seeds": 3,
+    }
     for method, gain in (("clip", 0), ("npc", 40))
     for noise in (0.4, 0.0)
 ]
@@ -22,6 +29,20 @@ def test_a_picture_of_every_method(tmp_path):
     ]
     assert orange[0] > 300
     assert orange[1] == 0
+
+
+def test_every_level_with_several_ratios_has_a_panel(tmp_path):
+    """No noise is of every level; what has one ratio alone makes no line."""
+    pytest.importorskip("matplotlib")
+    image = [row | {"level": "image"} for row in ROWS if row["noise"]]
+    assert plot_noise([*ROWS, *image], tmp_path / "two.png", "two levels")
+    assert plot_noise(ROWS, tmp_path / "one.png", "one level")
+    widths = [Image.open(tmp_path / f"{name}.png").width for name in ("one", "two")]
+    assert widths[1] > 1.8 * widths[0]
+    clean, noisy = ([row for row in ROWS if bool(row["noise"]) is noise] for noise in (False, True))
+    assert not plot_noise([*noisy, *image], tmp_path / "none.png", "one ratio each")
+    assert plot_noise([*clean, *image], tmp_path / "image.png", "one level")
+    assert Image.open(tmp_path / "image.png").width == widths[0]
 
 
 def test_one_noise_ratio_makes_no_picture(tmp_path):
