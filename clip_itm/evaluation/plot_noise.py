@@ -24,7 +24,7 @@ def plot_noise(rows: Sequence[dict], path: str | Path, title: str) -> bool:
     low = min(row["rsum"] - row["rsum_std"] for own in panels.values() for row in own)
     high = max(row["rsum"] + row["rsum_std"] for own in panels.values() for row in own)
     margin = 0.05 * (high - low) or 1
-    with drawing(path, len(panels), (0.4 + 6 * len(panels), 4.2)) as axes_of_levels:
+    with drawing(path, len(panels), (max(6.4, 4.4 * len(panels)), 4.2)) as axes_of_levels:
         for axes, (level, own) in zip(axes_of_levels, panels.items(), strict=True):
             axes.set_ylim(low - margin, high + margin)
             ends = {

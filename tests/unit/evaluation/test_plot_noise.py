@@ -38,7 +38,7 @@ def test_every_level_with_several_ratios_has_a_panel(tmp_path):
     assert plot_noise([*ROWS, *image], tmp_path / "two.png", "two levels")
     assert plot_noise(ROWS, tmp_path / "one.png", "one level")
     widths = [Image.open(tmp_path / f"{name}.png").width for name in ("one", "two")]
-    assert widths[1] > 1.8 * widths[0]
+    assert widths[1] > 1.3 * widths[0]
     clean, noisy = ([row for row in ROWS if bool(row["noise"]) is noise] for noise in (False, True))
     assert not plot_noise([*noisy, *image], tmp_path / "none.png", "one ratio each")
     assert plot_noise([*clean, *image], tmp_path / "image.png", "one level")
