@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_itm.calibration.share import (
-    TAILS,
-    lasting_share,
+    MISFIT,
+    TENTHS,
+    lasting_shares,
     rank_score,
     share_interval,
     tail_counts,
@@ -52,16 +53,16 @@ def test_one_more_wrong_pair_in_twenty_is_told():
 def test_it_is_the_formula_where_no_ranks_tie(seed, count):
     rng = np.random.default_rng(seed)
     r, r0 = rng.normal(size=count), rng.normal(size=count)
-    threshold = [np.quantile(r0, u, method="inverted_cdf") for u in TAILS]
+    threshold = [np.quantile(r0, u, method="inverted_cdf") for u in TENTHS]
     found = tail_shares(r, r0)
     # the mean over r0 is made 1 - u exactly, by which a pair at the threshold would count in part; there is none
-    assert found == pytest.approx([(r > t).mean() / (1 - u) for t, u in zip(threshold, TAILS, strict=True)])
+    assert found == pytest.approx([(r > t).mean() / (1 - u) for t, u in zip(threshold, TENTHS, strict=True)])
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 3))
 def test_ranks_that_tie_count_in_part(ranks, seed):
     r0 = rank_score(np.array(ranks) / 3, 4)
-    assert tail_counts(r0, r0).mean(axis=0) == pytest.approx(1 - np.array(TAILS))
+    assert tail_counts(r0, r0).mean(axis=0) == pytest.approx(1 - np.array(TENTHS))
     assert wrong_share(np.random.default_rng(seed).permutation(r0), r0, clipped=False) == pytest.approx(1)
     assert wrong_share(np.full(5, -9.0), r0) == 0
     assert wrong_share(np.full(5, 9.0), r0, clipped=False) > 1
@@ -83,12 +84,13 @@ def test_the_interval_is_as_wide_as_the_ends_scatter(share, level):
         r, r0, image, _ = draw(seed, share, level)
         low, high = share_interval(r, r0, image, np.random.default_rng(seed), resamples=300)
         found.append(wrong_share(r, r0, clipped=False))
-        lasting.append(lasting_share(tail_shares(r, r0)))
+        lasting.append(lasting_shares(tail_shares(r, r0)))
         assert low < found[-1] < high
         lows.append(low)
         highs.append(high)
     assert np.mean(highs) - np.mean(found) == pytest.approx(1.96 * np.std(found), rel=0.3)
-    assert np.mean(lasting) - np.mean(lows) == pytest.approx(1.96 * np.std(lasting), rel=0.3)
+    lowest = np.mean(lasting, axis=0) - 1.96 * np.std(lasting, axis=0)  # where each of the lines alone would end
+    assert np.mean(lows) == pytest.approx(lowest.max(), abs=0.3 * (share - lowest.max()))
 
 
 @pytest.mark.parametrize("level", ["caption", "image"])
@@ -103,24 +105,29 @@ def test_the_interval_holds_the_share_whatever_the_judge_knows(share, hard, leve
     assert np.mean(holds) >= 0.88  # 0.95, less three standard errors
 
 
+def shares_of(density):
+    """Tail shares of a density in the last eight tenths."""
+    return np.array([density[k:].mean() for k in range(8)])
+
+
 def test_what_falls_along_the_tail_does_not_last():
-    flat = np.full(4, 0.2)
-    assert lasting_share(flat) == pytest.approx(0.2)
+    flat = np.full(8, 0.2)
+    assert lasting_shares(flat) == pytest.approx(np.full(3, 0.2))
     for falls in (0.2, 0.5, 0.7):  # what is left of the density from each tenth to the next
-        parts = falls ** np.arange(4)
-        falling = np.array([parts[k:].mean() for k in range(4)])
-        assert lasting_share(falling) < 0.25 * falling.mean()
-        assert lasting_share(flat + falling) == pytest.approx(0.2 + lasting_share(falling))
-    assert lasting_share(np.array([2.5, 2, 1.5, 1]) / 100) == pytest.approx(0.005 - (0.0175 - 0.005) / 3)
-    assert lasting_share(np.stack([flat, 2 * flat])) == pytest.approx([0.2, 0.4])
+        falling = shares_of(falls ** np.arange(8))
+        assert (lasting_shares(falling) < 0.25 * falling[4:].mean()).all()
+        assert lasting_shares(flat + falling) == pytest.approx(0.2 + lasting_shares(falling))
+    assert lasting_shares(np.stack([flat, 2 * flat])) == pytest.approx(np.array([[0.2] * 3, [0.4] * 3]))
 
 
-def test_the_line_is_that_of_least_squares():
-    density = np.array([0.31, 0.22, 0.2, 0.05])
-    line = np.polynomial.Polynomial.fit([0.65, 0.75, 0.85, 0.95], density, 1)
-    shares = np.array([density[k:].mean() for k in range(4)])
-    end = line(1.0)
-    assert lasting_share(shares) == pytest.approx(end - (shares.mean() - end) / 3)
+def test_the_lines_are_those_of_least_squares():
+    density = np.array([0.5, 0.6, 0.2, 0.35, 0.31, 0.22, 0.2, 0.05])
+    shares = shares_of(density)
+    middles = np.arange(0.25, 1, 0.1)
+    ends = [np.polynomial.Polynomial.fit(middles[-m:], density[-m:], 1)(1.0) for m in (4, 6, 8)]
+    ends[0] -= MISFIT * (shares[4:].mean() - ends[0])
+    assert lasting_shares(shares) == pytest.approx(ends)
+    assert shares[4:] == pytest.approx([density[4:].mean(), density[5:].mean(), density[6:].mean(), density[7]])
 
 
 def test_where_none_is_in_the_tail_the_interval_says_how_few_images_were_seen():
@@ -147,9 +154,9 @@ def test_the_interval_is_that_of_a_bootstrap_in_a_loop():
     for _ in range(1500):
         pairs = np.concatenate([members[one] for one in rng.integers(len(members), size=len(members))])
         shares.append(wrong_share(r[pairs], r0[pairs], clipped=False))
-        lasting.append(lasting_share(tail_shares(r[pairs], r0[pairs])))
+        lasting.append(lasting_shares(tail_shares(r[pairs], r0[pairs])))
     low, high = share_interval(r, r0, image, rng, resamples=1500)
-    assert np.quantile(lasting, 0.025) == pytest.approx(low, abs=0.02)
+    assert np.quantile(lasting, 0.025, axis=0).max() == pytest.approx(low, abs=0.02)
     assert np.quantile(shares, 0.975) == pytest.approx(high, abs=0.015)
 
 
