@@ -67,6 +67,8 @@ class Recipe(Section):
                 f"data.source {self.data.source} and backbone.kind {self.backbone.kind} do not fit: precomputed "
                 "regions are read by backbone.kind regions, and by it alone"
             )
+        if regions and self.training.guard is not None and self.training.guard.classes is not None:
+            raise ValueError("training.guard.classes: a model that reads regions sees no photos; watch another metric")
         if regions and self.data.global_vectors != (self.backbone.global_dim is not None):
             raise ValueError(
                 "backbone.global_dim is the width of the vectors that data.global_vectors: true brings along: set "
@@ -90,8 +92,9 @@ class Recipe(Section):
         for key in ("neighbours", "model"):
             if content["noise"][key] == NoiseSection.model_fields[key].default:
                 del content["noise"][key]
-        if content["training"]["ema"] is None:
-            del content["training"]["ema"]
+        for key in ("ema", "guard"):
+            if content["training"][key] is None:
+                del content["training"][key]
         for key in ("cache_dir", "num_workers", "skip_broken"):
             content["data"].pop(key)
         for name in RENAMED:

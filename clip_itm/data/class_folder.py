@@ -14,7 +14,7 @@ from clip_itm.data.formats.tables import read_table
 from clip_itm.data.image_check import ReadImages, find_unreadable
 from clip_itm.data.image_names import IMAGE_SUFFIXES, find_images, is_litter
 from clip_itm.data.load import BrokenImagesError
-from clip_itm.data.rows import ROW_FEATURES, Skipped
+from clip_itm.data.rows import ROW_FEATURES, Skipped, hash_strings
 from clip_itm.distributed import process_index
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,13 @@ class ClassFolder:
     def prompts(self) -> pa.Array:
         """Every name in every template, the prompts of a class one after another."""
         return pa.array([template.replace("{}", name) for name in self.names for template in self.templates])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of prompts, labels, and the photos by folder, name and size: the root may be another one."""
+        paths = [Path(row["image"]["path"]) for row in self.rows]
+        photos = [f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in paths]
+        return hash_strings(pa.array([*self.prompts.to_pylist(), *map(str, self.labels), *photos]))
 
 
 def read_class_folder(root: str | Path, templates: Path | None = None, classes: Path | None = None) -> ClassFolder:

@@ -1,6 +1,6 @@
 """From the parts of a run to the trainer of its method."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -22,7 +22,9 @@ from clip_itm.runs.trackers import available_trackers
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings, scoring
 from clip_itm.training.encoder import Encoder, autocast_dtype
+from clip_itm.training.forgetting import ForgettingGuard
 from clip_itm.training.trainer import PairTrainer
+from clip_itm.training.zero_shot import require_vectors, zero_shot_accuracy
 
 
 def make_trainer(
@@ -52,6 +54,7 @@ def make_trainer(
         random_crop=recipe.data.random_crop,
         seed=recipe.training.seed,
     )
+    zero_shot = zero_shot_metric(recipe, data, encoder)
     return method.trainer(
         data,
         encoder,
@@ -63,11 +66,12 @@ def make_trainer(
         eval_dataset=data.val.rows,
         sampler=sampler,
         encode_val=lambda: encoder.encode(data.val),
-        score=lambda embeddings: val_metrics(model, embeddings, additions.compute_metrics),
+        score=lambda embeddings: val_metrics(model, embeddings, additions.compute_metrics) | zero_shot(),
         write_provenance=lambda folder: provenance.write(folder, recipe),
         processor=encoder.processor,
         publish=publish_run,
         callbacks=[*early_stopping(recipe.training), *additions.callbacks],
+        guard=guard_of(recipe.training, data),
     )
 
 
@@ -87,6 +91,27 @@ def val_metrics(
     if taken := sorted(metrics.keys() & added.keys()):
         raise ValueError(f"compute_metrics gives {', '.join(taken)}, which is there already: choose another name")
     return metrics | {str(name): float(value) for name, value in added.items()}
+
+
+def zero_shot_metric(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Callable[[], dict[str, float]]:
+    """What gives the accuracy on the photos of classes that the guard watches, under the current weights; else {}."""
+    classes = data.classes
+    if classes is None:
+        return dict
+    require_vectors(encoder.model, "training.guard.classes")
+    size, workers = recipe.evaluation.batch_size, recipe.data.num_workers
+
+    def measure() -> dict[str, float]:
+        arguments = encoder.model, encoder.processor, classes, size, workers, encoder.precision
+        return {"zero_shot": zero_shot_accuracy(*arguments)}
+
+    return measure
+
+
+def guard_of(training: TrainingSection, data: TrainingData) -> ForgettingGuard | None:
+    if training.guard is None:
+        return None
+    return ForgettingGuard(training.guard, None if data.classes is None else data.classes.sha256)
 
 
 def early_stopping(training: TrainingSection) -> list[TrainerCallback]:

@@ -17,15 +17,14 @@ from tqdm.auto import tqdm
 from clip_itm.data.class_folder import ClassFolder, without_broken
 from clip_itm.data.load import load_splits
 from clip_itm.distributed import process_state
-from clip_itm.evaluation.zero_shot import class_vectors, top1_accuracy
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
 from clip_itm.runs.build import val_metrics
 from clip_itm.runs.setup import check_protocols, final_split, make_encoder, make_model, prepare_images
 from clip_itm.runs.train import evaluate_split
-from clip_itm.training.encode import encode_captions, encode_images
 from clip_itm.training.encoder import autocast_dtype
+from clip_itm.training.zero_shot import require_vectors, zero_shot_accuracy
 
 State = dict[str, Tensor]
 
@@ -99,11 +98,8 @@ class Line:
         self.model = ItmModel.from_pretrained(tuned).without_lora().float().to(process_state().device)
         self.tuned = float_state(self.model)
         require_same_names(self.base, self.tuned, "step 0 of the recipe" if base is None else str(base))
-        if classes is not None and not self.model.head.similarity.is_dot_product:
-            raise ValueError(
-                f"--zeroshot: the head {self.model.head.config.kind} compares by more than the cosine of two vectors, "
-                "and the mean of prompts is a vector; leave --zeroshot out"
-            )
+        if classes is not None:
+            require_vectors(self.model, "--zeroshot")
 
     def points(self, alphas: Sequence[float]) -> list[Point]:
         disable = not process_state().is_main_process
@@ -116,27 +112,18 @@ class Line:
         val = None if self.val is None else val_metrics(self.model, encoder.encode(self.val))
         return Point(alpha, val, evaluate_split(self.recipe, self.final, encoder), self._zero_shot())
 
-    @torch.inference_mode()
     def _zero_shot(self) -> float | None:
         if self.classes is None:
             return None
-        model, section, classes = self.model.eval(), self.recipe.evaluation, self.classes
-        precision = autocast_dtype(self.recipe.training.precision)
-        with torch.autocast(model.device.type, dtype=precision, enabled=precision is not None):
-            images = encode_images(
-                model.encode_images,
-                classes.rows,
-                self.processor,
-                model.device,
-                section.batch_size,
-                self.recipe.data.num_workers,
-                description="photos of the classes",
-            )
-            prompts = encode_captions(
-                model.encode_texts, classes.prompts, self.processor, model.device, section.batch_size, "prompts"
-            )
-        vectors = class_vectors(prompts.view(len(classes.names), len(classes.templates), -1))
-        return top1_accuracy(images, vectors, torch.tensor(classes.labels))
+        recipe = self.recipe
+        return zero_shot_accuracy(
+            self.model,
+            self.processor,
+            self.classes,
+            recipe.evaluation.batch_size,
+            recipe.data.num_workers,
+            autocast_dtype(recipe.training.precision),
+        )
 
 
 def choose(points: Sequence[Point], rule: str | float) -> Point:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from clip_itm.backbones.build import build_processor
+from clip_itm.data.class_folder import ClassFolder, read_class_folder, without_broken
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import image_checker, load_splits, require_readable
 from clip_itm.data.load_noise import load_noise
@@ -142,6 +143,15 @@ def prepare_images(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | Non
     return checker if isinstance(checker, ImageCache) else None
 
 
+def guarded_classes(recipe: Recipe) -> ClassFolder | None:
+    """The photos of classes that `training.guard` watches, if it does. Raises ValueError for a folder without such."""
+    guard = recipe.training.guard
+    if guard is None or guard.classes is None:
+        return None
+    with process_state().main_process_first():
+        return without_broken(read_class_folder(guard.classes), recipe.data)
+
+
 def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
     training, state = recipe.training, process_state()
     return PairBatchSampler(
@@ -230,6 +240,7 @@ def prepare(recipe: Recipe, additions: Additions = NOTHING) -> Prepared:
     require_negatives(recipe, sampler)
     if caution := method.caution(recipe.random_part):
         warnings.warn(caution, stacklevel=1)
+    data.classes = guarded_classes(recipe)
     data.image_cache = prepare_images(recipe, data.splits)  # minutes of decoding come last
     found = describe_run(recipe, data.splits, data.noise, method.provenance, additions.names)
     return Prepared(data, sampler, method, found)

@@ -118,6 +118,8 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) ->
         "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in method.history)],
         "provenance": read_provenance(folder / "provenance.json"),
     }
+    if trainer.guard is not None:
+        results["guard"] = trainer.guard.report()
     return by_first(lambda: _finish(recipe, folder, trainer, data, results)) or results
 
 
@@ -144,6 +146,23 @@ def beaten_by_step_0(results: dict) -> str | None:
     return (
         f"No checkpoint beats the model before training on val (rsum {results['best_val_rsum']:.1f} against "
         f"{before['eval_rsum']:.1f})."
+    )
+
+
+def forgotten(results: dict) -> str | None:
+    """A sentence where the guard of the run had to act."""
+    guard = results.get("guard")
+    if guard is None or not guard["acted"]:
+        return None
+    seen = ", ".join(f"{entry['value']:.1f} at step {entry['step']}" for entry in guard["acted"])
+    did = {
+        "warn": "warned",
+        "lower_rate": f"multiplied the learning rate by {guard['rate_factor']:g} each time",
+        "stop": "ended the run",
+    }[guard["action"]]
+    return (
+        f"The model forgot what it could: its {guard['metric']} on val was {guard['first']:.1f} before training and "
+        f"{seen}. The guard of the run {did}."
     )
 
 
@@ -207,7 +226,8 @@ def _show(recipe: Recipe, folder: Path, results: dict, model: ItmModel | None = 
         with best_effort("the picture of the card", again):
             curves = draw_curves(results["val_history"], results["best_step"], best / CURVES)
         citation = (model or ItmModel.from_pretrained(best)).head.citation
-        write_text(best / "README.md", model_card(recipe, results, citation, beaten_by_step_0(results), curves))
+        notes = [note for note in (beaten_by_step_0(results), forgotten(results)) if note is not None]
+        write_text(best / "README.md", model_card(recipe, results, citation, "\n\n".join(notes), curves))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-FILE = "unaveraged.safetensors"  # in a checkpoint, whose model.safetensors has the average
+UNAVERAGED = "unaveraged.safetensors"  # in a checkpoint, whose model.safetensors has the average
 
 
 class WeightAverage:
@@ -60,12 +60,12 @@ class WeightAverage:
     def save(self, folder: Path) -> None:
         """The weights that train, and the number of steps in the average."""
         state = {f"weights.{name}": weight.detach().cpu().contiguous() for name, weight in self.weights.items()}
-        save_file(state | {"steps": torch.tensor(self.steps)}, folder / FILE)
+        save_file(state | {"steps": torch.tensor(self.steps)}, folder / UNAVERAGED)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """The inverse, where the model has the averaged weights."""
-        state = load_file(folder / FILE)
+        state = load_file(folder / UNAVERAGED)
         self.restart()
         self.steps = int(state["steps"])
         for name, weight in self.weights.items():

@@ -70,6 +70,8 @@ class ConsoleCallback(ProgressCallback):
                 for direction in ("i2t", "t2i")
             }
             body = f"val  i2t {recalls['i2t']}  t2i {recalls['t2i']}  rsum {logs['eval_rsum']:.1f}"
+            if "eval_zero_shot" in logs:
+                body += f"  zero-shot {logs['eval_zero_shot']:.1f}"
         else:
             first = [name for name in ("loss", "grad_norm", "learning_rate") if name in logs]
             others = [name for name in logs if name not in ("epoch", "method_epoch", *first)]

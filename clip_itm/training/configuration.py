@@ -2,11 +2,37 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from clip_itm.section import Section, Seed
 
+LARGEST_DROP = 600  # rsum goes to 600
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class GuardSection(Section):
+    """What a run does where its model forgets what it could before training."""
+
+    metric: str = Field("rsum", description="on val, such as rsum or t2i_r1; or zero_shot: top-1 accuracy on classes")
+    drop: Annotated[float, Field(ge=0, le=LARGEST_DROP)] = Field(
+        description="how far the metric may lie below its value at step 0, in its own points"
+    )
+    patience: PositiveInt = Field(1, description="so many evaluations in a row have to lie below it")
+    action: Literal["warn", "lower_rate", "stop"] = Field(
+        "warn", description="each time that is so: say it, multiply the learning rate by rate_factor, or end the run"
+    )
+    rate_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="of action lower_rate, from then on")
+    classes: str | None = Field(
+        None, min_length=1, description="folder with a subfolder of photos for each class, for metric zero_shot"
+    )
+
+    @model_validator(mode="after")
+    def _every_option_does_something(self):
+        if self.action != "lower_rate" and self.rate_factor != type(self).model_fields["rate_factor"].default:
+            raise ValueError(f"rate_factor: action {self.action} leaves the learning rate as it is; leave it out")
+        if (self.metric == "zero_shot") != (self.classes is not None):
+            raise ValueError("classes are the photos that metric zero_shot is measured on: set both, or neither")
+        return self
 
 
 class TrainingSection(Section):
@@ -65,6 +91,9 @@ class TrainingSection(Section):
     )
     early_stopping_threshold: NonNegativeFloat = Field(
         0.0, description="by how much rsum has to grow, to count as better for early_stopping_patience"
+    )
+    guard: GuardSection | None = Field(
+        None, description="against forgetting: watch a metric that must not fall below step 0; default: nobody does"
     )
     log_every: PositiveInt = Field(20, description="optimiser steps between log lines")
     trackers: tuple[Literal["auto", "tensorboard", "trackio", "wandb", "mlflow"], ...] = Field(

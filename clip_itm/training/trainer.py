@@ -20,12 +20,12 @@ from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.evaluation.spread import cosine_gap, mean_cosine
 from clip_itm.processing import ItmProcessor
 from clip_itm.similarity.cosine import unit
-from clip_itm.training.average import FILE as UNAVERAGED
-from clip_itm.training.average import WeightAverage
+from clip_itm.training.average import UNAVERAGED, WeightAverage
 from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCallback
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
+from clip_itm.training.forgetting import ForgettingGuard
 from clip_itm.training.guarded import GuardedTrainer
 from clip_itm.training.optimizer import make_optimizer
 from clip_itm.training.schedule import lr_rule, warmup_steps
@@ -41,10 +41,9 @@ class PairTrainer(GuardedTrainer):
     processes), `encode_val` gives the embeddings of the val split (`eval_dataset`, its rows) under the current
     weights and `score` turns them into a dictionary of metrics with "rsum", by which the best checkpoint is chosen.
     `write_provenance` adds recipe and hashes to a checkpoint folder; `publish` sends a finished run to the Hub.
-    `callbacks` are added to those of this class.
+    `callbacks` are added to those of this class, and so is `guard`, which may lower the learning rate.
 
-    `average`: the moving average of the weights while it trains, if `section.ema` asks for one. It is what is
-    evaluated and saved, and what the model has in the end.
+    `average`: that of the weights while it trains, if `section.ema` asks for one; the model has it in the end.
     """
 
     average: WeightAverage | None = None
@@ -63,8 +62,9 @@ class PairTrainer(GuardedTrainer):
         processor: ItmProcessor,
         publish: Callable[..., CommitInfo],
         callbacks: Sequence[TrainerCallback] = (),
+        guard: ForgettingGuard | None = None,
     ):
-        self.section, self.sampler = section, sampler
+        self.section, self.sampler, self.guard = section, sampler, guard
         self.encode_val, self.score, self.write_provenance = encode_val, score, write_provenance
         self.publish = publish
         # not the Trainer's processing_class: that one would write its own token ids into the model's configuration
@@ -77,7 +77,7 @@ class PairTrainer(GuardedTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=_as_it_is,
-            callbacks=[FinishCallback(self._steps_per_epoch), *callbacks],
+            callbacks=[FinishCallback(self._steps_per_epoch), *([guard] if guard else []), *callbacks],
         )
         self.add_callback(EpochCallback(self))
         if self.pop_callback(DEFAULT_PROGRESS_CALLBACK):
@@ -90,7 +90,7 @@ class PairTrainer(GuardedTrainer):
         outcome = super().train(*args, **kwargs)
         if self.average is not None:
             self.average.exchange()
-            self.average = None
+        self.average = None
         return outcome
 
     def averaged(self) -> AbstractContextManager:
@@ -100,18 +100,21 @@ class PairTrainer(GuardedTrainer):
     def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
         """Epochs and batches that are done. A run that was killed after its last step has nothing left to do."""
         epochs, batches = super()._init_training_state(max_steps, *args, **kwargs)
-        done = self.state.global_step >= max_steps or self._had_stopped()
+        done = self._had_stopped() or self.state.global_step >= max_steps
         return (math.ceil(max_steps / self._steps_per_epoch) if done else epochs, 0 if done else batches)
 
     def _had_stopped(self) -> bool:
-        """Whether early stopping had ended the run that is resumed; else its patience goes on from where it was."""
-        found = [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
-        kept = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
-        for callback in found if isinstance(kept, dict) else ():
-            callback.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
-            if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
-                return True
-        return False
+        """Whether the run that is resumed had been ended early; else what counts evaluations goes on as it was."""
+        stopped = False
+        for callback in self.callback_handler.callbacks:
+            kept = self.state.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(callback, ForgettingGuard):
+                callback.restore(kept)
+                stopped |= callback.has_stopped
+            elif isinstance(callback, EarlyStoppingCallback) and isinstance(kept, dict):
+                callback.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+                stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        return stopped
 
     # Batches
 
@@ -142,8 +145,9 @@ class PairTrainer(GuardedTrainer):
                     "rate never reaches training.learning_rate; use a share such as 0.1",
                     stacklevel=2,
                 )
+            rule, guard = self.lr_lambda(num_training_steps, warmup), self.guard
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, self.lr_lambda(num_training_steps, warmup)
+                optimizer or self.optimizer, rule if guard is None else lambda step: guard.rate * rule(step)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -192,9 +196,9 @@ class PairTrainer(GuardedTrainer):
     # Going on from a checkpoint: what cannot be read in it is told by its file
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        own = self.model
+        ignored = set(self.model._keys_to_ignore_on_save or ())
         with reading_state(resume_from_checkpoint, "model.safetensors"):
-            require_weights(resume_from_checkpoint, own.state_dict().keys() - set(own._keys_to_ignore_on_save or ()))
+            require_weights(resume_from_checkpoint, self.model.state_dict().keys() - ignored)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -97,6 +97,8 @@ def assert_same_run(method: str, one: dict[str, np.ndarray], other: dict[str, np
         moments = [name for name in one if name.startswith("step trial.") and name.endswith("exp_avg")]
         assert bool(moments) == (method != "npc-released"), "moments of the real optimiser are not kept twice"
         assert all(np.abs(one[name]).max() > 0 for name in moments)
+    if method == "clip-guard":
+        assert one["rate"] < 1
     if method == "crcl":
         assert 0 < (one["labels"] == 0).sum() < 150
         assert np.isnan(one["probabilities"]).sum() < 8

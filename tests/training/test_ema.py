@@ -13,7 +13,7 @@ from clip_itm.recipe import parse_recipe
 from clip_itm.runs.build import val_metrics
 from clip_itm.runs.setup import load_data, make_encoder
 from clip_itm.runs.train import train
-from clip_itm.training.average import FILE
+from clip_itm.training.average import UNAVERAGED
 from clip_itm.training.callbacks import FinishCallback
 from clip_itm.training.trainer import PairTrainer
 from support.killed_runs import EPOCHS, STEPS, assert_same_end, final_state, recipe_of
@@ -55,7 +55,7 @@ def test_checkpoints_hold_the_average_and_beside_it_what_trains(finished):
     assert results["steps"] == len(walked) - 1 == 18
     for checkpoint in run.glob("checkpoint-*"):
         step = int(checkpoint.name.split("-")[1])
-        model, beside = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / FILE)
+        model, beside = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / UNAVERAGED)
         assert int(beside.pop("steps")) == step
         assert {name.removeprefix("weights.") for name in beside} == walked[0].keys()
         for name, value in walked[step].items():
@@ -70,7 +70,7 @@ def test_the_average_is_evaluated_chosen_and_published(finished):
     best = ItmModel.from_pretrained(run / "best")
     chosen = load_file(run / f"checkpoint-{results['best_step']}" / "model.safetensors")
     assert all(torch.equal(value, chosen[name]) for name, value in best.state_dict().items() if name in chosen)
-    assert not (run / "best" / FILE).exists()
+    assert not (run / "best" / UNAVERAGED).exists()
     data = load_data(recipe)
     for name, step in (("best", results["best_step"]), ("last", results["steps"])):
         model = ItmModel.from_pretrained(run / f"checkpoint-{step}")
@@ -87,7 +87,7 @@ def test_a_run_without_it_takes_the_same_steps(finished, tmp_path):
     train(plain)
     last = load_file(Path(plain.output_dir) / "checkpoint-18" / "model.safetensors")
     assert all(torch.equal(last[name], value) for name, value in walked[-1].items() if name in last)
-    assert not list(Path(plain.output_dir).glob(f"checkpoint-*/{FILE}"))
+    assert not list(Path(plain.output_dir).glob(f"checkpoint-*/{UNAVERAGED}"))
 
 
 @pytest.mark.slow
@@ -129,11 +129,11 @@ def test_a_checkpoint_without_the_weights_that_train_is_told(tmp_path):
     train(recipe)
     run = Path(recipe.output_dir)
     (run / "results.json").unlink()
-    (run / "checkpoint-6" / FILE).write_bytes(b"no tensors")
+    (run / "checkpoint-6" / UNAVERAGED).write_bytes(b"no tensors")
     checksums = json.loads((run / "checkpoint-6" / "checksums.json").read_text())
-    del checksums["files"][FILE]
+    del checksums["files"][UNAVERAGED]
     (run / "checkpoint-6" / "checksums.json").write_text(json.dumps(checksums))
-    with pytest.raises(ValueError, match=FILE):
+    with pytest.raises(ValueError, match=UNAVERAGED):
         train(recipe)
 
 

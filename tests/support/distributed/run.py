@@ -21,6 +21,13 @@ SECTIONS = {
     "clip": {"training": {"epochs": 2}},
     "npc": {"training": {"epochs": 3}, "head": {"kind": "npc", "warmup_epochs": 1, "rho": 0.5}},
     "npc-ema": {"training": {"epochs": 2, "ema": 0.9}, "head": {"kind": "npc", "warmup_epochs": 1, "rho": 0.5}},
+    # the mean cosine of images falls as a contrastive loss trains
+    "clip-guard": {
+        "training": {
+            "epochs": 3,
+            "guard": {"metric": "images_cosine", "drop": 0.01, "action": "lower_rate", "rate_factor": 0.5},
+        }
+    },
     "npc-released": {
         "training": {"epochs": 1},
         "head": {"kind": "npc", "mode": "released", "rho": 0.5, "trial_moments": "base"},
@@ -100,6 +107,9 @@ def main(method: str, folder: str, out: str) -> None:
         found |= {f"trial {name}": value for name, value in trainer.step.trial.items()}
         for name in ("image_entry", "caption_entry", "losses", "clean"):
             found[f"bank {name}"] = torch.from_numpy(getattr(trainer.bank, name))
+    if method == "clip-guard":
+        found["rate"] = torch.tensor(trainer.guard.rate, dtype=torch.float64)
+        found["rates"] = torch.tensor([group["lr"] for group in trainer.optimizer.param_groups], dtype=torch.float64)
     if method == "crcl":
         found |= trainer.head.labels.state_dict()
     if method == "crossfit":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from clip_itm.training.average import FILE, WeightAverage
+from clip_itm.training.average import UNAVERAGED, WeightAverage
 
 
 def model() -> nn.Module:
@@ -110,7 +110,7 @@ def test_saved_and_loaded_it_goes_on_to_the_bit(tmp_path):
     assert other.steps == average.steps == 14
     assert all(torch.equal(again.state_dict()[name], value) for name, value in whole.state_dict().items())
     assert all(torch.equal(other.average[name], value) for name, value in average.average.items())
-    assert (tmp_path / FILE).is_file()
+    assert (tmp_path / UNAVERAGED).is_file()
 
 
 def test_begun_again_it_knows_nothing_of_before():
