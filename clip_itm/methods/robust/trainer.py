@@ -17,7 +17,7 @@ from clip_itm.training.trainer import PairTrainer
 
 STATE = "robust_state.safetensors"
 SLOPE, SMALLEST, LARGEST = 0.75, 0.05, 0.7
-IMAGES = 1000  # that are looked at: with five captions each, the share is known to about 0.01
+IMAGES = 1000  # that are looked at: with five captions each, the share is known to about 0.03, and q to 0.02
 
 
 class Share(NamedTuple):
