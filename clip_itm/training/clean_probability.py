@@ -1,7 +1,7 @@
 """How likely it is that each training caption belongs to its image, as a run sees it.
 
 Methods for wrong captions estimate this while they train, and the run keeps it in a file; for any other run it is
-estimated afterwards (`audit/scores.py`).
+estimated afterwards (`auditing/scores.py`).
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_itm.calibration.reliability import calibration_error
+from clip_itm.data.noise import CaptionNoise
 from clip_itm.evaluation.detection import auc, precision_at
 from clip_itm.files import reading_arrays, save_arrays
 
@@ -78,12 +79,12 @@ class CleanProbability:
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> "CleanProbability":
-        """Read what `save` wrote. Raises ValueError if the file is something else, or was damaged."""
+    def load(cls, path: str | Path, advice: str = "delete it") -> "CleanProbability":
+        """Read what `save` wrote. Raises ValueError, with `advice`, if the file is something else, or was damaged."""
         with reading_arrays(
             path,
             missing=f"{path}: there is no such file",
-            wrong=f"{path} holds no clean probabilities ({{error}}); delete it",
+            wrong=f"{path} holds no clean probabilities ({{error}}); {advice}",
         ) as arrays:
             return cls(
                 values=arrays["values"].astype(np.float32, casting="safe"),
@@ -92,6 +93,21 @@ class CleanProbability:
                 noise_sha256=str(arrays["noise_sha256"]),
                 share=tuple(map(float, arrays["share"])) if "share" in arrays else None,
             )
+
+
+def probabilities_of(noise: CaptionNoise, file: str, key: str) -> CleanProbability:
+    """What `file` holds, which the recipe names as `key`. Raises ValueError if it belongs to other training pairs."""
+    try:
+        found = CleanProbability.load(file, advice="name the clean_probability.npz of a run")
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    if found.noise_sha256 != noise.sha256 or len(found.values) != len(noise.source):
+        raise ValueError(
+            f"{key}: {file} belongs to other training pairs ({len(found.values)} with noise "
+            f"{found.noise_sha256[:12]}; these are {len(noise.source)} with noise {noise.sha256[:12]}); use the data "
+            "and the noise that it belongs to"
+        )
+    return found
 
 
 def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -> dict[str, float | int] | None:

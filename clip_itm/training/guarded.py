@@ -33,7 +33,11 @@ class GuardedTrainer(Trainer):
         self.watched = Watched(self.run) if self.is_world_process_zero() else None
         self._staging = Path(broadcast_object_list([str(self.run / temporary_name("checkpoint"))])[0])
         self._failure: ValueError | None = None  # of the checkpoint that is being written
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # what accelerate has done to the model; it would not prepare it again for another trainer's precision
+            for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+                self.model.__dict__.pop(name, None)
 
     def save_beside_weights(self, folder: Path) -> None:
         """Write what else belongs in a checkpoint into `folder` (called in the first process)."""

@@ -1,6 +1,7 @@
 """Folds within a run: clean data are a plain run, an interrupted one goes on to the bit, nobody judges what it saw."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,8 @@ def test_weights_decide_what_is_trained_on(tmp_path, plain):
     original = crossfit.CrossfitTrainer.training_step
 
     def step(self, model, inputs, *rest):
-        seen.append((inputs["pair_ids"].numpy(), inputs["pair_weight"].numpy()))
+        assert "pair_weight" not in inputs, "that is the weight that the data give"
+        seen.append((inputs["pair_ids"].numpy(), self.model.head.belief[inputs["pair_ids"]].numpy()))
         return original(self, model, inputs, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -115,20 +117,25 @@ def test_too_few_believed_pairs_are_told(tmp_path, monkeypatch):
 
 
 def test_folds_that_are_too_small_are_told(tmp_path):
-    with pytest.raises(ValueError, match=r"head\.folds: 2: the photos of the other folds are too few\. .*batch_size"):
+    with pytest.raises(
+        ValueError, match=r"head\.folds: 2: .* 100 pairs of 20 photos, which do not fill a batch of 150"
+    ):
         run_of(tmp_path, {}, training={"batch_size": 150})
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
 def test_no_model_judges_an_image_that_it_was_trained_on(tmp_path, monkeypatch, folds):
-    trained, judged = [], []
+    trained, judged, trainers = [], [], []
     make, judge = crossfit.CrossfitTrainer._trainer_of, crossfit.judge_pairs
 
     def watch(self, fold, sampler, folder):
         trained.append(np.unique(sampler.pair_image[np.concatenate([sampler.draw(epoch) for epoch in range(9)])]))
-        return make(self, fold, sampler, folder)
+        trainer = make(self, fold, sampler, folder)
+        trainers.append(weakref.ref(trainer))
+        return trainer
 
     def judge_watched(data, encoder, pairs, *rest):
+        assert [trainer() for trainer in trainers] == [None] * len(trainers), "moments of its optimiser would stay"
         judged.append(np.unique(data.train.pairs.image[pairs]))
         assert set(np.flatnonzero(np.isin(data.train.pairs.image, judged[-1]))) == set(pairs)
         return judge(data, encoder, pairs, *rest)

@@ -12,8 +12,9 @@ Where no random mismatches are found, every w is 1, and the run is the plain run
 
 When to use it: captions of unknown quality, as scraped ones are. It says how many are wrong, with an interval, and with
 pretrained towers it comes close to training on the right pairs alone.
-What it needs: about twice the compute of the plain loss; hardly any where a pretrained model judges (`folds: 0`).
+What it needs: half a plain run more than one, and every pair encoded once; that alone where a pretrained model judges
+(`folds: 0`).
 What it cannot see: a caption of a photo that looks much the same. "None found" means no random mismatches.
 Where to read on: `clip_itm/calibration/` (the estimate, pure functions); `folds.py` and `trainer.py` (folds within a
-run), `weights.py`, `head.py`; docs/robust.md.
+run), `weights.py`, `head.py`; docs/robust.md for the idea, docs/heads.md for the keys.
 """

@@ -54,11 +54,12 @@ class CrossfitHeadConfig(BoundedLossSection):
     @property
     def losses(self) -> tuple[str, ...]:
         last = {"auto": ("infonce", "gce"), "mix": ("infonce", "gce")}.get(self.loss, (self.loss,))
-        return last if self._has_no_folds else (self.fold_loss, *last)
+        return (self.fold_loss, *last) if self.trains_folds else last
 
     @property
-    def _has_no_folds(self) -> bool:
-        return self.folds == 0 or self.estimate == "truth" or self.weights is not None
+    def trains_folds(self) -> bool:
+        """Whether models of folds judge the pairs."""
+        return self.folds > 0 and self.estimate != "truth" and self.weights is None
 
     def epochs_of_a_fold(self, epochs: int) -> int:
         """`fold_epochs`, or half of the `epochs` of the run."""

@@ -6,7 +6,11 @@ from clip_itm.methods.robust.head import RobustHead
 
 
 class CrossfitHead(RobustHead):
-    """A similarity with a learned temperature. `current_loss`: the name of the loss in use, which the trainer sets."""
+    """A similarity with a learned temperature.
+
+    Training sets `current_loss`, the name of the loss in use, and `belief` [N], the probability that a training pair is
+    right (None: all are believed), which is the weight of its loss; "mix" is w infonce + (1 - w) gce.
+    """
 
     citation = (
         "@article{efron2001empirical, author={Efron, Bradley and Tibshirani, Robert and Storey, John D. and Tusher, "
@@ -15,16 +19,19 @@ class CrossfitHead(RobustHead):
     )
 
     current_loss: str = "infonce"
+    belief: Tensor | None = None
 
     def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
-        return self.losses_of(self.current_loss, images, texts, image_ids)
+        loss = "infonce" if self.current_loss == "mix" else self.current_loss
+        return self.losses_of(loss, images, texts, image_ids)
 
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
-        """See `Head.loss`. "mix" is w infonce + (1 - w) gce, for pairs of weight w."""
-        if self.current_loss != "mix":
-            return super().loss(images, texts, image_ids, pair_ids, pair_weight)
-        losses = self.losses_of("infonce", images, texts, image_ids)
+        losses = self.losses(images, texts, image_ids)
+        if self.belief is not None:
+            weight = self.belief[pair_ids]
+            losses = weight * losses
+            if self.current_loss == "mix":
+                losses = losses + (1 - weight) * self.losses_of("gce", images, texts, image_ids)
         if pair_weight is not None:
-            bounded = self.losses_of("gce", images, texts, image_ids)
-            losses = pair_weight * losses + (1 - pair_weight) * bounded
+            losses = pair_weight * losses
         return losses.mean(), {"logit_scale": self.logit_scale.detach().exp()}

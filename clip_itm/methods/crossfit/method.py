@@ -2,7 +2,7 @@
 
 from clip_itm.methods.crossfit.trainer import WEIGHTS, CrossfitTrainer
 from clip_itm.methods.method import Method
-from clip_itm.training.clean_probability import CleanProbability
+from clip_itm.training.clean_probability import CleanProbability, probabilities_of
 
 
 class CrossfitMethod(Method):
@@ -12,16 +12,16 @@ class CrossfitMethod(Method):
     found: CleanProbability | None = None  # what `head.weights` names
 
     def open(self, noise, pairs) -> None:
-        """Raises ValueError for weights of other pairs."""
-        file = self.section.weights
-        if file is None:
-            return
-        self.found = CleanProbability.load(file)
-        if self.found.noise_sha256 != noise.sha256 or len(self.found.values) != len(noise.source):
+        """Raises ValueError for weights of other pairs, and for folds of a single image."""
+        images, folds = len(pairs.image_ids), self.section.folds
+        if self.section.trains_folds and images < 2 * folds:
             raise ValueError(
-                f"head.weights: {file} belongs to other training pairs ({len(self.found.values)} with noise "
-                f"{self.found.noise_sha256[:12]}; these are {len(noise.source)} with noise {noise.sha256[:12]})"
+                f"head.folds: {folds} folds of {images} photos: each needs two, as mismatches are made of captions of "
+                "other photos; "
+                + (f"write at most {images // 2}" if images > 3 else "add photos, or write 0 for a pretrained model")
             )
+        if self.section.weights is not None:
+            self.found = probabilities_of(noise, self.section.weights, "head.weights")
 
     def caution(self, random_part) -> str | None:
         section = self.section

@@ -1,6 +1,7 @@
 """Crossfit in training: models of folds judge the pairs, then a plain run trains on those that are believed."""
 
 import copy
+import gc
 import random
 import time
 import warnings
@@ -117,11 +118,10 @@ class CrossfitTrainer(PairTrainer):
         except ValueError:
             raise ValueError(
                 f"{len(kept)} of {len(weights)} captions are believed to be right, which do not fill a batch of "
-                f"{self.section.batch_size} pairs: look at them (clip-itm audit), lower training.batch_size, or use "
-                "another head"
+                f"{self.section.batch_size} pairs: look at them (clip-itm audit of a plain run), lower "
+                "training.batch_size, or use another head"
             ) from None
-        own = self.train_dataset.pair_weight
-        self.train_dataset.pair_weight = weights if own is None else weights * own
+        self.model.head.belief = torch.from_numpy(weights).to(self.args.device)
 
     def _kept(self) -> dict[str, float]:
         """How many pairs are trained on, and the fraction of them, by weight, that is expected to be wrong."""
@@ -160,17 +160,18 @@ class CrossfitTrainer(PairTrainer):
         if folds == 0:
             return [self._judge(np.arange(len(pair_image)), 0)]
         fold_of_pair = fold_of_images(len(self.data.train), folds, self.section.seed)[pair_image]
+        samplers = [self._sampler_of(np.flatnonzero(fold_of_pair != fold)) for fold in range(folds)]
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         trained |= {name for name, _ in self.model.named_buffers()}
         weights = self.model.state_dict()
         first = {name: weights[name].cpu().clone() for name in weights if name in trained}
         judged = []
-        for fold in range(folds):
+        for fold, sampler in enumerate(samplers):
             folder = self.prepared / f"fold-{fold}"
             scores = by_first(lambda folder=folder: load_scores(folder / "scores.npz"))
             if broadcast_object_list([scores is None])[0]:
                 say(f"fold {fold + 1} of {folds}: training on the photos of the others")
-                self._train_fold(fold, np.flatnonzero(fold_of_pair != fold), folder)
+                self._train_fold(fold, sampler, folder)
                 scores = self._judge(np.flatnonzero(fold_of_pair == fold), fold)
                 by_first(lambda folder=folder, scores=scores: self._keep_scores(folder, *scores))
                 self.model.load_state_dict(first, strict=False)
@@ -180,23 +181,27 @@ class CrossfitTrainer(PairTrainer):
     def _judge(self, pairs: np.ndarray, fold: int) -> tuple[FoldScores, np.ndarray]:
         return judge_pairs(self.data, self.encoder, pairs, self.section.seed + fold, self.config.candidates)
 
-    def _train_fold(self, fold: int, pairs: np.ndarray, folder: Path) -> None:
-        """Train the model on these pairs, from where an interrupted run left off."""
+    def _train_fold(self, fold: int, sampler: PairBatchSampler, folder: Path) -> None:
+        """Train the model on the pairs of a sampler, from where an interrupted run left off."""
         by_first(lambda: self._open(folder))
         checkpoint = last_complete_checkpoint(folder)
         if checkpoint is not None:
             by_first(lambda: check_files(checkpoint))
         self.model.head.current_loss = self.config.fold_loss
-        trainer = self._trainer_of(fold, self._sampler_of(pairs), folder)
+        trainer = self._trainer_of(fold, sampler, folder)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        self.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        del trainer
+        gc.collect()  # it is part of a cycle, and holds on to the moments of its optimiser
 
     def _sampler_of(self, pairs: np.ndarray) -> PairBatchSampler:
         try:
             return self.sampler.of(pairs)
-        except ValueError as error:
+        except ValueError:
+            photos = len(np.unique(self.data.train.pairs.image[pairs]))
             raise ValueError(
-                f"head.folds: {self.config.folds}: the photos of the other folds are too few. {error}"
+                f"head.folds: {self.config.folds}: a model that judges is trained on {len(pairs)} pairs of {photos} "
+                f"photos, which do not fill a batch of {self.section.batch_size} (training.batches: "
+                f"{self.section.batches}); lower training.batch_size, or raise head.folds"
             ) from None
 
     def _trainer_of(self, fold: int, sampler: PairBatchSampler, folder: Path) -> PairTrainer:
