@@ -89,12 +89,12 @@ class Recipe(Section):
             del content["start_from"]
         if content["training"]["early_stopping_patience"] is None:
             del content["training"]["early_stopping_patience"], content["training"]["early_stopping_threshold"]
-        for key in ("neighbours", "model"):
-            if content["noise"][key] == NoiseSection.model_fields[key].default:
-                del content["noise"][key]
-        for key in ("ema", "guard"):
-            if content["training"][key] is None:
-                del content["training"][key]
+        later = {"noise": ("neighbours", "model"), "training": ("ema", "guard"), "head": self.head.later_keys}
+        for name, keys in later.items():
+            section = getattr(self, name)
+            for key in keys:
+                if getattr(section, key) == type(section).model_fields[key].default:
+                    del content[name][key]
         for key in ("cache_dir", "num_workers", "skip_broken"):
             content["data"].pop(key)
         for name in RENAMED:

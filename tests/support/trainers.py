@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+from datasets import List, Value
 
+from clip_itm.data.rows import Split
 from clip_itm.runs.build import make_trainer
 from clip_itm.runs.setup import make_encoder, make_model, prepare
 from support.tiny import tiny_recipe
@@ -18,6 +20,12 @@ def pieces(recipe):
     model, processor = make_model(recipe, data.splits)
     encoder = make_encoder(recipe, model, processor, data.image_cache)
     return data, model, encoder, make_trainer(recipe, *prepared, encoder, resuming=False)
+
+
+def weigh(split: Split, weights: np.ndarray) -> Split:
+    """The split of 40 images with weights [200] of its captions."""
+    rows = split.rows.add_column("caption_weights", weights.reshape(40, 5).tolist())
+    return Split(split.name, rows.cast_column("caption_weights", List(Value("float32"))))
 
 
 def npc_recipe(folder: Path, **sections: dict):

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import List, Value
 from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_itm.data.noise import CaptionNoise
-from clip_itm.data.rows import Split
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.methods.crcl import head as crcl_head
 from clip_itm.methods.crcl.labels import LabelStore, label_filter
@@ -23,7 +21,7 @@ from clip_itm.runs.train import train
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.schedule import cosine_lambda, warmup_steps
 from clip_itm.training.trainer import PairTrainer
-from support.trainers import ALPHA, THRESHOLD, brute_force_auc, crcl_recipe, pieces
+from support.trainers import ALPHA, THRESHOLD, brute_force_auc, crcl_recipe, pieces, weigh
 
 PIECES = {"schedules": [1, 2], "frozen_epochs": 1}  # of 2 and 3 epochs
 DEAD_LABELS = "ignore:.* of the labels are below"
@@ -282,11 +280,6 @@ def test_training_begins_with_the_first_labels(tmp_path, monkeypatch):
     )
     assert torch.equal(spy.first, expected)
     assert torch.equal(spy.steps[0]["used"], expected[spy.steps[0]["pairs"]])
-
-
-def weigh(split: Split, weights: np.ndarray) -> Split:
-    rows = split.rows.add_column("caption_weights", weights.reshape(40, 5).tolist())
-    return Split(split.name, rows.cast_column("caption_weights", List(Value("float32"))))
 
 
 @pytest.mark.filterwarnings("ignore:split test has 12 photos")

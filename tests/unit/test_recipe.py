@@ -67,6 +67,9 @@ def test_mistakes_name_the_key_and_its_neighbours(content, expected):
             {"epochs": 3},
             "head.bank and head.warmup_epochs cannot be combined",
         ),
+        ({"kind": "npc", "bank": "b.npz", "weights": "w.npz"}, {}, "head.bank and head.weights cannot be combined"),
+        ({"kind": "crcl", "weights": "w.npz"}, {}, "head.weights does nothing with head.initial_labels: one; write"),
+        ({"kind": "crcl", "initial_labels": "crossfit"}, {}, "head.initial_labels: crossfit reads them from a file"),
         ({"kind": "npc", "rho": 1}, {}, "head.rho: input should be less than 1, found 1"),
         ({"kind": "npc", "rhoo": 0.5}, {}, "head.rhoo: unknown key; did you mean 'rho'?"),
         (
@@ -107,6 +110,8 @@ def test_a_head_that_does_not_fit_is_told_in_one_line(head, training, expected):
     [
         ({"kind": "npc", "warmup_epochs": 2}, {"epochs": 3}),
         ({"kind": "npc", "bank": "b.npz"}, {"epochs": 1}),
+        ({"kind": "npc", "weights": "w.npz", "warmup_epochs": 1}, {"epochs": 3}),
+        ({"kind": "crcl", "weights": "w.npz", "initial_labels": "crossfit"}, {"epochs": 3}),
         ({"kind": "crcl", "softmax_set": 64}, {"batch_size": 256}),
         ({"kind": "crcl", "schedules": [5, 5, 30]}, {"epochs": 46}),
         ({"kind": "crcl", "schedules": [2], "frozen_epochs": 0}, {"epochs": 2}),
@@ -184,6 +189,22 @@ def test_hash_ignores_where_and_how_but_not_what():
     same = recipe.with_overrides("--output_dir", "elsewhere", "--data.num_workers", "4", "--training.trackers", "[]")
     assert same.sha256 == recipe.sha256
     assert recipe.with_overrides("--training.seed", "1").sha256 != recipe.sha256
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("npc", "ec2b93bf661a0f5aeb628b88178e247ff46383d9995a5e99bf8ec0f432444f45"),
+        ("crcl", "c76787e1180e62c656c06f81705fdbd3486980f53b1db2a5302eb0176861801d"),
+    ],
+)
+def test_keys_that_came_later_leave_the_hash_as_it_was(kind, expected):
+    content = {"data": {"source": "sample"}, "backbone": {"kind": "open_clip", "model": "m.json"}}
+    recipe = parse({**content, "head": {"kind": kind}})
+    assert recipe.head.weights is None
+    assert recipe.sha256 == expected
+    labels = {"initial_labels": "crossfit"} if kind == "crcl" else {}
+    assert parse({**content, "head": {"kind": kind, "weights": "w.npz", **labels}}).sha256 != expected
 
 
 def test_files(tmp_path):

@@ -1,6 +1,6 @@
 """`head:` section of CRCL."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -10,6 +10,8 @@ from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
 
 class CrclHeadConfig(HeadSection):
     """Active complementary loss with a self-refined label per pair."""
+
+    later_keys: ClassVar[tuple[str, ...]] = ("weights",)
 
     kind: Literal["crcl"] = "crcl"
     similarity: SimilarityConfig = CosineSection()
@@ -28,8 +30,15 @@ class CrclHeadConfig(HeadSection):
         description="epochs of each piece besides the frozen ones; every piece begins with the initial weights "
         "and keeps the labels. training.epochs is the sum of all. Default: one piece",
     )
-    initial_labels: Literal["one", "model"] = Field(
-        "one", description="labels at the start: 1, or the matching probability under the pretrained model"
+    initial_labels: Literal["one", "model", "crossfit"] = Field(
+        "one",
+        description="labels at the start: 1, the matching probability under the pretrained model, or those of weights",
+    )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="for initial_labels: crossfit, a clean_probability.npz of these pairs (of a crossfit run, of an "
+        "audit)",
     )
     softmax_set: Annotated[int, Field(ge=2)] | None = Field(
         None, description="candidates of a pair, so that probabilities mean the same in larger batches; default: all"
@@ -39,6 +48,16 @@ class CrclHeadConfig(HeadSection):
     )
 
     def conflict(self, training) -> str | None:
+        if self.weights is None and self.initial_labels == "crossfit":
+            return (
+                "head.initial_labels: crossfit reads them from a file: name the clean_probability.npz of a crossfit "
+                "run or of an audit in head.weights"
+            )
+        if self.weights is not None and self.initial_labels != "crossfit":
+            return (
+                f"head.weights does nothing with head.initial_labels: {self.initial_labels}; write crossfit there, or "
+                "leave it out"
+            )
         if self.softmax_set is not None and training.batch_size % self.softmax_set:
             return (
                 f"head.softmax_set: {self.softmax_set} does not divide the batch of {training.batch_size} pairs "

@@ -197,16 +197,22 @@ class CrclTrainer(PairTrainer):
 
 
 def first_labels(
-    head: CrclHeadConfig, training: TrainingSection, data: TrainingData, encoder: Encoder
+    head: CrclHeadConfig,
+    training: TrainingSection,
+    data: TrainingData,
+    encoder: Encoder,
+    found: CleanProbability | None = None,
 ) -> Tensor | None:
     """Labels [N] at the start, or None for ones.
 
-    `head.initial_labels` "one": the weights of the data set, if it has any. "model": the matching probabilities under
-    the model before training, times these weights, in seeded batches of as many candidates as in training.
+    `head.initial_labels` "one": the weights of the data set, if it has any. "crossfit": the probabilities `found`,
+    times these weights. "model": the matching probabilities under the model before training, times these weights, in
+    seeded batches of as many candidates as in training.
     """
     pairs = data.train.pairs
-    if head.initial_labels == "one":
-        return None if pairs.weight is None else torch.tensor(pairs.weight)  # Arrow's own is read-only
+    if head.initial_labels != "model":
+        known = [values for values in (pairs.weight, None if found is None else found.values) if values is not None]
+        return torch.tensor(np.prod(known, axis=0)) if known else None
     embeddings = encoder.encode(data.train)
     source, image_index = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
     labels = torch.empty(len(pairs))

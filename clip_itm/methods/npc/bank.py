@@ -1,7 +1,7 @@
 """NPC's frozen memory: for every image and every caption, the nearest pair that is surely clean (docs/papers/npc.md 4).
 
     l[k]    loss of pair k under one model, in seeded batches
-    p[k]    posterior of the low-loss component of a mixture fitted to all l
+    p[k]    posterior of the low-loss component of a mixture fitted to all l, or a weight from elsewhere
     C       = {k : p[k] > rho}
     entry of an image    the pair of C whose image is nearest to it
     entry of a caption   the pair of C whose caption is nearest to it
@@ -41,7 +41,7 @@ class MemoryBank:
     `image_entry` int64 [images], `caption_entry` int64 [N]: the entry of each image, and of the caption that each
     pair got. `noise_sha256` names these captions (`CaptionNoise.sha256`), `model` the weights behind the embeddings.
     The rest is None in banks that were not built here: threshold `rho`; `seed` of permutation and mixture;
-    `batch_size` of the losses; `losses` and `posterior` float32 [N]; `mixture`.
+    `batch_size` of the losses; `losses` and `posterior` float32 [N]; `mixture`, None too where weights were given.
     """
 
     image_entry: np.ndarray
@@ -71,7 +71,7 @@ class MemoryBank:
     @property
     def below_clean_mean_rejected(self) -> int | None:
         """How many pairs below the clean mean are not in C, because the posterior is not monotone; None if unknown."""
-        if self.posterior is None:
+        if self.mixture is None:
             return None
         return int(np.sum((self.losses < self.mixture.means[0]) & (self.posterior <= self.rho)))
 
@@ -146,12 +146,14 @@ def build_bank(
     noise_sha256: str,
     batch_size: int = 256,
     seed: int = 0,
+    weights: np.ndarray | None = None,
 ) -> MemoryBank:
     """The bank of training pairs whose images and captions have the embeddings `images` [Ni, D] and `texts` [Nt, D].
 
     Pair k is image `pair_image[k]` with caption `source[k]` (int64 [N]); rows have unit length and may be on a GPU,
     where the search then runs. `scale` multiplies cosines in the losses; `model` and `noise_sha256` are kept as they
-    are. Raises ValueError if no posterior exceeds `rho`.
+    are. `weights` float32 [N]: the probability that a pair is right, in place of the posterior of a mixture. Raises
+    ValueError if none exceeds `rho`.
 
     Example:
         >>> index = np.arange(8)
@@ -163,14 +165,17 @@ def build_bank(
     if not 0 < rho < 1:
         raise ValueError(f"head.rho must lie between 0 and 1, got {rho}")
     losses = pair_losses(images, texts, pair_image, source, scale, batch_size, seed)
-    mixture = fit_mixture(losses, seed)
-    posterior = mixture.clean_posterior(losses).astype(np.float32)
+    mixture = fit_mixture(losses, seed) if weights is None else None
+    posterior = mixture.clean_posterior(losses).astype(np.float32) if weights is None else weights
     clean = np.flatnonzero(posterior > rho)
     if not len(clean):
+        what, why = "posterior", ". Data without wrong captions, or an untrained model, give such a mixture"
+        if weights is not None:
+            what, why = "weight", ", or give other weights"
         raise ValueError(
-            f"no pair is certain enough to be clean: the largest posterior of {len(posterior)} training pairs is "
-            f"{posterior.max():.4f}, and head.rho is {rho}; lower head.rho (`clip-itm bank build --rho`) below that. "
-            "Data without wrong captions, or an untrained model, give such a mixture"
+            f"no pair is certain enough to be clean: the largest {what} of {len(posterior)} training pairs is "
+            f"{posterior.max():.4f}, and head.rho is {rho}; lower head.rho (`clip-itm bank build --rho`) below that"
+            f"{why}"
         )
     # every caption is searched for once, also those that several pairs or none got
     return MemoryBank(

@@ -30,6 +30,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     build.add_argument(
         "--rho", type=float, help=f"posterior above which a pair is clean (default: head.rho, else {DEFAULT_RHO})"
     )
+    build.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="clean_probability.npz of these pairs: its probabilities say which are clean (default: head.weights of "
+        "npc, else the losses)",
+    )
 
     imported = actions.add_parser(
         "import",
@@ -95,6 +101,7 @@ def _build(args: argparse.Namespace) -> int:
         noise = ["--noise.file", str(best / "noise.npz"), "--noise.ratio", "0"]
         recipe = load_recipe(best, [*noise, *args.overrides])
         data = load_data(recipe)
+        found = _given(recipe, data, args)
         encoder = saved_encoder(best, recipe, data.image_cache)
         origin = f"best model of {args.run}"
     else:
@@ -107,17 +114,30 @@ def _build(args: argparse.Namespace) -> int:
                 stacklevel=1,
             )
         data = load_data(recipe)
+        found = _given(recipe, data, args)
         encoder = make_encoder(recipe, *make_model(recipe, data.splits), data.image_cache)
         origin = f"{recipe.backbone.kind} before training"
     embeddings = encoder.encode(data.train)
     if not state.is_main_process:
         return 0
     rho = getattr(recipe.head, "rho", DEFAULT_RHO) if args.rho is None else args.rho
-    name = f"{origin}, recipe {recipe.sha256[:12]}"
-    bank = bank_of_pairs(embeddings, data, encoder.model, rho, name, recipe.training.seed)
+    name = f"{origin}, recipe {recipe.sha256[:12]}" + ("" if found is None else f", weights {found.sha256[:12]}")
+    bank = bank_of_pairs(embeddings, data, encoder.model, rho, name, recipe.training.seed, found)
     print_facts(f"memory bank of {origin}", _facts(bank) + _truth(bank, data.noise.is_clean(data.train.pairs)))
     _save(bank, args)
     return 0
+
+
+def _given(recipe, data, args: argparse.Namespace):
+    """The probabilities of `--weights`, else of `head.weights` of an npc recipe, else None."""
+    from clip_itm.methods.npc.configuration import NpcHeadConfig
+    from clip_itm.training.clean_probability import probabilities_of
+
+    of_recipe = recipe.head.weights if isinstance(recipe.head, NpcHeadConfig) else None
+    for key, file in (("--weights", args.weights), ("head.weights", of_recipe)):
+        if file is not None:
+            return probabilities_of(data.noise, file, key)
+    return None
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -153,26 +173,31 @@ def _facts(bank) -> list[tuple[str, str]]:
     if bank.posterior is None:
         return [*rows, ("built by", "another program (no losses and posteriors in it)")]
     clean, total = bank.clean, len(bank.caption_entry)
+    own_entry = ("clean captions that are their own entry", f"{(bank.caption_entry[clean] == clean).mean():.1%}")
+    share = f"{len(clean):,} ({len(clean) / total:.1%})"
+    if bank.mixture is None:
+        return [*rows, (f"clean pairs (weight above {bank.rho:g})", share), own_entry]
     for index, name in enumerate(("clean", "wrong")):
         mean, deviation = bank.mixture.means[index], bank.mixture.variances[index] ** 0.5
         percent = f"{bank.mixture.weights[index]:.1%} of the pairs"
         rows.append((f"losses, {name} component", f"mean {mean:.3f}, deviation {deviation:.3f}, {percent}"))
     return [
         *rows,
-        (f"clean pairs (posterior above {bank.rho:g})", f"{len(clean):,} ({len(clean) / total:.1%})"),
+        (f"clean pairs (posterior above {bank.rho:g})", share),
         ("left out below the clean mean", f"{bank.below_clean_mean_rejected:,}"),
-        ("clean captions that are their own entry", f"{(bank.caption_entry[clean] == clean).mean():.1%}"),
+        own_entry,
     ]
 
 
 def _truth(bank, is_clean) -> list[tuple[str, str]]:
-    """How well losses and clean set tell the injected noise; nothing where there is none."""
+    """How well losses (or given weights) and clean set tell the injected noise; nothing where there is none."""
     from clip_itm.methods.npc.trainer import bank_against_truth
 
     known = bank_against_truth(bank, is_clean)
     if known["auc"] is None:
         return []
+    scored = "weight" if bank.mixture is None else "loss"
     return [
         ("right captions among the clean pairs", f"{known['purity']:.1%} (of all: {is_clean.mean():.1%})"),
-        ("AUC of the loss against the injected noise", f"{known['auc']:.3f}"),
+        (f"AUC of the {scored} against the injected noise", f"{known['auc']:.3f}"),
     ]

@@ -1,6 +1,6 @@
 """`head:` section of NPC."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -9,6 +9,8 @@ from clip_itm.methods.section import ContrastiveSection
 
 class NpcHeadConfig(ContrastiveSection):
     """Negative pre-aware matching: a trial step on every batch, judged by a memory of presumably clean pairs."""
+
+    later_keys: ClassVar[tuple[str, ...]] = ("weights",)
 
     kind: Literal["npc"] = "npc"
     mode: Literal["intended", "released"] = Field(
@@ -21,6 +23,12 @@ class NpcHeadConfig(ContrastiveSection):
     )
     bank: str | None = Field(
         None, description="file of `clip-itm bank build`; default: built by the run with its own model"
+    )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="a clean_probability.npz of these pairs (of a crossfit run, of an audit): the bank's clean pairs "
+        "are those of a weight above rho, whatever their losses",
     )
     rho: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="posterior above which a pair counts as clean (the released builder has 0.9)"
@@ -53,6 +61,11 @@ class NpcHeadConfig(ContrastiveSection):
             return (
                 "head.bank and head.warmup_epochs cannot be combined: a given bank is used from the first step; "
                 "leave one of them out"
+            )
+        if self.bank is not None and self.weights is not None:
+            return (
+                "head.bank and head.weights cannot be combined: weights say which pairs a bank is built of, and "
+                "head.bank names one that is built; leave one of them out"
             )
         return None
 

@@ -5,6 +5,7 @@ from functools import partial
 from clip_itm.methods.method import Method
 from clip_itm.methods.npc.bank import MemoryBank
 from clip_itm.methods.npc.trainer import BANK, STATE, NpcTrainer, make_bank
+from clip_itm.training.clean_probability import CleanProbability, probabilities_of
 
 
 class NpcMethod(Method):
@@ -12,9 +13,12 @@ class NpcMethod(Method):
     state_files = (BANK, STATE)
 
     bank: MemoryBank | None = None  # the one that `head.bank` names
+    found: CleanProbability | None = None  # what `head.weights` names
 
     def open(self, noise, pairs) -> None:
-        """Raises ValueError for a bank of other pairs or another `head.rho`."""
+        """Raises ValueError for weights or a bank of other pairs, or a bank of another `head.rho`."""
+        if self.section.weights is not None:
+            self.found = probabilities_of(noise, self.section.weights, "head.weights")
         if self.section.bank is None:
             return
         bank, rho = MemoryBank.load(self.section.bank), self.section.rho
@@ -36,10 +40,11 @@ class NpcMethod(Method):
 
     @property
     def provenance(self) -> dict[str, str]:
-        return {} if self.bank is None else {"bank": self.bank.sha256}
+        read = {"bank": self.bank, "weights": self.found}
+        return {name: part.sha256 for name, part in read.items() if part is not None}
 
     def trainer(self, data, encoder, training, **engine) -> NpcTrainer:
-        build = partial(make_bank, self.section, training.seed, data, encoder)
+        build = partial(make_bank, self.section, training.seed, data, encoder, self.found)
         return NpcTrainer(
             **engine,
             build_bank=build if self.bank is None else lambda: self.bank,

@@ -105,11 +105,10 @@ class NpcTrainer(PairTrainer):
         clean = self.bank.clean
         if clean is None:
             return {}
-        logs = {"bank_clean": len(clean), "bank_below_clean_mean_rejected": self.bank.below_clean_mean_rejected}
+        known = {"clean": len(clean), "below_clean_mean_rejected": self.bank.below_clean_mean_rejected}
         if self.is_clean is not None:
-            known = bank_against_truth(self.bank, self.is_clean)
-            logs |= {f"bank_{name}": value for name, value in known.items() if value is not None}
-        return logs
+            known |= bank_against_truth(self.bank, self.is_clean)
+        return {f"bank_{name}": value for name, value in known.items() if value is not None}
 
     # Checkpoints
 
@@ -132,20 +131,25 @@ class NpcTrainer(PairTrainer):
         bank = self.bank
         if bank is None or bank.losses is None:
             return None
-        return CleanProbability(
-            values=bank.mixture.monotone_clean_posterior(bank.losses).astype(np.float32),
-            ranking=-bank.losses,
-            method="posterior of the mixture behind NPC's memory bank (losses of the model that built it)",
-            noise_sha256=bank.noise_sha256,
-        )
+        values, method = bank.posterior, "weights that NPC's memory bank was built of"
+        if bank.mixture is not None:
+            values = bank.mixture.monotone_clean_posterior(bank.losses).astype(np.float32)
+            method = "posterior of the mixture behind NPC's memory bank (losses of the model that built it)"
+        return CleanProbability(values=values, ranking=-bank.losses, method=method, noise_sha256=bank.noise_sha256)
 
 
 def bank_of_pairs(
-    embeddings: Embeddings, data: TrainingData, model: nn.Module, rho: float, name: str, seed: int
+    embeddings: Embeddings,
+    data: TrainingData,
+    model: nn.Module,
+    rho: float,
+    name: str,
+    seed: int,
+    found: CleanProbability | None = None,
 ) -> MemoryBank:
     """The bank of the training pairs, from embeddings of `data.train` under `model`; the search runs on its device.
 
-    `name` is what the bank says of the model.
+    `name` is what the bank says of the model. `found`: the probabilities that say which pairs are clean.
     """
     return build_bank(
         embeddings.images.to(model.device),
@@ -157,26 +161,30 @@ def bank_of_pairs(
         model=name,
         noise_sha256=data.noise.sha256,
         seed=seed,
+        weights=None if found is None else found.values,
     )
 
 
 def bank_against_truth(bank: MemoryBank, is_clean: np.ndarray) -> dict[str, float | None]:
     """How well a bank agrees with the truth `is_clean` bool [N].
 
-    `purity`: the fraction of the clean set that is right; `auc`: of the losses, None if all pairs are right or all are
-    wrong.
+    `purity`: the fraction of the clean set that is right; `auc`: of the losses, or of the weights that were given; None
+    if all pairs are right or all are wrong.
     """
-    return {"purity": float(is_clean[bank.clean].mean()), "auc": auc(-bank.losses, is_clean)}
+    scores = bank.posterior if bank.mixture is None else -bank.losses
+    return {"purity": float(is_clean[bank.clean].mean()), "auc": auc(scores, is_clean)}
 
 
-def make_bank(section: NpcHeadConfig, seed: int, data: TrainingData, encoder: Encoder) -> MemoryBank:
-    """The bank of the training pairs under the encoder's current weights.
+def make_bank(
+    section: NpcHeadConfig, seed: int, data: TrainingData, encoder: Encoder, found: CleanProbability | None = None
+) -> MemoryBank:
+    """The bank of the training pairs under the encoder's current weights; `found`: which of them are clean.
 
     Raises ValueError if the processes built different banks.
     """
     epochs = section.warmup_epochs
     name = f"seed {seed} after {epochs} epochs" if epochs else "step 0"
-    bank = bank_of_pairs(encoder.encode(data.train), data, encoder.model, section.rho, name, seed)
+    bank = bank_of_pairs(encoder.encode(data.train), data, encoder.model, section.rho, name, seed, found)
     if not is_same_everywhere(bank.sha256, encoder.model.device):
         raise ValueError(
             "the processes built different memory banks from the same embeddings; build it once with "
