@@ -43,6 +43,9 @@ def facts_of(audit: Audit) -> list[tuple[str, str]]:
         ("noise", f"{noise.ratio:g} ({noise.level} level), {noise.sha256[:12]}" if noise.ratio else "none drawn"),
         (f"probability below {THRESHOLD:g}", percent(audit.suspects, pairs)),
     ]
+    if audit.clean.share is not None:
+        share, low, high = (100 * part for part in audit.clean.share)
+        facts.append(("wrong, by the run's own estimate", f"{share:.1f} % ({low:.1f} to {high:.1f} %)"))
     if found is None:
         return [*facts, ("really wrong", "not known" if audit.known_wrong is None else "none")]
     return [

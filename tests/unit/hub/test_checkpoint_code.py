@@ -20,6 +20,7 @@ from clip_itm.kinds import METHODS
 from clip_itm.methods.aahr.configuration import AahrHeadConfig
 from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.crcl.configuration import CrclHeadConfig
+from clip_itm.methods.crossfit.configuration import CrossfitHeadConfig
 from clip_itm.methods.dive.configuration import DiveHeadConfig
 from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.methods.triplet.configuration import TripletHeadConfig
@@ -202,6 +203,7 @@ def test_more_kinds_load_in_a_process_without_this_package(tmp_path, photo):
         save(tmp_path / "h", "sentence", freeze_text=True),
         save(tmp_path / "e", "open_clip", DiveHeadConfig(image_elements=2, residual="gated")),
         save(tmp_path / "f", "bag", AahrHeadConfig(embed_dim=16, num_heads=2)),
+        save(tmp_path / "i", "bag", CrossfitHeadConfig()),
         save(tmp_path / "g", "clip", TripletHeadConfig(similarity=ScanSection(token_dim=8, max_words=12))),
     ]
     assert_whole(folders, tmp_path, photo)

@@ -72,7 +72,7 @@ def test_open_clip_backbones_are_native_open_clip(kind, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", ["polyloss", "triplet", "siglip"])
+@pytest.mark.parametrize("head", ["polyloss", "triplet", "siglip", "crossfit"])
 def test_losses_around_the_cosine_are_exported_as_clip_is(head, tmp_path):
     model, processor = saved("open_clip-siglip", tmp_path, {"kind": head})
     assert export(tmp_path, "open_clip") == 0
