@@ -1,9 +1,12 @@
-"""Bad input of NPC, CRCL, banks, audits and imported checkpoints."""
+"""Bad input of NPC, CRCL, crossfit, banks, audits and imported checkpoints."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from clip_itm.methods.npc.bank import MemoryBank
+from clip_itm.training.clean_probability import CleanProbability
 from support.bad_input.cases import case, photos, recipe
 
 
@@ -65,6 +68,86 @@ def _(place):
 @case("a label threshold that no label can pass (CRCL)")
 def _(place):
     return [*recipe(place), "--head.kind", "crcl", "--head.label_threshold", "1"]
+
+
+@case("a memory bank and weights of pairs (NPC)")
+def _(place):
+    return [*recipe(place), "--head.kind", "npc", "--head.bank", "bank.npz", "--head.weights", "weights.npz"]
+
+
+@case("first labels without their file (CRCL)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crcl", "--head.initial_labels", "crossfit"]
+
+
+@case("weights that no label begins with (CRCL)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crcl", "--head.weights", "weights.npz"]
+
+
+def weights(place: Path) -> str:
+    file = place / "weights.npz"
+    values = np.ones(12, dtype=np.float32)
+    CleanProbability(values, values, "by hand", "0" * 64).save(file)
+    return str(file)
+
+
+@case("weights of other pairs (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--head.weights", weights(place)]
+
+
+@case("weights that are not there (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--head.weights", str(place / "weights.npz")]
+
+
+@case("a file that holds no weights (crossfit)")
+def _(place):
+    words = recipe(place)
+    (place / "weights.npz").write_text("weights")
+    return [*words, "--head.kind", "crossfit", "--head.weights", str(place / "weights.npz")]
+
+
+@case("one fold (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--head.folds", "1"]
+
+
+@case("folds of a single photo (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--head.folds", "4"]
+
+
+@case("folds that do not fill a batch (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--training.batch_size", "8"]
+
+
+@case("a key of folds where none are trained (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--head.folds", "0", "--head.fold_epochs", "2"]
+
+
+@case("a key of folds beside weights from a file (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--head.weights", weights(place), "--head.siblings", "false"]
+
+
+@case("a key of made mismatches where two Gaussians judge (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--head.estimate", "mixture", "--head.candidates", "100"]
+
+
+@case("a key of the loss that nothing chooses (crossfit)")
+def _(place):
+    return [*recipe(place), "--head.kind", "crossfit", "--head.loss", "mix", "--head.largest_residual", "0.2"]
+
+
+@case("no pair that is believed (crossfit)")
+def _(place):
+    words = [*recipe(place), "--noise.ratio", "1", "--noise.level", "image"]
+    return [*words, "--head.kind", "crossfit", "--head.estimate", "truth"]
 
 
 @case("an audit of a run that is not finished")
