@@ -89,7 +89,9 @@ class Recipe(Section):
             del content["start_from"]
         if content["training"]["early_stopping_patience"] is None:
             del content["training"]["early_stopping_patience"], content["training"]["early_stopping_threshold"]
-        later = {"noise": ("neighbours", "model"), "training": ("ema", "guard"), "head": self.head.later_keys}
+        # `later_keys` of a section: those that came after the first version of its method
+        of_head = getattr(self.head, "later_keys", ())
+        later = {"noise": ("neighbours", "model"), "training": ("ema", "guard"), "head": of_head}
         for name, keys in later.items():
             section = getattr(self, name)
             for key in keys:

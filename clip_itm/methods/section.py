@@ -1,6 +1,6 @@
 """What the `head:` sections of a recipe have in common."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat
 
@@ -8,12 +8,7 @@ from clip_itm.section import Section
 
 
 class HeadSection(Section):
-    """The base of every `head:` section; `kind` names the method.
-
-    `later_keys`: keys that came after the first version; at their default they leave the hash of a recipe as it was.
-    """
-
-    later_keys: ClassVar[tuple[str, ...]] = ()
+    """The base of every `head:` section; `kind` names the method."""
 
     def conflict(self, training) -> str | None:
         """A sentence that says why this head cannot work with the `training:` section of its recipe, else None."""

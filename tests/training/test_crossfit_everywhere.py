@@ -43,12 +43,20 @@ def regions(folder: Path, **keys) -> dict:
     }
 
 
-def recipe_of(folder: Path, data: dict | None = None, **sections) -> Recipe:
+def trained(folder: Path) -> str:
+    """A run to start from."""
+    recipe = recipe_of(folder / "start", training={"max_steps": 2})
+    train(recipe)
+    return recipe.output_dir
+
+
+def recipe_of(folder: Path, data: dict | None = None, start_from: str | None = None, **sections) -> Recipe:
     """A tiny recipe in a new folder; `data` and a backbone of another kind replace the sample and its towers."""
     folder.mkdir()
     backbone = sections.pop("backbone", {})
     content = json.loads(tiny_recipe(folder, **sections).model_dump_json())
     content["backbone"] = backbone if "kind" in backbone else {**content["backbone"], **backbone}
+    content["start_from"] = start_from
     if data is not None:
         content["data"] = {**data, "cache_dir": str(folder / "cache")}
     return parse_recipe(content, "tiny recipe")
@@ -72,8 +80,14 @@ RUNS = {  # sections of both runs, and keys of crossfit
     ),
     "adapters": (
         {
+            "start_from": trained,
             "backbone": {**DROPOUT, "lora": {"rank": 2, "dropout": 0.1}},
-            "training": {"batches": "grouped", "captions_per_image": 2, "early_stopping_patience": 1},
+            "training": {
+                "batches": "grouped",
+                "captions_per_image": 2,
+                "early_stopping_patience": 1,
+                "guard": {"drop": 0, "action": "lower_rate"},
+            },
         },
         {"folds": 3},
     ),
@@ -107,8 +121,7 @@ def both(folder: Path, sections: dict, keys: dict) -> tuple[Path, Path, list]:
 
     sections = {"training": {}, **sections}
     sections["training"] = {"epochs": 2, **sections["training"]}
-    if "data" in sections:
-        sections["data"] = sections["data"](folder)
+    sections |= {name: sections[name](folder) for name in ("data", "start_from") if name in sections}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crossfit.CrossfitTrainer, "_estimate", nothing)
         for name, own in (("plain", {"kind": "clip"}), ("crossfit", {"kind": "crossfit", "fold_epochs": 1, **keys})):

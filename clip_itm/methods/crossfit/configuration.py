@@ -52,7 +52,7 @@ class CrossfitHeadConfig(BoundedLossSection):
     )
 
     @property
-    def losses(self) -> tuple[str, ...]:
+    def loss_names(self) -> tuple[str, ...]:
         last = {"auto": ("infonce", "gce"), "mix": ("infonce", "gce")}.get(self.loss, (self.loss,))
         return (self.fold_loss, *last) if self.trains_folds else last
 

@@ -29,7 +29,7 @@ class OsaHeadConfig(BoundedLossSection):
     )
 
     @property
-    def losses(self) -> tuple[str, ...]:
+    def loss_names(self) -> tuple[str, ...]:
         return (self.loss,)
 
     def conflict(self, training) -> str | None:

@@ -39,27 +39,27 @@ class BoundedLossSection(ContrastiveSection):
     tal_margin: NonNegativeFloat = Field(0.1, description="tal: lead of a pair's similarity at which it costs nothing")
 
     @property
-    def losses(self) -> tuple[str, ...]:
+    def loss_names(self) -> tuple[str, ...]:
         """The losses that training uses, by name."""
         raise NotImplementedError
 
     @property
     def learns_temperature(self) -> bool:
         """Whether the temperature trains: not where one of the losses falls with the temperature alone."""
-        return not set(self.losses) & set(FIXED_TEMPERATURE)
+        return not set(self.loss_names) & set(FIXED_TEMPERATURE)
 
     def conflict(self, training) -> str | None:
         for key, losses in OPTIONS_OF.items():
             changed = getattr(self, key) != type(self).model_fields[key].default
-            if changed and not set(losses) & set(self.losses):
-                return f"head.{key} does nothing with the loss {' or '.join(self.losses)}; leave it out"
-        if "sce" in self.losses and not self.sce_cross_entropy + self.sce_reverse:
+            if changed and not set(losses) & set(self.loss_names):
+                return f"head.{key} does nothing with the loss {' or '.join(self.loss_names)}; leave it out"
+        if "sce" in self.loss_names and not self.sce_cross_entropy + self.sce_reverse:
             return "head.sce_cross_entropy and head.sce_reverse are both 0, which leaves no loss; raise one"
         return None if self.temperature is None else self.overflow(1 / self.temperature)
 
     def overflow(self, scale: float) -> str | None:
         """A sentence that says why exponentials of rince would overflow under 1 / temperature `scale`, else None."""
-        if "rince" not in self.losses or round(self.q * scale, 3) <= LARGEST_EXPONENT:
+        if "rince" not in self.loss_names or round(self.q * scale, 3) <= LARGEST_EXPONENT:
             return None
         return (
             "head.q: gradients of rince grow like exp(q / temperature) and would overflow, because "
@@ -83,7 +83,7 @@ class RobustHeadConfig(BoundedLossSection):
     )
 
     @property
-    def losses(self) -> tuple[str, ...]:
+    def loss_names(self) -> tuple[str, ...]:
         return (self.loss,)
 
     def conflict(self, training) -> str | None:

@@ -39,7 +39,7 @@ class RobustHead(ClipHead):
         initial_logit_scale: float | None = None,
         similarity: Similarity | None = None,
     ):
-        if "tal" in config.losses:
+        if "tal" in config.loss_names:
             initial_logit_scale = -math.log(TAL_TEMPERATURE)
         super().__init__(config, initial_logit_scale, similarity)
         self.logit_scale.requires_grad_(config.learns_temperature)

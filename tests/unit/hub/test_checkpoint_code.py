@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
@@ -19,8 +20,8 @@ from clip_itm.configuration import ItmConfig
 from clip_itm.kinds import METHODS
 from clip_itm.methods.aahr.configuration import AahrHeadConfig
 from clip_itm.methods.clip.configuration import ClipHeadConfig
+from clip_itm.methods.configuration import HeadConfig
 from clip_itm.methods.crcl.configuration import CrclHeadConfig
-from clip_itm.methods.crossfit.configuration import CrossfitHeadConfig
 from clip_itm.methods.dive.configuration import DiveHeadConfig
 from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.methods.triplet.configuration import TripletHeadConfig
@@ -30,6 +31,7 @@ from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
 from clip_itm.similarity.configuration import ScanSection
 from clip_itm.task import TASK
 from support.fresh_loads import assert_same, inside, run_fresh, save
+from support.tiny import HEADS as SMALL
 from support.tiny_backbones import PHOTOS
 
 pytestmark = pytest.mark.slow
@@ -203,10 +205,16 @@ def test_more_kinds_load_in_a_process_without_this_package(tmp_path, photo):
         save(tmp_path / "h", "sentence", freeze_text=True),
         save(tmp_path / "e", "open_clip", DiveHeadConfig(image_elements=2, residual="gated")),
         save(tmp_path / "f", "bag", AahrHeadConfig(embed_dim=16, num_heads=2)),
-        save(tmp_path / "i", "bag", CrossfitHeadConfig()),
         save(tmp_path / "g", "clip", TripletHeadConfig(similarity=ScanSection(token_dim=8, max_words=12))),
     ]
     assert_whole(folders, tmp_path, photo)
+
+
+@pytest.mark.slow
+def test_every_method_loads_in_a_process_without_this_package(tmp_path, photo):
+    """Building a head again asks its section for what only some methods have."""
+    sections = [TypeAdapter(HeadConfig).validate_python(SMALL.get(kind, {"kind": kind})) for kind in METHODS]
+    assert_whole([save(tmp_path / section.kind, "bag", section) for section in sections], tmp_path, photo)
 
 
 def assert_whole(folders: list[Path], tmp_path: Path, photo: Path) -> None:
