@@ -55,13 +55,15 @@ def run(args: argparse.Namespace) -> int:
         return _info(args)
     from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
-    from clip_itm.runs.setup import noise_of
 
     recipe = load_recipe(args.recipe, args.overrides)
     if args.action == "import":
         section = recipe.noise.model_copy(update={"file": args.file, "ratio": 0.0})
         recipe = recipe.model_copy(update={"noise": section})
     require_recipe(recipe, backbone=recipe.noise.needs_neighbours)
+
+    from clip_itm.runs.setup import noise_of  # here: a mistake is told before torch is imported
+
     splits = _splits(recipe)
     noise = noise_of(recipe, splits)
     noise.save(args.out)

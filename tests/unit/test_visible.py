@@ -20,7 +20,7 @@ from clip_itm.evaluation.plot_noise import plot_noise
 from clip_itm.evaluation.report import markdown_table, terminal_table
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.show import Answer, draw_montage, results_page
-from clip_itm.runs.compare import _markdown_lines
+from clip_itm.runs.compare_tables import _markdown_lines
 from clip_itm.visible import CONTROL, code, fence, markdown, visible
 from support.bad_input.cases import photos
 from support.hostile import HOSTILE, NAME, SIGNS, Cells, assert_no_markup
