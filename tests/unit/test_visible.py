@@ -255,7 +255,7 @@ def test_pages(tmp_path):
 def test_dollars_in_pictures_are_dollars(tmp_path):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'clip-itm[plot]'")
     rows = [
-        {"method": name, "noise": noise, "rsum": 100.0, "rsum_std": 0.0}
+        {"method": name, "noise": noise, "level": "caption", "rsum": 100.0, "rsum_std": 0.0}
         for name in ("$\\frac{$", "a $x", SIGNS)
         for noise in (0.0, 0.4)
     ]
