@@ -10,7 +10,7 @@ import numpy as np
 from clip_itm.calibration.scores import FoldScores
 from clip_itm.calibration.share import rank_score, share_interval, wrong_share
 from clip_itm.calibration.siblings import has_siblings, sibling_features, with_siblings
-from clip_itm.calibration.weights import clean_probability, reweighted_null, standardised
+from clip_itm.calibration.weights import clean_probability, residual, reweighted_null, standardised
 from clip_itm.files import DamagedError, reading_arrays, save_arrays
 
 ARRAYS = ("weights", "weights_before_siblings", "z", "z0", "r", "r0")
@@ -42,9 +42,8 @@ class Judgement:
 
     @property
     def residual(self) -> float:
-        """The share of wrong pairs among what is kept, as the weights have it: sum w (1 - w) / sum w."""
-        total = self.weights.sum()
-        return float((self.weights * (1 - self.weights)).sum() / total) if total > 0 else 1.0
+        """See `weights.residual`."""
+        return residual(self.weights)
 
     @property
     def sentence(self) -> str:

@@ -52,3 +52,14 @@ def reweighted_null(rank_weights: np.ndarray, owner: np.ndarray) -> np.ndarray:
     rank; `owner` int64 [m]: the pair whose caption the mismatch was given.
     """
     return 1 - rank_weights[owner] + SMALLEST_NULL_WEIGHT
+
+
+def residual(weights: np.ndarray) -> float:
+    """The share of wrong pairs among what is kept, as the weights [n] have it: sum w (1 - w) / sum w; 1 of nothing.
+
+    Example:
+        >>> residual(np.array([1.0, 0.5, 0.5]))
+        0.25
+    """
+    total = weights.sum()
+    return float((weights * (1 - weights)).sum() / total) if total > 0 else 1.0

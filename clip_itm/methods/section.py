@@ -28,3 +28,13 @@ class ContrastiveSection(HeadSection):
     max_logit_scale: PositiveFloat | None = Field(
         None, description="cap on the learned multiplier 1 / temperature (pre-training habit: 100); default: none"
     )
+
+
+def warmup_conflict(epochs: int, training, method: str) -> str | None:
+    """A sentence where a warm-up of so many `epochs` leaves none of the `training:` section to `method`, else None."""
+    if epochs < training.epochs:
+        return None
+    return (
+        f"head.warmup_epochs: {epochs} epochs of warm-up leave none of the {training.epochs} (training.epochs) for "
+        f"{method}; lower it"
+    )

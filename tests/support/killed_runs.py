@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from clip_itm.recipe import Recipe
+from clip_itm.runs.train import train
+from clip_itm.training.callbacks import FinishCallback
 from clip_itm.training.checkpoints import last_complete_checkpoint
 from support.tiny import tiny_recipe
 
@@ -103,3 +106,16 @@ def assert_same_end(run: Path, whole: Path, method: str) -> None:
     results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
     for history in ("val_history", "method_history", "best_step", "best_val_rsum"):
         assert results[0][history] == results[1][history], history
+
+
+def interrupt_at(step: int, recipe: Recipe) -> None:
+    """The run, until its own trainer (not that of a fold) has taken so many steps and begins the next."""
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == step and args.output_dir == recipe.output_dir:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FinishCallback, "on_step_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)

@@ -56,7 +56,9 @@ def recipe_of(folder: Path, data: dict | None = None, start_from: str | None = N
     backbone = sections.pop("backbone", {})
     content = json.loads(tiny_recipe(folder, **sections).model_dump_json())
     content["backbone"] = backbone if "kind" in backbone else {**content["backbone"], **backbone}
-    content["start_from"] = start_from
+    if start_from is not None:  # the same towers, and they are named by a file
+        content["start_from"] = start_from
+        content["backbone"]["model"] = str(Path(start_from).parent / "tiny_clip.json")
     if data is not None:
         content["data"] = {**data, "cache_dir": str(folder / "cache")}
     return parse_recipe(content, "tiny recipe")

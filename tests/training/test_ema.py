@@ -14,9 +14,8 @@ from clip_itm.runs.build import val_metrics
 from clip_itm.runs.setup import load_data, make_encoder
 from clip_itm.runs.train import train
 from clip_itm.training.average import UNAVERAGED
-from clip_itm.training.callbacks import FinishCallback
 from clip_itm.training.trainer import PairTrainer
-from support.killed_runs import EPOCHS, STEPS, assert_same_end, final_state, recipe_of
+from support.killed_runs import EPOCHS, STEPS, assert_same_end, final_state, interrupt_at, recipe_of
 from support.tiny import tiny_recipe
 
 DECAY = 0.6
@@ -103,19 +102,11 @@ def test_a_run_without_it_takes_the_same_steps(finished, tmp_path):
         ("crossfit", STEPS + 2),
     ],
 )
-def test_a_resumed_run_has_the_same_average_to_the_bit(tmp_path, monkeypatch, method, reached):
+def test_a_resumed_run_has_the_same_average_to_the_bit(tmp_path, method, reached):
     recipes = [recipe_of(tmp_path / name, method, evaluate_every=4) for name in ("whole", "interrupted")]
     whole, interrupted = (recipe.with_overrides("--training.ema", "0.9") for recipe in recipes)
     train(whole)
-
-    def interrupt(self, args, state, control, **kwargs):
-        if state.global_step == reached and args.output_dir == interrupted.output_dir:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FinishCallback, "on_step_begin", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(interrupted)
+    interrupt_at(reached, interrupted)
     train(interrupted)
     assert_same_end(Path(interrupted.output_dir), Path(whole.output_dir), method)
     state = final_state(Path(whole.output_dir))

@@ -12,8 +12,8 @@ from clip_itm.methods.crcl.trainer import first_labels
 from clip_itm.methods.npc.bank import MemoryBank, nearest_pairs
 from clip_itm.runs.resume import finished
 from clip_itm.runs.train import train
-from clip_itm.training.callbacks import FinishCallback
 from clip_itm.training.clean_probability import CleanProbability
+from support.killed_runs import interrupt_at
 from support.trainers import crcl_recipe, npc_recipe, pieces, weigh
 
 VALUES = np.random.default_rng(3).permutation(np.linspace(0, 1, 200)).astype(np.float32)
@@ -95,7 +95,7 @@ def test_weights_of_other_pairs_are_refused_before_a_model_is_built(tmp_path, ki
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_run_with_weights_goes_on_to_the_bit_and_only_with_the_same(tmp_path, monkeypatch, kind):
+def test_a_run_with_weights_goes_on_to_the_bit_and_only_with_the_same(tmp_path, kind):
     runs = []
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
@@ -103,15 +103,7 @@ def test_a_run_with_weights_goes_on_to_the_bit_and_only_with_the_same(tmp_path, 
         given(recipe)
         runs.append(Path(recipe.output_dir))
         if name == "cut":
-
-            def stop(self, args, state, *rest, **kwargs):
-                if state.global_step == 3:
-                    raise KeyboardInterrupt
-
-            with monkeypatch.context() as patch:
-                patch.setattr(FinishCallback, "on_step_begin", stop)
-                with pytest.raises(KeyboardInterrupt):
-                    train(recipe)
+            interrupt_at(3, recipe)
             given(recipe, VALUES[::-1].copy())
             with pytest.raises(ValueError, match=r"the data have changed since this run began \(weights "):
                 train(recipe)

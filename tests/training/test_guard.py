@@ -11,10 +11,9 @@ from clip_itm.data.class_folder import read_class_folder
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.runs.train import train
-from clip_itm.training.callbacks import FinishCallback
 from clip_itm.training.trainer import PairTrainer
 from clip_itm.training.zero_shot import zero_shot_accuracy
-from support.killed_runs import assert_same_end, final_state, recipe_of
+from support.killed_runs import assert_same_end, final_state, interrupt_at, recipe_of
 from support.tiny import HEADS, tiny_recipe
 
 PLAN = {0: 50.0, 6: 44.0, 12: 43.0, 18: 60.0}  # what the watched metric is at each evaluation
@@ -101,7 +100,7 @@ def test_the_rate_is_lower_from_the_next_step_on(tmp_path):
     # lowered behind steps 6 and 12; before, between and behind that
     [("clip", 4), ("clip", 8), ("clip", 14), ("npc", 8), ("crcl", 14)],
 )
-def test_a_resumed_run_has_the_same_rates_to_the_bit(tmp_path, monkeypatch, method, reached):
+def test_a_resumed_run_has_the_same_rates_to_the_bit(tmp_path, method, reached):
     recipes = []
     for name in ("whole", "interrupted"):
         keys = {"ema": 0.9, "guard.metric": "planned", "guard.drop": 5, "guard.action": "lower_rate"}
@@ -110,15 +109,7 @@ def test_a_resumed_run_has_the_same_rates_to_the_bit(tmp_path, monkeypatch, meth
     whole, interrupted = recipes
     results = train(whole)
     assert [entry["step"] for entry in results["guard"]["acted"]] == [6, 12]
-
-    def interrupt(self, args, state, control, **kwargs):
-        if state.global_step == reached:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FinishCallback, "on_step_begin", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(interrupted)
+    interrupt_at(reached, interrupted)
     again = train(interrupted)
     assert_same_end(Path(interrupted.output_dir), Path(whole.output_dir), method)
     assert again["guard"] == results["guard"]

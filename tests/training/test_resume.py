@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from clip_itm.runs.train import train
-from clip_itm.training.callbacks import FinishCallback
 from clip_itm.training.checkpoints import last_complete_checkpoint
 from support.forks import Forked
-from support.killed_runs import EPOCHS, HEADS, STEPS, assert_same_end, final_state, recipe_of
+from support.killed_runs import EPOCHS, HEADS, STEPS, assert_same_end, final_state, interrupt_at, recipe_of
 from support.tiny import tiny_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -53,17 +52,9 @@ def whole_run(tmp_path_factory):
         pytest.param("aahr", 2 * STEPS, id="aahr, all terms"),
     ],
 )
-def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch, whole_run, method, reached):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, whole_run, method, reached):
     recipe = recipe_of(tmp_path / "it", method, evaluate_every=4)
-
-    def interrupt(self, args, state, control, **kwargs):
-        if state.global_step == reached:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FinishCallback, "on_step_begin", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe)
+    interrupt_at(reached, recipe)
     run = Path(recipe.output_dir)
     assert last_complete_checkpoint(run).name == f"checkpoint-{reached}"
     train(recipe)

@@ -29,11 +29,17 @@ def fold_of_images(count: int, folds: int, seed: int) -> np.ndarray:
 
 
 def judge_pairs(
-    data: TrainingData, encoder: Encoder, pairs: np.ndarray, seed: int, candidates: int | None
-) -> tuple[FoldScores, np.ndarray]:
+    data: TrainingData,
+    encoder: Encoder,
+    pairs: np.ndarray,
+    seed: int,
+    candidates: int | None = None,
+    with_losses: bool = False,
+) -> tuple[FoldScores, np.ndarray | None]:
     """What the encoder's model says of training pairs, `pairs` int64 [n], which are all those of some images.
 
-    Their scores beside those of made mismatches; and their plain losses float32 [n], in seeded batches, for a mixture.
+    Their scores beside those of made mismatches; and, only `with_losses`, their plain losses float32 [n], in seeded
+    batches, for a mixture.
     """
     train, source = data.train, data.noise.source[pairs]
     images, image = np.unique(train.pairs.image[pairs], return_inverse=True)
@@ -43,7 +49,9 @@ def judge_pairs(
     scale, score = float(model.head.scale().detach()), scoring(model)
     mismatch = made_mismatches(image, generator)
     scores = score_pairs(of_images, of_texts, image, mismatch, scale, score, BLOCK, candidates, generator)
-    losses = pair_losses(of_images, of_texts, image, np.arange(len(pairs)), scale, seed=seed, similarity=score)
+    losses = None
+    if with_losses:
+        losses = pair_losses(of_images, of_texts, image, np.arange(len(pairs)), scale, seed=seed, similarity=score)
     features = encoder.text_features(train)
     if features is None:
         texts = unit(model.head.similarity.vectors(embeddings.texts)).numpy()
@@ -52,10 +60,10 @@ def judge_pairs(
     return replace(scores, pairs=pairs, texts=texts.astype(np.float32)), losses
 
 
-def load_scores(path: Path) -> tuple[FoldScores, np.ndarray] | None:
+def load_scores(path: Path) -> tuple[FoldScores, np.ndarray | None] | None:
     """What `judge_pairs` gave for a fold, from a file of an interrupted run; None if it does not exist yet."""
     if not path.is_file():
         return None
     with reading_arrays(path, "", f"{path} holds no scores of a fold ({{error}}); delete it") as arrays:
-        losses = arrays.pop("losses")
+        losses = arrays.pop("losses", None)
         return FoldScores(**{name: array[()] for name, array in arrays.items()}), losses

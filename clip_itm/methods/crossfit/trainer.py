@@ -3,7 +3,6 @@
 import copy
 import gc
 import random
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from transformers.trainer_utils import IntervalStrategy
 from clip_itm.calibration.estimate import Judgement, judge
 from clip_itm.calibration.picture import draw_judgement, draw_reliability
 from clip_itm.calibration.scores import FoldScores
+from clip_itm.calibration.weights import residual
 from clip_itm.checksums import check_files
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.training_data import TrainingData
@@ -53,15 +53,11 @@ class CrossfitTrainer(PairTrainer):
         return self.run / PREPARED
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        began = time.monotonic()
         if self.found is None:
             with same_random_state():
                 self.found = self._find()
         self._use(self.found)
-        judged = time.monotonic() - began
-        outcome = super().train(resume_from_checkpoint, **kwargs)
-        outcome.metrics["train_runtime"] += judged
-        return outcome
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
@@ -81,7 +77,7 @@ class CrossfitTrainer(PairTrainer):
             by_first(lambda: self._keep(found, file))
         return broadcast_object_list([found])[0]
 
-    def _estimate(self, judged: list[tuple[FoldScores, np.ndarray]]) -> CleanProbability:
+    def _estimate(self, judged: list[tuple[FoldScores, np.ndarray | None]]) -> CleanProbability:
         sha256, seed = self.data.noise.sha256, self.section.seed
         if self.config.estimate == "truth":
             return from_truth(self.data.noise.is_clean(self.data.train.pairs), sha256)
@@ -127,7 +123,7 @@ class CrossfitTrainer(PairTrainer):
         """How many pairs are trained on, and the fraction of them, by weight, that is expected to be wrong."""
         weights = self.found.values.astype(np.float64)
         kept = weights[weights > self.config.smallest_weight]
-        return {"kept_pairs": len(kept), "residual": float((kept * (1 - kept)).sum() / max(kept.sum(), 1e-12))}
+        return {"kept_pairs": len(kept), "residual": residual(kept)}
 
     def _summary(self) -> str:
         kept, count, loss = self._kept(), len(self.found.values), self.model.head.current_loss
@@ -152,8 +148,8 @@ class CrossfitTrainer(PairTrainer):
 
     # Folds
 
-    def _judge_folds(self) -> list[tuple[FoldScores, np.ndarray]]:
-        """Scores of all pairs, each by a model that has not seen its image."""
+    def _judge_folds(self) -> list[tuple[FoldScores, np.ndarray | None]]:
+        """Scores of all pairs, each by a model that has not seen its image, and their losses for a mixture."""
         pair_image, folds = self.data.train.pairs.image, self.config.folds
         if self.config.estimate == "truth":
             return []
@@ -178,8 +174,10 @@ class CrossfitTrainer(PairTrainer):
             judged.append(scores)
         return judged
 
-    def _judge(self, pairs: np.ndarray, fold: int) -> tuple[FoldScores, np.ndarray]:
-        return judge_pairs(self.data, self.encoder, pairs, self.section.seed + fold, self.config.candidates)
+    def _judge(self, pairs: np.ndarray, fold: int) -> tuple[FoldScores, np.ndarray | None]:
+        config, seed = self.config, self.section.seed + fold
+        with_losses = config.estimate == "mixture"
+        return judge_pairs(self.data, self.encoder, pairs, seed, config.candidates, with_losses)
 
     def _train_fold(self, fold: int, sampler: PairBatchSampler, folder: Path) -> None:
         """Train the model on the pairs of a sampler, from where an interrupted run left off."""
@@ -239,10 +237,11 @@ class CrossfitTrainer(PairTrainer):
         clear_half_written(folder)
         self.write_provenance(folder)
 
-    def _keep_scores(self, folder: Path, scores: FoldScores, losses: np.ndarray) -> None:
+    def _keep_scores(self, folder: Path, scores: FoldScores, losses: np.ndarray | None) -> None:
         """In the place of the fold's checkpoints."""
         record_added(self.run, f"{PREPARED}/{folder.name}/scores.npz")
-        save_arrays(folder / "scores.npz", losses=losses, **asdict(scores))
+        of_mixture = {} if losses is None else {"losses": losses}
+        save_arrays(folder / "scores.npz", **of_mixture, **asdict(scores))
         delete(folder)
 
     def _keep(self, found: CleanProbability, file: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from clip_itm.methods.section import ContrastiveSection
+from clip_itm.methods.section import ContrastiveSection, warmup_conflict
 
 
 class NpcHeadConfig(ContrastiveSection):
@@ -52,11 +52,8 @@ class NpcHeadConfig(ContrastiveSection):
     )
 
     def conflict(self, training) -> str | None:
-        if self.warmup_epochs >= training.epochs:
-            return (
-                f"head.warmup_epochs: {self.warmup_epochs} epochs of warm-up leave none of the {training.epochs} "
-                "(training.epochs) for NPC; lower it"
-            )
+        if problem := warmup_conflict(self.warmup_epochs, training, "NPC"):
+            return problem
         if self.bank is not None and self.warmup_epochs:
             return (
                 "head.bank and head.warmup_epochs cannot be combined: a given bank is used from the first step; "

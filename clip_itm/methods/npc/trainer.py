@@ -1,6 +1,5 @@
 """NPC in training: plain warm-up, memory bank, then `NpcStep` in place of forward, loss and backward."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from clip_itm.evaluation.detection import auc
 from clip_itm.methods.npc.bank import MemoryBank, build_bank
 from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.methods.npc.step import NpcStep
+from clip_itm.methods.warmup import warn_if_it_is_all
 from clip_itm.reading import reading
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.encode import Embeddings
@@ -41,12 +41,9 @@ class NpcTrainer(PairTrainer):
         self._step_state: dict[str, Tensor] = {}
         # of this epoch, per pair: ratio and weight; NaN where a pair was not seen
         self.seen = torch.full((2, len(self.train_dataset)), torch.nan, device=self.args.device)
-        if 0 < self.args.max_steps <= self.config.warmup_epochs * self._steps_per_epoch:
-            warnings.warn(
-                f"training.max_steps {self.args.max_steps} ends within head.warmup_epochs "
-                f"({self.config.warmup_epochs} of {self._steps_per_epoch} steps): this is a run of the plain loss",
-                stacklevel=2,
-            )
+        warn_if_it_is_all(
+            self.args.max_steps, self.config.warmup_epochs, self._steps_per_epoch, "this is a run of the plain loss"
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)

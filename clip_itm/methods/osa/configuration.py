@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt
 
 from clip_itm.methods.robust.configuration import BoundedLossSection
+from clip_itm.methods.section import warmup_conflict
 
 
 class OsaHeadConfig(BoundedLossSection):
@@ -28,16 +29,9 @@ class OsaHeadConfig(BoundedLossSection):
         "infonce", description="what is weighted: the plain loss, or a bounded one"
     )
 
-    @property
-    def loss_names(self) -> tuple[str, ...]:
-        return (self.loss,)
-
     def conflict(self, training) -> str | None:
-        if self.warmup_epochs >= training.epochs:
-            return (
-                f"head.warmup_epochs: {self.warmup_epochs} epochs of warm-up leave none of the {training.epochs} "
-                "(training.epochs) for OSA; lower it"
-            )
+        if problem := warmup_conflict(self.warmup_epochs, training, "OSA"):
+            return problem
         if self.weights == "released" and self.normalise == "none":
             return "head.normalise: weights of released are relative to each batch, and none does nothing; leave it out"
         return super().conflict(training)

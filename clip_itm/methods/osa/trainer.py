@@ -1,7 +1,6 @@
 """OSA in training: one look of the estimator at all pairs, from which their weights follow."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import gather_constant
 from clip_itm.evaluation.detection import auc
 from clip_itm.methods.osa.weights import Boundary, excess, intended_weights, mismatch_boundary
+from clip_itm.methods.warmup import warn_if_it_is_all
 from clip_itm.reading import reading
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.configuration import TrainingSection
@@ -45,12 +45,9 @@ class OsaTrainer(PairTrainer):
         self.data, self.encoder = data, encoder
         self.config = self.model.head.config
         self.look: Look | None = None
-        if 0 < self.args.max_steps <= self.config.warmup_epochs * self._steps_per_epoch:
-            warnings.warn(
-                f"training.max_steps {self.args.max_steps} ends within head.warmup_epochs "
-                f"({self.config.warmup_epochs} of {self._steps_per_epoch} steps): no pair gets a weight",
-                stacklevel=2,
-            )
+        warn_if_it_is_all(
+            self.args.max_steps, self.config.warmup_epochs, self._steps_per_epoch, "no pair gets a weight"
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)

@@ -21,7 +21,7 @@ OPTIONS_OF = {
 
 
 class BoundedLossSection(ContrastiveSection):
-    """The options of the bounded losses; a subclass says which `losses` it trains with."""
+    """The options of the bounded losses; a subclass has a key `loss` that names its own."""
 
     temperature: PositiveFloat | None = Field(
         None,
@@ -41,7 +41,7 @@ class BoundedLossSection(ContrastiveSection):
     @property
     def loss_names(self) -> tuple[str, ...]:
         """The losses that training uses, by name."""
-        raise NotImplementedError
+        return (self.loss,)
 
     @property
     def learns_temperature(self) -> bool:
@@ -81,10 +81,6 @@ class RobustHeadConfig(BoundedLossSection):
     q_epochs: NonNegativeInt = Field(
         1, description="q: auto: epochs with q 0.3 before the estimate; 0: by the model as it is before training"
     )
-
-    @property
-    def loss_names(self) -> tuple[str, ...]:
-        return (self.loss,)
 
     def conflict(self, training) -> str | None:
         if self.q == "auto" and self.loss == "rince":

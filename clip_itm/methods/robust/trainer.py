@@ -83,7 +83,7 @@ def estimate_share(data: TrainingData, encoder: Encoder, seed: int) -> Share:
     generator = np.random.default_rng([seed, IMAGES])
     images = generator.permutation(len(data.train))[:IMAGES]
     pairs = np.flatnonzero(np.isin(data.train.pairs.image, images))
-    scores, _ = judge_pairs(data, encoder, pairs, seed, None)
+    scores, _ = judge_pairs(data, encoder, pairs, seed)
     r, r0 = (rank_score(p, scores.images) for p in (scores.p, scores.p0))
     low, high = np.clip(share_interval(r, r0, scores.image, generator, scores.is_made), 0, 1)
     found = torch.tensor([[wrong_share(r, r0[scores.is_made]), low, high]], dtype=torch.float64)
