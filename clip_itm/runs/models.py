@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
-from transformers import PreTrainedConfig, set_seed
+from accelerate.utils import set_seed  # that of transformers brings its trainer, for which an evaluation would wait
+from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from clip_itm.backbones.build import build_processor

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate.utils import set_seed  # that of transformers brings its trainer, for which an evaluation would wait
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.data.class_folder import ClassFolder, read_class_folder, without_broken
@@ -167,8 +168,6 @@ def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
 
 def make_model(recipe: Recipe, splits: dict[str, Split]) -> tuple[ItmModel, ItmProcessor]:
     """The model at step 0 and its processor; weights that are not pretrained come from `training.seed`."""
-    from transformers import set_seed  # here: it brings transformers' trainer, which a saved model does not wait for
-
     if recipe.start_from is not None:
         set_seed(recipe.training.seed)
         with process_state().main_process_first():
