@@ -1,4 +1,4 @@
-"""Cost of one optimiser step of clip, crcl and npc: one model, one batch, one run, in units of the plain step.
+"""Cost of one optimiser step of the methods for wrong captions: one model and batch, one run, in units of a plain step.
 
     python benchmarks/step.py                    a small ViT in float32 on one core, about two minutes
     python benchmarks/step.py --device cuda      ViT-B/32, 256 pairs, bf16 autocast, with peak memory
@@ -36,8 +36,11 @@ from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.configuration import HeadConfig
 from clip_itm.methods.crcl.configuration import CrclHeadConfig
 from clip_itm.methods.crcl.labels import LabelStore, Phase
+from clip_itm.methods.crossfit.configuration import CrossfitHeadConfig
 from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.methods.npc.step import NpcStep
+from clip_itm.methods.osa.configuration import OsaHeadConfig
+from clip_itm.methods.robust.configuration import RobustHeadConfig
 from clip_itm.model import ItmModel
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.optimizer import make_optimizer
@@ -73,6 +76,9 @@ class Method(NamedTuple):
 
 METHODS = (
     Method("clip", ClipHeadConfig(), 1, 1),
+    Method("robust", RobustHeadConfig(), 1, 1),
+    Method("osa", OsaHeadConfig(), 1, 1),
+    Method("crossfit, last phase", CrossfitHeadConfig(), 1, 1),
     Method("crcl", CrclHeadConfig(), 1, 1),
     Method("npc", NpcHeadConfig(), 5, 4),
     Method("npc, half own entries", NpcHeadConfig(), 3.5, 3, own=0.5),
@@ -129,6 +135,10 @@ class Steps:
         if isinstance(method.head, CrclHeadConfig):
             model.head.labels = LabelStore(int(inputs["pair_ids"].max()) + 1)
             model.head.phase = Phase(piece=0, epoch_in_piece=2, frozen=False, replaces=False)
+        if isinstance(method.head, OsaHeadConfig):
+            model.head.excess = torch.rand(len(inputs["pair_ids"]), device=self.device)
+        if isinstance(method.head, CrossfitHeadConfig):
+            model.head.belief = torch.rand(len(inputs["pair_ids"]), device=self.device)
         self.optimizer = make_optimizer(model, TRAINING)
         self.npc = None
         self.marks: list = []

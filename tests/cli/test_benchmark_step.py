@@ -65,7 +65,7 @@ def test_it_writes_all_figures(tmp_path, monkeypatch, capsys):
     benchmark.main()
     report = json.loads((tmp_path / "step.json").read_text())
     rows = {row["name"]: row for row in report["methods"]}
-    assert [row["units"] for row in report["methods"]] == [3, 3, 13, 9.5, 16, 9, 9, 9]
+    assert [row["units"] for row in report["methods"]] == [3, 3, 3, 3, 3, 13, 9.5, 16, 9, 9, 9]
     assert rows["clip"]["ratio"] == rows["clip"]["ratio_without_adamw"] == 1
     assert all(len(row["all_seconds"]) == 2 and row["peak_gigabytes"] is None for row in rows.values())
     shown = capsys.readouterr().out
