@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from clip_itm.auditing.scores import clean_probability_of_run
+from clip_itm.auditing.estimate import clean_probability_of_run
 from clip_itm.checksums import check_files
 from clip_itm.data.images import image_paths
 from clip_itm.data.load import load_splits

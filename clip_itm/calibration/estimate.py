@@ -98,32 +98,73 @@ def judge(
     Raises ValueError if the folds do not hold every pair once, or have no texts.
     """
     _check(folds, count, siblings)
-    z, z0, r, r0 = np.empty((4, count))
-    image, owner = np.empty((2, count), dtype=np.int64)
-    first_image = 0
+    z, z0 = np.empty((2, count))
     for fold in folds:
         z[fold.pairs], z0[fold.pairs] = standardised(fold.z, fold.z0)
-        r[fold.pairs], r0[fold.pairs] = rank_score(fold.p, fold.images), rank_score(fold.p0, fold.images)
-        image[fold.pairs], owner[fold.pairs] = first_image + fold.image, fold.pairs[fold.mismatch]
-        first_image += fold.images
-    is_made = image[owner] != image
-
-    share = wrong_share(r, r0[is_made])
-    interval = share_interval(r, r0, image, np.random.default_rng(seed), is_made)
-    low, high = np.clip(interval, 0, 1).tolist()
-    if low == 0:  # the interval contains it: no random mismatches found
-        ones = np.ones(count)
-        return Judgement(ones, ones, 0.0, low, high, z, z0, r, r0, noise_sha256)
-    by_rank = clean_probability(r, r0[is_made], share)
-    null_weight = reweighted_null(by_rank, owner[is_made])
-    before = clean_probability(z, z0[is_made], share, null_weight)
+    null = made_null(folds, count, seed)
+    before = null.probability(z, z0)
     weights = before
-    if siblings:
+    if siblings and null.share > 0:
         features = np.empty((count, 2))
         for fold in folds:
             features[fold.pairs] = sibling_features(fold, before[fold.pairs])
-        weights = with_siblings(features, before, has_siblings(image))
-    return Judgement(weights, before, share, low, high, z, z0, r, r0, noise_sha256)
+        weights = with_siblings(features, before, has_siblings(null.image))
+    return Judgement(weights, before, null.share, null.low, null.high, z, z0, null.r, null.r0, noise_sha256)
+
+
+@dataclass(frozen=True, eq=False)
+class MadeNull:
+    """What wrong pairs look like, and how many there are: by it every score that has made mismatches is calibrated.
+
+    `share`, `low`, `high`, `r`, `r0`: see `Judgement`. `image` int64 [N]: the image of every pair, over all folds.
+    `is_made` bool [N]: whether the mismatch in the place of a pair is one. `weight` [M], for those that are: what each
+    counts, so that together they look like the wrong pairs.
+    """
+
+    share: float
+    low: float
+    high: float
+    r: np.ndarray
+    r0: np.ndarray
+    image: np.ndarray
+    is_made: np.ndarray
+    weight: np.ndarray
+
+    def probability(self, x: np.ndarray, x0: np.ndarray) -> np.ndarray:
+        """The probability that each pair is right, float64 [N], by a score of the pairs and one of the mismatches [N].
+
+        1 for all where none were found to be wrong. NaN where the score of the pair is NaN; a mismatch whose score is
+        NaN does not count.
+        """
+        known, made = ~np.isnan(x), self.is_made & ~np.isnan(x0)
+        if self.share == 0 or not made.any():
+            return np.where(known, 1.0, np.nan)
+        found = np.full(len(x), np.nan)
+        weight = self.weight[made[self.is_made]]
+        found[known] = clean_probability(x[known], x0[made], self.share, weight)
+        return found
+
+
+def made_null(folds: Sequence[FoldScores], count: int, seed: int, is_made: np.ndarray | None = None) -> MadeNull:
+    """How many of `count` pairs are wrong, by the ranks of the folds, and which mismatches look like them.
+
+    seed: of the bootstrap. is_made: bool [count], the mismatches that count, of those that are mismatches at all.
+    """
+    r, r0 = np.empty((2, count))
+    image, owner = np.empty((2, count), dtype=np.int64)
+    first_image = 0
+    for fold in folds:
+        r[fold.pairs], r0[fold.pairs] = rank_score(fold.p, fold.images), rank_score(fold.p0, fold.images)
+        image[fold.pairs], owner[fold.pairs] = first_image + fold.image, fold.pairs[fold.mismatch]
+        first_image += fold.images
+    made = image[owner] != image if is_made is None else is_made & (image[owner] != image)
+    share = wrong_share(r, r0[made])
+    interval = share_interval(r, r0, image, np.random.default_rng(seed), made)
+    low, high = np.clip(interval, 0, 1).tolist()
+    if low == 0:  # the interval contains it: no random mismatches found
+        return MadeNull(0.0, low, high, r, r0, image, made, np.ones(int(made.sum())))
+    by_rank = clean_probability(r, r0[made], share)
+    return MadeNull(share, low, high, r, r0, image, made, reweighted_null(by_rank, owner[made]))
 
 
 def _check(folds: Sequence[FoldScores], count: int, siblings: bool) -> None:

@@ -1,7 +1,7 @@
 """How likely it is that each training caption belongs to its image, as a run sees it.
 
 Methods for wrong captions estimate this while they train, and the run keeps it in a file; for any other run it is
-estimated afterwards (`auditing/scores.py`).
+estimated afterwards (`auditing/estimate.py`).
 """
 
 import hashlib

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_itm.auditing import scores
+from clip_itm.auditing import estimate as scores
 from clip_itm.cli import main
 from clip_itm.data.cleaned import write_cleaned
 from clip_itm.data.configuration import FolderData, SampleData
