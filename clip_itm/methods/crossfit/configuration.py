@@ -48,7 +48,7 @@ class CrossfitHeadConfig(BoundedLossSection):
         "expected to be wrong; mix: w infonce + (1 - w) gce",
     )
     largest_residual: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.1, description="of loss auto: the expected fraction of wrong pairs, by weight, up to which it is infonce"
+        0.15, description="of loss auto: the expected fraction of wrong pairs, by weight, up to which it is infonce"
     )
 
     @property
