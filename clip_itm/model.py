@@ -50,12 +50,11 @@ class ItmModel(PreTrainedModel):
         section = TypeAdapter(BackboneConfig).validate_python(config.backbone)
         # transformers builds models on the meta device before loading; what is in no checkpoint must be real
         with torch.device("cpu"):
-            self.backbone = backbone if backbone is not None else build_backbone(section, weights=False)
+            self.backbone = towers = backbone if backbone is not None else build_backbone(section, weights=False)
             if section.lora is not None:
                 add_lora(self.backbone, section.lora)
             freeze(self.backbone, section)
             head = TypeAdapter(HeadConfig).validate_python(config.head or {"kind": "clip"})
-            towers = self.backbone
             self.head = build_head(head, towers.widths, towers.initial_logit_scale, towers.initial_logit_bias)
         self.backbone.output_tokens = self.head.needs_tokens
         training_only = tuple(f"head.{part}." for part in self.head.training_only)
@@ -80,13 +79,12 @@ class ItmModel(PreTrainedModel):
         with checked_meanwhile(place, ("config.json", "model*.safetensors*", "clip_itm_*.py")), loading(place):
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
             require_whole(info)
-        loaded = (model, info) if with_info else model
         current = model.state_dict() | dict(model.named_non_persistent_buffers())
         for name, value in model._in_no_checkpoint.items():
             current[name].copy_(value)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(model._trains[name])
-        return loaded
+        return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """See `PreTrainedModel.save_pretrained`; `checksums.json` says what was written."""
@@ -195,19 +193,16 @@ class ItmModel(PreTrainedModel):
         image_ids: Tensor | None = None,
         pair_ids: Tensor | None = None,
         pair_weight: Tensor | None = None,
+        caption_ids: Tensor | None = None,
     ) -> ItmOutput:
         """One batch: P distinct images and B captions.
 
         `image` int64 [B] says which of the P images pair k shows (default: P = B, in order). With `image_ids` and
         `pair_ids` int64 [B] (numbers of the image and of the pair in the training set) the head's loss is computed;
-        `pair_weight` [B] are the weights that a data set gives its pairs.
+        `pair_weight` [B] are the weights that a data set gives its pairs, `caption_ids` int64 [B] tell equal captions.
         """
-        image_inputs = {
-            "pixel_values": pixel_values,
-            "image_features": image_features,
-            "image_tokens": image_tokens,
-            "image_mask": image_mask,
-        }
+        image_inputs = {"pixel_values": pixel_values, "image_features": image_features}
+        image_inputs |= {"image_tokens": image_tokens, "image_mask": image_mask}
         captions = {"input_ids": input_ids, "attention_mask": attention_mask, "text_features": text_features}
         if pair_ids is None:
             return ItmOutput(
@@ -218,9 +213,10 @@ class ItmModel(PreTrainedModel):
         texts = self.head.text_outputs(self.features_of_captions(**captions))
         if image_index is not None:
             images = _take(images, image_index)
+        more = {} if caption_ids is None else {"caption_ids": caption_ids}
         # similarities and softmax in float32 (or more), whatever the towers ran in
         with torch.autocast(pair_ids.device.type, enabled=False):
-            loss, logs = self.head.loss(images, texts, image_ids, pair_ids, pair_weight)
+            loss, logs = self.head.loss(images, texts, image_ids, pair_ids, pair_weight, **more)
         return ItmOutput(loss=loss, image_embeds=_embeddings(images), text_embeds=_embeddings(texts), logs=logs)
 
 

@@ -36,7 +36,8 @@ class PairDataset(Dataset):
     it.
 
     `memory`: pair indices (for every image int64 [images], for every pair int64 [N]) whose images and captions come
-    along with each batch; None: no such entries. Raises ValueError if `noise` was made for other captions.
+    along with each batch; None: no such entries. `caption_numbers` int64 [N], the same for pairs whose captions are
+    equal, come along if given. Raises ValueError if `noise` was made for other captions.
     """
 
     def __init__(
@@ -50,12 +51,13 @@ class PairDataset(Dataset):
         random_crop: float = 1.0,
         seed: int = 0,
         tokens: CaptionTokens | None = None,
+        caption_numbers: np.ndarray | None = None,
     ):
         noise.check(split.pairs)
         self.rows, self.pair_image, self.captions = split.rows, split.pairs.image, split.pairs.captions
         self.source, self.pair_weight, self.processor = noise.source, split.pairs.weight, processor
         self.image_features, self.text_features, self.tokens = image_features, text_features, tokens
-        self.regions = split.regions
+        self.regions, self.caption_numbers = split.regions, caption_numbers
         self.image_cache, self.random_crop, self.seed = image_cache, random_crop, seed
         self.memory: tuple[np.ndarray, np.ndarray] | None = None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # long-lived workers see it change
@@ -74,7 +76,8 @@ class PairDataset(Dataset):
         them) or regions (`image_tokens` with `image_mask`, see `RegionFeatures.batch`), images in order of first
         appearance; `image_index` int64 [B], the row of each pair's image in them; `input_ids` and `attention_mask`
         [B, T] or `text_features` [B, C], or both if regions come with vectors; `pair_ids` and `image_ids` int64 [B],
-        indices of the pair and of its image in the training split; `pair_weight` float32 [B] if the split has weights.
+        indices of the pair and of its image in the training split; `pair_weight` float32 [B] if the split has weights,
+        `caption_ids` int64 [B] if there are `caption_numbers`.
         With a memory, `memory_...` too (see `_with_memory`): first the entries of the images of the B pairs, then those
         of the pairs.
         """
@@ -88,6 +91,8 @@ class PairDataset(Dataset):
         }
         if self.pair_weight is not None:
             batch["pair_weight"] = torch.from_numpy(self.pair_weight[pair_ids])
+        if self.caption_numbers is not None:
+            batch["caption_ids"] = torch.from_numpy(self.caption_numbers[pair_ids])
         if self.memory is None:
             return batch | self._images(image_rows) | self._texts(captions)
         return batch | self._with_memory(pair_ids, image_rows, captions)
@@ -96,7 +101,8 @@ class PairDataset(Dataset):
         """Images and captions of the batch and, as `memory_...`, those of the 2 B entries that are not in the batch.
 
         `memory_image_index` and `memory_caption` int64 [2 B] are the rows of the entries in the two together,
-        `memory_image_ids` int64 [2 B] their images in the training split.
+        `memory_image_ids` int64 [2 B] their images in the training split, `memory_caption_ids` the numbers of their
+        captions, if there are such.
         """
         image_entry, caption_entry = self.memory
         entries = np.concatenate([image_entry[self.pair_image[pair_ids]], caption_entry[pair_ids]])
@@ -107,6 +113,8 @@ class PairDataset(Dataset):
             "memory_caption": caption,
             "memory_image_ids": torch.from_numpy(self.pair_image[entries]),
         }
+        if self.caption_numbers is not None:
+            batch["memory_caption_ids"] = torch.from_numpy(self.caption_numbers[entries])
         # read together, so that captions have one width and no side is ever read for nothing
         images = self._images(np.concatenate([image_rows, more_image_rows]))
         texts = self._texts(np.concatenate([captions, more_captions]))

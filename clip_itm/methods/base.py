@@ -83,9 +83,11 @@ class Head(nn.Module, ABC):
         image_ids: Tensor,
         pair_ids: Tensor,
         pair_weight: Tensor | None = None,
+        caption_ids: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (a scalar) of the local pairs against the global batch, and what to log.
 
         Its mean over processes is the loss of the global batch. `images`, `texts`: outputs [b, ...] (row k is pair k);
-        `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1] if the data set brings weights of its own.
+        `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1] if the data set brings weights of its own;
+        `caption_ids` int64 [b], equal for equal captions, only for heads whose `same_caption` is not "negative".
         """

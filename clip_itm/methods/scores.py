@@ -37,3 +37,48 @@ def same_image(rows: Tensor, image_ids: Tensor | None) -> Tensor:
     if image_ids is None:
         return torch.zeros_like(rows, dtype=torch.bool).scatter(1, local_targets(rows)[:, None], True)
     return image_ids[:, None] == gather_constant(image_ids)[None, :]
+
+
+def same_caption(rows: Tensor, image_ids: Tensor, caption_ids: Tensor | None, mode: str) -> Tensor | None:
+    """Bool [b, B]: True for columns of another image with an equal caption, by `caption_ids` int64 [b].
+
+    None if they are negatives (`mode` "negative"). The same for rows of images and of captions. Columns of the row's
+    own image are never among them, whatever their caption. Raises ValueError without `caption_ids` in another mode.
+    """
+    if mode == "negative":
+        return None
+    if caption_ids is None:
+        raise ValueError(
+            f"head.same_caption: {mode} needs to know which captions are equal, and the batch has no "
+            "caption_ids; make batches with a PairDataset of caption_numbers"
+        )
+    return (caption_ids[:, None] == gather_constant(caption_ids)[None, :]) & ~same_image(rows, image_ids)
+
+
+def not_negatives(rows: Tensor, image_ids: Tensor, caption_ids: Tensor | None, config) -> Tensor:
+    """Bool [b, B]: True for the row's own column and for those that the section `config` masks (`same_...`)."""
+    masked = same_image(rows, image_ids if config.same_image == "mask" else None)
+    equal = same_caption(rows, image_ids, caption_ids, config.same_caption)
+    return masked if equal is None else masked | equal
+
+
+def merged(logits: Tensor, targets: Tensor, right: Tensor) -> Tensor:
+    """Logits [b, B] whose own column, `targets` int64 [b], stands for all that are `right` (bool [b, B], the own among
+    them): the log of the sum of their exponentials. The others of them are no candidates from now on.
+
+    A row with nothing else that is right keeps its bits.
+    """
+    together = logits.masked_fill(~right, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return logits.scatter(1, targets[:, None], together)
+
+
+def without_equal_captions(logits: Tensor, targets: Tensor, equal: Tensor | None, mode: str) -> Tensor:
+    """Logits [b, B] of a softmax in which the columns `equal` (see `same_caption`) are no rivals.
+
+    "mask": they are left out. "positive": they are left out, too, and the own column stands for all of them together.
+    """
+    if equal is None:
+        return logits
+    if mode == "positive":
+        logits = merged(logits, targets, equal.scatter(1, targets[:, None], True))
+    return logits.masked_fill(equal, -torch.inf)

@@ -1,10 +1,14 @@
 """What the `head:` sections of a recipe have in common."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
 
 from clip_itm.section import Section
+
+SAME_CAPTION = "an equal caption of another photo in a batch: a negative, left out"
+SameCaption = Annotated[Literal["negative", "mask", "positive"], Field(description=f"{SAME_CAPTION}, or right too")]
+MaskedCaption = Annotated[Literal["negative", "mask"], Field(description=SAME_CAPTION.replace(", left", ", or left"))]
 
 
 class HeadSection(Section):
@@ -12,16 +16,15 @@ class HeadSection(Section):
 
     def conflict(self, training) -> str | None:
         """A sentence that says why this head cannot work with the `training:` section of its recipe, else None."""
-        return None
 
 
 class ContrastiveSection(HeadSection):
     """What the heads around the contrastive loss have in common."""
 
     same_image: Literal["negative", "mask", "positive"] = Field(
-        "mask",
-        description="another caption of the photo in a batch: a negative (as published), left out, or right too",
+        "mask", description="another caption of the photo in a batch: a negative (as published), left out, or right too"
     )
+    same_caption: SameCaption = "negative"
     temperature: PositiveFloat | None = Field(
         None, description="temperature at the start; default: the pretrained one, 0.07 from scratch"
     )

@@ -6,6 +6,7 @@ import numpy as np
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from clip_itm.data.batches import PairDataset
+from clip_itm.data.equal_captions import caption_numbers
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.tokens import CaptionTokens
 from clip_itm.data.training_data import TrainingData
@@ -53,6 +54,7 @@ def make_trainer(
         image_cache=data.image_cache,
         random_crop=recipe.data.random_crop,
         seed=recipe.training.seed,
+        caption_numbers=numbers_of_captions(recipe, data),
     )
     zero_shot = zero_shot_metric(recipe, data, encoder)
     return method.trainer(
@@ -73,6 +75,12 @@ def make_trainer(
         callbacks=[*early_stopping(recipe.training), *additions.callbacks],
         guard=guard_of(recipe.training, data),
     )
+
+
+def numbers_of_captions(recipe: Recipe, data: TrainingData) -> np.ndarray | None:
+    """int64 [N], equal for training pairs with equal captions, where the loss asks for them, else None."""
+    asked = getattr(recipe.head, "same_caption", "negative") != "negative"
+    return caption_numbers(data.train.pairs, data.noise) if asked else None
 
 
 def val_metrics(

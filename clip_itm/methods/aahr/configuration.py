@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from clip_itm.methods.section import HeadSection
+from clip_itm.methods.section import HeadSection, MaskedCaption
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -78,6 +78,7 @@ class AahrHeadConfig(HeadSection):
     mask_same_image: bool = Field(
         True, description="keys of the query's own photo are not negatives; aahr_release: false"
     )
+    same_caption: MaskedCaption = "negative"
     momentum: Share = Field(0.999, description="weight of the old weights in the momentum encoders")
     momentum_mode: Literal["eval", "train"] = Field(
         "eval", description="mode of the momentum encoders; aahr_release: train, with dropout in the keys"

@@ -35,7 +35,7 @@ from clip_itm.methods.aahr.relation import (
     regulariser,
 )
 from clip_itm.methods.aahr.triplet import sampled_triplet_losses
-from clip_itm.methods.scores import local_targets, same_image
+from clip_itm.methods.scores import local_targets, same_caption, same_image
 
 
 class Gates(NamedTuple):
@@ -77,16 +77,23 @@ class AahrCriterion(nn.Module):
         self.step = 0
 
     def forward(
-        self, images: Encoded, texts: Encoded, scores: tuple[Tensor, Tensor], image_ids: Tensor, keys: tuple | None
+        self,
+        images: Encoded,
+        texts: Encoded,
+        scores: tuple[Tensor, Tensor],
+        image_ids: Tensor,
+        keys: tuple | None,
+        caption_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses [b] of each term that takes part, weighted; in evaluation mode only those of the triplets.
 
         `scores`: see `global_scores`; `image_ids` int64 [b]; `keys`: embeddings [b, D] of images and of captions under
-        the momentum encoders, None without a queue.
+        the momentum encoders, None without a queue; `caption_ids` int64 [b] where `same_caption` masks.
         """
         config = self.config
         positive = same_image(scores[0], image_ids)
-        losses = {"triplet": config.reference_batch * self.triplet(*scores, positive)}
+        equal = same_caption(scores[0], image_ids, caption_ids, config.same_caption)
+        losses = {"triplet": config.reference_batch * self.triplet(*scores, positive, equal)}
         if not self.training:
             return losses
         project_to_unit_length(self.prototypes)
@@ -101,24 +108,24 @@ class AahrCriterion(nn.Module):
             )
             losses["prototypes"] = config.prototype_weight * found
         if self.step >= self.gates.graph:
-            graph, divergence = self.graph_losses(images, texts, positive)
+            graph, divergence = self.graph_losses(images, texts, positive, equal)
             losses["graph"] = config.reference_batch * graph
             losses["regulariser"] = config.regulariser_weight * divergence
         if keys is not None and self.queue.is_full:
-            losses["queue"] = config.queue_weight * self.queue_losses(images, texts, keys, image_ids)
+            losses["queue"] = config.queue_weight * self.queue_losses(images, texts, keys, image_ids, caption_ids)
         return losses
 
-    def end_step(self, keys: tuple | None, image_ids: Tensor) -> None:
+    def end_step(self, keys: tuple | None, image_ids: Tensor, caption_ids: Tensor | None = None) -> None:
         """To be called after the loss of a batch: counts the step, and puts the keys into the queue."""
         self.step += 1
         if keys is not None:
-            self.queue.write(*keys, image_ids)
+            self.queue.write(*keys, image_ids, caption_ids)
 
-    def triplet(self, rows: Tensor, columns: Tensor, positive: Tensor) -> Tensor:
+    def triplet(self, rows: Tensor, columns: Tensor, positive: Tensor, equal: Tensor | None = None) -> Tensor:
         """Triplet losses [b] of the local pairs, both directions; see `sampled_triplet_losses`."""
         config = self.config
         return sampled_triplet_losses(
-            rows, columns, positive, config.margin, config.distance_cutoff, config.clamp_distance
+            rows, columns, positive, config.margin, config.distance_cutoff, config.clamp_distance, equal
         )
 
     def relate(self, images: Encoded, texts: Encoded, v: Tensor, t: Tensor) -> tuple[Relation, Relation]:
@@ -142,21 +149,34 @@ class AahrCriterion(nn.Module):
         ]
         return relation, Relation(nearest[0] | itself, *nearest[1:3], nearest[3] | itself)
 
-    def graph_losses(self, images: Encoded, texts: Encoded, positive: Tensor) -> tuple[Tensor, Tensor]:
+    def graph_losses(
+        self, images: Encoded, texts: Encoded, positive: Tensor, equal: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """L_graph and L_regulariser of the local pairs, [b] each (docs/papers/aahr.md 7.5, 7.6)."""
         v, t = (gather_with_gradient(F.normalize(side.local.to(side.fused.dtype), dim=1)) for side in (images, texts))
         relation, connected = self.relate(images, texts, v, t)
         enhanced_v, enhanced_t = self.graph(v, t, relation, connected)
         own, total = local_targets(images.fused), 0
         for left, right in ((v, enhanced_t), (enhanced_v, t), (enhanced_v, enhanced_t)):
-            total = total + self.triplet(left[own] @ right.T, right[own] @ left.T, positive)
+            total = total + self.triplet(left[own] @ right.T, right[own] @ left.T, positive, equal)
         return total, regulariser(relation, v, t)[own]
 
-    def queue_losses(self, images: Encoded, texts: Encoded, keys: tuple[Tensor, Tensor], image_ids: Tensor) -> Tensor:
+    def queue_losses(
+        self,
+        images: Encoded,
+        texts: Encoded,
+        keys: tuple[Tensor, Tensor],
+        image_ids: Tensor,
+        caption_ids: Tensor | None = None,
+    ) -> Tensor:
         """L_queue [b]: captions are the keys of images, and the other way round."""
         queue, config = self.queue, self.config
         queue.move_to(keys[0])
-        mask = image_ids[:, None] == queue.ids if config.mask_same_image else None
+        of_image = image_ids[:, None] == queue.ids
+        mask = of_image if config.mask_same_image else None
+        if config.same_caption == "mask":
+            equal = (caption_ids[:, None] == queue.caption_ids) & ~of_image
+            mask = equal if mask is None else mask | equal
         queries = [side.fused if config.queue_query == "fused" else side.local for side in (images, texts)]
         queries = [rows.to(keys[0]) for rows in queries]
         found = info_nce(queries[0], keys[1], queue.texts, config.queue_temperature, mask)

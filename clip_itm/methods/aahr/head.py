@@ -67,12 +67,12 @@ class AahrHead(Head):
     def text_outputs(self, features: Features) -> Encoded:
         return self.similarity.text_encoder(features)
 
-    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         """See `Head.loss`. In evaluation mode only the triplets count."""
         scores = global_scores(self.similarity, images.fused, texts.fused)
-        losses = self.criterion(images, texts, scores, image_ids, self.keys)
+        losses = self.criterion(images, texts, scores, image_ids, self.keys, caption_ids)
         if self.training and torch.is_grad_enabled():
-            self.criterion.end_step(self.keys, image_ids)
+            self.criterion.end_step(self.keys, image_ids, caption_ids)
         # with edge: mean the regulariser has no gradient; it describes the relevance, and is only logged
         trained = [values for name, values in losses.items() if name != "regulariser" or self.config.edge == "mlp"]
         total = sum(trained)

@@ -13,13 +13,15 @@ from clip_itm.distributed import gather_constant
 class KeyQueue:
     """The latest keys of images and captions, `images` and `texts` [M, D], and the `ids` int64 [M] of their images.
 
+    `caption_ids` int64 [M], equal for equal captions, if they are written; else -1.
+
     `pointer` is the row of the next key, `count` the number of keys so far, at most M. Every process holds all of them,
     and they stay equal. They live on the device of the keys that are written.
     """
 
     def __init__(self, length: int, width: int):
         self.images, self.texts = torch.zeros(length, width), torch.zeros(length, width)
-        self.ids = torch.full((length,), -1)
+        self.ids, self.caption_ids = torch.full((2, length), -1)
         self.pointer = self.count = 0
 
     @property
@@ -28,23 +30,27 @@ class KeyQueue:
         return self.count == len(self.ids)
 
     @torch.no_grad()
-    def write(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> None:
+    def write(self, images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None) -> None:
         """Replace the oldest keys with those [b, D] of all processes, in order of processes."""
         images, texts, image_ids = (gather_constant(rows.detach()) for rows in (images, texts, image_ids))
         self.move_to(images)
         positions = (self.pointer + torch.arange(len(images), device=images.device)) % len(self.ids)
         self.images[positions], self.texts[positions] = F.normalize(images, dim=1), F.normalize(texts, dim=1)
         self.ids[positions] = image_ids
+        if caption_ids is not None:
+            self.caption_ids[positions] = gather_constant(caption_ids)
         self.pointer = (self.pointer + len(images)) % len(self.ids)
         self.count = min(self.count + len(images), len(self.ids))
 
     def move_to(self, keys: Tensor) -> None:
         """Take over device and type of `keys`."""
         self.images, self.texts = self.images.to(keys), self.texts.to(keys)
-        self.ids = self.ids.to(keys.device)
+        self.ids, self.caption_ids = self.ids.to(keys.device), self.caption_ids.to(keys.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {name: getattr(self, name).cpu().clone() for name in ("images", "texts", "ids")}
+        if (self.caption_ids >= 0).any():
+            state["caption_ids"] = self.caption_ids.cpu().clone()
         return state | {"place": torch.tensor([self.pointer, self.count])}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -55,6 +61,8 @@ class KeyQueue:
                 "(head.queue_length, head.embed_dim); resume with the recipe that the checkpoint was made with"
             )
         self.images, self.texts, self.ids = (state[name].clone() for name in ("images", "texts", "ids"))
+        if "caption_ids" in state:
+            self.caption_ids = state["caption_ids"].clone()
         self.pointer, self.count = state["place"].tolist()
 
 

@@ -100,7 +100,7 @@ class AahrTrainer(PairTrainer):
     @torch.no_grad()
     def _keys(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings [b, D] of images and captions under the momentum encoders, row k of pair k."""
-        about_pairs = ("image_index", "image_ids", "pair_ids", "pair_weight")
+        about_pairs = ("image_index", "image_ids", "caption_ids", "pair_ids", "pair_weight")
         encoded = {name: value for name, value in inputs.items() if name not in about_pairs}
         with self.accelerator.autocast():
             output = self.momentum.copy(**encoded)

@@ -62,14 +62,21 @@ def triplet_losses(scores: Tensor, triplets: Triplets, margin: float) -> Tensor:
 
 
 def sampled_triplet_losses(
-    rows: Tensor, columns: Tensor, positive: Tensor, margin: float, cutoff: float, clamp: bool = True
+    rows: Tensor,
+    columns: Tensor,
+    positive: Tensor,
+    margin: float,
+    cutoff: float,
+    clamp: bool = True,
+    equal: Tensor | None = None,
 ) -> Tensor:
     """Triplet losses [b] of the local pairs, both directions added (docs/papers/aahr.md 5).
 
-    `rows` [b, B] scores image to captions, `columns` [b, B] caption to images; `positive` bool [b, B]: matches.
+    `rows` [b, B] scores image to captions, `columns` [b, B] caption to images; `positive` bool [b, B]: matches;
+    `equal` [b, B]: neither matches nor negatives (see `same_caption`).
     """
-    total = 0
+    total, taken = 0, positive if equal is None else positive | equal
     for scores in (rows, columns):
-        triplets = draw_triplets(negative_weights(scores, positive, cutoff, clamp), positive)
+        triplets = draw_triplets(negative_weights(scores, taken, cutoff, clamp), positive)
         total = total + triplet_losses(scores, triplets, margin)
     return total

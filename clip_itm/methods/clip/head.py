@@ -12,6 +12,8 @@ is treated:
     mask       the other captions of the image are neither right nor wrong; they leave the denominator.
     positive   -log of the probability of all captions of the image together (multiple-instance NCE, Miech et al.
                2020, eq. 1): one of them has to be right, not all; an image counts once among the candidates.
+
+`same_caption` says the same of other images that have an equal caption, which are otherwise negatives of it.
 """
 
 import math
@@ -21,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_itm.methods.base import Head
-from clip_itm.methods.scores import global_scores, local_targets, same_image
+from clip_itm.methods.scores import global_scores, local_targets, same_caption, same_image, without_equal_captions
 from clip_itm.methods.section import ContrastiveSection
 from clip_itm.similarity.base import Similarity
 from clip_itm.similarity.build import build_similarity
@@ -51,12 +53,15 @@ def contrastive_losses(
     image_ids: Tensor | None = None,
     mode: str = "negative",
     similarity: Similarity | None = None,
+    caption_ids: Tensor | None = None,
+    caption_mode: str = "negative",
 ) -> Tensor:
     """Per-pair loss l of the local pairs against the global batch (docs/papers/npc.md 2.2).
 
     `images`, `captions` [b, ...] embeddings, row k is pair k, by default unit vectors [b, D] compared by cosine;
     `scale` multiplies similarities; `image_ids` int64 [b] names the image of each pair (needed unless `mode` is
-    "negative"). Returns [b]; its mean is the loss.
+    "negative"); `caption_ids` int64 [b] its caption, with `caption_mode` for equal ones of other images. Returns [b];
+    its mean is the loss.
 
     Example:
         >>> contrastive_losses(torch.eye(2), torch.eye(2), scale=1.0)
@@ -66,8 +71,13 @@ def contrastive_losses(
     targets, siblings = local_targets(rows), None
     if image_ids is not None and mode != "negative":
         siblings = same_image(rows, image_ids)
-    image_to_text = contrastive_cross_entropy(scale * rows, targets, siblings, mode)
-    text_to_image = contrastive_cross_entropy(scale * columns, targets, siblings, mode)
+    equal = same_caption(rows, image_ids, caption_ids, caption_mode)
+    image_to_text, text_to_image = (
+        contrastive_cross_entropy(
+            without_equal_captions(scale * scores, targets, equal, caption_mode), targets, siblings, mode
+        )
+        for scores in (rows, columns)
+    )
     return (image_to_text + text_to_image) / 2
 
 
@@ -111,12 +121,15 @@ class ClipHead(Head):
         scale = self.logit_scale.exp()
         return scale if self.config.max_logit_scale is None else scale.clamp(max=self.config.max_logit_scale)
 
-    def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
+    def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None) -> Tensor:
         """Per-pair loss [b] of the local pairs against the global batch."""
-        return contrastive_losses(images, texts, self.scale(), image_ids, self.config.same_image, self.similarity)
+        of_images, of_captions = self.config.same_image, self.config.same_caption
+        return contrastive_losses(
+            images, texts, self.scale(), image_ids, of_images, self.similarity, caption_ids, of_captions
+        )
 
-    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
-        losses = self.losses(images, texts, image_ids)
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
+        losses = self.losses(images, texts, image_ids, caption_ids)
         if pair_weight is not None:
             losses = pair_weight * losses
         return losses.mean(), {"logit_scale": self.logit_scale.detach().exp()}

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from clip_itm.methods.section import HeadSection
+from clip_itm.methods.section import HeadSection, MaskedCaption
 from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
 
 
@@ -46,6 +46,7 @@ class CrclHeadConfig(HeadSection):
     same_image: Literal["negative", "mask"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as published), or left out"
     )
+    same_caption: MaskedCaption = "negative"
 
     def conflict(self, training) -> str | None:
         if self.weights is None and self.initial_labels == "crossfit":

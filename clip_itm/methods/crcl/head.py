@@ -7,7 +7,7 @@ from clip_itm.methods.base import Head
 from clip_itm.methods.crcl.configuration import CrclHeadConfig
 from clip_itm.methods.crcl.labels import LabelStore, Phase, refine
 from clip_itm.methods.crcl.loss import crcl_loss, match_both_ways, matching_probability
-from clip_itm.methods.scores import global_scores
+from clip_itm.methods.scores import global_scores, same_caption
 from clip_itm.similarity.base import Similarity
 
 
@@ -33,12 +33,13 @@ class CrclHead(Head):
     def scale(self) -> Tensor:
         return torch.tensor(1 / self.config.temperature)
 
-    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         """See `Head.loss`. In training it also refines the labels; `pair_weight` is already in their first values."""
         config = self.config
         siblings = image_ids if config.same_image == "mask" else None
         scores = global_scores(self.similarity, images, texts)
-        rows, columns, targets = match_both_ways(*scores, config.temperature, siblings, config.softmax_set)
+        equal = same_caption(scores[0], image_ids, caption_ids, config.same_caption)
+        rows, columns, targets = match_both_ways(*scores, config.temperature, siblings, config.softmax_set, equal)
         p = matching_probability(rows, columns)
         stored = torch.ones_like(p) if self.labels is None else self.labels.read(pair_ids).to(p.dtype)
         used, written = refine(

@@ -46,18 +46,22 @@ def match_both_ways(
     temperature: float,
     image_ids: Tensor | None = None,
     softmax_set: int | None = None,
+    equal: Tensor | None = None,
 ) -> tuple[Matching, Matching, Tensor]:
     """The local pairs against the global batch: image to captions, caption to images, and `targets` int64 [b].
 
     `rows`, `columns` [b, B]: see `global_scores`. With `image_ids` int64 [b], other pairs of the same image are not
-    candidates. With `softmax_set` = k, the candidates of pair g of the global batch are the pairs of its block g // k,
-    so that p means the same in a larger batch (docs/papers/crcl.md 9). Raises ValueError if k does not divide B.
+    candidates, nor are the columns `equal` bool [b, B] (see `same_caption`). With `softmax_set` = k, the candidates of
+    pair g of the global batch are the pairs of its block g // k, so that p means the same in a larger batch
+    (docs/papers/crcl.md 9). Raises ValueError if k does not divide B.
     """
     targets = local_targets(rows)
     candidates = torch.arange(rows.shape[1], device=rows.device)
     mask = torch.zeros_like(rows, dtype=torch.bool)
     if image_ids is not None:
         mask |= same_image(rows, image_ids)
+    if equal is not None:
+        mask |= equal
     if softmax_set is not None:
         if len(candidates) % softmax_set:
             raise ValueError(f"softmax_set {softmax_set} does not divide the global batch of {len(candidates)} pairs")

@@ -21,17 +21,17 @@ class CrossfitHead(RobustHead):
     current_loss: str = "infonce"
     belief: Tensor | None = None
 
-    def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
+    def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None) -> Tensor:
         loss = "infonce" if self.current_loss == "mix" else self.current_loss
-        return self.losses_of(loss, images, texts, image_ids)
+        return self.losses_of(loss, images, texts, image_ids, caption_ids)
 
-    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
-        losses = self.losses(images, texts, image_ids)
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
+        losses = self.losses(images, texts, image_ids, caption_ids)
         if self.belief is not None:
             weight = self.belief[pair_ids]
             losses = weight * losses
             if self.current_loss == "mix":
-                losses = losses + (1 - weight) * self.losses_of("gce", images, texts, image_ids)
+                losses = losses + (1 - weight) * self.losses_of("gce", images, texts, image_ids, caption_ids)
         if pair_weight is not None:
             losses = pair_weight * losses
         return losses.mean(), {"logit_scale": self.logit_scale.detach().exp()}

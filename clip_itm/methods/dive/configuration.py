@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from clip_itm.methods.section import HeadSection
+from clip_itm.methods.section import HeadSection, MaskedCaption
 from clip_itm.section import Section
 
 
@@ -91,6 +91,7 @@ class DiveHeadConfig(HeadSection):
         SmoothChamferSection()
     )
     loss: Annotated[TripletSection | InfoNceSection, Field(discriminator="kind")] = TripletSection()
+    same_caption: MaskedCaption = "negative"
     mmd_weight: NonNegativeFloat = Field(0.01, description="weight of the discrepancy between the modalities")
     mmd_squared: bool = Field(False, description="squared distances in its kernel (published: not)")
     diversity_weight: NonNegativeFloat = Field(0.01, description="weight of the term that keeps slots apart")

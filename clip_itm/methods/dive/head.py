@@ -9,7 +9,7 @@ from clip_itm.methods.dive.configuration import DiveHeadConfig
 from clip_itm.methods.dive.losses import circular_variance, discrepancy, diversity, orthogonality, triplet_losses
 from clip_itm.methods.dive.set_prediction import SetOutput, SetPrediction
 from clip_itm.methods.dive.set_similarity import SetSimilarity
-from clip_itm.methods.scores import global_scores, local_targets, same_image
+from clip_itm.methods.scores import global_scores, local_targets, same_caption, same_image
 
 
 class DiveHead(Head):
@@ -51,11 +51,15 @@ class DiveHead(Head):
     def text_outputs(self, features: Features) -> SetOutput:
         return self.similarity.text_sets(features)
 
-    def pair_losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def pair_losses(
+        self, images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Losses [b] of the local pairs on their sets [b, K, D]: image to caption, caption to image."""
         rows, columns = global_scores(self.similarity, images, texts)
         targets = local_targets(rows)
         siblings = same_image(rows, image_ids)
+        if (equal := same_caption(rows, image_ids, caption_ids, self.config.same_caption)) is not None:
+            siblings = siblings | equal
         loss = self.config.loss
         if loss.kind == "infonce":
             return tuple(
@@ -65,10 +69,10 @@ class DiveHead(Head):
         negatives = "all" if self.epoch < loss.warmup_epochs else loss.negatives
         return tuple(triplet_losses(scores, targets, siblings, loss.margin, negatives) for scores in (rows, columns))
 
-    def loss(self, images: SetOutput, texts: SetOutput, image_ids, pair_ids, pair_weight=None):
+    def loss(self, images: SetOutput, texts: SetOutput, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         """See `Head.loss`; `pair_weight` scales the loss of a pair, not the other terms."""
         config = self.config
-        losses = self.pair_losses(images.sets, texts.sets, image_ids)
+        losses = self.pair_losses(images.sets, texts.sets, image_ids, caption_ids)
         if pair_weight is not None:
             losses = [pair_weight * each for each in losses]
         image_to_text, text_to_image = (each.mean() for each in losses)

@@ -53,6 +53,7 @@ class Batch:
         self.pair_weight = inputs.get("pair_weight")
         self.memory_image_index, self.memory_caption = inputs["memory_image_index"], inputs["memory_caption"]
         self.memory_image_ids = inputs["memory_image_ids"]
+        self.caption_ids, self.memory_caption_ids = inputs.get("caption_ids"), inputs.get("memory_caption_ids")
 
     def distinct_memory(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor]:
         """The distinct images of the entries and each entry's row [2 b] among them; the same for captions."""
@@ -126,7 +127,7 @@ class NpcStep:
         Without `memory` the entries are not encoded again: `known` (constants, for the logged total) is returned.
         """
         images, texts, scale = self.encode(batch.images, batch.texts)
-        losses = self._losses(images[batch.image_index], texts, batch.image_ids, scale)
+        losses = self._losses(images[batch.image_index], texts, batch.image_ids, batch.caption_ids, scale)
         if batch.pair_weight is not None:  # a part of the plain loss, so of the trial step, too
             losses = batch.pair_weight * losses
         if not memory:
@@ -138,7 +139,7 @@ class NpcStep:
             images = images if more_images is None else torch.cat([images, more_images])
             texts = texts if more_texts is None else torch.cat([texts, more_texts])
             return losses, self._memory_losses(
-                images[batch.memory_image_index], texts[batch.memory_caption], batch.memory_image_ids, scale
+                images[batch.memory_image_index], texts[batch.memory_caption], batch, scale
             )
 
     def _trial_step(self, losses: Tensor) -> None:
@@ -165,16 +166,23 @@ class NpcStep:
         images, image_index, texts, caption = batch.distinct_memory()
         trial = {f"model.{name}": value for name, value in self.trial.items()}
         images, texts, scale = functional_call(self.encode, trial, (images, texts))
-        return self._memory_losses(images[image_index], texts[caption], batch.memory_image_ids, scale)
+        return self._memory_losses(images[image_index], texts[caption], batch, scale)
 
-    def _memory_losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    def _memory_losses(self, images: Tensor, texts: Tensor, batch: Batch, scale: Tensor) -> tuple[Tensor, ...]:
         """Two separate batches: image-keyed entries are not negatives of caption-keyed ones."""
-        halves = (rows.chunk(2) for rows in (images, texts, image_ids))
+        captions = batch.memory_caption_ids
+        halves = [rows.chunk(2) for rows in (images, texts, batch.memory_image_ids)]
+        halves.append((None, None) if captions is None else captions.chunk(2))
         return tuple(self._losses(*half, scale) for half in zip(*halves, strict=True))
 
-    def _losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, scale: Tensor) -> Tensor:
+    def _losses(
+        self, images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None, scale: Tensor
+    ) -> Tensor:
+        of_images, of_captions = self.config.same_image, self.config.same_caption
         with torch.autocast(images.device.type, enabled=False):
-            return contrastive_losses(images, texts, scale, image_ids, self.config.same_image)
+            return contrastive_losses(
+                images, texts, scale, image_ids, of_images, caption_ids=caption_ids, caption_mode=of_captions
+            )
 
     def _copy_base_moments(self) -> None:
         for parameter, value in zip(self.parameters, self.trial.values(), strict=True):

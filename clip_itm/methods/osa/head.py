@@ -34,10 +34,10 @@ class OsaHead(RobustHead):
             return released_weights(x, gather_constant(x).max())
         return intended_weights(x) / self.unit
 
-    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         weight = self.weights(pair_ids)
         if weight is None:
-            return super().loss(images, texts, image_ids, pair_ids, pair_weight)
+            return super().loss(images, texts, image_ids, pair_ids, pair_weight, caption_ids)
         own = weight if pair_weight is None else weight * pair_weight
-        loss, logs = super().loss(images, texts, image_ids, pair_ids, own)
+        loss, logs = super().loss(images, texts, image_ids, pair_ids, own, caption_ids)
         return loss, logs | {"weight": weight.mean()}

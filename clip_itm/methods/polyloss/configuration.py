@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 
-from clip_itm.methods.section import HeadSection
+from clip_itm.methods.section import HeadSection, MaskedCaption
 from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
 
 Quadratic = tuple[float, float, float]
@@ -30,6 +30,7 @@ class PolyLossHeadConfig(HeadSection):
     same_image: Literal["negative", "mask"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as released), or left out"
     )
+    same_caption: MaskedCaption = "negative"
     score_map: Literal["none", "affine"] = Field(
         "none",
         description="affine: learned a S + b, set at the first batch of PolyLoss so that negatives have mean 0.1 and "

@@ -8,7 +8,7 @@ from clip_itm.methods.base import Head
 from clip_itm.methods.clip.head import contrastive_cross_entropy
 from clip_itm.methods.polyloss.configuration import PolyLossHeadConfig
 from clip_itm.methods.polyloss.loss import Anchors, Weighting, polynomial_losses
-from clip_itm.methods.scores import global_scores, local_targets, same_image
+from clip_itm.methods.scores import global_scores, local_targets, not_negatives
 from clip_itm.similarity.base import Similarity
 
 MAPPED_NEGATIVES, MAPPED_POSITIVES = 0.1, 0.5  # docs/papers/polyloss.md 11
@@ -73,11 +73,11 @@ class PolyLossHead(Head):
         self.score_map = ScoreMap() if config.score_map == "affine" else None
         self.weighting = Weighting(config.positive, config.negative, config.joint_clamp, config.floor)
 
-    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         config = self.config
         rows, columns = global_scores(self.similarity, images, texts)
         targets = local_targets(rows)
-        siblings = same_image(rows, image_ids if config.same_image == "mask" else None)
+        siblings = not_negatives(rows, image_ids, caption_ids, config)
         warming_up = self.epoch < config.warmup_epochs
         if self.score_map is not None:
             if self.training and not warming_up:

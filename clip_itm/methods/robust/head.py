@@ -7,7 +7,7 @@ from torch import Tensor
 from clip_itm.methods.clip.head import ClipHead
 from clip_itm.methods.robust.configuration import FIRST_Q, TAL_TEMPERATURE, BoundedLossSection
 from clip_itm.methods.robust.loss import LossOptions, bounded_losses
-from clip_itm.methods.scores import global_scores, local_targets, same_image
+from clip_itm.methods.scores import global_scores, local_targets, same_caption, same_image
 from clip_itm.similarity.base import Similarity
 
 
@@ -50,12 +50,17 @@ class RobustHead(ClipHead):
         if problem := config.overflow(float(self.scale().detach())):
             raise ValueError(problem)
 
-    def losses_of(self, loss: str, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
+    def losses_of(
+        self, loss: str, images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None
+    ) -> Tensor:
         """The loss called `loss` of each local pair against the global batch, [b]; arguments as in `Head.loss`."""
         rows, columns = global_scores(self.similarity, images, texts)
         of_image = same_image(rows, None if self.config.same_image == "negative" else image_ids)
-        mode, targets = self.config.same_image, local_targets(rows)
-        return bounded_losses(loss, rows, columns, targets, of_image, mode, self.scale(), self.options)
+        mode, caption_mode, targets = self.config.same_image, self.config.same_caption, local_targets(rows)
+        equal = same_caption(rows, image_ids, caption_ids, caption_mode)
+        return bounded_losses(
+            loss, rows, columns, targets, of_image, mode, self.scale(), self.options, equal, caption_mode
+        )
 
-    def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> Tensor:
-        return self.losses_of(self.config.loss, images, texts, image_ids)
+    def losses(self, images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None) -> Tensor:
+        return self.losses_of(self.config.loss, images, texts, image_ids, caption_ids)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clip_itm.methods.clip.head import contrastive_cross_entropy
+from clip_itm.methods.scores import merged, without_equal_captions
 
 LOG_ZERO = -4.0  # what the reverse cross-entropy of sce takes for log 0
 
@@ -96,15 +97,6 @@ def tal(logits: Tensor, targets: Tensor, siblings: Tensor, margin: float, scale:
     return (margin + (negatives - own) / scale).relu().masked_fill(alone, 0)
 
 
-def merged(logits: Tensor, targets: Tensor, same_image: Tensor) -> Tensor:
-    """Logits whose own column stands for all captions of the image: the log of the sum of their exponentials.
-
-    `same_image` bool [b, B]: columns of the row's image, its own included; the others of them are siblings from now on.
-    """
-    together = logits.masked_fill(~same_image, -torch.inf).logsumexp(dim=1, keepdim=True)
-    return logits.scatter(1, targets[:, None], together)
-
-
 def bounded_losses(
     loss: str,
     rows: Tensor,
@@ -114,16 +106,22 @@ def bounded_losses(
     mode: str,
     scale: Tensor | float,
     options: LossOptions,
+    equal: Tensor | None = None,
+    caption_mode: str = "negative",
 ) -> Tensor:
     """[b], the loss called `loss` of every local pair: the mean of both directions.
 
     `rows`, `columns` [b, B] similarities of local images with all captions, and of local captions with all images;
     `same_image` bool [b, B] marks the columns of the row's image, its own included, and `mode` says whether they are
-    "negative", left out ("mask") or right together ("positive"), as in `contrastive_cross_entropy`; `scale`: 1 / tau.
+    "negative", left out ("mask") or right together ("positive"), as in `contrastive_cross_entropy`; `scale`: 1 / tau;
+    `caption_mode` says so of the columns `equal` bool [b, B] (see `same_caption`).
     """
     siblings = torch.zeros_like(same_image) if mode == "negative" else same_image.scatter(1, targets[:, None], False)
+    if equal is not None:
+        siblings = siblings | equal
 
     def direction(logits: Tensor) -> Tensor:
+        logits = without_equal_captions(logits, targets, equal, caption_mode)
         if loss == "infonce":
             return contrastive_cross_entropy(logits, targets, same_image, mode)
         if mode == "positive":

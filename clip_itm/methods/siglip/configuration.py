@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat
 
-from clip_itm.methods.section import HeadSection
+from clip_itm.methods.section import HeadSection, SameCaption
 from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
 
 
@@ -20,3 +20,4 @@ class SiglipHeadConfig(HeadSection):
     same_image: Literal["negative", "mask", "positive"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as published), left out, or right too"
     )
+    same_caption: SameCaption = "negative"

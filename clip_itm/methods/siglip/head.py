@@ -10,18 +10,26 @@ from torch import Tensor, nn
 
 from clip_itm.methods.base import Head
 from clip_itm.methods.clip.head import first_logit_scale
-from clip_itm.methods.scores import global_scores, local_targets, same_image
+from clip_itm.methods.scores import global_scores, local_targets, same_caption, same_image
 from clip_itm.methods.siglip.configuration import SiglipHeadConfig
 from clip_itm.similarity.base import Similarity
 from clip_itm.similarity.build import build_similarity
 
 
-def sigmoid_losses(logits: Tensor, targets: Tensor, same_image: Tensor, mode: str) -> Tensor:
+def sigmoid_losses(
+    logits: Tensor,
+    targets: Tensor,
+    same_image: Tensor,
+    mode: str,
+    equal: Tensor | None = None,
+    caption_mode: str = "negative",
+) -> Tensor:
     """Loss [b] of every row, in one direction: its columns as yes-or-no questions, added up.
 
     `logits` [b, B] are scaled similarities plus bias; `targets` int64 [b] is the column of the row's own pair;
     `same_image` bool [b, B] marks the columns of the row's image, its own pair included. `mode` says whether its other
-    pairs count as "negative" or "positive", or not at all ("mask").
+    pairs count as "negative" or "positive", or not at all ("mask"); `caption_mode` says so of the columns `equal` bool
+    [b, B] (see `same_caption`).
 
     Example:
         >>> logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])
@@ -30,8 +38,14 @@ def sigmoid_losses(logits: Tensor, targets: Tensor, same_image: Tensor, mode: st
     """
     own = torch.zeros_like(same_image).scatter(1, targets[:, None], True)
     right = same_image if mode == "positive" else own
+    if equal is not None and caption_mode == "positive":
+        right = right | equal
     losses = -F.logsigmoid(torch.where(right, logits, -logits))
-    return (losses.masked_fill(same_image & ~own, 0) if mode == "mask" else losses).sum(dim=1)
+    if mode == "mask":
+        losses = losses.masked_fill(same_image & ~own, 0)
+    if equal is not None and caption_mode == "mask":
+        losses = losses.masked_fill(equal, 0)
+    return losses.sum(dim=1)
 
 
 class SiglipHead(Head):
@@ -71,13 +85,14 @@ class SiglipHead(Head):
     def bias(self) -> Tensor:
         return self.logit_bias
 
-    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         """See `Head.loss`. Each entry of S counts half in its row and half in its column: weights act on both."""
-        mode = self.config.same_image
+        mode, caption_mode = self.config.same_image, self.config.same_caption
         rows, columns = global_scores(self.similarity, images, texts)
         targets, siblings = local_targets(rows), same_image(rows, None if mode == "negative" else image_ids)
+        equal = same_caption(rows, image_ids, caption_ids, caption_mode)
         both = [
-            sigmoid_losses(self.scale() * scores + self.logit_bias, targets, siblings, mode)
+            sigmoid_losses(self.scale() * scores + self.logit_bias, targets, siblings, mode, equal, caption_mode)
             for scores in (rows, columns)
         ]
         losses = (both[0] + both[1]) / 2

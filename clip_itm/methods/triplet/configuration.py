@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
-from clip_itm.methods.section import HeadSection
+from clip_itm.methods.section import HeadSection, MaskedCaption
 from clip_itm.similarity.configuration import CosineSection, SimilarityConfig
 
 
@@ -22,6 +22,7 @@ class TripletHeadConfig(HeadSection):
     same_image: Literal["negative", "mask"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as published), or left out"
     )
+    same_caption: MaskedCaption = "negative"
 
     def conflict(self, training) -> str | None:
         if self.warmup_epochs and self.negatives == "all":

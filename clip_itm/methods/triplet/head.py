@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clip_itm.distributed import num_processes
 from clip_itm.methods.base import Head
-from clip_itm.methods.scores import global_scores, local_targets, same_image
+from clip_itm.methods.scores import global_scores, local_targets, not_negatives
 from clip_itm.methods.triplet.configuration import TripletHeadConfig
 from clip_itm.similarity.base import Similarity
 
@@ -47,12 +47,12 @@ class TripletHead(Head):
         super().__init__(similarity)
         self.config = config
 
-    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None):
+    def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         config = self.config
         hardest = config.negatives == "hardest" and self.epoch >= config.warmup_epochs
         rows, columns = global_scores(self.similarity, images, texts)
         targets = local_targets(rows)
-        siblings = same_image(rows, image_ids if config.same_image == "mask" else None)
+        siblings = not_negatives(rows, image_ids, caption_ids, config)
         both = [hinge_losses(scores, targets, siblings, config.margin, hardest) for scores in (rows, columns)]
         losses = both[0] + both[1]
         logs = {

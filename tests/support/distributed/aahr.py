@@ -17,6 +17,7 @@ from support.aahr_golden import small_config
 from support.processes import save_from_first
 
 IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 4, 5, 5, 1, 2])  # photos repeat within a process and across them
+CAPTION_IDS = torch.tensor([0, 1, 2, 1, 0, 3, 4, 5, 6, 0, 7, 0])
 LENGTHS = torch.tensor([7, 3, 2, 4, 1, 2, 5, 5, 3, 6, 2, 3])  # the longest caption differs between processes
 PARTS = ("triplet", "prototypes", "graph", "regulariser", "queue")
 
@@ -39,17 +40,19 @@ def two_steps() -> dict[str, np.ndarray]:
     """Loss, terms and gradients of both steps, and what the queue and the statistics of batch norm end with."""
     torch.manual_seed(0)
     config = small_config(image_projection="mlp", edge="mlp", queue_length=18, regulariser_weight=1.0, graph_bias=1.5)
+    config = config.model_copy(update={"same_caption": "mask"})
     head = AahrHead(config, FeatureWidths(12, 20, 14)).double()
     keys = torch.randn(2, 3, 12, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     share = len(IDS) // num_processes()
     own = slice(process_index() * share, (process_index() + 1) * share)
-    head.criterion.queue.write(*keys[:, 2, own], IDS[own] + 3)
+    head.criterion.queue.write(*keys[:, 2, own], IDS[own] + 3, CAPTION_IDS[own])
     found = {}
     for step in range(2):
         head.zero_grad()
         head.keys = tuple(keys[:, step, own])
         images, texts = side(20, own, False, 10 * step), side(14, own, True, 10 * step + 1)
-        loss, logs = head.loss(head.image_outputs(images), head.text_outputs(texts), IDS[own], torch.arange(12)[own])
+        outputs = head.image_outputs(images), head.text_outputs(texts)
+        loss, logs = head.loss(*outputs, IDS[own], torch.arange(12)[own], caption_ids=CAPTION_IDS[own])
         loss.backward()
         values = {"loss": loss, **logs}
         values = {name: gather_constant(value.detach()[None]).mean() for name, value in values.items()}

@@ -16,6 +16,7 @@ from clip_itm.methods.configuration import HeadConfig
 from support.processes import save_from_first
 
 IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 1])  # photos repeat within a process and across them
+CAPTION_IDS = torch.tensor([0, 1, 2, 0, 3, 1, 0, 0])  # equal within a process, across them, and of one photo
 WORDS = torch.tensor([3, 1, 5, 2, 2, 4, 1, 3])  # the longest caption is in the first process
 WIDTHS = FeatureWidths(pooled=6, image_tokens=6, text_tokens=6)
 HEADS = {
@@ -29,6 +30,12 @@ HEADS = {
     "rince": {"kind": "robust", "loss": "rince", "temperature": 0.2, "same_image": "positive"},
     "sce": {"kind": "robust", "loss": "sce", "temperature": 0.2, "same_image": "negative"},
     "tal": {"kind": "robust", "loss": "tal", "temperature": 0.2, "tal_margin": 0.5},
+    "clip, captions right": {"kind": "clip", "temperature": 0.2, "same_caption": "positive"},
+    "gce, captions left out": {"kind": "robust", "temperature": 0.2, "same_caption": "mask"},
+    "siglip, captions right": {"kind": "siglip", "temperature": 0.2, "bias": -2.0, "same_caption": "positive"},
+    "crcl, captions left out": {"kind": "crcl", "temperature": 0.2, "same_caption": "mask"},
+    "triplet, captions left out": {"kind": "triplet", "same_caption": "mask"},
+    "polyloss, captions left out": {"kind": "polyloss", "score_map": "affine", "same_caption": "mask"},
 }
 SIMILARITIES = {
     "cosine": {"kind": "cosine"},
@@ -67,7 +74,9 @@ def step(head_name: str, similarity: str) -> dict[str, np.ndarray]:
     images, texts = features()
     inputs = [(x.pooled if similarity == "cosine" else x.tokens).requires_grad_() for x in (images, texts)]
     local = [of_own_pairs(x, own) for x in (images, texts)]
-    loss, _ = head.loss(head.image_outputs(local[0]), head.text_outputs(local[1]), IMAGE_IDS[own], torch.arange(8)[own])
+    outputs = head.image_outputs(local[0]), head.text_outputs(local[1])
+    captions = {"caption_ids": CAPTION_IDS[own]} if "same_caption" in HEADS[head_name] else {}
+    loss, _ = head.loss(*outputs, IMAGE_IDS[own], torch.arange(8)[own], **captions)
     loss.backward()
     found = {"loss": gather_constant(loss.detach()[None]).mean()}
     for name, value in zip(("images", "texts"), inputs, strict=True):

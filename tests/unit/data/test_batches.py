@@ -389,6 +389,13 @@ def test_the_entries_of_every_pair_come_along_each_photo_and_caption_once(counts
     assert len(set(added)) == len(added)
     assert not set(added) & set(own)
 
+    dataset.caption_numbers = 100 + source // 2
+    numbered = dataset.__getitems__(pairs.tolist())
+    assert numbered["caption_ids"].tolist() == [100 + number // 2 for number in own]
+    assert numbered["memory_caption_ids"].tolist() == [100 + source[entry] // 2 for entry in entries]
+    assert numbered.keys() - batch.keys() == {"caption_ids", "memory_caption_ids"}
+    dataset.caption_numbers = None
+
     dataset.memory = None
     plain = dataset.__getitems__(pairs.tolist())
     assert plain.keys() == {name for name in batch if not name.startswith("memory_")}

@@ -145,7 +145,8 @@ def test_golden_total(golden, monkeypatch):
     criterion.prototypes.data.copy_(arrays["prototypes_raw"])
     recorded, found = [0], []
 
-    def with_recorded_negatives(rows, columns, positive, margin, cutoff, clamp):
+    def with_recorded_negatives(rows, columns, positive, margin, cutoff, clamp, equal):
+        assert equal is None
         total = 0
         for direction, scores in (("i2t", rows), ("t2i", columns)):
             negatives = arrays[f"neg_{recorded[0]}_{direction}"]

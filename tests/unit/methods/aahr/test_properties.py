@@ -89,6 +89,50 @@ def test_margin_is_honoured():
     torch.testing.assert_close(wide - triplet_losses(scores, triplets, 9.0), positive.sum(dim=1).double())
 
 
+def test_equal_captions_of_other_images_are_neither_drawn_nor_matches():
+    torch.manual_seed(0)
+    scores, positive = normal(6, 6) / 5, IDS[:, None] == IDS
+    captions = torch.tensor([0, 1, 2, 0, 1, 3])  # rows 0 and 3; 1 and 4
+    equal = (captions[:, None] == captions) & ~positive
+    assert equal.nonzero().tolist() == [[0, 3], [1, 4], [3, 0], [4, 1]]
+    margin, draws = 10.0, 300  # every hinge is open: a draw shows which negative it was
+    total = sum(sampled_triplet_losses(scores, scores.T, positive, margin, 1.9, equal=equal) for _ in range(draws))
+    expected = torch.zeros(6, dtype=torch.float64)
+    for matrix in (scores, scores.T):
+        weights = negative_weights(matrix, positive | equal, 1.9)
+        assert (weights[equal] == 0).all()
+        assert (weights.sum(dim=1) > 0).all()
+        mean = (weights * matrix).sum(dim=1)
+        for row, column in positive.nonzero().tolist():
+            expected[row] += margin + mean[row] - matrix[row, column]
+    torch.testing.assert_close(total / draws, expected, rtol=0, atol=0.15)
+
+
+def test_a_queue_masks_keys_of_equal_captions_and_remembers_their_numbers():
+    criterion = AahrCriterion(small_config(queue_length=6, same_caption="mask")).double()
+    images, texts = batch()
+    keys, captions = (unit(6, 32, seed=3), unit(6, 32, seed=4)), torch.tensor([0, 1, 2, 0, 1, 3])
+    others = torch.tensor([1, 7, 8, 9, 0, 3])  # of the keys, whose images are 3, 0, 10, 11, 12, 13
+    criterion.queue.write(unit(6, 32, seed=5), unit(6, 32, seed=6), torch.tensor([3, 0, 10, 11, 12, 13]), others)
+    found = criterion.queue_losses(images, texts, keys, IDS, captions)
+    expected = torch.zeros(6, dtype=torch.float64)
+    for k, (query, own, gallery) in itertools.product(
+        range(6), ((images.local, keys[1], criterion.queue.texts), (texts.local, keys[0], criterion.queue.images))
+    ):
+        ids = criterion.queue.ids.tolist()
+        left = [j for j in range(6) if IDS[k] != ids[j] and captions[k] != others[j]]
+        rows = torch.stack([own[k], *(gallery[j] for j in left)])
+        logits = F.normalize(query[k], dim=0) @ rows.T / 0.07
+        expected[k] += logits.logsumexp(dim=0) - logits[0]
+    torch.testing.assert_close(found, expected)
+    other = KeyQueue(6, 32)
+    other.load_state_dict(criterion.queue.state_dict())
+    assert torch.equal(other.caption_ids, others)
+    plain = KeyQueue(6, 32)
+    plain.write(unit(6, 32), unit(6, 32), IDS)
+    assert "caption_ids" not in plain.state_dict(), "checkpoints of runs without the key are as they were"
+
+
 # Prototypes
 
 

@@ -280,6 +280,38 @@ def test_equal_rows_are_encoded_once_and_change_nothing(shares_forward):
     assert encoded[0] < 0.7 * encoded[1]
 
 
+@pytest.mark.parametrize("shares_forward", [True, False])
+@pytest.mark.parametrize("mode", ["negative", "mask", "positive"])
+def test_equal_captions_of_other_images_in_the_batch_and_among_its_entries(mode, shares_forward):
+    """In the losses of both memories, before the trial step and behind it, and in what trains."""
+    arrays = golden("npc_step_sgd")
+    batch = inputs(arrays)
+    count = len(batch["image_ids"])
+    batch["caption_ids"] = torch.arange(count) // 2
+    batch["memory_caption_ids"] = torch.arange(2 * count) % count // 2  # the same numbers in both memories
+    model, step = make_step(arrays, lambda values: torch.optim.SGD(values, lr=0.05), same_caption=mode)
+    step.shares_forward = shares_forward
+    outcome = step(batch)
+
+    def losses(w_img, w_txt, prefix, captions):
+        images, texts = arrays[f"{prefix}_img"] @ w_img.T, arrays[f"{prefix}_txt"] @ w_txt.T
+        images, texts = (nn.functional.normalize(rows, dim=-1) for rows in (images, texts))
+        more = {"caption_ids": captions, "caption_mode": mode}
+        return contrastive_losses(images, texts, model.head.scale(), torch.arange(count), "mask", **more)
+
+    captions = torch.arange(count) // 2
+    own = losses(model.w_img, model.w_txt, "batch", captions)
+    memory = [losses(model.w_img, model.w_txt, name, captions) for name in ("memi", "memt")]
+    close(outcome.losses, own.detach(), 1e-9, 1e-11)
+    gradients = torch.autograd.grad(own.mean(), (model.w_img, model.w_txt, model.head.logit_scale), retain_graph=True)
+    trial = [value.detach() - 0.05 * gradient for value, gradient in zip(step.parameters[:2], gradients, strict=False)]
+    for name, value in zip(("w_img", "w_txt"), trial, strict=True):
+        close(step.trial[name], value, 1e-9, 1e-11)
+    close(outcome.loss, ((outcome.weight * own).mean() + sum(memory).mean()).detach(), 1e-9, 1e-11)
+    plain = make_step(arrays, lambda values: torch.optim.SGD(values, lr=0.05))[1](inputs(arrays))
+    assert (mode == "negative") == bool(torch.equal(plain.losses, outcome.losses))
+
+
 def test_it_finds_out_whether_a_forward_pass_can_be_shared():
     arrays = golden("npc_step_sgd")
     for dropout, shares in ((0.0, True), (0.5, False)):

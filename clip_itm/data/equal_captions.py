@@ -1,0 +1,42 @@
+"""Which captions are equal: one caption that stands under many photos, as product data have it."""
+
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Pairs
+
+AT_THE_END = " .,;:!?\u2026\u3002\uff0c\uff01\uff1f"  # also of Chinese and Japanese sentences
+
+
+def plain_text(caption: str) -> str:
+    """What of a caption is compared: two captions are equal if this is the same text.
+
+    Composed Unicode (NFC) without case (`str.casefold`), every run of white space as one space, nothing of it at either
+    end, and without the punctuation `. , ; : ! ? ...` at the end. Everything else counts: other words, another order,
+    punctuation within. A caption of punctuation alone is compared as it is.
+
+    Example:
+        >>> plain_text("  Red\\tMUG!"), plain_text("red, mug"), plain_text("...")
+        ('red mug', 'red, mug', '...')
+    """
+    text = unicodedata.normalize("NFC", " ".join(caption.casefold().split()))
+    return text.rstrip(AT_THE_END) or text
+
+
+def number_captions(captions: Iterable[str]) -> np.ndarray:
+    """Numbers int64 [N], the same for captions that are equal (see `plain_text`), in order of first appearance.
+
+    Example:
+        >>> number_captions(["Red mug", "blue mug", "red mug."])
+        array([0, 1, 0])
+    """
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(plain_text(caption), len(numbers)) for caption in captions], dtype=np.int64)
+
+
+def caption_numbers(pairs: Pairs, noise: CaptionNoise) -> np.ndarray:
+    """int64 [N], of the caption that each pair has in training: that of `noise`, whatever it was before."""
+    return number_captions(pairs.captions.to_pylist())[noise.source]
