@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Sampler
 
+from clip_itm.data.deal import deal, most_batches
+
 BatchMode = Literal["random", "unique", "grouped"]
 
 
@@ -114,7 +116,8 @@ class PairBatchSampler(Sampler[list[int]]):
     process.
 
     `pairs` int64 [n]: only these are drawn. `num_batches`: so many batches are an epoch; it goes on where the one
-    before has ended, and the pairs come in a new order whenever all of them have been drawn.
+    before has ended, and the pairs come in a new order whenever all of them have been drawn. `pair_caption`
+    int64 [N], a number of each pair's caption, with mode `unique`: no caption twice in a batch, either.
 
     Raises ValueError if not even one batch can be filled, or if the batch does not divide among the processes.
 
@@ -135,6 +138,7 @@ class PairBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         pairs: np.ndarray | None = None,
         num_batches: int | None = None,
+        pair_caption: np.ndarray | None = None,
     ):
         if batch_size % world_size:
             raise ValueError(
@@ -144,12 +148,19 @@ class PairBatchSampler(Sampler[list[int]]):
         self.pair_image = np.ascontiguousarray(pair_image, dtype=np.int64)
         self.pairs = np.arange(len(pair_image)) if pairs is None else pairs
         self._image = np.unique(self.pair_image[self.pairs], return_inverse=True)[1]  # those of `pairs`, without gaps
+        self.pair_caption = pair_caption
+        if pair_caption is not None:
+            self._caption = np.unique(pair_caption[self.pairs], return_inverse=True)[1]
         self.captions_per_image = captions_per_image
         self.per_image = {"random": None, "unique": 1, "grouped": min(captions_per_image, batch_size)}[mode]
         self.global_batch_size = batch_size
         self.batch_size = batch_size // world_size
         self.mode, self.seed, self.rank, self.world_size, self.epoch = mode, seed, rank, world_size, 0
-        self.batches_per_pass = count_batches(self._image, batch_size, self.per_image)
+        self.batches_per_pass = (
+            count_batches(self._image, batch_size, self.per_image)
+            if pair_caption is None
+            else most_batches(self._image, self._caption, batch_size)
+        )
         if self.batches_per_pass == 0:
             raise ValueError(self._too_large(mode))
         self.num_batches = num_batches or self.batches_per_pass
@@ -166,6 +177,7 @@ class PairBatchSampler(Sampler[list[int]]):
             self.world_size,
             pairs,
             num_batches,
+            self.pair_caption,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -190,6 +202,8 @@ class PairBatchSampler(Sampler[list[int]]):
 
     def _draw_pass(self, number: int) -> np.ndarray:
         generator = np.random.default_rng([self.seed, number])
+        if self.pair_caption is not None:
+            return deal(self._image, self._caption, self.global_batch_size, self.batches_per_pass, generator)
         return draw_batches(self._image, self.global_batch_size, self.per_image, generator)
 
     def _too_large(self, mode: BatchMode) -> str:
@@ -197,6 +211,12 @@ class PairBatchSampler(Sampler[list[int]]):
             return (
                 f"training.batch_size {self.global_batch_size} is larger than the training split "
                 f"({len(self.pairs)} pairs); lower training.batch_size"
+            )
+        if self.pair_caption is not None and count_batches(self._image, self.global_batch_size, 1):
+            return (
+                f"training.batch_size {self.global_batch_size} with training.unique_captions can take each of the "
+                f"{self._caption.max() + 1} captions of the training split once, under other photos: no epoch has such "
+                "batches; lower training.batch_size, or leave training.unique_captions out"
             )
         counts = np.bincount(self._image)
         limit = "each photo once" if mode == "unique" else f"{self.per_image} captions of a photo"

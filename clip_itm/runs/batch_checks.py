@@ -1,11 +1,18 @@
 """Batches that cannot be trained on, told before training: without negatives, or too small for batch norm."""
 
+import warnings
+
+import numpy as np
 import torch
 from torch import nn
 
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Pairs
 from clip_itm.data.sampler import PairBatchSampler
+from clip_itm.distributed import process_state
 from clip_itm.recipe import Recipe
 from clip_itm.similarity.saf import CaptionNorm
+from clip_itm.visible import visible
 
 
 def require_pairs(recipe: Recipe) -> None:
@@ -32,6 +39,26 @@ def require_negatives(recipe: Recipe, sampler: PairBatchSampler) -> None:
             f"training.batch_size {training.batch_size}: every batch shows one photo alone, which has no negatives "
             f"(the training split has {len(set(sampler.pair_image.tolist()))}); training needs more photos"
         )
+
+
+def warn_of_crowded_captions(sampler: PairBatchSampler, pairs: Pairs, noise: CaptionNoise) -> None:
+    """Say it where a caption stands under more images than there are batches, none of which takes it twice."""
+    batches = sampler.batches_per_pass
+    if sampler.pair_caption is None or not process_state().is_main_process:
+        return
+    counts = np.bincount(sampler.pair_caption)
+    if (most := int(counts.max())) <= batches:
+        return
+    pair = int(np.flatnonzero(sampler.pair_caption == counts.argmax())[0])
+    caption = visible(pairs.captions[int(noise.source[pair])].as_py())
+    left_out = int((counts - batches).clip(0).sum())
+    warnings.warn(
+        f"training.unique_captions: an epoch has {batches} batches, and {caption!r:.80} is the caption of {most} "
+        f"pairs, of which a batch takes one: {left_out} pairs of {(counts > batches).sum()} caption(s) are left out of "
+        f"each epoch, other ones each time; with training.batch_size {max(2, len(pairs) // most)} or less an epoch has "
+        "room for all",
+        stacklevel=1,
+    )
 
 
 def require_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBatchSampler) -> None:

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed  # that of transformers brings its trainer
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.data.class_folder import ClassFolder, read_class_folder, without_broken
+from clip_itm.data.equal_captions import caption_numbers
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import image_checker, load_splits, require_readable
 from clip_itm.data.load_noise import load_noise
@@ -30,7 +31,7 @@ from clip_itm.offline import require_recipe
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
 from clip_itm.runs.additions import NOTHING, Additions
-from clip_itm.runs.batch_checks import require_negatives, require_pairs
+from clip_itm.runs.batch_checks import require_negatives, require_pairs, warn_of_crowded_captions
 from clip_itm.runs.models import load_model
 from clip_itm.runs.neighbours import embeddings_of_images, kept_nearest_images, mean_regions
 from clip_itm.runs.provenance import Provenance, describe_run
@@ -153,8 +154,12 @@ def guarded_classes(recipe: Recipe) -> ClassFolder | None:
         return without_broken(read_class_folder(guard.classes), recipe.data)
 
 
-def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
+def make_sampler(recipe: Recipe, train: Split, noise: CaptionNoise | None = None) -> PairBatchSampler:
+    """The batches of a recipe; `noise`: the captions of the pairs, where they matter (default: their own)."""
     training, state = recipe.training, process_state()
+    captions = None
+    if training.unique_captions:
+        captions = caption_numbers(train.pairs, noise or CaptionNoise.clean(train.pairs))
     return PairBatchSampler(
         train.pairs.image,
         mode=training.batches,
@@ -163,6 +168,7 @@ def make_sampler(recipe: Recipe, train: Split) -> PairBatchSampler:
         seed=training.seed,
         rank=state.process_index,
         world_size=state.num_processes,
+        pair_caption=captions,
     )
 
 
@@ -235,7 +241,8 @@ def prepare(recipe: Recipe, additions: Additions = NOTHING) -> Prepared:
     check_protocols(recipe, final_split(recipe, data.splits))
     method = method_of(recipe.head)
     method.open(data.noise, data.train.pairs)
-    sampler = make_sampler(recipe, data.train)
+    sampler = make_sampler(recipe, data.train, data.noise)
+    warn_of_crowded_captions(sampler, data.train.pairs, data.noise)
     require_negatives(recipe, sampler)
     if caution := method.caution(recipe.random_part):
         warnings.warn(caution, stacklevel=1)

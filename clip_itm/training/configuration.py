@@ -46,6 +46,9 @@ class TrainingSection(Section):
         description="random pairs; no photo twice in a batch; or a photo once with captions_per_image captions",
     )
     captions_per_image: PositiveInt = Field(5, description="grouped batches only")
+    unique_captions: bool = Field(
+        False, description="with batches: unique, no caption twice in a batch either, under whatever photo it stands"
+    )
     gradient_accumulation_steps: PositiveInt = Field(1, description="contrastive batches per optimiser step")
     learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 1e-5
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -100,6 +103,14 @@ class TrainingSection(Section):
         ("auto",), description="auto: TensorBoard and trackio, as far as installed; []: none"
     )
     seed: Seed = Field(0, description="seed of weights, batches and dropout (noise has its own)")
+
+    @model_validator(mode="after")
+    def _captions_are_unique_in_unique_batches(self):
+        if self.unique_captions and self.batches != "unique":
+            raise ValueError(
+                f"unique_captions does nothing with batches: {self.batches}; write batches: unique, or leave it out"
+            )
+        return self
 
     @field_validator("trackers", mode="before")
     @classmethod
