@@ -91,7 +91,8 @@ class Recipe(Section):
             del content["training"]["early_stopping_patience"], content["training"]["early_stopping_threshold"]
         # `later_keys` of a section: those that came after the first version of its method
         of_head = {*getattr(self.head, "later_keys", ()), "same_caption"} & type(self.head).model_fields.keys()
-        later = {"noise": ("neighbours", "model"), "training": ("ema", "guard", "unique_captions"), "head": of_head}
+        later = {"noise": ("neighbours", "model"), "head": of_head, "evaluation": ("same_caption",)}
+        later["training"] = ("ema", "guard", "unique_captions")
         for name, keys in later.items():
             section = getattr(self, name)
             for key in keys:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_itm.checksums import add_checksums
+from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
@@ -53,6 +54,7 @@ def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise
         noise.source,
         float(encoder.model.head.scale().detach()),
         similarity=scoring(encoder.model),
+        captions=numbers_if_asked(recipe.head, train.pairs, noise),
     )
     return CleanProbability(
         values=fit_mixture(losses, seed=0).monotone_clean_posterior(losses).astype(np.float32),

@@ -152,12 +152,13 @@ def made_null(folds: Sequence[FoldScores], count: int, seed: int, is_made: np.nd
     """
     r, r0 = np.empty((2, count))
     image, owner = np.empty((2, count), dtype=np.int64)
+    made = np.ones(count, dtype=bool) if is_made is None else is_made.copy()
     first_image = 0
     for fold in folds:
         r[fold.pairs], r0[fold.pairs] = rank_score(fold.p, fold.images), rank_score(fold.p0, fold.images)
         image[fold.pairs], owner[fold.pairs] = first_image + fold.image, fold.pairs[fold.mismatch]
+        made[fold.pairs] &= fold.is_made
         first_image += fold.images
-    made = image[owner] != image if is_made is None else is_made & (image[owner] != image)
     share = wrong_share(r, r0[made])
     interval = share_interval(r, r0, image, np.random.default_rng(seed), made)
     low, high = np.clip(interval, 0, 1).tolist()

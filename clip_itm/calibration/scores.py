@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_itm.calibration.equal_captions import EqualCaptions
 from clip_itm.evaluation import ranking
 from clip_itm.precision import exact_float32
 
@@ -28,6 +29,7 @@ class FoldScores:
     `p`, `p0` float64 [n]: the share of the other images that fit the caption at least as well, ties half. Uniform where
     a caption has nothing to do with the image, whatever caption it is.
     `texts` float32 [n, D]: unit vectors of the captions, by which captions of one image are compared; or None.
+    `fits` bool [n]: where the mismatch is equal to a caption of the image after all; None: equal captions do not count.
     """
 
     pairs: np.ndarray
@@ -39,18 +41,21 @@ class FoldScores:
     image: np.ndarray
     images: int
     texts: np.ndarray | None = None
+    fits: np.ndarray | None = None
 
     @property
     def is_made(self) -> np.ndarray:
         """bool [n]: False where the mismatch is a caption of the same image after all (`made_mismatches`)."""
-        return self.image[self.mismatch] != self.image
+        is_other = self.image[self.mismatch] != self.image
+        return is_other if self.fits is None else is_other & ~self.fits
 
 
-def made_mismatches(pair_image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def made_mismatches(pair_image: np.ndarray, rng: np.random.Generator, equal: EqualCaptions | None = None) -> np.ndarray:
     """A permutation of the pairs, int64 [n]: the image of pair k is given the caption of pair `mismatch[k]`.
 
     Never one of the same image (`pair_image` int64 [n]), unless one image holds more than half of the pairs: then as
-    rarely as possible. Raises ValueError if all pairs have the same image.
+    rarely as possible. With `equal` (of the same pairs) never one that is equal to a caption of the image, either,
+    unless no other can be found. Raises ValueError if all pairs have the same image, or equal captions.
 
     Example:
         >>> made_mismatches(np.array([0, 1]), np.random.default_rng(0))
@@ -63,6 +68,8 @@ def made_mismatches(pair_image: np.ndarray, rng: np.random.Generator) -> np.ndar
             f"{len(image)} pairs with {len(counts)} image(s): mismatches are made of the captions of other images; "
             "judge at least two images together (fewer folds, or more data)"
         )
+    if equal is not None:
+        return equal.keep_apart(rng.permutation(len(image)), rng)
     most = int(counts.max())
     if 2 * most <= len(image):
         mismatch = rng.permutation(len(image))
@@ -89,6 +96,7 @@ def score_pairs(
     block: int,
     candidates: int | None = None,
     rng: np.random.Generator | None = None,
+    equal: EqualCaptions | None = None,
 ) -> FoldScores:
     """Scores of pairs and of made mismatches; `pairs` of the result are 0 to n - 1, for the caller to replace.
 
@@ -101,6 +109,8 @@ def score_pairs(
     block: captions compared at once. Memory: about five float32 matrices [P, block], never one [P, n].
     candidates: compare with this many images and captions only, drawn by `rng`, where n * P similarities are too many;
         the cost is then n * (candidates + 2 * block) + P * candidates. If None, with all of them, in one pass.
+    equal: of the same pairs; other images with an equal caption are then left out wherever a caption is compared with
+        images, and captions that are equal to one of an image wherever it is compared with captions.
 
     With S = scale * similarity of image i and caption c, P images and C captions:
 
@@ -118,36 +128,46 @@ def score_pairs(
         return scale * ranking.score(score, images, texts)
 
     with torch.inference_mode(), exact_float32(texts.device):
-        found = _over_texts(compare, images, texts, image, moved, block, some_images)
-        similarity, similarity0, p, p0, of_text, of_image = found
+        found = _over_texts(compare, images, texts, image, moved, block, some_images, equal)
+        similarity, similarity0, p, p0, of_text, of_image, out_of_text, out_of_image = found
         if some_images is not None or some_texts is not None:
             chosen = torch.arange(count) if some_texts is None else some_texts
-            of_image = _over_images(compare, images, texts, image, chosen.split(block))
+            of_image, out_of_image = _over_images(compare, images, texts, image, chosen.split(block), equal)
 
     seen_images = torch.ones(total).long() if some_images is None else torch.bincount(some_images, minlength=total)
     own_texts = torch.bincount(image, minlength=total)
     seen_texts = own_texts if some_texts is None else torch.bincount(image[some_texts], minlength=total)
-    others = (count if some_texts is None else len(some_texts)) - seen_texts
+    others = (count if some_texts is None else len(some_texts)) - seen_texts - out_of_image
     own = np.full(total, -np.inf)
     np.logaddexp.at(own, image.numpy(), similarity.numpy())
     of_image = _log_mean(of_image, others, torch.from_numpy(own), own_texts, count)
-    of_text = _log_mean(of_text, (seen_images.sum() - seen_images)[image], similarity, torch.ones_like(image), total)
+    rivals = (seen_images.sum() - seen_images)[image] - out_of_text
+    of_text = _log_mean(of_text, rivals, similarity, torch.ones_like(image), total)
     z = (of_text + of_image[image]) / 2 - similarity
     z0 = (of_text[moved] + of_image[image]) / 2 - similarity0
     if not (z.isfinite().all() and z0.isfinite().all()):
         raise ValueError("some similarities are infinite, or too large for the scale: check embeddings and scale")
     parts = (z.numpy(), z0.numpy(), p.numpy(), p0.numpy(), moved.numpy(), image.numpy())
-    return FoldScores(np.arange(count), *parts, total)
+    fits = None if equal is None else equal.fits(np.arange(count), moved.numpy())
+    return FoldScores(np.arange(count), *parts, total, fits=fits)
 
 
 def _over_texts(
-    compare: Score, images: Tensor, texts: Tensor, image: Tensor, moved: Tensor, block: int, some: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    compare: Score,
+    images: Tensor,
+    texts: Tensor,
+    image: Tensor,
+    moved: Tensor,
+    block: int,
+    some: Tensor | None,
+    equal: EqualCaptions | None,
+) -> tuple[Tensor, ...]:
     """What one pass over the captions tells, float64 on the CPU.
 
     Similarities of pairs and of mismatches [n], ranks of both [n], and log sums of exp, without those of right pairs,
     over images for every caption [n], and over captions for every image [P]. `some` int64 [Q]: the images to compare
-    with; the last log sums are then of these [Q]; if None, all.
+    with; the last log sums are then of these [Q]; if None, all. And how many images were left out for every caption
+    [n], and captions for each of these images, as `equal` says.
     """
     borrower = torch.argsort(moved)  # the pair whose image is given this caption
     rows = len(images) if some is None else len(some)
@@ -155,6 +175,7 @@ def _over_texts(
     if some is not None:
         is_row = torch.zeros_like(is_row).index_fill_(0, some, True)
     similarity, similarity0, p, p0, of_text = torch.empty(5, len(texts), dtype=torch.float64)
+    out_of_text, out_of_image = torch.zeros(len(texts), dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
     of_image = torch.full((rows,), -torch.inf, dtype=torch.float64)
     scratch = torch.empty(rows * block, device=texts.device)
     for now in torch.arange(len(texts)).split(block):
@@ -170,21 +191,58 @@ def _over_texts(
             scores, pairs = compare(images[compared], texts[of_block]).split([rows, 2 * len(now)])
             pair, made = pairs[column, column], pairs[len(now) + column, column]
         similarity[of_block], similarity0[lender] = pair.double().cpu(), made.double().cpu()
-        p[of_block] = _rank(scores, pair, is_row[own], scratch)
-        p0[lender] = _rank(scores, made, is_row[other], scratch)
+        out, lost = _leave_out(scores, now, some, equal)
+        out_of_text[of_block] = out
+        out_of_image += lost
+        p[of_block] = _rank(scores, pair, is_row[own], out, scratch)
+        p0[lender] = _rank(scores, made, is_row[other], out, scratch)
         scores = _without_own(scores, own, some)
         of_text[of_block] = torch.logsumexp(scores, dim=0).double().cpu()
         of_image = torch.logaddexp(of_image, torch.logsumexp(scores, dim=1).double().cpu())
-    return similarity, similarity0, p, p0, of_text, of_image
+    return similarity, similarity0, p, p0, of_text, of_image, out_of_text, out_of_image
 
 
-def _over_images(compare: Score, images: Tensor, texts: Tensor, image: Tensor, chosen: Sequence[Tensor]) -> Tensor:
-    """Log sums of exp over captions for every image [P], without its own; `chosen`: the captions, block by block."""
+def _over_images(
+    compare: Score,
+    images: Tensor,
+    texts: Tensor,
+    image: Tensor,
+    chosen: Sequence[Tensor],
+    equal: EqualCaptions | None,
+) -> tuple[Tensor, Tensor]:
+    """Log sums of exp over captions for every image [P], without its own; `chosen`: the captions, block by block.
+
+    And how many captions were left out for every image [P], as `equal` says.
+    """
     of_image = torch.full((len(images),), -torch.inf, dtype=torch.float64)
+    out_of_image = torch.zeros(len(images), dtype=torch.int64)
     for now in chosen:
-        scores = _without_own(compare(images, texts[now.to(texts.device)]), image[now], None)
+        scores = compare(images, texts[now.to(texts.device)])
+        out_of_image += _leave_out(scores, now, None, equal)[1]
+        scores = _without_own(scores, image[now], None)
         of_image = torch.logaddexp(of_image, torch.logsumexp(scores, dim=1).double().cpu())
-    return of_image
+    return of_image, out_of_image
+
+
+def _leave_out(scores: Tensor, now: Tensor, rows: Tensor | None, equal: EqualCaptions | None) -> tuple[Tensor, Tensor]:
+    """Minus infinity into `scores` [Q, b] where captions `now` [b] meet other images with an equal caption.
+
+    How many cells that are of every caption [b], and of every row [Q]; `rows` [Q]: which images.
+    """
+    if equal is None:
+        return torch.zeros(len(now), dtype=torch.int64), torch.zeros(len(scores), dtype=torch.int64)
+    row, column = equal.other_images(now.numpy())
+    if rows is not None:
+        row, is_there = _place_of(row, rows)
+        row, column = row[is_there], column[is_there]
+    scores.index_put_((row.to(scores.device), column.to(scores.device)), scores.new_tensor(-torch.inf))
+    return torch.bincount(column, minlength=len(now)), torch.bincount(row, minlength=len(scores))
+
+
+def _place_of(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `images` [m] stand in `rows` [Q], which ascend, and whether they do: [m] each."""
+    place = torch.searchsorted(rows, images).clamp(max=len(rows) - 1)
+    return place, rows[place] == images
 
 
 def _candidates(total: int, number: int | None, rng: np.random.Generator | None) -> Tensor | None:
@@ -196,22 +254,23 @@ def _candidates(total: int, number: int | None, rng: np.random.Generator | None)
     return torch.from_numpy(np.sort(rng.choice(total, number, replace=False)))
 
 
-def _rank(scores: Tensor, threshold: Tensor, is_row: Tensor, scratch: Tensor) -> Tensor:
+def _rank(scores: Tensor, threshold: Tensor, is_row: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
     """The share of images (rows of `scores` [Q, b], but the own one) at or above `threshold` [b], ties half.
 
-    `is_row` bool [b]: whether the own image is one of the rows, where it ties with itself.
+    `is_row` bool [b]: whether the own image is one of the rows, where it ties with itself. `out` int64 [b]: how many
+    rows are left out; where that is all of them, a half.
     """
     greater, at_least = ranking.count_rivals(scores, threshold[None], 0, scratch)
     itself = is_row.long()
-    return ((greater + at_least).cpu() - itself).double() / (2 * (len(scores) - itself))
+    ahead, rivals = ((greater + at_least).cpu() - itself).double(), len(scores) - itself - out
+    return torch.where(rivals > 0, ahead / (2 * rivals), 0.5)
 
 
 def _without_own(scores: Tensor, own: Tensor, rows: Tensor | None) -> Tensor:
     """Scores [Q, b], minus infinity where a caption meets its own image `own` [b]; `rows` [Q]: which images."""
     column = torch.arange(len(own))
     if rows is not None:
-        place = torch.searchsorted(rows, own).clamp(max=len(rows) - 1)
-        is_there = rows[place] == own
+        place, is_there = _place_of(own, rows)
         own, column = place[is_there], column[is_there]
     return scores.index_put_((own.to(scores.device), column.to(scores.device)), scores.new_tensor(-torch.inf))
 

@@ -64,7 +64,8 @@ def run(args) -> int:
         else make_encoder(own, *make_model(own, splits), image_cache)
         for where, own in members
     ]
-    results = evaluate_encoders(split, encoders, recipe.evaluation.protocols, recipe.evaluation.bootstrap)
+    section = recipe.evaluation
+    results = evaluate_encoders(split, encoders, section.protocols, section.bootstrap, section.same_caption)
     if not state.is_main_process:
         return 0
     named = " + ".join(str(where) for where, _ in members)

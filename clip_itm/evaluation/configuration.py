@@ -2,12 +2,21 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from clip_itm.section import Section
 
 ProtocolName = Literal["all", "flickr-1k", "coco-1k", "coco-5k", "cxc", "eccv"]  # as in `evaluation/protocols.py`
 MOST_RESAMPLES = 100_000
+
+
+def require_own(protocols) -> None:
+    """ValueError for protocols under which equal captions cannot count as right."""
+    if published := [name for name in protocols if name != "all"]:
+        raise ValueError(
+            f"same_caption: under the protocol {' and '.join(published)}, as published, only a caption's own photo is "
+            "right; use the protocol all alone, or leave evaluation.same_caption out"
+        )
 
 
 class EvaluationSection(Section):
@@ -20,7 +29,17 @@ class EvaluationSection(Section):
         ("all",), min_length=1, description="cxc and eccv: the COCO test split, with the extra eccv"
     )
     batch_size: PositiveInt = 128
+    same_caption: bool = Field(
+        False,
+        description="protocol all: every photo of an equal caption is right for it, on val, too; tables then say so",
+    )
     bootstrap: NonNegativeInt = Field(1000, description="resamples for the 95 % intervals; 0: none")
+
+    @model_validator(mode="after")
+    def _published_figures_count_one_photo(self):
+        if self.same_caption:
+            require_own(self.protocols)
+        return self
 
     @field_validator("bootstrap")
     @classmethod

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_itm.evaluation.configuration import require_own
+from clip_itm.evaluation.equal_captions import EqualCaptions
 from clip_itm.evaluation.judged_ranking import PositiveRanks, compute_best_ranks, compute_positive_ranks
 from clip_itm.evaluation.judgements import JudgedSplit, judged_split
 from clip_itm.evaluation.precision_result import PrecisionResult
@@ -118,15 +120,17 @@ def evaluate_retrieval(
     *,
     image_ids: Sequence[str] | None = None,
     caption_ids: Sequence[str] | None = None,
+    caption_numbers: Sequence[int] | np.ndarray | None = None,
     block_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> dict[str, Result]:
     """Ranks, metrics and bootstrap intervals under each protocol, by its name.
 
     images, texts, caption_image, similarity, block_size, device: see `compute_ranks`. `bootstrap` is the number of
-    replicates (0: no intervals); eccv and cxc need `image_ids` [Ni] and `caption_ids` [Nt]. Raises ValueError for an
-    unknown protocol and for a split that a protocol is not defined for, before anything is scored. Warns if equal
-    scores decide a metric at its second decimal.
+    replicates (0: no intervals); eccv and cxc need `image_ids` [Ni] and `caption_ids` [Nt]. With `caption_numbers` int
+    [Nt], the same for equal captions, all images of an equal caption are right for it (protocol all only). Raises
+    ValueError for an unknown protocol and for a split that a protocol is not defined for, before anything is scored.
+    Warns if equal scores decide a metric at its second decimal.
 
     Example:
         >>> images = torch.eye(2)
@@ -139,12 +143,16 @@ def evaluate_retrieval(
     if unknown or isinstance(protocols, str):
         raise ValueError(f"unknown protocols {protocols!r}; expected a list of names out of {', '.join(PROTOCOLS)}")
     split = EmbeddedSplit(images, texts, check_owners(caption_image, len(images), len(texts)), image_ids, caption_ids)
-    selected = {PROTOCOLS[name]: PROTOCOLS[name].select(split) for name in protocols}
+    chosen = {name: PROTOCOLS[name] for name in protocols}
+    if caption_numbers is not None:
+        require_own(protocols)
+        chosen = {"all": EqualCaptions(caption_numbers)}
+    selected = {name: protocol.select(split) for name, protocol in chosen.items()}
     results: dict[str, Result] = {}
-    for protocol, parts in selected.items():
-        ranks = [protocol.rank(part, similarity, block_size, device) for part in parts]
-        results[protocol.name] = protocol.result(ranks, bootstrap, seed)
-        warn_of_ties(results[protocol.name])
+    for name, parts in selected.items():
+        ranks = [chosen[name].rank(part, similarity, block_size, device) for part in parts]
+        results[name] = chosen[name].result(ranks, bootstrap, seed)
+        warn_of_ties(results[name])
     return results
 
 

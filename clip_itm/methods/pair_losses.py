@@ -26,6 +26,11 @@ def seeded_batches(count: int, batch_size: int, seed: int) -> Iterator[tuple[np.
         yield order[first : start + batch_size], start - first
 
 
+def equal_captions(captions: np.ndarray, image: np.ndarray) -> Tensor:
+    """Bool [b, b]: which pairs of other images have an equal caption, by numbers int64 [b] of captions and images."""
+    return torch.from_numpy((captions[:, None] == captions) & (image[:, None] != image))
+
+
 def pair_losses(
     images: Tensor,
     texts: Tensor,
@@ -35,6 +40,7 @@ def pair_losses(
     batch_size: int = 256,
     seed: int | None = 0,
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
+    captions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Symmetric loss l of each pair against the others of its batch (docs/papers/npc.md 2.2): float32 [N], row k is
     pair k.
@@ -44,7 +50,8 @@ def pair_losses(
     permutation drawn with `seed`, so that the captions of an image rarely meet: in dataset order (`seed` None) five
     siblings share one image, and the text-to-image half of each of their losses is at least ln 5. A loss depends on the
     size of its batch, and a small batch makes wrong pairs look clean, so the last batch is a full one, too. In dataset
-    order it is smaller, as published.
+    order it is smaller, as published. `captions` int64 [N], equal for equal captions: pairs of other images with an
+    equal one are then no negatives.
 
     Example:
         >>> embeddings = torch.eye(4)
@@ -61,9 +68,12 @@ def pair_losses(
     with torch.inference_mode(), exact_float32(images.device):
         for batch, known in batches:
             batch_images = images[torch.from_numpy(pair_image[batch])].float()
-            captions = texts[torch.from_numpy(source[batch])].float()
-            logits = scale * similarity(batch_images, captions)
+            batch_texts = texts[torch.from_numpy(source[batch])].float()
+            logits = scale * similarity(batch_images, batch_texts)
             targets = torch.arange(len(batch), device=logits.device)
+            if captions is not None:
+                equal = equal_captions(captions[batch], pair_image[batch])
+                logits = logits.masked_fill(equal.to(logits.device), -torch.inf)
             both = contrastive_cross_entropy(logits, targets) + contrastive_cross_entropy(logits.T, targets)
             losses[batch[known:]] = (both / 2)[known:].cpu().numpy()
     return losses

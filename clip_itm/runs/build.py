@@ -6,12 +6,15 @@ import numpy as np
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from clip_itm.data.batches import PairDataset
-from clip_itm.data.equal_captions import caption_numbers
+from clip_itm.data.equal_captions import number_captions, numbers_if_asked
+from clip_itm.data.rows import Split
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.tokens import CaptionTokens
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import process_state
-from clip_itm.evaluation.ranking import compute_ranks
+from clip_itm.evaluation.equal_captions import EqualCaptions
+from clip_itm.evaluation.protocol import EmbeddedSplit
+from clip_itm.evaluation.protocols import PROTOCOLS
 from clip_itm.evaluation.recall import recall_metrics
 from clip_itm.methods.method import Method
 from clip_itm.model import ItmModel
@@ -54,9 +57,9 @@ def make_trainer(
         image_cache=data.image_cache,
         random_crop=recipe.data.random_crop,
         seed=recipe.training.seed,
-        caption_numbers=numbers_of_captions(recipe, data),
+        caption_numbers=numbers_if_asked(recipe.head, train.pairs, noise),
     )
-    zero_shot = zero_shot_metric(recipe, data, encoder)
+    zero_shot, captions = zero_shot_metric(recipe, data, encoder), val_captions(recipe, data.val)
     return method.trainer(
         data,
         encoder,
@@ -68,7 +71,7 @@ def make_trainer(
         eval_dataset=data.val.rows,
         sampler=sampler,
         encode_val=lambda: encoder.encode(data.val),
-        score=lambda embeddings: val_metrics(model, embeddings, additions.compute_metrics) | zero_shot(),
+        score=lambda embeddings: val_metrics(model, embeddings, additions.compute_metrics, captions) | zero_shot(),
         write_provenance=lambda folder: provenance.write(folder, recipe),
         processor=encoder.processor,
         publish=publish_run,
@@ -77,17 +80,21 @@ def make_trainer(
     )
 
 
-def numbers_of_captions(recipe: Recipe, data: TrainingData) -> np.ndarray | None:
-    """int64 [N], equal for training pairs with equal captions, where the loss asks for them, else None."""
-    asked = getattr(recipe.head, "same_caption", "negative") != "negative"
-    return caption_numbers(data.train.pairs, data.noise) if asked else None
+def val_captions(recipe: Recipe, val: Split) -> np.ndarray | None:
+    """Numbers int64 [Nt], the same for equal captions of val, where all images of one are right for it, else None."""
+    return number_captions(val.pairs.captions.to_pylist()) if recipe.evaluation.same_caption else None
 
 
 def val_metrics(
-    model: ItmModel, embeddings: Embeddings, compute_metrics: ComputeMetrics | None = None
+    model: ItmModel,
+    embeddings: Embeddings,
+    compute_metrics: ComputeMetrics | None = None,
+    captions: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Recall on val, and what `compute_metrics` adds. Raises ValueError where that is not what it should give."""
-    ranks = compute_ranks(embeddings.images, embeddings.texts, embeddings.caption_image, similarity=scoring(model))
+    protocol = PROTOCOLS["all"] if captions is None else EqualCaptions(captions)
+    (part,) = protocol.select(EmbeddedSplit(embeddings.images, embeddings.texts, embeddings.caption_image))
+    ranks = protocol.rank(part, scoring(model), None, None)
     metrics = recall_metrics(ranks)
     if compute_metrics is None:
         return metrics

@@ -56,7 +56,7 @@ def _eval_result(recipe: Recipe, results: dict, protocol: str, metric: str) -> E
         task_name="Image-text retrieval",
         dataset_type=_hub_dataset(recipe) or recipe.data.source,
         dataset_name=_hub_dataset(recipe) or recipe.data.source,
-        dataset_config=protocol,
+        dataset_config=result["protocol"],
         dataset_split=results["split"],
         dataset_args={"split_sha256": results["provenance"]["splits"][results["split"]]["sha256"]},
         metric_type="recall" if kind in ("r1", "r5", "r10") else kind or metric,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clip_itm.data.equal_captions import number_captions
 from clip_itm.data.rows import Split
 from clip_itm.evaluation.protocol import Result
 from clip_itm.evaluation.protocols import evaluate_retrieval
@@ -34,9 +35,12 @@ def encode_ensemble(split: Split, encoders: Sequence[Encoder]) -> tuple[Embeddin
 
 
 def evaluate_encoders(
-    split: Split, encoders: Sequence[Encoder], protocols: Sequence[str], bootstrap: int
+    split: Split, encoders: Sequence[Encoder], protocols: Sequence[str], bootstrap: int, same_caption: bool = False
 ) -> dict[str, Result]:
-    """Results by protocol under the encoders' current weights; several are an ensemble."""
+    """Results by protocol under the encoders' current weights; several are an ensemble.
+
+    `same_caption`: every image of an equal caption is right for it.
+    """
     embeddings, similarity = encode_ensemble(split, encoders)
     return evaluate_retrieval(
         embeddings.images,
@@ -47,4 +51,5 @@ def evaluate_encoders(
         bootstrap=bootstrap,
         image_ids=split.pairs.image_ids.to_pylist(),
         caption_ids=split.pairs.caption_ids.to_pylist(),
+        caption_numbers=number_captions(split.pairs.captions.to_pylist()) if same_caption else None,
     )

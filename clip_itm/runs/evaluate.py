@@ -50,6 +50,7 @@ def evaluate(
     *,
     protocols: Sequence[str] = ("all",),
     bootstrap: int = 1000,
+    same_caption: bool = False,
     batch_size: int = 128,
     precision: str = "auto",
     cache_dir: str | Path | None = None,
@@ -59,9 +60,10 @@ def evaluate(
 
     model: an `ItmModel`, or what `load_model` takes. data: a `Split` (such as `trainer.data["test"]`), a `Dataset`, or
     a list of {"image", "caption"} or (image, caption); rows of the same image are one image.
-    protocols: see docs/evaluation.md. bootstrap: resamples (0: no intervals). batch_size: images or captions that are
-    encoded at once. precision: that of the towers, as `training.precision`. cache_dir: where features of frozen towers
-    are kept (default: ~/.cache/clip_itm). columns: `image_column` and `caption_column` of other names than the usual.
+    protocols: see docs/evaluation.md. bootstrap: resamples (0: no intervals). same_caption: every image of an equal
+    caption is right for it (protocol all). batch_size: images or captions that are encoded at once. precision: that of
+    the towers, as `training.precision`. cache_dir: where features of frozen towers are kept (default:
+    ~/.cache/clip_itm). columns: `image_column` and `caption_column` of other names than the usual.
 
     Raises ValueError for data without images or captions, images that cannot be read, several splits at once, and for
     protocols that are unknown or not defined for these data.
@@ -73,7 +75,7 @@ def evaluate(
     cache = HubData(path=".", cache_dir=None if cache_dir is None else str(cache_dir)).cache_folder
     split = data if isinstance(data, Split) else _split(data, {**columns, "cache_dir": str(cache)})
     encoder = Encoder(model, processor_of(model), cache / "features", batch_size, precision=autocast_dtype(precision))
-    results = evaluate_encoders(split, [encoder], protocols, bootstrap)
+    results = evaluate_encoders(split, [encoder], protocols, bootstrap, same_caption)
     named = model.name_or_path or "model"
     return Evaluation(
         results, f"{named}: recall on {split.name} ({len(split)} photos, {len(split.pairs)} captions), percent"

@@ -20,10 +20,10 @@ from clip_itm.distributed import process_state
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.recipe import Recipe
-from clip_itm.runs.build import val_metrics
+from clip_itm.runs.build import val_captions, val_metrics
 from clip_itm.runs.setup import check_protocols, final_split, make_encoder, make_model, prepare_images
 from clip_itm.runs.train import evaluate_split
-from clip_itm.training.encoder import autocast_dtype
+from clip_itm.training.encoder import Encoder, autocast_dtype
 from clip_itm.training.zero_shot import require_vectors, zero_shot_accuracy
 
 State = dict[str, Tensor]
@@ -109,8 +109,12 @@ class Line:
         set_weights(self.model, self.base, self.tuned, alpha)
         # a new one for every point: it remembers what the towers made
         encoder = make_encoder(self.recipe, self.model, self.processor, self.image_cache)
-        val = None if self.val is None else val_metrics(self.model, encoder.encode(self.val))
+        val = None if self.val is None else self._val_metrics(encoder)
         return Point(alpha, val, evaluate_split(self.recipe, self.final, encoder), self._zero_shot())
+
+    def _val_metrics(self, encoder: Encoder) -> dict[str, float]:
+        captions = val_captions(self.recipe, self.val)
+        return val_metrics(self.model, encoder.encode(self.val), captions=captions)
 
     def _zero_shot(self) -> float | None:
         if self.classes is None:

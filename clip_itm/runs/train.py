@@ -126,7 +126,8 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) ->
 def retrieve(recipe: Recipe, split: Split, *encoders: Encoder) -> dict[str, Result]:
     """Results of every protocol of the recipe on `split` under the encoders' current weights; several are an
     ensemble."""
-    return evaluate_encoders(split, encoders, recipe.evaluation.protocols, recipe.evaluation.bootstrap)
+    section = recipe.evaluation
+    return evaluate_encoders(split, encoders, section.protocols, section.bootstrap, section.same_caption)
 
 
 def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks: Path | None = None) -> dict:

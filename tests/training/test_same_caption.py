@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clip_itm.cli import main
 from clip_itm.methods.npc.step import NpcStep
 from clip_itm.recipe import Recipe, parse_recipe
 from clip_itm.runs.train import train
@@ -128,6 +129,30 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(name, tmp_path):
             interrupt_at(11, recipe)
         ends.append(train(recipe)["last"]["all"]["metrics"])
     assert ends[0] == ends[1]
+
+
+def test_a_run_whose_equal_captions_are_right_says_so_everywhere(tmp_path, capsys):
+    products(tmp_path)
+    recipe = recipe_of(tmp_path, METHODS["clip"] | {"same_caption": "mask"}, epochs=1)
+    plain = train(recipe.with_overrides("--output_dir", str(tmp_path / "plain")))
+    results = train(recipe.with_overrides("--evaluation.same_caption", "true"))
+    assert results["provenance"]["recipe_sha256"] != plain["provenance"]["recipe_sha256"]
+    for stage in ("zero_shot", "best", "last"):
+        assert results[stage]["all"]["protocol"] == "all, equal captions right"
+        assert plain[stage]["all"]["protocol"] == "all"
+        assert results[stage]["all"]["metrics"]["rsum"] > plain[stage]["all"]["metrics"]["rsum"] + 20
+    assert results["best_val_rsum"] > plain["best_val_rsum"] + 20, "val, by which the checkpoint is chosen, too"
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "all, equal captions right: 12 photos, 24 captions" in card
+    found = tmp_path / "found.json"
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(found)]) == 0
+    assert json.loads(found.read_text())["all"] == results["best"]["all"]
+    assert "equal captions right" in capsys.readouterr().out
+    again = ["--evaluation.same_caption", "true", "--json", str(tmp_path / "again.json")]
+    assert main(["evaluate", str(tmp_path / "plain"), *again]) == 0
+    assert json.loads((tmp_path / "again.json").read_text())["all"]["protocol"] == "all, equal captions right"
+    assert main(["evaluate", str(tmp_path / "run"), "--evaluation.protocols", "[flickr-1k]"]) == 2
+    assert "same_caption: under the protocol flickr-1k" in capsys.readouterr().err
 
 
 def test_regions_have_captions_that_are_equal_too(tmp_path):

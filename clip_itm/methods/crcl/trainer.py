@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clip_itm.data.equal_captions import caption_numbers
+from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import is_same_everywhere
 from clip_itm.evaluation.detection import auc
@@ -26,7 +26,7 @@ from clip_itm.methods.crcl.labels import (
 )
 from clip_itm.methods.crcl.loss import match, matching_probability
 from clip_itm.methods.mixture import fit_mixture
-from clip_itm.methods.pair_losses import seeded_batches
+from clip_itm.methods.pair_losses import equal_captions, seeded_batches
 from clip_itm.reading import reading
 from clip_itm.similarity.cosine import Cosine
 from clip_itm.training.clean_probability import CleanProbability
@@ -218,7 +218,7 @@ def first_labels(
     source, image_index = torch.from_numpy(data.noise.source), torch.from_numpy(pairs.image)
     labels = torch.empty(len(pairs))
     siblings = image_index if head.same_image == "mask" else None
-    captions = None if head.same_caption == "negative" else torch.from_numpy(caption_numbers(pairs, data.noise))
+    captions = numbers_if_asked(head, pairs, data.noise)
     candidates, score = head.softmax_set or training.batch_size, scoring(encoder.model)
     for batch, _ in seeded_batches(len(pairs), candidates, training.seed):
         logits = score(embeddings.images[image_index[batch]], embeddings.texts[source[batch]]) / head.temperature
@@ -227,9 +227,7 @@ def first_labels(
         if siblings is not None:
             mask = (siblings[batch, None] == siblings[None, batch]).fill_diagonal_(False)
         if captions is not None:
-            equal = (captions[batch, None] == captions[None, batch]) & (
-                image_index[batch, None] != image_index[None, batch]
-            )
+            equal = equal_captions(captions[batch], pairs.image[batch])
             mask = equal if mask is None else mask | equal
         labels[batch] = matching_probability(match(logits, targets, mask), match(logits.T, targets, mask))
     if pairs.weight is not None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from clip_itm.calibration.equal_captions import EqualCaptions
 from clip_itm.calibration.scores import FoldScores, made_mismatches, score_pairs
+from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.training_data import TrainingData
 from clip_itm.files import reading_arrays
 from clip_itm.methods.pair_losses import pair_losses
@@ -47,11 +49,15 @@ def judge_pairs(
     model, generator = encoder.model, np.random.default_rng([seed, len(pairs)])
     of_images, of_texts = embeddings.images.to(model.device), embeddings.texts.to(model.device)
     scale, score = float(model.head.scale().detach()), scoring(model)
-    mismatch = made_mismatches(image, generator)
-    scores = score_pairs(of_images, of_texts, image, mismatch, scale, score, BLOCK, candidates, generator)
+    captions = numbers_if_asked(model.head.config, train.pairs, data.noise)
+    captions = None if captions is None else captions[pairs]
+    equal = None if captions is None else EqualCaptions(image, captions)
+    mismatch = made_mismatches(image, generator, equal)
+    scores = score_pairs(of_images, of_texts, image, mismatch, scale, score, BLOCK, candidates, generator, equal)
     losses = None
     if with_losses:
-        losses = pair_losses(of_images, of_texts, image, np.arange(len(pairs)), scale, seed=seed, similarity=score)
+        source = np.arange(len(pairs))
+        losses = pair_losses(of_images, of_texts, image, source, scale, seed=seed, similarity=score, captions=captions)
     features = encoder.text_features(train)
     if features is None:
         texts = unit(model.head.similarity.vectors(embeddings.texts)).numpy()

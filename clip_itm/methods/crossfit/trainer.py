@@ -241,7 +241,8 @@ class CrossfitTrainer(PairTrainer):
         """In the place of the fold's checkpoints."""
         record_added(self.run, f"{PREPARED}/{folder.name}/scores.npz")
         of_mixture = {} if losses is None else {"losses": losses}
-        save_arrays(folder / "scores.npz", **of_mixture, **asdict(scores))
+        known = {name: value for name, value in asdict(scores).items() if value is not None}
+        save_arrays(folder / "scores.npz", **of_mixture, **known)
         delete(folder)
 
     def _keep(self, found: CleanProbability, file: Path) -> None:

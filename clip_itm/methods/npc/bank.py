@@ -147,13 +147,14 @@ def build_bank(
     batch_size: int = 256,
     seed: int = 0,
     weights: np.ndarray | None = None,
+    captions: np.ndarray | None = None,
 ) -> MemoryBank:
     """The bank of training pairs whose images and captions have the embeddings `images` [Ni, D] and `texts` [Nt, D].
 
     Pair k is image `pair_image[k]` with caption `source[k]` (int64 [N]); rows have unit length and may be on a GPU,
     where the search then runs. `scale` multiplies cosines in the losses; `model` and `noise_sha256` are kept as they
-    are. `weights` float32 [N]: the probability that a pair is right, in place of the posterior of a mixture. Raises
-    ValueError if none exceeds `rho`.
+    are. `weights` float32 [N]: the probability that a pair is right, in place of the posterior of a mixture; for
+    `captions` see `pair_losses`. Raises ValueError if none exceeds `rho`.
 
     Example:
         >>> index = np.arange(8)
@@ -164,7 +165,7 @@ def build_bank(
     """
     if not 0 < rho < 1:
         raise ValueError(f"head.rho must lie between 0 and 1, got {rho}")
-    losses = pair_losses(images, texts, pair_image, source, scale, batch_size, seed)
+    losses = pair_losses(images, texts, pair_image, source, scale, batch_size, seed, captions=captions)
     mixture = fit_mixture(losses, seed) if weights is None else None
     posterior = mixture.clean_posterior(losses).astype(np.float32) if weights is None else weights
     clean = np.flatnonzero(posterior > rho)

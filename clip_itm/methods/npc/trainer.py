@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import gather_constant, is_same_everywhere
 from clip_itm.evaluation.detection import auc
@@ -159,6 +160,7 @@ def bank_of_pairs(
         noise_sha256=data.noise.sha256,
         seed=seed,
         weights=None if found is None else found.values,
+        captions=numbers_if_asked(model.head.config, data.train.pairs, data.noise),
     )
 
 

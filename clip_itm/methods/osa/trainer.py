@@ -10,9 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clip_itm.calibration.equal_captions import EqualCaptions
 from clip_itm.calibration.scores import made_mismatches
 from clip_itm.calibration.share import wrong_share
 from clip_itm.calibration.weights import clean_probability
+from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.training_data import TrainingData
 from clip_itm.distributed import gather_constant
 from clip_itm.evaluation.detection import auc
@@ -122,12 +124,15 @@ def look_at_pairs(data: TrainingData, encoder: Encoder, released: bool, section:
     embeddings, pairs = encoder.encode(data.train), data.train.pairs
     image, source = torch.from_numpy(pairs.image), torch.from_numpy(data.noise.source)
     generator = np.random.default_rng([section.seed, len(pairs)])
-    other = source[made_mismatches(pairs.image, generator)]
+    captions = numbers_if_asked(encoder.model.head.config, pairs, data.noise)
+    equal = None if captions is None else EqualCaptions(pairs.image, captions)
+    other = source[made_mismatches(pairs.image, generator, equal)]
     if released:
         boundary = noise_boundary(encoder, section.batch_size, generator)
     else:
         some = torch.from_numpy(generator.permutation(len(pairs))[:SAMPLE])
-        boundary = mismatch_boundary(embeddings.images[image[some]], embeddings.texts[source[some]], image[some])
+        alike = None if captions is None else torch.from_numpy(captions)[some]
+        boundary = mismatch_boundary(embeddings.images[image[some]], embeddings.texts[source[some]], image[some], alike)
     cosines, mismatched = (paired_cosines(embeddings.images, embeddings.texts, image, text) for text in (source, other))
     return Look(cosines, mismatched, boundary)
 

@@ -19,8 +19,8 @@ class Boundary(NamedTuple):
     error: float
 
 
-def mismatch_boundary(images: Tensor, texts: Tensor, image_ids: Tensor) -> Boundary:
-    """From all images i and captions j of a sample of pairs that are not of one image.
+def mismatch_boundary(images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None) -> Boundary:
+    """From all images i and captions j of a sample of pairs that are not of one image, nor of equal `caption_ids` [M].
 
     `images`, `texts` [M, D] unit vectors, row k is pair k; `image_ids` int64 [M]. Every image and every caption takes
     part in many mismatches, so the error is that of a mean over both (a U-statistic of two samples; Hoeffding 1948),
@@ -36,6 +36,8 @@ def mismatch_boundary(images: Tensor, texts: Tensor, image_ids: Tensor) -> Bound
     for start in range(0, len(images), 1024):
         block = slice(start, start + 1024)
         is_mismatch = (image_ids[block, None] != image_ids[None, :]).double()
+        if caption_ids is not None:
+            is_mismatch *= caption_ids[block, None] != caption_ids[None, :]
         cosines = (images[block] @ texts.T).double() * is_mismatch
         for axis, own in ((0, block), (1, slice(None))):
             sums[axis, own] += cosines.sum(dim=1 - axis)

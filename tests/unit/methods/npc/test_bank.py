@@ -85,6 +85,19 @@ def test_losses_are_those_of_every_batch_written_out(count, batch_size, seed):
             assert losses[pair] == pytest.approx(expected, abs=1e-5)
 
 
+@given(count=st.integers(2, 30), kinds=st.integers(1, 6), seed=st.integers(0, 9))
+def test_equal_captions_of_other_images_are_no_negatives_in_losses(count, kinds, seed):
+    generator = np.random.default_rng(seed)
+    images, texts = (F.normalize(torch.from_numpy(generator.normal(size=(n, 6))).float(), dim=1) for n in (7, count))
+    pair_image, captions = generator.integers(0, 7, count), generator.integers(0, kinds, count)
+    found = pair_losses(images, texts, pair_image, np.arange(count), 5.0, count, seed, captions=captions)
+    scores = 5.0 * images[pair_image].double().numpy() @ texts.double().numpy().T
+    for pair in range(count):
+        kept = [j for j in range(count) if captions[j] != captions[pair] or pair_image[j] == pair_image[pair]]
+        both = np.log(np.exp(scores[pair, kept]).sum()) + np.log(np.exp(scores[kept, pair]).sum())
+        assert found[pair] == pytest.approx(both / 2 - scores[pair, pair], abs=1e-5)
+
+
 def test_siblings_meet_in_dataset_order_and_rarely_in_a_permutation():
     images, texts, pairs, noise = world(0, photos=100, ratio=0)
     ordered, drawn = (pair_losses(images, texts, pairs.image, noise.source, 20.0, 50, seed) for seed in (None, 0))
