@@ -196,10 +196,11 @@ class CrossfitTrainer(PairTrainer):
             return self.sampler.of(pairs)
         except ValueError:
             photos = len(np.unique(self.data.train.pairs.image[pairs]))
+            batches = self.section.batches + (", unique_captions: true" if self.section.unique_captions else "")
             raise ValueError(
                 f"head.folds: {self.config.folds}: a model that judges is trained on {len(pairs)} pairs of {photos} "
                 f"photos, which do not fill a batch of {self.section.batch_size} (training.batches: "
-                f"{self.section.batches}); lower training.batch_size, or raise head.folds"
+                f"{batches}); lower training.batch_size, or raise head.folds"
             ) from None
 
     def _trainer_of(self, fold: int, sampler: PairBatchSampler, folder: Path) -> PairTrainer:
