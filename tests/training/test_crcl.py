@@ -238,17 +238,28 @@ def test_max_steps_may_draw_out_a_single_piece_or_cut_it_short(tmp_path, monkeyp
 # First labels
 
 
-@pytest.mark.parametrize("same_image", ["mask", "negative"])
+@pytest.mark.parametrize(
+    ("same_image", "same_caption"),
+    [("mask", "negative"), ("negative", "negative"), ("mask", "mask"), ("negative", "mask")],
+)
 @pytest.mark.parametrize("softmax_set", [None, 16])
-def test_first_labels_are_the_matching_probabilities_of_the_model(tmp_path, same_image, softmax_set):
+def test_first_labels_are_the_matching_probabilities_of_the_model(
+    tmp_path, monkeypatch, same_image, same_caption, softmax_set
+):
     head = {"initial_labels": "model", "same_image": same_image, "softmax_set": softmax_set, "temperature": 0.1}
+    head["same_caption"] = same_caption
     recipe = crcl_recipe(tmp_path, head=head, training={"seed": 3})
     data, _, encoder, _ = pieces(recipe)
+    captions = np.arange(200) * 7 % 40  # the captions of the sample all differ
+    monkeypatch.setattr(
+        "clip_itm.methods.crcl.trainer.numbers_if_asked",
+        lambda section, *_: captions if section.same_caption == "mask" else None,
+    )
     found = first_labels(recipe.head, recipe.training, data, encoder)
     embeddings = encoder.encode(data.train)
     photo, source = data.train.pairs.image, data.noise.source
     images, texts = embeddings.images.double().numpy(), embeddings.texts.double().numpy()
-    expected = np.empty(200)
+    expected, left_out = np.empty(200), 0
     order = np.random.default_rng(3).permutation(200)
     size = softmax_set or 32
     for start in range(0, 200, size):
@@ -257,6 +268,9 @@ def test_first_labels_are_the_matching_probabilities_of_the_model(tmp_path, same
             batch = order[-size:]  # as many candidates for everybody
         for pair in batch:
             others = [j for j in batch if j == pair or same_image == "negative" or photo[j] != photo[pair]]
+            if same_caption == "mask":
+                kept = [j for j in others if photo[j] == photo[pair] or captions[j] != captions[pair]]
+                others, left_out = kept, left_out + len(others) - len(kept)
             row = [math.exp(images[photo[pair]] @ texts[source[j]] / 0.1) for j in others]
             column = [math.exp(images[photo[j]] @ texts[source[pair]] / 0.1) for j in others]
             own = math.exp(images[photo[pair]] @ texts[source[pair]] / 0.1)
@@ -264,6 +278,7 @@ def test_first_labels_are_the_matching_probabilities_of_the_model(tmp_path, same
             expected[pair] = p if p >= THRESHOLD else 0
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert 0 < (expected == 0).sum() < 200
+    assert (left_out > 0) == (same_caption == "mask")
 
 
 @pytest.mark.filterwarnings(DEAD_LABELS)

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from clip_itm.data.configuration import FolderData, SampleData
+from clip_itm.kinds import METHODS
 from clip_itm.recipe import Recipe, RecipeError, apply_overrides, describe_keys, load_recipe, parse_recipe
 from support.paths import ROOT
 
@@ -205,6 +206,16 @@ def test_keys_that_came_later_leave_the_hash_as_it_was(kind, expected):
     assert recipe.sha256 == expected
     labels = {"initial_labels": "crossfit"} if kind == "crcl" else {}
     assert parse({**content, "head": {"kind": kind, "weights": "w.npz", **labels}}).sha256 != expected
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_what_is_said_of_equal_captions_is_in_the_hash_unless_it_is_the_default(kind):
+    content = {"data": {"source": "sample"}, "backbone": {"kind": "open_clip", "model": "m.json"}}
+    plain = parse({**content, "head": {"kind": kind}}).sha256
+    said = {**content, "head": {"kind": kind, "same_caption": "negative"}, "evaluation": {"same_caption": False}}
+    assert parse(said).sha256 == plain
+    assert parse({**said, "head": {"kind": kind, "same_caption": "mask"}}).sha256 != plain
+    assert parse({**said, "evaluation": {"same_caption": True}}).sha256 != plain
 
 
 def test_files(tmp_path):
