@@ -1,0 +1,150 @@
+"""Near-duplicate photos and captions, within a split and across splits, in memory of a block.
+
+Links are found first, by hash (`near_hashes`), by embedding (`near_vectors`) or by text (`equal_texts`), then gathered
+(`gather`). A group is a star: one photo, and those near to it. Connected components would chain the frames of a film,
+the first and the last of which have nothing in common; in a star no two are further apart than two links.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_itm.auditing.photo_hash import BITS, PhotoHashes
+from clip_itm.evaluation.ranking import BLOCK_BYTES
+from clip_itm.precision import exact_float32
+
+RADIUS = 8  # bits of 63: resized, compressed again, lighter, 2 % cut off; equal halves make distances even
+ALIKE = 0.9  # correlation of the small pictures; of Flickr8k's 33 million pairs of photos only a copy passes both
+LINKS = 50  # a photo has to earlier ones by embedding at most, the nearest: identical ones would have all with all
+COMPARED = 2**22  # hashes at once
+
+
+def near_hashes(hashes: PhotoHashes, radius: int = RADIUS, alike: float = ALIKE) -> np.ndarray:
+    """Links int64 [E, 2] of photos whose hashes differ in at most `radius` bits, and whose small pictures correlate.
+
+    The smaller number first, ascending. Of photos with one hash, each is linked to the first only.
+    """
+    usable = np.flatnonzero(hashes.usable)
+    bits, first, inverse = np.unique(hashes.bits[usable], return_index=True, return_inverse=True)
+    first = usable[first]
+    same = np.stack([first[inverse], usable], axis=1)
+    pairs = np.concatenate([same[same[:, 0] < same[:, 1]], first[near_bits(bits, radius)]])
+    pairs = pairs[hashes.alike(pairs[:, 0], pairs[:, 1]) >= alike] if len(pairs) else pairs
+    return _sorted_links(pairs)
+
+
+def near_bits(bits: np.ndarray, radius: int) -> np.ndarray:
+    """Places int64 [E, 2] of different `bits` uint64 [U], of 63 bits, at most `radius` bits apart.
+
+    Cut into `radius` + 1 parts, two such numbers have one part in common: only numbers with an equal part are compared.
+    """
+    parts = np.array_split(np.arange(BITS, dtype=np.uint64), radius + 1)
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for number, part in enumerate(parts):
+        mask = np.bitwise_or.reduce(np.uint64(1) << part)
+        order = np.argsort(bits & mask, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff((bits & mask)[order])) + 1):
+            for some in _parts(len(places), max(1, COMPARED // len(places))):
+                # lower triangle: a number is compared with those before it
+                distance = np.bitwise_count(bits[places[some], None] ^ bits[None, places[: some.stop]])
+                row, column = np.nonzero(distance <= radius)
+                row += some.start
+                kept = column < row
+                links = np.stack([places[row[kept]], places[column[kept]]], axis=1)
+                found.append(links[_is_first_part(bits, links, parts[:number])])
+    return np.concatenate(found)
+
+
+def _is_first_part(bits: np.ndarray, links: np.ndarray, earlier: list[np.ndarray]) -> np.ndarray:
+    """bool [e]: whether no earlier part is equal, so that a link is found once."""
+    differing = bits[links[:, 0]] ^ bits[links[:, 1]]
+    first = np.ones(len(links), dtype=bool)
+    for part in earlier:
+        first &= (differing & np.bitwise_or.reduce(np.uint64(1) << part)) != 0
+    return first
+
+
+def near_vectors(vectors: Tensor, threshold: float, group: np.ndarray | None = None) -> np.ndarray:
+    """Links int64 [E, 2] of unit `vectors` [M, D] with a cosine of at least `threshold`, the smaller number first.
+
+    group: int64 [M]; what is of one group is not linked (captions of one photo). Each vector keeps the nearest `LINKS`
+    of those before it, the first of equally near ones. Time grows with the square: see the documentation's figures.
+    """
+    found = [np.empty((0, 2), dtype=np.int64)]
+    vectors = vectors.float()
+    own = None if group is None else torch.as_tensor(group)
+    for some in _parts(len(vectors), max(1, BLOCK_BYTES // (4 * max(1, len(vectors))))):
+        with torch.inference_mode(), exact_float32(vectors.device):
+            cosine = vectors[some] @ vectors[: some.stop].T
+            row, column = (cosine >= threshold).nonzero(as_tuple=True)
+            kept = column < row + some.start
+            if own is not None:
+                kept &= own[row + some.start] != own[column]
+            row, column = row[kept], column[kept]
+            near = cosine[row, column].round(decimals=5).cpu().numpy()
+        row, column = row.cpu().numpy(), column.cpu().numpy()
+        order = np.lexsort((column, -near, row))
+        row, column = row[order], column[order]
+        kept = np.arange(len(row)) - np.searchsorted(row, row) < LINKS
+        found.append(np.stack([column[kept], row[kept] + some.start], axis=1))
+    return _sorted_links(np.concatenate(found))
+
+
+def equal_texts(text_id: np.ndarray) -> np.ndarray:
+    """Links int64 [E, 2] of captions with equal texts (`captions.text_ids`, int64 [N]): each to the first one."""
+    _, first, inverse = np.unique(text_id, return_index=True, return_inverse=True)
+    links = np.stack([first[inverse], np.arange(len(text_id))], axis=1)
+    return links[links[:, 0] < links[:, 1]]
+
+
+def gather(links: np.ndarray, count: int) -> list[np.ndarray]:
+    """Groups of `count` items by their links int64 [E, 2]: ascending int64 arrays of two items and more.
+
+    The item with most links that are still open takes all these (of equal ones the smaller number), then the next; an
+    item is in one group.
+
+    Example:
+        >>> gather(np.array([[0, 1], [1, 2], [2, 3], [3, 4]]), 6)  # a chain of five: the ends are not together
+        [array([0, 1, 2]), array([3, 4])]
+    """
+    if not len(links):
+        return []
+    both = np.unique(np.concatenate([links, links[:, ::-1]]), axis=0)
+    neighbours = np.split(both[:, 1], np.searchsorted(both[:, 0], np.arange(1, count)))
+    open_links = np.array([len(near) for near in neighbours])
+    free = np.ones(count, dtype=bool)
+    groups = []
+    # links only close: who has most is found in buckets by their number, from above
+    buckets: list[list[int]] = [[] for _ in range(open_links.max() + 1)]
+    for item in np.flatnonzero(open_links)[::-1].tolist():
+        buckets[open_links[item]].append(item)
+    for size in range(len(buckets) - 1, 0, -1):
+        heap = buckets[size]
+        heap.sort(reverse=True)
+        while heap:
+            item = heap.pop()
+            if not free[item]:
+                continue
+            near = neighbours[item][free[neighbours[item]]]
+            if len(near) < size:
+                buckets[len(near)].append(item)
+                continue
+            members = np.sort(np.append(near, item))
+            free[members] = False
+            groups.append(members)
+    return sorted(groups, key=lambda members: members[0])
+
+
+def across(groups: list[np.ndarray], split: np.ndarray) -> list[np.ndarray]:
+    """Those groups whose items are of several splits (`split` [M], a number or a name for each item): leaks."""
+    return [members for members in groups if len(np.unique(split[members])) > 1]
+
+
+def _sorted_links(links: np.ndarray) -> np.ndarray:
+    return np.unique(np.sort(links, axis=1), axis=0)
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

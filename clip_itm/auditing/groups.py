@@ -1,0 +1,149 @@
+"""What is wrong with many pairs for one reason: groups to decide on at once, before single pairs are looked at."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from clip_itm.auditing.captions import caption_faults
+from clip_itm.auditing.duplicates import across
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Pairs that share a fault. A pair may be in several groups.
+
+    `kind`: the rule, such as "file name". `title`, `sentence` (why) and `advice` (what to do) are for people; all three
+    may quote a caption, which is text of others: show it through `visible`. `pairs` int64, ascending. `parts`: what
+    belongs together within the group, int64 arrays of photos ("leak", "copies") or of pairs ("alike").
+    """
+
+    kind: str
+    title: str
+    sentence: str
+    advice: str
+    pairs: np.ndarray
+    parts: tuple[np.ndarray, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+class Words(NamedTuple):
+    title: str
+    sentence: str
+    advice: str
+
+
+LEAVE_OUT = "They say nothing of the photo: leave them out, or write captions."
+WORDS = {
+    "file name": Words(
+        "File names", "A camera, a phone or a program gave this name, and nobody described the photo.", ""
+    ),
+    "link": Words("Links", "The caption is an address and hardly a word beside it.", ""),
+    "interface": Words("Words of a page", "The text belongs to the page around the photo, not to the photo.", ""),
+    "placeholder": Words("Placeholders", "The text stands where a caption should have been written.", ""),
+    "no words": Words("Without words", "Nothing but digits, punctuation or a single letter is left.", ""),
+    "same text": Words(
+        "The same text: {name}",
+        "It stands under {photos:,} photos, of each of which it can hardly be the description.",
+        "Look at a few photos; if it does not describe them, leave it out everywhere.",
+    ),
+    "frame": Words(
+        "The same {end}: {name}",
+        "{photos:,} photos have it in different captions, and its words hardly stand anywhere else.",
+        "If it says nothing of the photos, cut it off and keep the rest of the captions.",
+    ),
+    "language": Words(
+        "Captions in {name}",
+        "Most captions are in another language or script.",
+        "A text encoder that does not know it reads noise: translate them, leave them out, or choose one that knows it.",
+    ),
+}
+LEAK = Words(
+    "Photos of {others}, too",
+    "{photos:,} photos are copies of photos in {others}: figures on these are too good.",
+    "Leave them out of training.",
+)
+COPIES = Words(
+    "Copies of photos",
+    "{photos:,} photos are {parts:,}, each several times: resized, compressed again, or nearly the same shot.",
+    "Keep one of each, with the right ones among all their captions.",
+)
+ALIKE = Words(
+    "Captions that are almost the same",
+    "{pairs:,} captions under different photos are {parts:,} in different words.",
+    "They may be right: look whether both photos show it.",
+)
+FIRST = ("file name", "link", "interface", "placeholder", "no words", "same text", "frame", "language")
+
+
+def groups_of(
+    captions: Sequence[str],
+    image: np.ndarray,
+    photo_groups: Sequence[np.ndarray] = (),
+    split: Sequence[str] | None = None,
+    caption_groups: Sequence[np.ndarray] = (),
+) -> list[Group]:
+    """What is found, in the order in which it is best decided on: leaks, captions without content, copies.
+
+    captions: [N], of the pairs. image: int64 [N], their photos.
+    photo_groups: copies, from `duplicates.gather`. split: the name of each photo's split where the photos of several
+        are numbered together; those of the pairs come first and are all of the first name.
+    caption_groups: pairs whose captions are almost the same, from `duplicates.gather`; not asked for, they are no fault.
+
+    Nothing found gives an empty list. Raises ValueError for arguments of different lengths.
+
+    Example:
+        >>> [(group.title, group.pairs.tolist()) for group in groups_of(["a mug", "IMG_2031"], np.array([0, 1]))]
+        [('File names', [1])]
+    """
+    image = np.asarray(image)
+    groups = []
+    if split is not None:
+        groups += _leaks(photo_groups, np.asarray(split), image)
+    faults = caption_faults(captions, image)
+    groups += [group for kind in FIRST for group in _captions(kind, faults.get(kind, {}), captions, image)]
+    groups += _copies(photo_groups, image, None if split is None else np.asarray(split))
+    if caption_groups:
+        pairs = np.unique(np.concatenate(list(caption_groups)))
+        counts = {"pairs": len(pairs), "parts": len(caption_groups)}
+        groups.append(_group("alike", ALIKE, counts, pairs, tuple(caption_groups)))
+    return groups
+
+
+def _captions(kind: str, found: dict[str, np.ndarray], captions: Sequence[str], image: np.ndarray) -> Iterator[Group]:
+    words = WORDS[kind]._replace(advice=WORDS[kind].advice or LEAVE_OUT)
+    for name, pairs in found.items():
+        if kind == "same text":
+            name = f'"{captions[pairs[0]].strip()}"'
+        end = "end" if name.startswith("...") else "beginning"
+        yield _group(kind, words, {"name": name, "end": end, "photos": len(np.unique(image[pairs]))}, pairs)
+
+
+def _leaks(groups: Sequence[np.ndarray], split: np.ndarray, image: np.ndarray) -> Iterator[Group]:
+    """One group for all other splits together: a photo that two of them have is left out once."""
+    own = split[0] if len(split) else ""
+    parts = [members for members in across(list(groups), split) if (split[members] == own).any()]
+    if parts:
+        photos = np.concatenate([members[split[members] == own] for members in parts])
+        others = " and ".join(sorted({str(name) for members in parts for name in split[members]} - {str(own)}))
+        values = {"photos": len(photos), "others": others}
+        yield _group("leak", LEAK, values, np.flatnonzero(np.isin(image, photos)), tuple(parts))
+
+
+def _copies(groups: Sequence[np.ndarray], image: np.ndarray, split: np.ndarray | None) -> Iterator[Group]:
+    """Copies within the split of the pairs."""
+    own = [members if split is None else members[split[members] == split[0]] for members in groups]
+    parts = tuple(members for members in own if len(members) > 1)
+    if parts:
+        photos = np.concatenate(parts)
+        values = {"photos": len(photos), "parts": len(parts)}
+        yield _group("copies", COPIES, values, np.flatnonzero(np.isin(image, photos)), parts)
+
+
+def _group(
+    kind: str, words: Words, values: dict[str, object], pairs: np.ndarray, parts: tuple[np.ndarray, ...] = ()
+) -> Group:
+    return Group(kind, *(text.format(**values) for text in words), pairs, parts)
