@@ -38,9 +38,7 @@ class Words(NamedTuple):
 
 LEAVE_OUT = "They say nothing of the photo: leave them out, or write captions."
 WORDS = {
-    "file name": Words(
-        "File names", "A camera, a phone or a program gave this name, and nobody described the photo.", ""
-    ),
+    "file name": Words("File names", "A camera or a program gave this name, and nobody described the photo.", ""),
     "link": Words("Links", "The caption is an address and hardly a word beside it.", ""),
     "interface": Words("Words of a page", "The text belongs to the page around the photo, not to the photo.", ""),
     "placeholder": Words("Placeholders", "The text stands where a caption should have been written.", ""),
@@ -58,7 +56,7 @@ WORDS = {
     "language": Words(
         "Captions in {name}",
         "Most captions are in another language or script.",
-        "A text encoder that does not know it reads noise: translate them, leave them out, or choose one that knows it.",
+        "To a text encoder that does not know it they are noise: translate them, leave them out, or choose another.",
     ),
 }
 LEAK = Words(
@@ -91,7 +89,7 @@ def groups_of(
     captions: [N], of the pairs. image: int64 [N], their photos.
     photo_groups: copies, from `duplicates.gather`. split: the name of each photo's split where the photos of several
         are numbered together; those of the pairs come first and are all of the first name.
-    caption_groups: pairs whose captions are almost the same, from `duplicates.gather`; not asked for, they are no fault.
+    caption_groups: pairs whose captions are almost the same, from `duplicates.gather`: often no fault.
 
     Nothing found gives an empty list. Raises ValueError for arguments of different lengths.
 

@@ -23,7 +23,9 @@ FUNCTION_WORDS = {  # without words that mean something else in English captions
 }
 _WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
 FEWEST_WORDS = 2  # different function words, at least,
-OF_NAMES = frozenset("el la los las le les de del di da du en van".split())  # and one that is in no name: Los Angeles
+OF_NAMES = frozenset(
+    ("el", "la", "los", "las", "le", "les", "de", "del", "di", "da", "du", "en", "van")
+)  # and one that is in no name: Los Angeles
 MAJORITY = 0.5  # of the captions that have a script, or a language, are in it: else there is no majority to differ from
 _SCRIPTS = {"CJK": "Chinese or Japanese", "HIRAGANA": "Chinese or Japanese", "KATAKANA": "Chinese or Japanese"}
 _SCRIPTS |= {"HANGUL": "Korean"}

@@ -29,7 +29,7 @@ SIBLINGS = 2.0  # weight of the other captions of a photo: on Flickr8k with 40 %
 HUB = 10  # largest similarities
 STANDS_OUT = 10  # answers above whose mean fit one stands out
 HUB_SAMPLE = 2048
-MADE = 2000  # searches without a right answer, at most
+MADE = 1000  # searches without a right answer, at most
 FEWEST_MADE = 50  # below: photos with some trusted captions, whose others may stand elsewhere, so that p is too large
 ROUNDING = 1e-4  # of two scores in float32, generously: those that near are compared again in float64
 

@@ -11,6 +11,7 @@ from clip_itm.cli import main, make_parser, split_overrides
 from clip_itm.data.images import read_image
 from clip_itm.data.load import load_splits
 from clip_itm.recipe import load_recipe, parse_recipe
+from clip_itm.runs.setup import make_model
 from support.paths import ROOT
 from support.tiny import tiny_recipe
 
@@ -107,6 +108,23 @@ def test_the_commands_of_the_readme_run(tmp_path, capsys):
         names = {}
         exec(code, names)
         assert len(names["pipe"]("a red mug", top_k=100)) == 12
+
+
+def test_the_code_about_groups_and_suggestions_runs(tmp_path, capsys):
+    """On the sample, with a tiny model in the place of the reader's run."""
+    recipe = tiny_recipe(tmp_path)
+    splits = load_splits(recipe.data)
+    model, model.processor = make_model(recipe, splits)
+    names = {"recipe": recipe, "model": model}
+    first, second = blocks(ROOT / "docs/groups.md", "python")
+    exec(first.replace('load_recipe("recipes/sample/clip.yaml")', "recipe"), names)
+    assert len(names["hashes"]) == sum(map(len, splits.values()))
+    capsys.readouterr()
+    exec(second.replace('load_model("runs/my")', "model"), names)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(names["suspects"]) > 0
+    assert all(" -> " in line for line in lines)
+    assert names["found"].index.shape == (len(lines), 5)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
