@@ -5,12 +5,11 @@ Links are found first, by hash (`near_hashes`), by embedding (`near_vectors`) or
 the first and the last of which have nothing in common; in a star no two are further apart than two links.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from clip_itm.auditing.neighbours import slices
 from clip_itm.auditing.photo_hash import BITS, PhotoHashes
 from clip_itm.evaluation.ranking import BLOCK_BYTES
 from clip_itm.precision import exact_float32
@@ -49,7 +48,7 @@ def near_bits(bits: np.ndarray, radius: int) -> np.ndarray:
         mask = np.bitwise_or.reduce(np.uint64(1) << part)
         order = np.argsort(bits & mask, kind="stable")
         for places in np.split(order, np.flatnonzero(np.diff((bits & mask)[order])) + 1):
-            for some in _parts(len(places), max(1, COMPARED // len(places))):
+            for some in slices(len(places), max(1, COMPARED // len(places))):
                 # lower triangle: a number is compared with those before it
                 distance = np.bitwise_count(bits[places[some], None] ^ bits[None, places[: some.stop]])
                 row, column = np.nonzero(distance <= radius)
@@ -78,9 +77,9 @@ def near_vectors(vectors: Tensor, threshold: float, group: np.ndarray | None = N
     vectors = vectors.float()
     own = None if group is None else torch.as_tensor(group)
     found = [np.empty((0, 2), dtype=np.int64)]
-    for some in _parts(len(vectors), ROWS):
+    for some in slices(len(vectors), ROWS):
         links, near = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
-        for others in _parts(some.stop, COLUMNS):
+        for others in slices(some.stop, COLUMNS):
             with torch.inference_mode(), exact_float32(vectors.device):
                 cosine = vectors[some] @ vectors[others].T
                 row, column = (cosine >= threshold).nonzero(as_tuple=True)
@@ -110,7 +109,7 @@ def threshold_of(vectors: Tensor, seed: int = 0) -> float:
         return 1.0
     some = torch.from_numpy(np.random.default_rng(seed).permutation(len(vectors))[:SAMPLE])
     found = []
-    for part in _parts(len(some), max(1, BLOCK_BYTES // (4 * len(vectors)))):
+    for part in slices(len(some), max(1, BLOCK_BYTES // (4 * len(vectors)))):
         with torch.inference_mode(), exact_float32(vectors.device):
             cosine = vectors[some[part]] @ vectors.T
             cosine[torch.arange(len(cosine)), some[part]] = -torch.inf
@@ -170,7 +169,3 @@ def across(groups: list[np.ndarray], split: np.ndarray) -> list[np.ndarray]:
 
 def _sorted_links(links: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(links, axis=1), axis=0)
-
-
-def _parts(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))

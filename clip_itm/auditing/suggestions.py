@@ -12,7 +12,6 @@ does so by chance. `p` is the share of such made searches in which the first sta
 .05 nothing is proposed, though the list can be looked at.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_itm.auditing.neighbours import Again, Block, dot, slices, top
 from clip_itm.evaluation.ranking import BLOCK_BYTES, Scorer, check_owners, prepare_scores, score
 from clip_itm.precision import exact_float32
 
@@ -31,7 +31,6 @@ STANDS_OUT = 10  # answers above whose mean fit one stands out
 HUB_SAMPLE = 2048
 MADE = 1000  # searches without a right answer, at most
 FEWEST_MADE = 50  # below: photos with some trusted captions, whose others may stand elsewhere, so that p is too large
-ROUNDING = 1e-4  # of two scores in float32, generously: those that near are compared again in float64
 
 
 class Suggestions(NamedTuple):
@@ -86,9 +85,9 @@ class Fits:
         """Fits [m] of photos int64 [m] with captions of pairs int64 [m], alike for alike vectors: `fit` to that end."""
         if not self.exact:
             return fit
-        fit = _dot(self.images[photos], self.texts[pairs])
+        fit = dot(self.images[photos], self.texts[pairs])
         fit = fit - self.image_hub[photos].double() / 2 - self.text_hub[pairs].double() / 2
-        return fit if self.own is None else fit + SIBLINGS * _dot(self.own[photos], self.text_vectors[pairs])
+        return fit if self.own is None else fit + SIBLINGS * dot(self.own[photos], self.text_vectors[pairs])
 
 
 def fits_of(
@@ -103,7 +102,7 @@ def fits_of(
 ) -> Fits:
     """What is compared, prepared once: hubs, and the trusted captions of each photo.
 
-    images: [P, ...]; texts: [N, ...], one row for each pair; unit vectors [., D] unless `similarity` is given.
+    images: [P, ...]; texts: [N, ...], a row for each pair; on the CPU, unit vectors [., D] unless `similarity` is given.
     image: int64 [N], the photo of each pair. text_id: int64 [N], equal for equal texts.
     trusted: bool [N], pairs that are probably right (such as a probability of .5 and more).
     similarity: as in `evaluation.ranking`; by default the dot product.
@@ -196,45 +195,12 @@ def standing(fits: Fits, suspects: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def nearest(
-    vectors: Tensor, queries: np.ndarray, k: int, group: np.ndarray, candidates: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest of unit `vectors` [M, D] to those of `queries` int64 [S]: rows int64 [S, k] and cosines [S, k].
-
-    Evidence for a suspect: the photos near its photo (with what is written under them), the captions near its caption.
-    What is of the query's own `group` (int64 [M]) is left out: itself, captions of the same photo. candidates: int64
-    [C], ascending, the rows to look at (such as one for each text). -1 and -inf where there are fewer.
-    """
-    rows = np.arange(len(vectors)) if candidates is None else np.asarray(candidates)
-    order = np.argsort(group[rows], kind="stable")
-    sorted_groups = group[rows][order]
-
-    def taken(query: int) -> np.ndarray:
-        return order[slice(*np.searchsorted(sorted_groups, [group[query], group[query] + 1]))]
-
-    vectors = vectors.float()
-    found = _top(
-        np.asarray(queries),
-        rows,
-        taken,
-        k,
-        lambda some, others: vectors[some] @ vectors[others].T,
-        lambda some, others, _: _dot(vectors[some], vectors[others]),
-    )
-    columns, cosines = found
-    return np.where(columns >= 0, rows[columns] if len(rows) else -1, -1), cosines
-
-
-Block = Callable[[Tensor, Tensor], Tensor]
-Again = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 def _search(
     fits: Fits, queries: np.ndarray, made: np.ndarray, others: np.ndarray, taken, size: int, block: Block, again: Again
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """What `_top` finds for `queries`, and how far the first stands out for each of the `made` ones."""
-    found = _top(queries, others, taken, size, block, again)
-    null = _top(made, others, taken, STANDS_OUT, block, again)[1]
+    """What `top` finds for `queries`, and how far the first stands out for each of the `made` ones."""
+    found = top(queries, others, taken, size, block, again)
+    null = top(made, others, taken, STANDS_OUT, block, again)[1]
     return found, np.sort(_standing_out(null)[:, 0]) if len(made) else np.empty(0)
 
 
@@ -257,39 +223,6 @@ def _standing_out(fit: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(fit), fit - mean[:, None], -np.inf)
 
 
-def _top(
-    queries: np.ndarray, others: np.ndarray, taken: Callable[[int], np.ndarray], size: int, block: Block, again: Again
-) -> tuple[np.ndarray, np.ndarray]:
-    """Columns int64 [Q, size] of the best `others` [C] for each query, and their scores: -1, -inf where fewer.
-
-    `taken(query)` are columns that are no answer; -1 among them is none. Equal scores in the order of `others`.
-    """
-    columns = np.full((len(queries), size), -1, dtype=np.int64)
-    best = np.full((len(queries), size), -np.inf, dtype=np.float32)
-    if not len(others):
-        return columns, best
-    every = torch.from_numpy(others)
-    for part in _parts(len(queries), max(1, BLOCK_BYTES // (4 * len(others)))):
-        some = torch.from_numpy(queries[part])
-        with torch.inference_mode(), exact_float32(some.device):
-            scores = block(some, every).contiguous()
-            for place, query in enumerate(queries[part].tolist()):
-                gone = taken(query)
-                scores[place, torch.from_numpy(gone[gone >= 0])] = -torch.inf
-            last = scores.topk(min(size, len(others))).values[:, -1:]
-            # never -inf: what is taken is no answer even where fewer are left
-            row, column = (scores >= (last - ROUNDING).clamp(min=torch.finfo(scores.dtype).min)).nonzero(as_tuple=True)
-            value = again(some[row], every[column], scores[row, column]).float().numpy()
-        row, column = row.numpy(), column.numpy()
-        order = np.lexsort((column, -value, row))
-        row, column, value = row[order], column[order], value[order]
-        place = np.arange(len(row)) - np.searchsorted(row, row)
-        kept = place < size
-        columns[part.start + row[kept], place[kept]] = column[kept]
-        best[part.start + row[kept], place[kept]] = value[kept]
-    return columns, best
-
-
 def _hubs(similarity: Scorer, images: Tensor, texts: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """The mean of the largest similarities of each photo [P] and each caption [N] to a sample of the other side."""
     some_images = images[torch.from_numpy(np.sort(rng.permutation(len(images))[:HUB_SAMPLE]))]
@@ -299,8 +232,8 @@ def _hubs(similarity: Scorer, images: Tensor, texts: Tensor, rng: np.random.Gene
     def largest(scores: Tensor, dim: int) -> Tensor:
         return scores.topk(min(HUB, scores.shape[dim]), dim=dim).values.float().mean(dim)
 
-    of_images = [largest(score(similarity, images[p], some_texts), 1) for p in _parts(len(images), size)]
-    of_texts = [largest(score(similarity, some_images, texts[p]), 0) for p in _parts(len(texts), size)]
+    of_images = [largest(score(similarity, images[p], some_texts), 1) for p in slices(len(images), size)]
+    of_texts = [largest(score(similarity, some_images, texts[p]), 0) for p in slices(len(texts), size)]
     return torch.cat(of_images), torch.cat(of_texts)
 
 
@@ -321,11 +254,3 @@ def _sample(numbers: np.ndarray) -> np.ndarray:
     if len(numbers) <= MADE:
         return numbers
     return np.sort(np.random.default_rng(0).choice(numbers, MADE, replace=False))
-
-
-def _parts(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return (first.double() * second.double()).sum(1)

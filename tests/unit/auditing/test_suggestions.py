@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_itm.auditing import suggestions
-from clip_itm.auditing.suggestions import fits_of, nearest, standing, suggest_captions, suggest_photos
+from clip_itm.auditing import neighbours, suggestions
+from clip_itm.auditing.neighbours import nearest
+from clip_itm.auditing.suggestions import fits_of, standing, suggest_captions, suggest_photos
 
 SCENES, EACH, WIDTH = 300, 3, 48
 
@@ -89,6 +90,7 @@ def test_blocks_change_nothing(monkeypatch, bytes_):
     suspects = np.flatnonzero(wrong)
     whole = suggest_captions(fits, suspects), suggest_photos(fits, suspects)
     monkeypatch.setattr(suggestions, "BLOCK_BYTES", bytes_)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", bytes_)
     parts = suggest_captions(fits, suspects), suggest_photos(fits, suspects)
     for one, other in zip(whole, parts, strict=True):
         assert np.array_equal(one.index, other.index)
