@@ -22,8 +22,8 @@ from rich.table import Table
 
 from clip_itm.allocator import keep_freed_memory
 from clip_itm.auditing import suggestions
-from clip_itm.auditing.captions import text_ids
 from clip_itm.auditing.table import THRESHOLD, Audit
+from clip_itm.data.equal_captions import number_captions
 from clip_itm.files import write_json
 from clip_itm.runs.folder import RunFolder
 from clip_itm.runs.setup import prepare_images, saved_encoder
@@ -103,7 +103,7 @@ def main() -> None:
         embeddings.images,
         embeddings.texts[noise.source],
         pairs.image,
-        text_ids(noise.apply(pairs).to_pylist()),
+        number_captions(noise.apply(pairs).to_pylist()),
         audit.clean.values >= THRESHOLD,
         similarity,
     )

@@ -82,21 +82,13 @@ _SEPARATORS = _Separators()
 
 
 def cleaned(text: str) -> str:
-    """The words of a text: one case, one form of each character, no punctuation. Equal texts are one text.
+    """The words of a text, which the rules read: one case, one form of each character, no punctuation at all.
 
     Example:
         >>> cleaned(" A  dog, running. ") == cleaned("a dog running")
         True
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_SEPARATORS).split())
-
-
-def text_ids(captions: Sequence[str]) -> np.ndarray:
-    """A number for each caption, int64 [N], equal where the texts are equal after cleaning; in order of appearance."""
-    number: dict[str, int] = {}
-    # where nothing is left, as of emojis alone, the text itself counts
-    ids = [number.setdefault(cleaned(text) or "\0" + text.strip(), len(number)) for text in captions]
-    return np.array(ids, dtype=np.int64)
 
 
 def caption_faults(captions: Sequence[str], image: np.ndarray) -> dict[str, dict[str, np.ndarray]]:

@@ -118,7 +118,7 @@ def threshold_of(vectors: Tensor, seed: int = 0) -> float:
 
 
 def equal_texts(text_id: np.ndarray) -> np.ndarray:
-    """Links int64 [E, 2] of captions with equal texts (`captions.text_ids`, int64 [N]): each to the first one."""
+    """Links int64 [E, 2] of captions with equal texts (int64 [N], of `number_captions`): each to the first."""
     _, first, inverse = np.unique(text_id, return_index=True, return_inverse=True)
     links = np.stack([first[inverse], np.arange(len(text_id))], axis=1)
     return links[links[:, 0] < links[:, 1]]

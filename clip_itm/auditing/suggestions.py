@@ -57,7 +57,7 @@ class Fits:
     """How well photos and captions of a data set fit; made by `fits_of`.
 
     `images` [P, ...], `texts` [N, ...]: embeddings, a row of `texts` for each pair. `image` int64 [N]: the photos of
-    the pairs. `text_id` int64 [N]: equal for equal texts (`captions.text_ids`). `trusted` bool [N]. `image_hub` [P],
+    the pairs. `text_id` int64 [N]: equal for equal texts (`number_captions`). `trusted` bool [N]. `image_hub` [P],
     `text_hub` [N]. `own` [P, D] or None: mean vectors of trusted captions, to be compared with `text_vectors` [N, D].
     """
 
@@ -102,7 +102,7 @@ def fits_of(
 ) -> Fits:
     """What is compared, prepared once: hubs, and the trusted captions of each photo.
 
-    images: [P, ...]; texts: [N, ...], a row for each pair; on the CPU, unit vectors [., D] unless `similarity` is given.
+    images: [P, ...]; texts: [N, ...], a row for each pair; on the CPU, unit vectors unless `similarity` is given.
     image: int64 [N], the photo of each pair. text_id: int64 [N], equal for equal texts.
     trusted: bool [N], pairs that are probably right (such as a probability of .5 and more).
     similarity: as in `evaluation.ranking`; by default the dot product.
