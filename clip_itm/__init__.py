@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clip_itm.auditing.table import Audit, audit
+    from clip_itm.auditing.judging import audit
+    from clip_itm.auditing.table import Audit
     from clip_itm.configuration import ItmConfig
     from clip_itm.data.rows import Split
     from clip_itm.model import ItmModel
@@ -36,7 +37,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "auditing.table": ("Audit", "audit"),
+    "auditing.judging": ("audit",),
+    "auditing.table": ("Audit",),
     "configuration": ("ItmConfig",),
     "data.rows": ("Split",),
     "model": ("ItmModel",),

@@ -1,64 +1,147 @@
-"""How likely each training pair of a finished run is right: what the run kept, else an estimate from its best model.
+"""How many captions are wrong and which, from embeddings: every score that can be had, by the same made mismatches."""
 
-Wrong captions are learned last, so their losses are larger, and a mixture of two components on the losses tells the
-two groups apart (Li et al. 2020, DivideMix; docs/papers/npc.md 4.1).
-"""
-
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
-from clip_itm.checksums import add_checksums
-from clip_itm.data.equal_captions import numbers_if_asked
-from clip_itm.data.noise import CaptionNoise
-from clip_itm.data.rows import Split
-from clip_itm.distributed import process_state
-from clip_itm.methods.mixture import fit_mixture
-from clip_itm.methods.pair_losses import pair_losses
-from clip_itm.recipe import Recipe
-from clip_itm.runs.folder import RunFolder
-from clip_itm.runs.setup import prepare_images, saved_encoder
-from clip_itm.training.clean_probability import FILE, CleanProbability
-from clip_itm.training.encode import scoring
-from clip_itm.training.folder import record_added
+from clip_itm.auditing.lemon import NEIGHBOURS, has_neighbours, lemon_scores
+from clip_itm.auditing.scores import Scores, clip_scores, loss_scores, rank_scores, sibling_scores
+from clip_itm.calibration.estimate import MadeNull, judge, made_null
+from clip_itm.calibration.scores import FoldScores, Score, made_mismatches, score_pairs
+from clip_itm.calibration.siblings import has_siblings
+from clip_itm.distributed import process_index
+
+BLOCK = 256  # captions that are scored against all images at once
+CANDIDATES = 50_000  # with more pairs than these, each is compared with so many at random
+FEW_CANDIDATES = 1_000  # the same of similarities that are no dot products
+MISFIT = 0.02  # how far the share that a score implies may lie outside of the interval
 
 
-def clean_probability_of_run(folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
-    """What the run in `folder` left behind, else an estimate from its best model, which is then kept beside it.
+@dataclass(frozen=True, eq=False)
+class PairScore:
+    """One score of N pairs: `suspicion` float64 [N], larger is more suspicious, NaN where it is not defined.
 
-    `train` and `noise` are the pairs the run was trained on. Raises ValueError when the kept file names other pairs.
+    `probability` float64 [N]: that a pair is right; NaN where the score is not defined; None where the score only
+    ranks, for the reason `why`.
     """
-    state = process_state()
-    if (folder / FILE).is_file():
-        kept = CleanProbability.load(folder / FILE)
-        if kept.noise_sha256 != noise.sha256 or len(kept.values) != len(noise.source):
-            raise ValueError(f"{folder / FILE} belongs to other training pairs than {folder / 'noise.npz'}: delete it")
-        return kept
-    estimate = estimate_from_losses(RunFolder(folder).model, recipe, train, noise)
-    if state.is_main_process:
-        record_added(folder, FILE)
-        estimate.save(folder / FILE)
-        add_checksums(folder, [FILE])
-    state.wait_for_everyone()
-    return estimate
+
+    suspicion: np.ndarray
+    probability: np.ndarray | None
+    why: str = ""
 
 
-def estimate_from_losses(model_folder: Path, recipe: Recipe, train: Split, noise: CaptionNoise) -> CleanProbability:
-    """Probability of the component with the lower losses, under a saved model. Encodes the training split once."""
-    encoder = saved_encoder(model_folder, recipe, prepare_images(recipe, {train.name: train}))
-    embeddings = encoder.encode(train)
-    losses = pair_losses(
-        embeddings.images,
-        embeddings.texts,
-        train.pairs.image,
-        noise.source,
-        float(encoder.model.head.scale().detach()),
-        similarity=scoring(encoder.model),
-        captions=numbers_if_asked(recipe.head, train.pairs, noise),
-    )
-    return CleanProbability(
-        values=fit_mixture(losses, seed=0).monotone_clean_posterior(losses).astype(np.float32),
-        ranking=-losses,
-        method="mixture of two components on the losses of the best model, pair by pair in random batches of 256",
-        noise_sha256=noise.sha256,
-    )
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What was found of N pairs: scores by name, the `default` one first, and how many captions are wrong.
+
+    `share`, `low`, `high`: the share of wrong pairs and its 95 % interval; 0 where no random mismatches were found,
+    and then every probability is 1. `missing`: name of a score -> why it is not there.
+    """
+
+    scores: dict[str, PairScore]
+    share: float
+    low: float
+    high: float
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def default(self) -> str:
+        return next(iter(self.scores))
+
+    @property
+    def probability(self) -> np.ndarray:
+        """That of the default score."""
+        found = self.scores[self.default].probability
+        assert found is not None, "the default score is calibrated"
+        return found
+
+
+def estimate(
+    images: Tensor,
+    texts: Tensor,
+    image: np.ndarray,
+    text: np.ndarray,
+    *,
+    scale: float,
+    score: Score,
+    vectors: Callable[[Tensor], Tensor] | None,
+    has_loss: bool = False,
+    seed: int = 0,
+    candidates: int | None = CANDIDATES,
+) -> Estimate:
+    """Scores of pairs under a model, calibrated by made mismatches.
+
+    images: [P, ...] embeddings. texts: [N, ...], of the caption of every pair.
+    image, text: int64 [N], the image of every pair, and a number that equal captions share.
+    scale: positive factor of similarities, such as exp(logit_scale).
+    score: similarities [p, b], rows are images.
+    vectors: unit vectors of captions, from `texts`; None where `texts` are unit vectors compared by their dot product,
+        which LEMoN needs.
+    has_loss: whether the contrastive loss is a score, too (it is what the model of a run was trained on).
+    seed: of mismatches, candidates and bootstrap. candidates: see `score_pairs`.
+
+    Raises ValueError for fewer than two images, and where all captions are the same.
+    """
+    generator = np.random.default_rng([seed, len(image)])
+    mismatch = made_mismatches(image, generator)
+    is_made = text[mismatch] != text
+    if not is_made.any():
+        raise ValueError(f"all {len(text)} captions are the same text, so that none is known to be wrong for a photo")
+    names = ["crossfit", "clip", "rank", "lemon", *["loss"] * has_loss, "siblings"]
+    with tqdm(total=len(names), desc="scores", unit="", leave=False, disable=process_index() != 0) as bar:
+        fold = score_pairs(images, texts, image, mismatch, scale, score, BLOCK, candidates, generator)
+        with torch.inference_mode():
+            of_texts = (texts if vectors is None else vectors(texts)).float().cpu().numpy()
+        fold = replace(fold, texts=of_texts)
+        chosen = None
+        if candidates is not None and candidates < len(image):
+            chosen = np.sort(generator.choice(len(image), candidates, replace=False))
+        basics = (images, texts, image, mismatch)
+        makers: dict[str, Callable[[], Scores]] = {
+            "clip": lambda: clip_scores(*basics, score),
+            "rank": lambda: rank_scores(*basics, score, fold.p, fold.p0, chosen),
+            "lemon": lambda: lemon_scores(*basics, text, compared=chosen),
+            "loss": lambda: loss_scores(*basics, scale, score, seed),
+            "siblings": lambda: sibling_scores(of_texts, image, mismatch),
+        }
+        missing = {}
+        if vectors is not None:
+            missing["lemon"] = "it compares vectors, and this model compares more than two vectors"
+        elif not has_neighbours(image, text, chosen):
+            missing["lemon"] = f"it needs {NEIGHBOURS} neighbours of other photos and other texts"
+        if not has_siblings(image).any():
+            missing["siblings"] = "no photo has a second caption"
+        found = {}
+        for name in names[1:]:
+            bar.update()
+            if name not in missing:
+                found[name] = makers[name]()
+    return calibrated(fold, found, missing, seed, is_made)
+
+
+def calibrated(
+    fold: FoldScores, found: dict[str, Scores], missing: dict[str, str], seed: int, is_made: np.ndarray | None = None
+) -> Estimate:
+    """Probabilities of all scores by one made null; the default is crossfit's z, which `fold` has."""
+    null = made_null([fold], len(fold.z), seed, is_made)
+    judgement = judge([fold], len(fold.z), seed, null=null)
+    scores = {"crossfit": PairScore(judgement.z, judgement.weights)}
+    scores |= {name: pair_score(both, null) for name, both in found.items()}
+    return Estimate(scores, null.share, null.low, null.high, missing)
+
+
+def pair_score(both: Scores, null: MadeNull) -> PairScore:
+    """Probabilities of a score, unless they contradict the share: then wrong pairs are not like the mismatches to it.
+
+    So it is of siblings, where all captions of an image are wrong together and say the same.
+    """
+    probability = null.probability(*both)
+    implied = 1 - float(np.nanmean(probability))
+    if null.low - MISFIT <= implied <= null.high + MISFIT:
+        return PairScore(both.pairs, probability)
+    why = f"by it {100 * implied:.1f} % would be wrong: wrong captions of these data are not like made mismatches to it"
+    return PairScore(both.pairs, None, why)

@@ -142,10 +142,21 @@ def _among_texts(x: Tensor, groups: _Groups, nearest: tuple[Tensor, Tensor], rep
     return (_shared(similarity, size, k) * far).sum(1) / k
 
 
+def has_neighbours(
+    image: np.ndarray, text: np.ndarray, compared: np.ndarray | None = None, k: int = NEIGHBOURS
+) -> bool:
+    """Whether every pair has k others to compare with, of other photos and of other texts; see `lemon_scores`."""
+    compared = np.arange(len(image)) if compared is None else compared
+    return len(compared) - _most_alike(image, text, compared) - 1 >= k
+
+
+def _most_alike(image: np.ndarray, text: np.ndarray, compared: np.ndarray) -> int:
+    return max(int(np.bincount(index[compared]).max(initial=0)) for index in (image, text))
+
+
 def _check(image: np.ndarray, text: np.ndarray, compared: np.ndarray, k: int) -> None:
-    most = max(int(np.bincount(index[compared]).max(initial=0)) for index in (image, text))
-    if k < 1 or len(compared) - most - 1 < k:
+    if k < 1 or not has_neighbours(image, text, compared, k):
         raise ValueError(
             f"LEMoN compares a pair with the {k} nearest of other photos and other texts, and of {len(compared)} pairs "
-            f"{most} share one: choose a smaller k, or give it more data"
+            f"{_most_alike(image, text, compared)} share one: choose a smaller k, or give it more data"
         )

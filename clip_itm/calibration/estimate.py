@@ -87,13 +87,19 @@ class Judgement:
 
 
 def judge(
-    folds: Sequence[FoldScores], count: int, seed: int, siblings: bool = True, noise_sha256: str = ""
+    folds: Sequence[FoldScores],
+    count: int,
+    seed: int,
+    siblings: bool = True,
+    noise_sha256: str = "",
+    null: "MadeNull | None" = None,
 ) -> Judgement:
     """The probability that each of `count` pairs is right, and the share that is wrong.
 
     folds: scores of all pairs, each of them in one fold.
     seed: of the bootstrap.
     siblings: whether other captions of an image count as evidence; the folds then need `texts`.
+    null: what `made_null` gave for these folds, where it is known already.
 
     Raises ValueError if the folds do not hold every pair once, or have no texts.
     """
@@ -101,7 +107,7 @@ def judge(
     z, z0 = np.empty((2, count))
     for fold in folds:
         z[fold.pairs], z0[fold.pairs] = standardised(fold.z, fold.z0)
-    null = made_null(folds, count, seed)
+    null = null or made_null(folds, count, seed)
     before = null.probability(z, z0)
     weights = before
     if siblings and null.share > 0:

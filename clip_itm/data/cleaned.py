@@ -33,33 +33,35 @@ def write_cleaned(
     weight: np.ndarray | None,
     origin: dict,
     copy_images: bool = False,
+    cleaned: str = "train",
 ) -> dict[str, int]:
     """Write `metadata.jsonl` and `cleaned.json` (`origin` and the counts, which are returned) into an empty folder.
 
-    `keep` bool [N] says which training pairs stay, `weight` float32 [N] in [0, 1] how much each counts (None: all 1).
+    `keep` bool [N] says which pairs of the split `cleaned` stay, with the captions that `noise` gives them, `weight`
+    float32 [N] in [0, 1] how much each counts (None: all 1).
     An image in a file is named by its absolute path or, with `copy_images`, copied to `photos/`; one that is stored as
-    bytes is written there. An image that keeps no caption leaves the training split. Raises ValueError if nothing is
+    bytes is written there. An image that keeps no caption leaves the split. Raises ValueError if nothing is
     left of it, if `folder` is not empty, and for precomputed regions.
     """
     check_free(folder)
     if not keep.any():
-        raise ValueError("no training pair is left at this threshold; lower it")
+        raise ValueError(f"no {'training' if cleaned == 'train' else cleaned} pair is left at this threshold; lower it")
     if any(split.regions is not None for split in splits.values()):
         raise ValueError(
             "--clean-to writes a folder of photos and captions, and these data are precomputed regions; choose the "
             "pairs to leave out from audit.parquet"
         )
-    kept_images = len(np.unique(splits["train"].pairs.image[keep]))
+    kept_images = len(np.unique(splits[cleaned].pairs.image[keep]))
     counts = {
         "kept_pairs": int(keep.sum()),
         "dropped_pairs": int((~keep).sum()),
         "kept_images": kept_images,
-        "dropped_images": len(splits["train"]) - kept_images,
+        "dropped_images": len(splits[cleaned]) - kept_images,
     }
     with filling(folder) as new, (new / "metadata.jsonl").open("w", encoding="utf-8") as table:
         write_json(new / "cleaned.json", origin | counts)
         for name, split in splits.items():
-            rows = _train_rows(split, noise, keep, weight) if name == "train" else _rows(split)
+            rows = _cleaned_rows(split, noise, keep, weight) if name == cleaned else _rows(split)
             for row, texts in tqdm(rows, total=len(split), desc=f"writing {name}", leave=False):
                 file_name = _file_name(split.rows[row]["image"], new, f"photos/{name}/{row:06d}", copy_images)
                 table.write(json.dumps({"file_name": file_name, "split": name, **texts}, ensure_ascii=False) + "\n")
@@ -72,7 +74,7 @@ def _rows(split: Split) -> Iterator[tuple[int, dict]]:
     yield from enumerate(texts)
 
 
-def _train_rows(
+def _cleaned_rows(
     split: Split, noise: CaptionNoise, keep: np.ndarray, weight: np.ndarray | None
 ) -> Iterator[tuple[int, dict]]:
     """The same for the captions that the images got, without those that are dropped."""

@@ -60,6 +60,11 @@ class CleanProbability:
         return suspicion
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether the share has an interval: then probabilities come from made mismatches, not from a guess."""
+        return self.share is not None and self.share[1] < self.share[2]
+
+    @property
     def sha256(self) -> str:
         """Hash of the probabilities, their order and the pairs."""
         digest = hashlib.sha256(self.noise_sha256.encode())

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from datasets import Dataset as Rows
 from torch import Tensor, nn
 
 from clip_itm.backbones.blocks import Block, parameters
@@ -43,9 +44,8 @@ def image_features(
 ) -> dict[str, np.ndarray]:
     """Outputs of the image tower for the images of `split`, memory-mapped: `image_features` float32 [Ni, C] and, if the
     head reads tokens, `image_tokens` float16 [Ni, T, C']."""
-    resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
-    preprocessing = [processor.image_processor.to_json_string(), type(processor.image_processor).__name__, resized]
-    key = _key(model, model.backbone.image_blocks(), "text_", preprocessing, _image_identities(split))
+    preprocessing = image_preprocessing(processor, image_cache)
+    key = _key(model, model.backbone.image_blocks(), "text_", preprocessing, image_identities(split.rows))
     paths = {"image_features": folder / f"photos-{key}.npy"}
     if model.backbone.output_tokens:
         paths["image_tokens"] = folder / f"photos-{key}-tokens.npy"
@@ -101,8 +101,7 @@ def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: d
 
 def caption_features(model, split: Split, processor, folder: Path, batch_size: int):
     """Pooled outputs of the text tower for the captions of `split`, in pair order: float32 [Nt, C], memory-mapped."""
-    options = [processor.text_cleaning, processor.max_length, processor.pad_token_id, processor.pad_to_max_length]
-    preprocessing = [type(processor.tokenizer).__name__, sorted(processor.tokenizer.get_vocab().items()), *options]
+    preprocessing = caption_preprocessing(processor)
     key = _key(model, model.backbone.text_blocks(), "image_", preprocessing, split.pairs.captions_sha256)
 
     path = folder / f"captions-{key}.npy"
@@ -166,9 +165,22 @@ def _key(model, blocks: list[Block], of_the_other: str, preprocessing: list, inp
     return digest.hexdigest()[:32]
 
 
-def _image_identities(split: Split) -> str:
+def image_preprocessing(processor, image_cache=None) -> list:
+    """What the pixels of an image depend on beside the image."""
+    resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
+    return [processor.image_processor.to_json_string(), type(processor.image_processor).__name__, resized]
+
+
+def caption_preprocessing(processor) -> list:
+    """What the tokens of a caption depend on beside the caption."""
+    options = [processor.text_cleaning, processor.max_length, processor.pad_token_id, processor.pad_to_max_length]
+    return [type(processor.tokenizer).__name__, sorted(processor.tokenizer.get_vocab().items()), *options]
+
+
+def image_identities(rows: Rows) -> str:
+    """Hash of the bytes of stored images, and of path, size and modification time of those in files."""
     identities = []
-    for image in split.rows["image"]:
+    for image in rows["image"]:
         if image["bytes"] is not None:
             identities.append(hashlib.sha256(image["bytes"]).hexdigest())
         else:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_itm.auditing import estimate as scores
+from clip_itm.auditing import judging
 from clip_itm.cli import main
 from clip_itm.data.cleaned import write_cleaned
 from clip_itm.data.configuration import FolderData, SampleData
@@ -31,6 +31,7 @@ from clip_itm.training.folder import other_files, own_files
 from support.tiny import tiny_recipe
 
 HOSTILE = '</script><script>alert("{title}")</script> & <b>it\'s</b>'
+SHARE = (0.5, 0.3, 0.9)  # of what is given in the place of the estimate
 SPLITS = ["train"] * 24 + ["val"] * 6 + ["test"] * 6
 
 
@@ -100,33 +101,63 @@ def test_impossible_probabilities_are_refused(values, ranking):
         made(values, ranking)
 
 
-def test_a_plain_run_is_estimated_from_the_losses_of_its_best_model(run):
+def test_a_plain_run_is_judged_by_its_best_model_beside_made_mismatches(run):
     assert not (run / FILE).exists()
     recipe = load_recipe(run)
     split, noise = load_splits(recipe.data)["train"], CaptionNoise.load(run / "noise.npz")
-    clean = scores.clean_probability_of_run(run, recipe, split, noise)
+    found = judging.audit_run(run)
     model, processor = ItmModel.from_pretrained(run / "best").eval(), ItmProcessor.from_pretrained(run / "best")
-    photos = [read_image(split.rows[int(k)]["image"]) for k in split.pairs.image]
+    photos = [read_image(row["image"]) for row in split.rows]
     with torch.inference_mode():
         images = model.encode_images(processor(images=photos, return_tensors="pt")["pixel_values"])
         tokens = processor(text=noise.apply(split.pairs).to_pylist(), return_tensors="pt")
         texts = model.encode_texts(tokens["input_ids"], tokens["attention_mask"])
-        logits = model.head.scale() * images @ texts.T  # all 48 pairs are one batch of at most 256
-    losses = -(logits.log_softmax(0).diag() + logits.log_softmax(1).diag()) / 2
-    np.testing.assert_allclose(-clean.ranking, losses.numpy(), atol=1e-4)
-    assert (np.diff(clean.values[np.argsort(clean.ranking)]) >= 0).all(), "cleaner never comes with a larger loss"
-    assert clean.values.min() < clean.values.max()
-    assert clean.noise_sha256 == noise.sha256
+        scores = model.head.scale() * images @ texts.T
+    image = torch.from_numpy(split.pairs.image)
+    own = scores[image, torch.arange(48)]
+    z = (scores.logsumexp(0) - np.log(24) + (scores.logsumexp(1) - np.log(48))[image]) / 2 - own
+    order = np.argsort(-found.clean.ranking)
+    assert np.corrcoef(-found.clean.ranking, z.numpy())[0, 1] == pytest.approx(1, abs=1e-4)
+    assert (np.diff(found.estimate.scores["crossfit"].suspicion[order]) >= 0).all()
+    np.testing.assert_allclose(found.estimate.scores["clip"].suspicion, -(own / model.head.scale()).detach(), atol=1e-4)
+    assert set(found.estimate.scores) == {"crossfit", "clip", "rank", "lemon", "loss", "siblings"}
+    assert found.clean.noise_sha256 == noise.sha256
+    assert found.clean.is_calibrated
+    assert found.is_trained
+    assert "trained on these pairs" in found.clean.method
+    only_ranks = [name for name, score in found.estimate.scores.items() if score.probability is None]
+    assert only_ranks == ["clip", "rank", "lemon", "loss", "siblings"], "a model that has seen them claims little"
 
 
-def test_the_estimate_is_made_once_and_belongs_to_its_noise(run, monkeypatch, capsys):
+def test_what_an_audit_leaves_in_a_run_is_found_again_and_belongs_to_its_noise(run, capsys):
     assert audit(run) == 0
-    monkeypatch.setattr(scores, "estimate_from_losses", None)
+    first = CleanProbability.load(run / FILE)
     assert audit(run) == 0
     kept = CleanProbability.load(run / FILE)
+    assert kept.sha256 == first.sha256
     CleanProbability(kept.values, kept.ranking, kept.method, "other").save(run / FILE)
     assert audit(run) == 2
     assert "belongs to other training pairs" in capsys.readouterr().err
+
+
+def test_the_mixture_of_an_earlier_version_is_judged_anew(run):
+    _, noise = pairs_of(run)
+    old = f"{judging.MIXTURE}, pair by pair in random batches of 256"
+    CleanProbability(np.zeros(48, np.float32), np.zeros(48, np.float32), old, noise.sha256).save(run / FILE)
+    assert audit(run) == 0
+    assert CleanProbability.load(run / FILE).is_calibrated
+
+
+def test_an_estimate_that_nobody_calibrated_only_ranks(run):
+    _, noise = pairs_of(run)
+    values = np.linspace(0, 1, 48, dtype=np.float32)
+    CleanProbability(values, values, "posterior of a mixture", noise.sha256).save(run / FILE)
+    found = judging.audit_run(run)
+    assert found.estimate.default == "crossfit"
+    assert found.estimate.scores["kept"].probability is None
+    assert np.argmax(found.estimate.scores["kept"].suspicion) == 0
+    assert "probability_kept" not in found.table.column_names
+    assert CleanProbability.load(run / FILE).method == "posterior of a mixture", "what the run kept stays"
 
 
 # table and page -------------------------------------------------------------------------------------------------------
@@ -136,7 +167,7 @@ def known_clean(run: Path, values=None) -> CleanProbability:
     """Probabilities in the place of the estimate, so that a test knows what must come out."""
     _, noise = pairs_of(run)
     values = np.random.default_rng(1).random(48) if values is None else values
-    clean = CleanProbability(np.float32(values), np.zeros(48, np.float32), "by <hand>", noise.sha256)
+    clean = CleanProbability(np.float32(values), np.zeros(48, np.float32), "by <hand>", noise.sha256, SHARE)
     clean.save(run / FILE)
     return clean
 
@@ -211,7 +242,7 @@ def test_the_page_shows_the_worst_pairs_and_runs_no_script_of_a_caption(run):
         assert image["alt"] == f"photo {k // 2:02d}.jpg"
         assert Image.open(BytesIO(base64.b64decode(data))).size == (48, 32)
     others = page.opened.count("details")
-    assert others == 30, "the sibling of every caption"
+    assert others == 30 + 1, "the sibling of every caption, and all scores"
     text = (run / "elsewhere" / "audit.html").read_text()
     script = text.partition("<script>")[2].partition("</script>")[0]
     assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in text
@@ -229,7 +260,7 @@ def test_nothing_is_called_wrong_where_no_noise_was_drawn(run, capsys):
     (run / "provenance.json").write_text(json.dumps(provenance))
     (run / "checksums.json").unlink()
     known_clean(run)
-    assert audit(run, "--clean-to", str(run / "clean")) == 0
+    assert audit(run, "--clean-to", str(run / "clean"), "--force") == 0
     assert pq.read_table(run / "audit" / "audit.parquet")["known_wrong"].null_count == 48
     assert "not known" in capsys.readouterr().out
     page = Page(run / "audit" / "audit.html")
@@ -244,7 +275,7 @@ def test_nothing_is_called_wrong_where_no_noise_was_drawn(run, capsys):
 def cleaned(run: Path, *words: str):
     """The cleaned folder, loaded, beside the original splits."""
     folder = run / "cleaned"
-    assert audit(run, "--clean-to", str(folder), *words) == 0
+    assert audit(run, "--clean-to", str(folder), "--force", *words) == 0
     splits = load_splits(FolderData(root=str(folder), cache_dir=str(run / "cache")))
     return splits, load_splits(load_recipe(run).data), json.loads((folder / "cleaned.json").read_text())
 
@@ -265,10 +296,10 @@ def as_seen(run: Path, keep: np.ndarray) -> dict[tuple[str, str], str]:
 @pytest.mark.parametrize("words", [[], ["--below", "0.8"], ["--drop-fraction", "0.25"]])
 def test_the_cleaned_folder_has_the_rest_with_the_ids_of_the_original(run, words):
     clean = known_clean(run)
-    keep = clean.values >= float(words[1] if words[:1] == ["--below"] else 0.5)
-    if "--drop-fraction" in words:
+    keep = clean.values >= 0.8
+    if words[:1] != ["--below"]:
         keep = np.ones(48, bool)
-        keep[np.argsort(clean.values)[:12]] = False
+        keep[np.argsort(clean.values)[: 12 if words else 24]] = False  # else the share that was found, a half
     splits, before, note = cleaned(run, *words)
     assert held(splits["train"]) == as_seen(run, keep)
     assert splits["train"].pairs.weight is None
@@ -360,7 +391,7 @@ def test_what_an_audit_adds_to_a_run_is_the_runs_own(run):
 
 
 def test_mistakes_are_told_before_anything_is_computed(run, monkeypatch, capsys):
-    monkeypatch.setattr(scores, "estimate_from_losses", None)
+    monkeypatch.setattr(judging, "judge_split", None)
     (run / "taken").mkdir()
     (run / "taken" / "mine.txt").write_text("keep me")
     for words, message in [
@@ -390,5 +421,5 @@ def test_a_run_that_is_not_finished_or_whose_data_changed_is_told(run, capsys):
 
 def test_a_threshold_that_leaves_nothing_is_told(run, capsys):
     known_clean(run, np.zeros(48))
-    assert audit(run, "--clean-to", str(run / "cleaned")) == 2
+    assert audit(run, "--clean-to", str(run / "cleaned"), "--below", "0.5") == 2
     assert "no training pair is left" in capsys.readouterr().err

@@ -1,0 +1,249 @@
+"""`audit`: the pairs of a run, or of any data under any model, judged by made mismatches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+
+from clip_itm.auditing.estimate import CANDIDATES, FEW_CANDIDATES, Estimate, PairScore, estimate
+from clip_itm.auditing.table import Audit
+from clip_itm.checksums import add_checksums, check_files
+from clip_itm.data.given import GivenData, given_data
+from clip_itm.data.load import load_given, load_splits
+from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.rows import Split
+from clip_itm.distributed import process_state
+from clip_itm.encoding import processor_of
+from clip_itm.files import model_folder
+from clip_itm.model import ItmModel
+from clip_itm.recipe import Recipe
+from clip_itm.runs.audited_data import DataToAudit, data_to_audit
+from clip_itm.runs.folder import RunFolder
+from clip_itm.runs.models import load_model
+from clip_itm.runs.setup import make_encoder, noise_of, prepare_images, saved_encoder
+from clip_itm.runs.stored import read_provenance
+from clip_itm.similarity.cosine import unit
+from clip_itm.training.clean_probability import FILE, CleanProbability
+from clip_itm.training.encode import scoring
+from clip_itm.training.encoder import Encoder
+from clip_itm.training.folder import record_added
+from clip_itm.training.kept_embeddings import kept_embeddings
+
+if TYPE_CHECKING:
+    from clip_itm.runs.trainer import ItmTrainer
+
+METHOD = "score of crossfit under the model, calibrated by made mismatches"
+MIXTURE = "mixture of two components on the losses of the best model"  # of an earlier version, and no probability
+ON_ITS_OWN = "an estimate that the run made of its own while it trained"
+
+
+def audit(
+    data: "ItmTrainer | str | Path | Recipe | Split | Any",
+    model: Any = None,
+    *overrides: str,
+    split: str = "train",
+    **keys: Any,
+) -> Audit:
+    """Which captions are probably wrong, and how many: all pairs by how suspicious they are.
+
+    audit(run): a trainer that has trained, or the folder of a run: its training pairs, by what the run found of them,
+    else by its best model. audit(data, model): the pairs of a recipe (an object or a file), a folder, "hub:NAME", a
+    `Split`, a `Dataset` or a list of {"image", "caption"}; `model` is what `load_model` takes.
+    overrides: keys of the recipe, such as "--data.root", "FOLDER". split: of the data, which is judged. keys: of the
+    data section, where the data are in memory, such as `caption_column`.
+
+    Raises ValueError for a run that is not finished, for data without this split, and for fewer than two images.
+
+    >>> print(audit(trainer).head(20))
+    >>> print(audit("photos", "openai/clip-vit-base-patch32").head(20))
+    """
+    if isinstance(model, str) and model.startswith("--"):  # a key of the recipe of a run
+        overrides, model = (model, *overrides), None
+    if model is None:
+        run = Path(data) if isinstance(data, str | Path) else data.run.path
+        return audit_run(run, overrides, split)
+    if isinstance(data, str | Path):
+        data = data_to_audit(data, overrides)
+    elif isinstance(data, Recipe):
+        data = DataToAudit(data.with_overrides(*overrides), data.data.source)
+    return audit_data(data, model, split, keys)
+
+
+def audit_run(folder: Path, overrides: Sequence[str] = (), name: str = "train") -> Audit:
+    """Pairs of a finished run. Raises ValueError for a folder without one, and for data that are not those of the run.
+
+    What the run kept of its training pairs comes first where it is calibrated; else its best model judges them, and
+    what is found is kept in the run.
+    """
+    run = RunFolder(folder)
+    recipe = run.recipe(overrides)
+    run.require_finished()
+    with process_state().main_process_first():
+        splits = load_splits(recipe.data)
+    check_files(folder, ("provenance.json",))
+    began = run.provenance()
+    if "train" not in splits or splits["train"].sha256 != began["splits"]["train"]["sha256"]:
+        raise ValueError(
+            f"{folder}: the training split is another one than the run was trained on; restore the data, or say "
+            "where they are now (such as --data.root FOLDER)"
+        )
+    noise = CaptionNoise.load(run.noise_file)
+    if noise.sha256 != began["noise"]["sha256"]:
+        raise ValueError(f"{run.noise_file} is that of another run; restore it from {run.model}")
+    split, is_train = one_of(splits, name), name == "train"
+    noise = noise if is_train else CaptionNoise.clean(split.pairs)
+    kept = kept_by_run(folder, noise) if is_train else None
+    found = judge_split(saved_encoder(run.model, recipe, prepare_images(recipe, {name: split})), split, noise, True)
+    if is_train:
+        found = doubtful(found, f"the model was trained on these pairs ({run.model})")
+    clean = as_probabilities(found, noise, f"{METHOD}: {run.model}{', trained on these pairs' if is_train else ''}")
+    if kept is not None and kept.is_calibrated:
+        found, clean, is_train = with_kept(found, kept, "crossfit"), kept, False
+    elif kept is not None:
+        found = with_kept(found, kept, "kept")
+    elif name == "train":
+        keep(folder, clean)
+    settings = {"is_trained": is_train, "run": folder, "recipe_sha256": began["recipe_sha256"]}
+    return Audit(str(folder), str(run.model), recipe.data.source, splits, name, noise, found, clean, **settings)
+
+
+def audit_data(data: Any, model: Any, name: str = "train", keys: Mapping[str, Any] | None = None) -> Audit:
+    """Pairs of data under a model: `data` as in `audit`, or a `DataToAudit`."""
+    if isinstance(data, DataToAudit):
+        recipe, title = data
+        with process_state().main_process_first():
+            splits = load_splits(recipe.data)
+        split = one_of(splits, name)
+    else:
+        splits = {found.name: found for found in [data if isinstance(data, Split) else _in_memory(data, keys or {})]}
+        name, split = next(iter(splits.items()))
+        recipe, title = None, "the given data"
+    where = getattr(model, "name_or_path", None) or "model" if isinstance(model, ItmModel) else str(model)
+    model = model if isinstance(model, ItmModel) else load_model(model)
+    if model.backbone.config.reads_regions != (split.regions is not None):
+        reads = "regions" if split.regions is None else "photos"
+        raise ValueError(f"--model {where} reads {reads}, which these data do not give: name another model")
+    recipe = recipe or data_to_audit({"source": "hub", "path": ".", **_cache(keys)}).recipe
+    noise = noise_of(recipe, splits) if name == "train" and recipe.noise != type(recipe.noise)() else None
+    noise = noise or CaptionNoise.clean(split.pairs)
+    images = prepare_images(recipe, {name: split}) if isinstance(data, DataToAudit) else None
+    encoder = replace(make_encoder(recipe, model, processor_of(model), images), random_crop=1.0)
+    found, is_trained = judge_split(encoder, split, noise), _saw(where, split)
+    if is_trained:
+        found = doubtful(found, f"the model was trained on these pairs ({where})")
+    clean = as_probabilities(found, noise, f"{METHOD}: {where}{', trained on these pairs' if is_trained else ''}")
+    return Audit(title, where, recipe.data.source, splits, name, noise, found, clean, is_trained=is_trained)
+
+
+def one_of(splits: Mapping[str, Split], name: str) -> Split:
+    if name not in splits:
+        raise ValueError(f"--split {name}: these data have {', '.join(splits)}")
+    return splits[name]
+
+
+def judge_split(encoder: Encoder, split: Split, noise: CaptionNoise, has_loss: bool = False) -> Estimate:
+    """All scores of the pairs of a split, with the captions that `noise` gives them, under the encoder's model."""
+    embeddings = kept_embeddings(encoder, split)
+    similarity, device = encoder.model.head.similarity, encoder.model.device
+    given = torch.from_numpy(noise.source)
+    text = noise.apply(split.pairs).dictionary_encode().indices.to_numpy().astype(np.int64)
+    is_plain = similarity.is_dot_product
+    return estimate(
+        embeddings.images.to(device),
+        embeddings.texts[given].to(device),
+        split.pairs.image,
+        text,
+        scale=float(encoder.model.head.scale().detach()),
+        score=scoring(encoder.model),
+        vectors=None if is_plain else lambda texts: unit(similarity.vectors(texts)),
+        has_loss=has_loss,
+        candidates=CANDIDATES if is_plain else FEW_CANDIDATES,
+    )
+
+
+def as_probabilities(found: Estimate, noise: CaptionNoise, method: str) -> CleanProbability:
+    """The default score."""
+    return CleanProbability(
+        values=found.probability.astype(np.float32),
+        ranking=-found.scores[found.default].suspicion.astype(np.float32),
+        method=method,
+        noise_sha256=noise.sha256,
+        share=(found.share, found.low, found.high),
+    )
+
+
+def doubtful(found: Estimate, why: str) -> Estimate:
+    """Only the default score keeps its probabilities, which are known to be too high."""
+    first = found.default
+    scores = {name: PairScore(one.suspicion, None, why) for name, one in found.scores.items() if name != first}
+    return replace(found, scores={first: found.scores[first], **scores})
+
+
+def with_kept(found: Estimate, kept: CleanProbability, name: str) -> Estimate:
+    """The scores of a model beside what the run found, which is the default where it is calibrated."""
+    suspicion = kept.suspicion().astype(np.float64)
+    if not kept.is_calibrated:
+        return replace(found, scores={**found.scores, name: PairScore(suspicion, None, ON_ITS_OWN)})
+    assert kept.share is not None, "it is calibrated"
+    share, low, high = kept.share
+    others = {other: one for other, one in found.scores.items() if other != name}
+    own = PairScore(suspicion, kept.values.astype(np.float64))
+    return replace(found, scores={name: own, **others}, share=share, low=low, high=high)
+
+
+# Files of a run -------------------------------------------------------------------------------------------------------
+
+
+def kept_by_run(folder: Path, noise: CaptionNoise) -> CleanProbability | None:
+    """What a run found of its training pairs; None if nothing, or if an audit left it there.
+
+    Raises ValueError when the kept file names other pairs.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    kept = CleanProbability.load(folder / FILE)
+    if kept.noise_sha256 != noise.sha256 or len(kept.values) != len(noise.source):
+        raise ValueError(f"{folder / FILE} belongs to other training pairs than {folder / 'noise.npz'}: delete it")
+    return None if kept.method.startswith((METHOD, MIXTURE)) else kept
+
+
+def keep(folder: Path, clean: CleanProbability) -> None:
+    """Leave the probabilities in the run, for the audit of another day and for `head.weights` of other runs."""
+    state = process_state()
+    if state.is_main_process:
+        record_added(folder, FILE)
+        clean.save(folder / FILE)
+        add_checksums(folder, [FILE])
+    state.wait_for_everyone()
+
+
+# Data of a user -------------------------------------------------------------------------------------------------------
+
+
+def _in_memory(data: Any, keys: Mapping[str, Any]) -> Split:
+    found = given_data(data, {**keys, **_cache(keys)}, Path("data"))
+    if not isinstance(found, GivenData):
+        raise ValueError("data: expected a folder, a recipe, hub:NAME, a Split, a Dataset or a list of rows")
+    if isinstance(found.splits, DatasetDict):
+        raise ValueError(f"data: these are the splits {', '.join(found.splits)}; choose one, such as data['train']")
+    return load_given(found.section, found.splits)
+
+
+def _cache(keys: Mapping[str, Any] | None) -> dict[str, str]:
+    cache = (keys or {}).get("cache_dir")
+    return {} if cache is None else {"cache_dir": str(cache)}
+
+
+def _saw(model: str, split: Split) -> bool:
+    """Whether a model is known to have been trained on the captions of this split: its folder says on which."""
+    try:
+        folder = model_folder(Path(model))
+    except (ValueError, OSError):
+        return False
+    if not (folder / "provenance.json").is_file():
+        return False
+    return read_provenance(folder / "provenance.json")["splits"].get("train", {}).get("sha256") == split.sha256
