@@ -27,8 +27,8 @@ THRESHOLD = 0.5  # a caption below it is more likely wrong than right
 BLIND = 0.95  # an interval of the share that reaches so far says that pairs look like mismatches to the judge
 BLIND_ADVICE = "either nearly all captions are wrong, or the model cannot tell pairs from mismatches"
 TRAINED = (
-    "the model was trained on these pairs: it has learned some wrong ones by heart, so the share is a lower bound and "
-    "probabilities are too high"
+    "the model was trained on these pairs: wrong ones that it has learned by heart look right, so that the share is a "
+    "lower bound and probabilities are too high"
 )
 ADVICE = "a model that has not seen them judges better: --model OTHER, or a run with head.kind crossfit"
 

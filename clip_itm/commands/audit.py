@@ -131,8 +131,9 @@ def clean(audit, args: argparse.Namespace) -> None:
     """Write the cleaned data set, and say what became of the pairs."""
     from clip_itm.auditing.cleaning import beside_the_line, kept_pairs, objections
     from clip_itm.commands.terminal import print_lines
-    from clip_itm.data.cleaned import write_cleaned
+    from clip_itm.data.cleaned import require_images, write_cleaned
 
+    require_images(audit.splits)
     keep, rule = kept_pairs(audit, args.below, args.drop_fraction, args.down_weight)
     if keep.any() and not keep.all():
         header = ("probability", "photo", "caption")

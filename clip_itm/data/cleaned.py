@@ -7,7 +7,7 @@ and every caption keeps its own id, so the hashes of val and test are those of t
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,18 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} is not an empty folder; choose another place for the cleaned data set")
 
 
+def require_images(splits: Mapping[str, Split]) -> None:
+    """Raise ValueError for precomputed regions."""
+    if any(split.regions is not None for split in splits.values()):
+        raise ValueError(
+            "--clean-to writes a folder of photos and captions, and these data are precomputed regions; choose the "
+            "pairs to leave out from audit.parquet"
+        )
+
+
 def write_cleaned(
     folder: Path,
-    splits: dict[str, Split],
+    splits: Mapping[str, Split],
     noise: CaptionNoise,
     keep: np.ndarray,
     weight: np.ndarray | None,
@@ -46,11 +55,7 @@ def write_cleaned(
     check_free(folder)
     if not keep.any():
         raise ValueError(f"no {'training' if cleaned == 'train' else cleaned} pair is left at this threshold; lower it")
-    if any(split.regions is not None for split in splits.values()):
-        raise ValueError(
-            "--clean-to writes a folder of photos and captions, and these data are precomputed regions; choose the "
-            "pairs to leave out from audit.parquet"
-        )
+    require_images(splits)
     kept_images = len(np.unique(splits[cleaned].pairs.image[keep]))
     counts = {
         "kept_pairs": int(keep.sum()),

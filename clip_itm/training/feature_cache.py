@@ -12,7 +12,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -68,9 +67,36 @@ def image_features(
     return dict(zip(paths, arrays, strict=True))
 
 
-@torch.inference_mode()
 def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: dict[str, Path]) -> None:
-    """All processes encode, the first one writes; a part of the images at a time, because tokens take much memory."""
+    """A part of the images at a time, because tokens take much memory, and so that a killed run goes on after it.
+
+    Parts are files of their own, until all are there.
+    """
+    starts = range(0, len(split), IMAGES_AT_ONCE)
+    if len(starts) == 1:
+        return _write_part(model, split.rows, encode, paths)
+    parts = []
+    for start in starts:
+        rows = split.rows.select(range(start, min(start + IMAGES_AT_ONCE, len(split))))
+        own = {name: path.with_name(f"{path.stem}.{start}.part.npy") for name, path in paths.items()}
+        kept_arrays(list(own.values()), len(rows), partial(_write_part, model, rows, encode, own))
+        parts.append(own)
+    state = process_state()
+    if state.is_main_process:
+        for name, path in paths.items():
+            arrays = [np.load(own[name], mmap_mode="r", allow_pickle=False) for own in parts]
+            with new_array(path, arrays[0].dtype, (len(split), *arrays[0].shape[1:]), NO_ROOM) as whole:
+                for start, array in zip(starts, arrays, strict=True):
+                    whole[start : start + len(array)] = array
+        for own in parts:
+            for path in own.values():
+                path.unlink(missing_ok=True)
+    state.wait_for_everyone()
+
+
+@torch.inference_mode()
+def _write_part(model, rows: Rows, encode: Callable[..., Tensor], paths: dict[str, Path]) -> None:
+    """All processes encode, the first one writes."""
     shapes: list[tuple[int, ...]] = []
 
     def tower(pixels: Tensor) -> Tensor:
@@ -80,22 +106,13 @@ def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: d
         shapes[:] = [part.shape[1:] for part in parts]
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
+    columns = encode(tower, rows)
     state = process_state()
-    with ExitStack() as files:
-        arrays: list[np.ndarray] = []
-        for start in range(0, len(split), IMAGES_AT_ONCE):
-            rows = split.rows.select(range(start, min(start + IMAGES_AT_ONCE, len(split))))
-            columns = encode(tower, rows)
-            if not state.is_main_process:
-                continue
-            if not arrays:
-                kinds = zip(paths.values(), shapes, (np.float32, np.float16), strict=False)
-                arrays = [
-                    files.enter_context(new_array(path, kind, (len(split), *shape), NO_ROOM))
-                    for path, shape, kind in kinds
-                ]
-            for array, part in zip(arrays, columns.split([math.prod(shape) for shape in shapes], dim=1), strict=True):
-                array[start : start + len(rows)] = part.numpy().reshape(-1, *array.shape[1:])
+    if state.is_main_process:
+        sides = columns.split([math.prod(shape) for shape in shapes], dim=1)
+        for path, side, shape, kind in zip(paths.values(), sides, shapes, (np.float32, np.float16), strict=False):
+            with new_array(path, kind, (len(rows), *shape), NO_ROOM) as array:
+                array[:] = side.numpy().reshape(-1, *shape)
     state.wait_for_everyone()
 
 

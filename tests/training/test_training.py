@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from clip_itm.recipe import load_recipe
 from clip_itm.runs.setup import load_data, make_encoder, make_model, make_sampler
 from clip_itm.runs.trackers import available_trackers
 from clip_itm.runs.train import beaten_by_step_0, train
+from clip_itm.training import feature_cache
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.feature_cache import _key
 from clip_itm.training.optimizer import parameter_groups
@@ -205,6 +207,28 @@ def test_tokens_of_frozen_towers_are_kept_for_heads_that_read_them(tmp_path, mon
     encoder.frozen_images = True
     trainer.train()
     assert trainer.state.best_metric > 0
+
+
+def test_features_of_a_killed_run_are_made_from_the_last_whole_part_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "IMAGES_AT_ONCE", 15)
+    data, _, encoder, _ = pieces(tiny_recipe(tmp_path, backbone={"freeze_image": True}))
+    whole = np.array(encoder.image_features(data.train)["image_features"])
+    encode, parts = feature_cache.encode_images, []
+
+    def killed(tower, rows, **settings):
+        parts.append(len(rows))
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        return encode(tower, rows, **settings)
+
+    monkeypatch.setattr(feature_cache, "encode_images", killed)
+    other = replace(encoder, cache_folder=tmp_path / "other")
+    with pytest.raises(KeyboardInterrupt):
+        other.image_features(data.train)
+    again = other.image_features(data.train)["image_features"]
+    assert parts == [15, 15, 15, 10], "the first part was kept"
+    np.testing.assert_array_equal(again, whole)
+    assert len(list((tmp_path / "other").glob("*.npy"))) == 1
 
 
 def test_features_are_not_kept_where_photos_are_cropped_at_random(tmp_path):
