@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from clip_itm.auditing.lemon import NEIGHBOURS, has_neighbours, lemon_scores
 from clip_itm.auditing.scores import Scores, clip_scores, loss_scores, rank_scores, sibling_scores
+from clip_itm.calibration.equal_captions import EqualCaptions
 from clip_itm.calibration.estimate import MadeNull, judge, made_null
 from clip_itm.calibration.scores import FoldScores, Score, made_mismatches, score_pairs
 from clip_itm.calibration.siblings import has_siblings
@@ -88,7 +89,7 @@ def estimate(
     """
     generator = np.random.default_rng([seed, len(image)])
     mismatch = made_mismatches(image, generator)
-    is_made = text[mismatch] != text
+    is_made = ~EqualCaptions(image, text).fits(np.arange(len(image)), mismatch)
     if not is_made.any():
         raise ValueError(f"all {len(text)} captions are the same text, so that none is known to be wrong for a photo")
     names = ["crossfit", "clip", "rank", "lemon", *["loss"] * has_loss, "siblings"]
