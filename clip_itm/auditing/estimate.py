@@ -73,6 +73,7 @@ def estimate(
     has_loss: bool = False,
     seed: int = 0,
     candidates: int | None = CANDIDATES,
+    equal: EqualCaptions | None = None,
 ) -> Estimate:
     """Scores of pairs under a model, calibrated by made mismatches.
 
@@ -83,18 +84,18 @@ def estimate(
     vectors: unit vectors of captions, from `texts`; None where `texts` are unit vectors compared by their dot product,
         which LEMoN needs.
     has_loss: whether the contrastive loss is a score, too (it is what the model of a run was trained on).
-    seed: of mismatches, candidates and bootstrap. candidates: see `score_pairs`.
+    seed: of mismatches, candidates and bootstrap. candidates, equal: see `score_pairs`.
 
     Raises ValueError for fewer than two images, and where all captions are the same.
     """
     generator = np.random.default_rng([seed, len(image)])
-    mismatch = made_mismatches(image, generator)
+    mismatch = made_mismatches(image, generator, equal)
     is_made = ~EqualCaptions(image, text).fits(np.arange(len(image)), mismatch)
     if not is_made.any():
         raise ValueError(f"all {len(text)} captions are the same text, so that none is known to be wrong for a photo")
     names = ["crossfit", "clip", "rank", "lemon", *["loss"] * has_loss, "siblings"]
     with tqdm(total=len(names), desc="scores", unit="", leave=False, disable=process_index() != 0) as bar:
-        fold = score_pairs(images, texts, image, mismatch, scale, score, BLOCK, candidates, generator)
+        fold = score_pairs(images, texts, image, mismatch, scale, score, BLOCK, candidates, generator, equal)
         with torch.inference_mode():
             of_texts = (texts if vectors is None else vectors(texts)).float().cpu().numpy()
         fold = replace(fold, texts=of_texts)
@@ -127,11 +128,15 @@ def estimate(
 def calibrated(
     fold: FoldScores, found: dict[str, Scores], missing: dict[str, str], seed: int, is_made: np.ndarray | None = None
 ) -> Estimate:
-    """Probabilities of all scores by one made null; the default is crossfit's z, which `fold` has."""
+    """Probabilities of all scores by one made null; the default is crossfit's z, which `fold` has.
+
+    With the evidence of the other captions of an image, unless these are wrong together.
+    """
     null = made_null([fold], len(fold.z), seed, is_made)
-    judgement = judge([fold], len(fold.z), seed, null=null)
-    scores = {"crossfit": PairScore(judgement.z, judgement.weights)}
-    scores |= {name: pair_score(both, null) for name, both in found.items()}
+    scores = {name: pair_score(both, null) for name, both in found.items()}
+    testify = "siblings" in scores and scores["siblings"].probability is not None
+    judgement = judge([fold], len(fold.z), seed, testify, null=null)
+    scores = {"crossfit": PairScore(judgement.z, judgement.weights), **scores}
     return Estimate(scores, null.share, null.low, null.high, missing)
 
 

@@ -11,7 +11,9 @@ from datasets import DatasetDict
 
 from clip_itm.auditing.estimate import CANDIDATES, FEW_CANDIDATES, Estimate, PairScore, estimate
 from clip_itm.auditing.table import Audit
+from clip_itm.calibration.equal_captions import EqualCaptions
 from clip_itm.checksums import add_checksums, check_files
+from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.given import GivenData, given_data
 from clip_itm.data.load import load_given, load_splits
 from clip_itm.data.noise import CaptionNoise
@@ -97,7 +99,8 @@ def audit_run(folder: Path, overrides: Sequence[str] = (), name: str = "train") 
     split, is_train = one_of(splits, name), name == "train"
     noise = noise if is_train else CaptionNoise.clean(split.pairs)
     kept = kept_by_run(folder, noise) if is_train else None
-    found = judge_split(saved_encoder(run.model, recipe, prepare_images(recipe, {name: split})), split, noise, True)
+    encoder = saved_encoder(run.model, recipe, prepare_images(recipe, {name: split}))
+    found = judge_split(encoder, split, noise, True, numbers_if_asked(recipe.head, split.pairs, noise))
     if is_train:
         found = doubtful(found, f"the model was trained on these pairs ({run.model})")
     clean = as_probabilities(found, noise, f"{METHOD}: {run.model}{', trained on these pairs' if is_train else ''}")
@@ -145,8 +148,13 @@ def one_of(splits: Mapping[str, Split], name: str) -> Split:
     return splits[name]
 
 
-def judge_split(encoder: Encoder, split: Split, noise: CaptionNoise, has_loss: bool = False) -> Estimate:
-    """All scores of the pairs of a split, with the captions that `noise` gives them, under the encoder's model."""
+def judge_split(
+    encoder: Encoder, split: Split, noise: CaptionNoise, has_loss: bool = False, captions: np.ndarray | None = None
+) -> Estimate:
+    """All scores of the pairs of a split, with the captions that `noise` gives them, under the encoder's model.
+
+    `captions` int64 [N]: where equal captions fit all of their images, a number that they share (`EqualCaptions`).
+    """
     embeddings = kept_embeddings(encoder, split)
     similarity, device = encoder.model.head.similarity, encoder.model.device
     given = torch.from_numpy(noise.source)
@@ -162,6 +170,7 @@ def judge_split(encoder: Encoder, split: Split, noise: CaptionNoise, has_loss: b
         vectors=None if is_plain else lambda texts: unit(similarity.vectors(texts)),
         has_loss=has_loss,
         candidates=CANDIDATES if is_plain else FEW_CANDIDATES,
+        equal=None if captions is None else EqualCaptions(split.pairs.image, captions),
     )
 
 

@@ -164,6 +164,22 @@ def _(place):
     return ["audit", "--run", str(place / "empty")]
 
 
+@case("an audit of data that no model judges")
+def _(place):
+    return ["audit", str(place / "photos")]
+
+
+@case("an audit of data that are not there")
+def _(place):
+    return ["audit", str(place / "nowhere"), "--model", "ViT-B-32:openai"]
+
+
+@case("an audit by a model that is not there")
+def _(place):
+    (place / "photos").mkdir(exist_ok=True)
+    return ["audit", str(place / "photos"), "--model", str(place / "nowhere")]
+
+
 @case("importing a file that is no checkpoint")
 def _(place):
     (place / "epoch4.pt").write_text("weights")

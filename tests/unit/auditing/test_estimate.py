@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from clip_itm.auditing.estimate import Estimate, estimate
+from clip_itm.calibration.equal_captions import EqualCaptions
 from clip_itm.calibration.reliability import calibration_error
 from clip_itm.evaluation.detection import auc
 from clip_itm.similarity.cosine import Cosine, unit
@@ -95,7 +96,7 @@ def test_a_score_that_contradicts_the_share_claims_no_probability():
     assert found.low - 0.01 <= 1 - is_right.mean() <= found.high + 0.01
     assert found.scores["siblings"].probability is None
     assert "would be wrong" in found.scores["siblings"].why
-    for name in ("clip", "rank", "lemon"):
+    for name in ("crossfit", "clip", "rank", "lemon"):
         assert calibration_error(found.scores[name].probability, is_right) < 0.05
 
 
@@ -109,6 +110,28 @@ def test_one_text_on_many_photos_is_wrong_there():
     assert found.low <= boilerplate.mean() <= found.high
     assert auc(-found.probability, boilerplate) > 0.9
     assert calibration_error(found.probability, ~boilerplate) < 0.05
+
+
+def test_a_text_that_is_said_to_fit_all_its_photos_is_not_wrong_there():
+    images, texts, image, text, is_right = world(0.1, 600, 2)
+    product = np.random.default_rng(3).random(len(image)) < 0.2  # photos of one thing
+    product &= is_right
+    text = np.where(product, text.max() + 1, text)
+    thing = torch.randn(1, texts.shape[1], generator=torch.Generator().manual_seed(0))
+    texts[product] = unit(thing)
+    images[np.unique(image[product])] = unit(images[np.unique(image[product])] + unit(thing))
+    found = judged(images, texts, image, text, equal=EqualCaptions(image, text))
+    assert abs(found.share - 1 + is_right.mean()) < 0.05
+    assert found.probability[product].mean() > 0.9
+    assert found.probability[~is_right].mean() < 0.3
+    without = judged(images, texts, image, text)
+    strangers = np.median(
+        found.scores["crossfit"].suspicion[product] - found.scores["crossfit"].suspicion[~product].mean()
+    )
+    rivals = np.median(
+        without.scores["crossfit"].suspicion[product] - without.scores["crossfit"].suspicion[~product].mean()
+    )
+    assert strangers < rivals, "photos of the same thing are no rivals"
 
 
 def test_siblings_of_some_pairs_only():
