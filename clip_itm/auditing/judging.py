@@ -102,7 +102,7 @@ def audit_run(folder: Path, overrides: Sequence[str] = (), name: str = "train") 
     encoder = saved_encoder(run.model, recipe, prepare_images(recipe, {name: split}))
     found = judge_split(encoder, split, noise, True, numbers_if_asked(recipe.head, split.pairs, noise))
     if is_train:
-        found = doubtful(found, f"the model was trained on these pairs ({run.model})")
+        found = doubtful(found, "the model was trained on these pairs")
     clean = as_probabilities(found, noise, f"{METHOD}: {run.model}{', trained on these pairs' if is_train else ''}")
     if kept is not None and kept.is_calibrated:
         found, clean, is_train = with_kept(found, kept, "crossfit"), kept, False
@@ -137,7 +137,7 @@ def audit_data(data: Any, model: Any, name: str = "train", keys: Mapping[str, An
     encoder = replace(make_encoder(recipe, model, processor_of(model), images), random_crop=1.0)
     found, is_trained = judge_split(encoder, split, noise), _saw(where, split)
     if is_trained:
-        found = doubtful(found, f"the model was trained on these pairs ({where})")
+        found = doubtful(found, "the model was trained on these pairs")
     clean = as_probabilities(found, noise, f"{METHOD}: {where}{', trained on these pairs' if is_trained else ''}")
     return Audit(title, where, recipe.data.source, splits, name, noise, found, clean, is_trained=is_trained)
 

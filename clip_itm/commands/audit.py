@@ -116,7 +116,9 @@ def run(args: argparse.Namespace) -> int:
         record_added(Path(args.run), f"{own.name}/{TABLE}", f"{own.name}/{PAGE}")
     audit.save(out / TABLE)
     write_text(out / PAGE, audit_page(audit, args.top))
-    say(f"all pairs: {out / TABLE}\nthe {min(args.top, audit.doubted):,} most suspicious: {out / PAGE}")
+    shown = min(args.top, audit.doubted)
+    worst = f"the {shown:,} most suspicious" if shown else "none of them is suspicious"
+    say(f"all pairs: {out / TABLE}\n{worst}: {out / PAGE}")
     if args.clean_to is not None:
         clean(audit, args)
     return 0
