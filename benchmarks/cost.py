@@ -78,11 +78,11 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         words = [sys.executable, __file__, "--one", str(RECIPES[args.bench] / f"{method}.yaml"), str(folder)]
-        with (folder / "log.txt").open("w") as log:
+        with (folder / "log.txt").open("w", encoding="utf-8") as log:
             done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
         if done.returncode:
             sys.exit(f"{method} failed: {folder / 'log.txt'}")
-        found[method] = json.loads((folder / "cost.json").read_text())
+        found[method] = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     plain = found["clip"]
     table = Table(title=f"{args.bench}: processor seconds of a run at 40 % noise, one thread")
     for header in ("", "training, s", "x clip", "whole run, s", "x clip", "peak, MiB", "of the training"):
