@@ -2,8 +2,8 @@
 
     python benchmarks/suggestions.py runs/flickr8k/pretrained/crossfit     # noise.ratio 0.4
 
-Suspects are the pairs that the run itself finds more likely wrong than right (`clean_probability.npz`, else estimated
-from its losses). Of those that are wrong in truth:
+Suspects are the pairs that the run itself finds more likely wrong than right (`clean_probability.npz`, else judged by
+its best model). Of those that are wrong in truth:
 
     in the data      their right captions (those of the photo, which stand elsewhere) are left where they are: how often
                      is one of them among the first 1, 5, 10; how often is the first proposed, and how often is it right
@@ -22,12 +22,14 @@ from rich.table import Table
 
 from clip_itm.allocator import keep_freed_memory
 from clip_itm.auditing import suggestions
-from clip_itm.auditing.table import THRESHOLD, Audit
+from clip_itm.auditing.judging import audit_run
+from clip_itm.auditing.table import THRESHOLD
 from clip_itm.data.equal_captions import number_captions
 from clip_itm.files import write_json
 from clip_itm.runs.folder import RunFolder
 from clip_itm.runs.setup import prepare_images, saved_encoder
 from clip_itm.training.encode import scoring
+from clip_itm.training.kept_embeddings import kept_embeddings
 
 FIRST = (1, 5, 10)
 
@@ -91,12 +93,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/suggestions.json"), metavar="FILE")
     args = parser.parse_args()
     keep_freed_memory()  # as the command line does
-    audit = Audit.of_run(args.run)
+    run, audit = RunFolder(args.run), audit_run(args.run)
     if audit.known_wrong is None:
         raise SystemExit(f"{args.run}: no noise was drawn, so that nobody knows what is right (noise.ratio)")
-    pairs, noise = audit.train.pairs, audit.noise
-    encoder = saved_encoder(RunFolder(args.run).model, audit.recipe, prepare_images(audit.recipe, audit.splits))
-    embeddings = encoder.encode(audit.train)
+    recipe, pairs, noise = run.recipe(), audit.split.pairs, audit.noise
+    encoder = saved_encoder(run.model, recipe, prepare_images(recipe, {audit.name: audit.split}))
+    embeddings = kept_embeddings(encoder, audit.split)
     began = time.perf_counter()
     similarity = None if encoder.model.head.similarity.is_dot_product else scoring(encoder.model)
     fits = suggestions.fits_of(
