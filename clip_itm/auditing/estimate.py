@@ -12,11 +12,10 @@ from clip_itm.auditing.lemon import NEIGHBOURS, has_neighbours, lemon_scores
 from clip_itm.auditing.scores import Scores, clip_scores, loss_scores, rank_scores, sibling_scores
 from clip_itm.calibration.equal_captions import EqualCaptions
 from clip_itm.calibration.estimate import MadeNull, judge, made_null
-from clip_itm.calibration.scores import FoldScores, Score, made_mismatches, score_pairs
+from clip_itm.calibration.scores import BLOCK, FoldScores, Score, made_mismatches, score_pairs
 from clip_itm.calibration.siblings import has_siblings
 from clip_itm.distributed import process_index
 
-BLOCK = 256  # captions that are scored against all images at once
 CANDIDATES = 50_000  # with more pairs than these, each is compared with so many at random
 FEW_CANDIDATES = 1_000  # the same of similarities that are no dot products
 MISFIT = 0.02  # how far the share that a score implies may lie outside of the interval

@@ -102,8 +102,8 @@ def audit_run(folder: Path, overrides: Sequence[str] = (), name: str = "train") 
     encoder = saved_encoder(run.model, recipe, prepare_images(recipe, {name: split}))
     found = judge_split(encoder, split, noise, True, numbers_if_asked(recipe.head, split.pairs, noise))
     if is_train:
-        found = doubtful(found, "the model was trained on these pairs")
-    clean = as_probabilities(found, noise, f"{METHOD}: {run.model}{', trained on these pairs' if is_train else ''}")
+        found = doubtful(found)
+    clean = as_probabilities(found, noise, run.model, is_train)
     if kept is not None and kept.is_calibrated:
         found, clean, is_train = with_kept(found, kept, "crossfit"), kept, False
     elif kept is not None:
@@ -137,8 +137,8 @@ def audit_data(data: Any, model: Any, name: str = "train", keys: Mapping[str, An
     encoder = replace(make_encoder(recipe, model, processor_of(model), images), random_crop=1.0)
     found, is_trained = judge_split(encoder, split, noise), _saw(where, split)
     if is_trained:
-        found = doubtful(found, "the model was trained on these pairs")
-    clean = as_probabilities(found, noise, f"{METHOD}: {where}{', trained on these pairs' if is_trained else ''}")
+        found = doubtful(found)
+    clean = as_probabilities(found, noise, where, is_trained)
     return Audit(title, where, recipe.data.source, splits, name, noise, found, clean, is_trained=is_trained)
 
 
@@ -174,20 +174,20 @@ def judge_split(
     )
 
 
-def as_probabilities(found: Estimate, noise: CaptionNoise, method: str) -> CleanProbability:
-    """The default score."""
+def as_probabilities(found: Estimate, noise: CaptionNoise, model: str | Path, is_trained: bool) -> CleanProbability:
+    """The default score under `model`, which was trained on these pairs or not."""
     return CleanProbability(
         values=found.probability.astype(np.float32),
         ranking=-found.scores[found.default].suspicion.astype(np.float32),
-        method=method,
+        method=f"{METHOD}: {model}{', trained on these pairs' if is_trained else ''}",
         noise_sha256=noise.sha256,
         share=(found.share, found.low, found.high),
     )
 
 
-def doubtful(found: Estimate, why: str) -> Estimate:
-    """Only the default score keeps its probabilities, which are known to be too high."""
-    first = found.default
+def doubtful(found: Estimate) -> Estimate:
+    """Of a model that was trained on the pairs: only the default score keeps its probabilities, which are too high."""
+    first, why = found.default, "the model was trained on these pairs"
     scores = {name: PairScore(one.suspicion, None, why) for name, one in found.scores.items() if name != first}
     return replace(found, scores={first: found.scores[first], **scores})
 

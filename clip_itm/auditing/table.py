@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clip_itm.auditing.estimate import Estimate
+from clip_itm.calibration.share import BLIND
 from clip_itm.data.images import image_paths
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
@@ -24,7 +25,6 @@ from clip_itm.visible import visible
 
 TABLE, PAGE = "audit.parquet", "audit.html"
 THRESHOLD = 0.5  # a caption below it is more likely wrong than right
-BLIND = 0.95  # an interval of the share that reaches so far says that pairs look like mismatches to the judge
 BLIND_ADVICE = "either nearly all captions are wrong, or the model cannot tell pairs from mismatches"
 TRAINED = (
     "the model was trained on these pairs: wrong ones that it has learned by heart look right, so that the share is a "

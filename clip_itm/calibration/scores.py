@@ -17,6 +17,7 @@ from clip_itm.evaluation import ranking
 from clip_itm.precision import exact_float32
 
 Score = Callable[[Tensor, Tensor], Tensor]
+BLOCK = 256  # captions that are scored against all images at once
 
 
 @dataclass(frozen=True, eq=False)

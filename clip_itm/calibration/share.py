@@ -12,6 +12,7 @@ import torch
 TENTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TAILS = TENTHS[-4:]  # a single u with the least error is biased downwards where few pairs are wrong
 LINES = (4, 6, 8)  # tenths under a straight line: a short one sees small shares, a long one few pairs
+BLIND = 0.95  # an interval that reaches so far says that pairs look like mismatches to the judge
 MISFIT = 1 / 3  # how much of what falls along the shortest line it may miss at its end, being no curve
 
 

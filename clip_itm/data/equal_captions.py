@@ -37,6 +37,11 @@ def number_captions(captions: Iterable[str]) -> np.ndarray:
     return np.array([numbers.setdefault(plain_text(caption), len(numbers)) for caption in captions], dtype=np.int64)
 
 
+def numbers_of(pairs: Pairs) -> np.ndarray:
+    """int64 [Nt], of every caption of a split; see `number_captions`."""
+    return number_captions(pairs.captions.to_pylist())
+
+
 def numbers_if_asked(head, pairs: Pairs, noise: CaptionNoise) -> np.ndarray | None:
     """`caption_numbers` where the section `head` of a recipe has a `same_caption` other than negative, else None."""
     asked = getattr(head, "same_caption", "negative") != "negative"
@@ -45,4 +50,4 @@ def numbers_if_asked(head, pairs: Pairs, noise: CaptionNoise) -> np.ndarray | No
 
 def caption_numbers(pairs: Pairs, noise: CaptionNoise) -> np.ndarray:
     """int64 [N], of the caption that each pair has in training: that of `noise`, whatever it was before."""
-    return number_captions(pairs.captions.to_pylist())[noise.source]
+    return numbers_of(pairs)[noise.source]

@@ -6,7 +6,7 @@ import numpy as np
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from clip_itm.data.batches import PairDataset
-from clip_itm.data.equal_captions import number_captions, numbers_if_asked
+from clip_itm.data.equal_captions import numbers_if_asked, numbers_of
 from clip_itm.data.rows import Split
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.tokens import CaptionTokens
@@ -82,7 +82,7 @@ def make_trainer(
 
 def val_captions(recipe: Recipe, val: Split) -> np.ndarray | None:
     """Numbers int64 [Nt], the same for equal captions of val, where all images of one are right for it, else None."""
-    return number_captions(val.pairs.captions.to_pylist()) if recipe.evaluation.same_caption else None
+    return numbers_of(val.pairs) if recipe.evaluation.same_caption else None
 
 
 def val_metrics(

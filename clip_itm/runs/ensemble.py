@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clip_itm.data.equal_captions import number_captions
+from clip_itm.data.equal_captions import numbers_of
 from clip_itm.data.rows import Split
 from clip_itm.evaluation.protocol import Result
 from clip_itm.evaluation.protocols import evaluate_retrieval
@@ -51,5 +51,5 @@ def evaluate_encoders(
         bootstrap=bootstrap,
         image_ids=split.pairs.image_ids.to_pylist(),
         caption_ids=split.pairs.caption_ids.to_pylist(),
-        caption_numbers=number_captions(split.pairs.captions.to_pylist()) if same_caption else None,
+        caption_numbers=numbers_of(split.pairs) if same_caption else None,
     )

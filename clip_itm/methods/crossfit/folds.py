@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_itm.calibration.equal_captions import EqualCaptions
-from clip_itm.calibration.scores import FoldScores, made_mismatches, score_pairs
+from clip_itm.calibration.scores import BLOCK, FoldScores, made_mismatches, score_pairs
 from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.training_data import TrainingData
 from clip_itm.files import reading_arrays
@@ -14,8 +14,6 @@ from clip_itm.methods.pair_losses import pair_losses
 from clip_itm.similarity.cosine import unit
 from clip_itm.training.encode import scoring
 from clip_itm.training.encoder import Encoder
-
-BLOCK = 256  # captions that are scored against all images at once
 
 
 def fold_of_images(count: int, folds: int, seed: int) -> np.ndarray:

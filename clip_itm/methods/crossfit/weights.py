@@ -4,10 +4,9 @@ import numpy as np
 
 from clip_itm.calibration.estimate import Judgement
 from clip_itm.calibration.scores import FoldScores
+from clip_itm.calibration.share import BLIND
 from clip_itm.methods.mixture import fit_mixture
 from clip_itm.training.clean_probability import CleanProbability
-
-BLIND = 0.95  # an interval of the share that reaches so far says that pairs look like mismatches to the judge
 
 
 def is_blind(found: CleanProbability) -> bool:
