@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 OMP_WAIT_POLICY ?= PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: setup demo notebooks check test test-quick test-gpu lint format bench clean
+.PHONY: setup browser demo dist docs notebooks check test test-quick test-gpu lint format bench clean
 
 # All that tests, notebooks and benchmarks need, or only what the demo does: runs and pictures.
 setup: $(VENV)/.installed
@@ -30,11 +30,27 @@ $(VENV)/.installed: $(VENV)/.runs
 	@$(INSTALL) '.[dev]' | $(PROGRESS)
 	touch $@
 
+# What the tests in a browser need beside setup, on Debian and Ubuntu: as root, or with sudo.
+AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+APT = $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get
+BROWSER = chromium chromium-driver
+browser:
+	command -v chromium && command -v chromedriver || $(APT) install -y --no-install-recommends $(BROWSER) \
+	  || { $(APT) update && $(APT) install -y --no-install-recommends $(BROWSER); }
+
 demo: $(VENV)/.runs
-	$(BIN)/clip-itm compare recipes/demo/clip.yaml recipes/demo/npc.yaml recipes/demo/crcl.yaml --noise 0.4 --seeds 0 --out runs/demo --montage
+	$(BIN)/clip-itm compare recipes/demo/clip.yaml recipes/demo/crcl.yaml recipes/demo/crossfit.yaml --noise 0.4 --seeds 0 --out runs/demo --montage
+	$(BIN)/clip-itm audit --run runs/demo/crossfit/noise-0.4/seed-0 --picture runs/demo/audit.png
+	@echo "look at runs/demo/comparison.md, queries.png (what each model finds) and audit.png (captions found to be wrong)"
 
 notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --nbmake-timeout 1800 notebooks
+
+# The site in site/, without network: a link or a section that leads nowhere, or a page that nothing leads to, is an error.
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+docs: setup
+	$(SITE)
+	@echo "open site/index.html"
 
 # What a change is checked with on the way: the rooms of the package by themselves, without what trains or starts processes.
 check: lint
@@ -55,6 +71,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(SITE) --site-dir build/site
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -67,5 +84,11 @@ bench: setup
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/startup.py
 
+# The wheel and the sdist, in dist/: what is built here is what a user installs.
+dist: setup
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist site *.egg-info

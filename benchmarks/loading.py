@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(path) for path in sorted(args.images.glob("*.jpg"))] or make_photos(Path(folder))
+        paths = [str(path) for path in sorted(args.photos.glob("*.jpg"))] or make_photos(Path(folder))
         results = measure(paths, Path(folder), args)
     print(f"{len(paths)} photos ({results['origin']}), {args.workers} workers, median of {args.rounds} rounds\n")
     print(f"{'':44}{'photos/s':>9}{'pairs/s':>9}")

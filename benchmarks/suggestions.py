@@ -23,7 +23,7 @@ from rich.table import Table
 from clip_itm.allocator import keep_freed_memory
 from clip_itm.auditing import suggestions
 from clip_itm.auditing.judging import audit_run
-from clip_itm.auditing.table import THRESHOLD
+from clip_itm.auditing.sampling import THRESHOLD
 from clip_itm.data.equal_captions import number_captions
 from clip_itm.files import write_json
 from clip_itm.runs.folder import RunFolder

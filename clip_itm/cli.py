@@ -15,6 +15,7 @@ from clip_itm.commands import (
     audit,
     compare,
     data,
+    doctor,
     evaluate,
     export,
     import_checkpoint,
@@ -47,6 +48,7 @@ COMMANDS = {
     "interpolate": interpolate,
     "push": push,
     "verify": verify,
+    "doctor": doctor,
 }
 
 MISTAKE, FAULT = 2, 3  # exit statuses: of the user, of this program

@@ -18,10 +18,11 @@ from torch import Tensor
 from clip_itm.visible import visible
 
 T = TypeVar("T")
-# what a launcher can ask for beside data parallelism; nothing of it is a part of a recipe
+SHARDS = "ACCELERATE_USE_FSDP"
+# what a launcher can ask for beside data parallelism and weights in parts; nothing of it is a part of a recipe
 OTHER_LAUNCHES = (
-    *("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"),
-    *("ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_DOWNCAST_BF16", "XLA_USE_BF16", "XLA_DOWNCAST_BF16"),
+    *("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"),
+    *("ACCELERATE_DOWNCAST_BF16", "XLA_USE_BF16", "XLA_DOWNCAST_BF16"),
 )
 
 
@@ -29,18 +30,47 @@ def process_state():
     """accelerate's `PartialState` of this launch: the one way to ask for it here.
 
     A bare `PartialState()` that comes first ignores `ACCELERATE_USE_CPU`: every process of a CPU launch would believe
-    that it is alone and train on the whole batch. Raises ValueError for a launch that is not plain data parallelism.
+    that it is alone and train on the whole batch. Raises ValueError for a launch that is neither plain data parallelism
+    nor FSDP2.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     if asked := [name for name in OTHER_LAUNCHES if _is_on(os.environ.get(name, ""))]:
         raise ValueError(
-            f"{', '.join(asked)}: clip-itm trains with data parallelism and whole float32 weights in every process, "
-            "with the precision that the recipe names (training.precision); launch it with distributed_type MULTI_GPU "
-            "(accelerate_config.yaml)"
+            f"{', '.join(asked)}: clip-itm trains with data parallelism and float32 weights, whole in every process or "
+            "in parts (FSDP2), with the precision that the recipe names (training.precision); launch it with "
+            "distributed_type MULTI_GPU (accelerate_config.yaml) or FSDP (recipes/accelerate/fsdp2.yaml, or zero2.yaml "
+            "for what DeepSpeed's ZeRO-2 cuts)"
         )
+    asks_for_parts()
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def asks_for_parts() -> bool:
+    """Whether this launch asks for weights in parts. Raises ValueError where it asks for FSDP of another kind."""
+    if not _is_on(os.environ.get(SHARDS, "")):
+        return False
+    if (version := os.environ.get("FSDP_VERSION", "1").strip()) != "2":
+        raise ValueError(
+            f"FSDP_VERSION={version}: weights are cut in parts by FSDP2; set fsdp_version: 2 in the configuration of "
+            "accelerate (recipes/accelerate/fsdp2.yaml)"
+        )
+    if _is_on(os.environ.get("FSDP_OFFLOAD_PARAMS", "")):
+        raise ValueError(
+            "FSDP_OFFLOAD_PARAMS: weights stay on their devices; set fsdp_offload_params: false in the configuration "
+            "of accelerate (recipes/accelerate/fsdp2.yaml)"
+        )
+    return True
+
+
+def takes_layers_apart() -> bool:
+    """Whether layers of a model in parts lose the parts of other processes between their forward and backward pass.
+
+    Where they keep them, this is what DeepSpeed calls ZeRO-2: gradients and moments in parts, and weights outside of a
+    step.
+    """
+    return _is_on(os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true"))
 
 
 def _is_on(value: str) -> bool:

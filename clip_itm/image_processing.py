@@ -19,6 +19,8 @@ from clip_itm.resizing import (
     shortest_edge,
 )
 
+# what an image processor gives and a tower reads; the last two only where images keep their aspect ratio
+PIXEL_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 MODERATE = (
     2**24
 )  # pixels (50 MB) that an image processor of transformers may make of an image before it cuts the centre
@@ -94,14 +96,18 @@ def _resized_size(image: tuple[int, int], size, resize_mode: str | None, crop: t
     return size.width, size.height
 
 
-def pixel_values(processor, images: list) -> Tensor:
-    """What `processor`, any image processor of transformers, makes of images: float32 [P, 3, H, W].
+def image_inputs(processor, images: list) -> dict[str, Tensor]:
+    """What `processor`, any image processor of transformers, makes of images: `pixel_values` float32 [P, 3, H, W].
 
-    Of thin images only what it keeps is resized. Raises `ValueError` for an image that is too thin for that.
+    SigLIP 2's of variable resolution (NaFlex, arXiv 2502.14786 section 2.4.2) resizes an image to at most
+    `max_num_patches` = T patches of side p with hardly a change of its aspect ratio: `pixel_values` [P, T, p * p * 3],
+    padded with zeros, `pixel_attention_mask` [P, T], 1 at patches, and `spatial_shapes` int64 [P, 2], their rows and
+    columns. Of thin images only what it keeps is resized. Raises `ValueError` for an image that is too thin for that.
     """
     if not isinstance(processor, OpenClipImageProcessor):
         images = [_within_bounds(processor, image) if isinstance(image, Image.Image) else image for image in images]
-    return processor(images, return_tensors="pt")["pixel_values"]
+    made = processor(images, return_tensors="pt")
+    return {key: made[key] for key in PIXEL_KEYS if key in made}
 
 
 def _within_bounds(processor, image: Image.Image) -> Image.Image:

@@ -44,6 +44,7 @@ class ItmModel(PreTrainedModel):
     _no_split_modules: list[str] = []  # noqa: RUF012
     supports_gradient_checkpointing = True
     processor: ItmProcessor | None = None  # what makes its inputs, where it is known
+    chunks: Any = None  # of the gradient cache (`training/gradient_cache.py`), while training computes a loss
 
     def __init__(self, config: ItmConfig, backbone: nn.Module | None = None):
         super().__init__(config)
@@ -132,12 +133,18 @@ class ItmModel(PreTrainedModel):
         image_features: Tensor | None = None,
         image_tokens: Tensor | None = None,
         image_mask: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
     ) -> Features:
-        """Of images [P, 3, H, W], or of what stands for them: pooled features [P, C] and tokens [P, T, C'] that the
-        frozen tower made earlier, or regions, with bool [P, T] where some are padding."""
+        """Of images [P, 3, H, W], or of patches [P, T, p * p * 3] with their mask [P, T] and shapes [P, 2] (see
+        `image_inputs`), or of what stands for them: pooled features [P, C] and tokens [P, T, C'] that the frozen tower
+        made earlier, or regions, with bool [P, T] where some are padding."""
         if pixel_values is None:
             return self.backbone.image_neck(Features(image_features, image_tokens, image_mask))
-        return self.backbone.image_neck(self.backbone.image_trunk(pixel_values))
+        shapes = {} if spatial_shapes is None else {"spatial_shapes": spatial_shapes}
+        if pixel_attention_mask is not None:
+            shapes["pixel_attention_mask"] = pixel_attention_mask
+        return self.backbone.image_neck(self.backbone.image_trunk(pixel_values, **shapes))
 
     def features_of_captions(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, text_features: Tensor | None = None
@@ -152,19 +159,22 @@ class ItmModel(PreTrainedModel):
         return self.backbone.text_neck(trunk)
 
     def encode_images(self, *args, **kwargs) -> Tensor:
-        """Embeddings [P, ...]; arguments: see `image_features`."""
+        """Embeddings [P, ...]; arguments: see `features_of_images`."""
         return self.head.embed_images(self.features_of_images(*args, **kwargs))
 
     def encode_texts(self, *args, **kwargs) -> Tensor:
-        """Embeddings [B, ...]; arguments: see `caption_features`."""
+        """Embeddings [B, ...]; arguments: see `features_of_captions`."""
         return self.head.embed_texts(self.features_of_captions(*args, **kwargs))
 
-    def embed(self, pixel_values: Tensor | None = None, **captions: Tensor) -> Tensor:
-        """Embeddings [b, ...] float32 of one batch: towers in the type of their weights, the head in float32."""
+    def embed(self, pixel_values: Tensor | None = None, **others: Tensor) -> Tensor:
+        """Embeddings [b, ...] float32 of one batch: towers in the type of their weights, the head in float32.
+
+        `others`: what a processor gives beside pixels, or of captions.
+        """
         if pixel_values is None:
-            return self.head.embed_texts(self.features_of_captions(**captions).apply(Tensor.float)).float()
+            return self.head.embed_texts(self.features_of_captions(**others).apply(Tensor.float)).float()
         pixels = pixel_values.to(next(self.backbone.parameters()).dtype)
-        return self.head.embed_images(self.features_of_images(pixels).apply(Tensor.float)).float()
+        return self.head.embed_images(self.features_of_images(pixels, **others).apply(Tensor.float)).float()
 
     def encode(self, inputs: Any, batch_size: int = 64, convert_to: str = "numpy", progress: bool | None = None):
         """Embeddings [N, ...] float32 of images or of texts (see `modality_of`), such as unit vectors [N, D].
@@ -194,6 +204,8 @@ class ItmModel(PreTrainedModel):
         pair_ids: Tensor | None = None,
         pair_weight: Tensor | None = None,
         caption_ids: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
     ) -> ItmOutput:
         """One batch: P distinct images and B captions.
 
@@ -203,20 +215,32 @@ class ItmModel(PreTrainedModel):
         """
         image_inputs = {"pixel_values": pixel_values, "image_features": image_features}
         image_inputs |= {"image_tokens": image_tokens, "image_mask": image_mask}
+        image_inputs |= {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         captions = {"input_ids": input_ids, "attention_mask": attention_mask, "text_features": text_features}
         if pair_ids is None:
             return ItmOutput(
                 image_embeds=self.encode_images(**image_inputs) if _any(image_inputs) else None,
                 text_embeds=self.encode_texts(**captions) if _any(captions) else None,
             )
-        images = self.head.image_outputs(self.features_of_images(**image_inputs))
-        texts = self.head.text_outputs(self.features_of_captions(**captions))
+        more = {} if caption_ids is None else {"caption_ids": caption_ids}
+        return self._with_loss(image_inputs, captions, image_index, image_ids, pair_ids, pair_weight, **more)
+
+    def _with_loss(self, image_inputs: dict, captions: dict, image_index, image_ids, pair_ids, *others, **more):
+        from clip_itm.training.gradient_cache import in_chunks  # in no checkpoint
+
+        def image_outputs(**inputs):
+            return self.head.image_outputs(self.features_of_images(**inputs))
+
+        def text_outputs(**inputs):
+            return self.head.text_outputs(self.features_of_captions(**inputs))
+
+        images = in_chunks(image_outputs, image_inputs, self.chunks)
+        texts = in_chunks(text_outputs, captions, self.chunks)
         if image_index is not None:
             images = _take(images, image_index)
-        more = {} if caption_ids is None else {"caption_ids": caption_ids}
         # similarities and softmax in float32 (or more), whatever the towers ran in
         with torch.autocast(pair_ids.device.type, enabled=False):
-            loss, logs = self.head.loss(images, texts, image_ids, pair_ids, pair_weight, **more)
+            loss, logs = self.head.loss(images, texts, image_ids, pair_ids, *others, **more)
         return ItmOutput(loss=loss, image_embeds=_embeddings(images), text_embeds=_embeddings(texts), logs=logs)
 
 

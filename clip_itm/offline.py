@@ -133,14 +133,15 @@ def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
-def _cache() -> Path:
+def hub_cache() -> Path:
+    """The folder in which libraries keep what comes from the Hub."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(given or Path(home) / "hub").expanduser()
 
 
 def _is_cached(pattern: str) -> bool:
-    return any(glob.iglob(str(Path(glob.escape(str(_cache()))) / pattern)))
+    return any(glob.iglob(str(Path(glob.escape(str(hub_cache()))) / pattern)))
 
 
 def _exists(name: str | Path) -> bool:

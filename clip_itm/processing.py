@@ -9,7 +9,7 @@ import ftfy
 from transformers import BatchFeature, CLIPImageProcessor, PreTrainedConfig, ProcessorMixin
 
 from clip_itm.checksums import check_files, recording
-from clip_itm.image_processing import OpenClipImageProcessor, pixel_values
+from clip_itm.image_processing import OpenClipImageProcessor, image_inputs
 from clip_itm.loading import loading
 
 # whatever the tokenizer is called to read: its vocabulary, merges, templates
@@ -72,11 +72,12 @@ class ItmProcessor(ProcessorMixin):
             )
 
     def __call__(self, images=None, text=None, return_tensors: str | None = "pt") -> BatchFeature:
-        """PIL images to `pixel_values` [P, 3, H, W]; captions to `input_ids` and `attention_mask`, int64 [B, T]."""
+        """PIL images to `pixel_values` [P, 3, H, W], or see `image_inputs`; captions to `input_ids` and
+        `attention_mask`, int64 [B, T]."""
         data = {}
         if images is not None:
             batch = list(images) if isinstance(images, list | tuple) else [images]
-            data["pixel_values"] = pixel_values(self.image_processor, batch)
+            data.update(image_inputs(self.image_processor, batch))
         if text is not None:
             data.update(self.pad(self.tokenize([text] if isinstance(text, str) else text)))
         return BatchFeature(data, tensor_type=return_tensors)

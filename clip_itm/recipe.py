@@ -6,7 +6,6 @@ Nothing here imports torch, so that a typing mistake is reported at once.
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from clip_itm.backbones.configuration import BackboneConfig
 from clip_itm.checksums import check_files
 from clip_itm.data.configuration import DataConfig, NoiseSection
 from clip_itm.evaluation.configuration import EvaluationSection
+from clip_itm.key_list import as_text, list_keys
 from clip_itm.keys import section_types, tags
 from clip_itm.methods.clip.configuration import ClipHeadConfig
 from clip_itm.methods.configuration import HeadConfig
@@ -92,12 +92,15 @@ class Recipe(Section):
         # `later_keys` of a section: those that came after the first version of its method
         of_head = {*getattr(self.head, "later_keys", ()), "same_caption"} & type(self.head).model_fields.keys()
         later = {"noise": ("neighbours", "model"), "head": of_head, "evaluation": ("same_caption",)}
-        later["training"] = ("ema", "guard", "unique_captions")
+        later["training"] = ("ema", "guard", "unique_captions", "accumulate", "cache_chunk", "compile")
+        later["backbone"] = {"context_length", "max_num_patches"} & type(self.backbone).model_fields.keys()
         for name, keys in later.items():
             section = getattr(self, name)
             for key in keys:
                 if getattr(section, key) == type(section).model_fields[key].default:
                     del content[name][key]
+        if content["data"]["marks"] is None:
+            del content["data"]["marks"]
         for key in ("cache_dir", "num_workers", "skip_broken"):
             content["data"].pop(key)
         for name in RENAMED:
@@ -225,6 +228,8 @@ def _explain(problem: dict[str, Any]) -> str:
         expected = ", ".join(tag for option in options for tag in tags(option))
         return f"{key}.{field}: expected one of {expected}, found {problem['ctx'].get('tag', 'nothing')!r}"
     said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # keys of a section that do not fit
+        return f"{key}: {said}"
     return f"{key}: {said[0].lower()}{said[1:]}, found {_shown(problem['input'])}"
 
 
@@ -234,18 +239,5 @@ def _shown(value: Any) -> str:
 
 
 def describe_keys() -> str:
-    """All keys with default and meaning, for `--help`."""
-    return "\n".join(_describe(Recipe, "--"))
-
-
-def _describe(owner: type[Section], prefix: str) -> Iterator[str]:
-    for name, entry in owner.model_fields.items():
-        options = section_types(entry.annotation)
-        for option in options:
-            kind = f" ({' | '.join(tags(option))})" if len(options) > 1 else ""
-            yield f"{prefix[2:]}{name}{kind}:"
-            yield from ("  " + line for line in _describe(option, f"{prefix}{name}."))
-        if not options:
-            default = "required" if entry.is_required() else f"default {entry.default!r}"
-            meaning = f": {entry.description}" if entry.description else ""
-            yield f"{prefix}{name} ({default}){meaning}"
+    """All keys with what they take, default and meaning, for `--help`."""
+    return as_text(list_keys(Recipe))

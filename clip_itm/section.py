@@ -13,6 +13,11 @@ LARGEST = 2**32 - 1  # of the integers in a recipe; the largest seed
 Seed = Annotated[int, Field(ge=0, le=LARGEST)]  # what NumPy takes
 
 
+def filled_in(meaning: str) -> Any:
+    """A key that the program writes into what it saves; it is in no list of keys."""
+    return Field(None, description=f"filled in by the program: {meaning}", json_schema_extra={"filled_in": True})
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be used; the message names the file and every wrong key."""
 

@@ -26,7 +26,7 @@ from clip_itm.kinds import METHODS
 # functions of a head, of the section of a backbone, and of its kind, which a saved model does without
 OMITTED = ("loss", "losses", "hub_parts", "build_processor", "processor")
 LINE = 120  # characters
-FOR_THE_PACKAGE = "this needs the package: pip install clip-itm"
+FOR_THE_PACKAGE = "this needs the package clip-itm, whose README says how to install it"
 STAND_INS = dict.fromkeys(("clip_itm.checksums", "clip_itm.loading", "clip_itm.renamed"), "clip_itm.stand_ins")
 Name = tuple[str, str]
 """A module, and a name in it."""

@@ -26,6 +26,15 @@ def say(text: str, file: TextIO | None = None) -> None:
     print(visible(text, kept="\n"), file=file or sys.stdout, flush=True)
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with what it counts: `one` for 1, and else `many`, by default `one` with an s.
+
+    >>> counted(1, "photo"), counted(2000, "photo"), counted(0, "photo is", "photos are")
+    ('1 photo', '2,000 photos', '0 photos are')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def markdown(text: str) -> str:
     """`text` within a line or a cell of Markdown: no markup, no HTML, no end of the cell."""
     return MARKDOWN.sub(lambda found: f"\\{found[0]}", visible(text))

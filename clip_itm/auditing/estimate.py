@@ -39,7 +39,9 @@ class Estimate:
     """What was found of N pairs: scores by name, the `default` one first, and how many captions are wrong.
 
     `share`, `low`, `high`: the share of wrong pairs and its 95 % interval; 0 where no random mismatches were found,
-    and then every probability is 1. `missing`: name of a score -> why it is not there.
+    and then every probability is 1. `missing`: name of a score -> why it is not there. `is_weak`: the judge ranks too
+    many right pairs like mismatches to tell how many are wrong; then `share` and `low` are 0, and `high` is all that is
+    known.
     """
 
     scores: dict[str, PairScore]
@@ -47,6 +49,7 @@ class Estimate:
     low: float
     high: float
     missing: dict[str, str] = field(default_factory=dict)
+    is_weak: bool = False
 
     @property
     def default(self) -> str:
@@ -136,14 +139,17 @@ def calibrated(
     testify = "siblings" in scores and scores["siblings"].probability is not None
     judgement = judge([fold], len(fold.z), seed, testify, null=null)
     scores = {"crossfit": PairScore(judgement.z, judgement.weights), **scores}
-    return Estimate(scores, null.share, null.low, null.high, missing)
+    return Estimate(scores, null.share, null.low, null.high, missing, null.is_weak)
 
 
 def pair_score(both: Scores, null: MadeNull) -> PairScore:
-    """Probabilities of a score, unless they contradict the share: then wrong pairs are not like the mismatches to it.
+    """Probabilities of a score, unless the judge is weak, or they contradict the share: then wrong pairs are not like
+    the mismatches to it.
 
     So it is of siblings, where all captions of an image are wrong together and say the same.
     """
+    if null.is_weak:
+        return PairScore(both.pairs, None, "the model knows such photos too little")
     probability = null.probability(*both)
     implied = 1 - float(np.nanmean(probability))
     if null.low - MISFIT <= implied <= null.high + MISFIT:

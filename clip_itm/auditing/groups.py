@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from clip_itm.auditing.captions import caption_faults
 from clip_itm.auditing.duplicates import across
@@ -16,7 +17,7 @@ class Group:
 
     `kind`: the rule, such as "file name". `title`, `sentence` (why) and `advice` (what to do) are for people; all three
     may quote a caption, which is text of others: show it through `visible`. `pairs` int64, ascending. `parts`: what
-    belongs together within the group, int64 arrays of photos ("leak", "copies") or of pairs ("alike").
+    belongs together within the group, int64 arrays of photos ("leak", "copies", "similar") or of pairs ("alike").
     """
 
     kind: str
@@ -69,12 +70,19 @@ COPIES = Words(
     "{photos:,} photos are {parts:,}, each several times: resized, compressed again, or nearly the same shot.",
     "Keep one of each, with the right ones among all their captions.",
 )
+SIMILAR = Words(
+    "Photos that are almost the same to the model",
+    "{photos:,} photos are {parts:,} in other versions: cut, turned, or only of one thing.",
+    "Look at them: captions of one may fit the others, and copies among them need only be there once.",
+)
 ALIKE = Words(
     "Captions that are almost the same",
     "{pairs:,} captions under different photos are {parts:,} in different words.",
     "They may be right: look whether both photos show it.",
 )
 FIRST = ("file name", "link", "interface", "placeholder", "no words", "same text", "frame", "language")
+EMPTY = FIRST[:6]  # kinds of captions that fit no photo
+KINDS = ("leak", *FIRST, "copies")  # of faults; "similar" and "alike" are to be looked at
 
 
 def groups_of(
@@ -83,12 +91,14 @@ def groups_of(
     photo_groups: Sequence[np.ndarray] = (),
     split: Sequence[str] | None = None,
     caption_groups: Sequence[np.ndarray] = (),
+    similar_groups: Sequence[np.ndarray] = (),
 ) -> list[Group]:
     """What is found, in the order in which it is best decided on: leaks, captions without content, copies.
 
     captions: [N], of the pairs. image: int64 [N], their photos.
     photo_groups: copies, from `duplicates.gather`. split: the name of each photo's split where the photos of several
         are numbered together; those of the pairs come first and are all of the first name.
+    similar_groups: photos of the pairs that are near to each other and no copies: often no fault, either.
     caption_groups: pairs whose captions are almost the same, from `duplicates.gather`: often no fault.
 
     Nothing found gives an empty list. Raises ValueError for arguments of different lengths.
@@ -104,11 +114,30 @@ def groups_of(
     faults = caption_faults(captions, image)
     groups += [group for kind in FIRST for group in _captions(kind, faults.get(kind, {}), captions, image)]
     groups += _copies(photo_groups, image, None if split is None else np.asarray(split))
+    if similar_groups:
+        photos = np.concatenate(list(similar_groups))
+        counts = {"photos": len(photos), "parts": len(similar_groups)}
+        members = np.flatnonzero(np.isin(image, photos))
+        groups.append(_group("similar", SIMILAR, counts, members, tuple(similar_groups)))
     if caption_groups:
         pairs = np.unique(np.concatenate(list(caption_groups)))
         counts = {"pairs": len(pairs), "parts": len(caption_groups)}
         groups.append(_group("alike", ALIKE, counts, pairs, tuple(caption_groups)))
     return groups
+
+
+def kinds_of_pairs(groups: Sequence[Group], count: int) -> pa.ListArray:
+    """For each of `count` pairs the kinds of the groups that it is in, each once, in the order of the groups.
+
+    Example:
+        >>> kinds_of_pairs(groups_of(["a mug", "IMG_2031"], np.array([0, 1])), 2).to_pylist()
+        [[], ['file name']]
+    """
+    kinds = list(dict.fromkeys(group.kind for group in groups))
+    members = [group.pairs * len(kinds) + kinds.index(group.kind) for group in groups]
+    pair, kind = np.divmod(np.unique(np.concatenate([np.empty(0, np.int64), *members])), max(1, len(kinds)))
+    starts = np.searchsorted(pair, np.arange(count + 1))
+    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(kinds, pa.string()).take(pa.array(kind)))
 
 
 def _captions(kind: str, found: dict[str, np.ndarray], captions: Sequence[str], image: np.ndarray) -> Iterator[Group]:

@@ -16,6 +16,8 @@ from clip_itm.checksums import add_checksums, check_files
 from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.given import GivenData, given_data
 from clip_itm.data.load import load_given, load_splits
+from clip_itm.data.marked_pairs import read_all_marks
+from clip_itm.data.marked_training import with_marks
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.distributed import process_state
@@ -30,7 +32,7 @@ from clip_itm.runs.setup import make_encoder, noise_of, prepare_images, saved_en
 from clip_itm.runs.stored import read_provenance
 from clip_itm.similarity.cosine import unit
 from clip_itm.training.clean_probability import FILE, CleanProbability
-from clip_itm.training.encode import scoring
+from clip_itm.training.encode import Embeddings, scoring
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.folder import record_added
 from clip_itm.training.kept_embeddings import kept_embeddings
@@ -48,6 +50,7 @@ def audit(
     model: Any = None,
     *overrides: str,
     split: str = "train",
+    marks: str | Path | Sequence[str | Path] | None = None,
     **keys: Any,
 ) -> Audit:
     """Which captions are probably wrong, and how many: all pairs by how suspicious they are.
@@ -56,13 +59,18 @@ def audit(
     else by its best model. audit(data, model): the pairs of a recipe (an object or a file), a folder, "hub:NAME", a
     `Split`, a `Dataset` or a list of {"image", "caption"}; `model` is what `load_model` takes.
     overrides: keys of the recipe, such as "--data.root", "FOLDER". split: of the data, which is judged. keys: of the
-    data section, where the data are in memory, such as `caption_column`.
+    data section, where the data are in memory, such as `caption_column`. marks: a file of what people said of pairs,
+    or several, which the answer heeds.
 
-    Raises ValueError for a run that is not finished, for data without this split, and for fewer than two images.
+    Raises ValueError for a run that is not finished, for data without this split, for fewer than two images, and for
+    files that hold no marks.
 
     >>> print(audit(trainer).head(20))
     >>> print(audit("photos", "openai/clip-vit-base-patch32").head(20))
     """
+    if marks is not None:
+        said = read_all_marks([marks] if isinstance(marks, str | Path) else marks)
+        return audit(data, model, *overrides, split=split, **keys).with_marks(said)
     if isinstance(model, str) and model.startswith("--"):  # a key of the recipe of a run
         overrides, model = (model, *overrides), None
     if model is None:
@@ -87,20 +95,24 @@ def audit_run(folder: Path, overrides: Sequence[str] = (), name: str = "train") 
     with process_state().main_process_first():
         splits = load_splits(recipe.data)
     check_files(folder, ("provenance.json",))
-    began = run.provenance()
+    began, noise = run.provenance(), CaptionNoise.load(run.noise_file)
+    if "train" in splits:
+        splits, noise = with_marks(splits, noise, recipe.data.marks)
     if "train" not in splits or splits["train"].sha256 != began["splits"]["train"]["sha256"]:
         raise ValueError(
             f"{folder}: the training split is another one than the run was trained on; restore the data, or say "
             "where they are now (such as --data.root FOLDER)"
+            + ("; marks in data.marks that were added since belong to --marks" if recipe.data.marks else "")
         )
-    noise = CaptionNoise.load(run.noise_file)
     if noise.sha256 != began["noise"]["sha256"]:
         raise ValueError(f"{run.noise_file} is that of another run; restore it from {run.model}")
     split, is_train = one_of(splits, name), name == "train"
     noise = noise if is_train else CaptionNoise.clean(split.pairs)
     kept = kept_by_run(folder, noise) if is_train else None
     encoder = saved_encoder(run.model, recipe, prepare_images(recipe, {name: split}))
-    found = judge_split(encoder, split, noise, True, numbers_if_asked(recipe.head, split.pairs, noise))
+    embeddings = kept_embeddings(encoder, split)
+    equal = numbers_if_asked(recipe.head, split.pairs, noise)
+    found = judge_split(encoder, split, noise, True, equal, embeddings)
     if is_train:
         found = doubtful(found)
     clean = as_probabilities(found, noise, run.model, is_train)
@@ -111,13 +123,14 @@ def audit_run(folder: Path, overrides: Sequence[str] = (), name: str = "train") 
     elif name == "train":
         keep(folder, clean)
     settings = {"is_trained": is_train, "run": folder, "recipe_sha256": began["recipe_sha256"]}
+    settings |= {"data": recipe.data, **for_suggestions(encoder, embeddings)}
     return Audit(str(folder), str(run.model), recipe.data.source, splits, name, noise, found, clean, **settings)
 
 
 def audit_data(data: Any, model: Any, name: str = "train", keys: Mapping[str, Any] | None = None) -> Audit:
     """Pairs of data under a model: `data` as in `audit`, or a `DataToAudit`."""
     if isinstance(data, DataToAudit):
-        recipe, title = data
+        recipe, title = data.recipe, data.title
         with process_state().main_process_first():
             splits = load_splits(recipe.data)
         split = one_of(splits, name)
@@ -135,11 +148,14 @@ def audit_data(data: Any, model: Any, name: str = "train", keys: Mapping[str, An
     noise = noise or CaptionNoise.clean(split.pairs)
     images = prepare_images(recipe, {name: split}) if isinstance(data, DataToAudit) else None
     encoder = replace(make_encoder(recipe, model, processor_of(model), images), random_crop=1.0)
-    found, is_trained = judge_split(encoder, split, noise), _saw(where, split)
+    embeddings = kept_embeddings(encoder, split)
+    found, is_trained = judge_split(encoder, split, noise, embeddings=embeddings), _saw(where, split)
     if is_trained:
         found = doubtful(found)
     clean = as_probabilities(found, noise, where, is_trained)
-    return Audit(title, where, recipe.data.source, splits, name, noise, found, clean, is_trained=is_trained)
+    settings = {"is_trained": is_trained, **for_suggestions(encoder, embeddings)}
+    settings["data"] = recipe.data if isinstance(data, DataToAudit) else None
+    return Audit(title, where, recipe.data.source, splits, name, noise, found, clean, **settings)
 
 
 def one_of(splits: Mapping[str, Split], name: str) -> Split:
@@ -148,14 +164,26 @@ def one_of(splits: Mapping[str, Split], name: str) -> Split:
     return splits[name]
 
 
+def for_suggestions(encoder: Encoder, embeddings: Embeddings) -> dict[str, Any]:
+    """What an `Audit` needs to look for copies and for what would be right."""
+    compares_vectors = encoder.model.head.similarity.is_dot_product
+    return {"embeddings": embeddings if compares_vectors else None, "cache_folder": encoder.cache_folder.parent}
+
+
 def judge_split(
-    encoder: Encoder, split: Split, noise: CaptionNoise, has_loss: bool = False, captions: np.ndarray | None = None
+    encoder: Encoder,
+    split: Split,
+    noise: CaptionNoise,
+    has_loss: bool = False,
+    captions: np.ndarray | None = None,
+    embeddings: Embeddings | None = None,
 ) -> Estimate:
     """All scores of the pairs of a split, with the captions that `noise` gives them, under the encoder's model.
 
     `captions` int64 [N]: where equal captions fit all of their images, a number that they share (`EqualCaptions`).
+    `embeddings`: of the split, if they have been made.
     """
-    embeddings = kept_embeddings(encoder, split)
+    embeddings = embeddings or kept_embeddings(encoder, split)
     similarity, device = encoder.model.head.similarity, encoder.model.device
     given = torch.from_numpy(noise.source)
     text = noise.apply(split.pairs).dictionary_encode().indices.to_numpy().astype(np.int64)
@@ -182,6 +210,7 @@ def as_probabilities(found: Estimate, noise: CaptionNoise, model: str | Path, is
         method=f"{METHOD}: {model}{', trained on these pairs' if is_trained else ''}",
         noise_sha256=noise.sha256,
         share=(found.share, found.low, found.high),
+        is_weak=found.is_weak,
     )
 
 
@@ -201,7 +230,7 @@ def with_kept(found: Estimate, kept: CleanProbability, name: str) -> Estimate:
     share, low, high = kept.share
     others = {other: one for other, one in found.scores.items() if other != name}
     own = PairScore(suspicion, kept.values.astype(np.float64))
-    return replace(found, scores={name: own, **others}, share=share, low=low, high=high)
+    return replace(found, scores={name: own, **others}, share=share, low=low, high=high, is_weak=kept.is_weak)
 
 
 # Files of a run -------------------------------------------------------------------------------------------------------
@@ -255,4 +284,6 @@ def _saw(model: str, split: Split) -> bool:
         return False
     if not (folder / "provenance.json").is_file():
         return False
-    return read_provenance(folder / "provenance.json")["splits"].get("train", {}).get("sha256") == split.sha256
+    began = read_provenance(folder / "provenance.json")
+    hashes = began["splits"].get("train", {}).get("sha256"), (began.get("marks") or {}).get("train_sha256")
+    return split.sha256 in hashes

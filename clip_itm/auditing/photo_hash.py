@@ -24,6 +24,7 @@ BITS = LOW * LOW - 1
 DRAFT = 128  # a JPEG is decoded at this size or above: its 32 x 32 then differ by less than a grey level
 FLAT = 4  # grey levels: what varies less, as a blank photo, has no structure to compare
 TINY = 8  # pixels of the shorter side: nor has an icon or a spacer
+VERSION = 1  # of what is computed: hashes that are kept belong to it
 AT_ONCE = 1024  # photos handed to the threads, so that rows are not read ahead of the decoding
 
 
@@ -40,17 +41,18 @@ class PhotoHashes:
     usable: np.ndarray
 
     @classmethod
-    def of_rows(cls, rows: Dataset, workers: int | None = None) -> "PhotoHashes":
-        """Of the photos of rows (`data.rows.ROW_FEATURES`), decoded by `workers` threads (default: one per core)."""
+    def of_rows(cls, rows: Dataset, workers: int | None = None, bar: tqdm | None = None) -> "PhotoHashes":
+        """Of the photos of rows (`data.rows.ROW_FEATURES`), decoded by `workers` threads (default: one per core).
+
+        bar: counts them.
+        """
         images = rows.select_columns(["image"])
         parts = []
-        with (
-            ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-            tqdm(total=len(rows), desc="hashing photos", unit="photo", leave=False) as bar,
-        ):
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             for some in _batches((row["image"] for row in images), AT_ONCE):
                 parts.append(_hashes(pool.map(_grey_of_stored, some)))
-                bar.update(len(some))
+                if bar is not None:
+                    bar.update(len(some))
         return cls.joined(parts)
 
     @classmethod

@@ -1,7 +1,7 @@
 """Which captions are suspicious, how many are wrong, and how well that agrees with the truth where it is known."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,28 +9,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.table import Table
-from rich.text import Text
 
 from clip_itm.auditing.estimate import Estimate
+from clip_itm.auditing.groups import EMPTY, Group, groups_of, kinds_of_pairs
+from clip_itm.auditing.marked import by_marks, is_enough
+from clip_itm.auditing.photos import Photos, similar_photos
+from clip_itm.auditing.sampling import THRESHOLD
+from clip_itm.auditing.suggested import Suggested, suggested
+from clip_itm.auditing.suspects import Suspects
+from clip_itm.auditing.words import words_of_marks
+from clip_itm.auditing.written import write_formats
 from clip_itm.calibration.share import BLIND
+from clip_itm.calibration.words import share_in_words
+from clip_itm.data.configuration import DataSection
 from clip_itm.data.images import image_paths
+from clip_itm.data.marked_pairs import MarkedPairs
+from clip_itm.data.marks import Mark, pair_hashes
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.evaluation.detection import auc, precision_at
-from clip_itm.evaluation.report import as_text
 from clip_itm.files import replacing
 from clip_itm.training.clean_probability import CleanProbability, wrong_pairs_found
-from clip_itm.visible import visible
+from clip_itm.training.encode import Embeddings
+from clip_itm.visible import counted
 
-TABLE, PAGE = "audit.parquet", "audit.html"
-THRESHOLD = 0.5  # a caption below it is more likely wrong than right
-BLIND_ADVICE = "either nearly all captions are wrong, or the model cannot tell pairs from mismatches"
-TRAINED = (
-    "the model was trained on these pairs: wrong ones that it has learned by heart look right, so that the share is a "
-    "lower bound and probabilities are too high"
-)
-ADVICE = "a model that has not seen them judges better: --model OTHER, or a run with head.kind crossfit"
+TOP = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,13 @@ class Audit:
     `title`: the run, or the data. `model`: who judged. `source`: of which kind the data are. `splits`: all of the data,
     `name`: the one that was judged, `noise`: which captions its pairs have. `estimate`: all scores; `clean`: the
     default one as probabilities. `is_trained`: whether the probabilities come from a model that was trained on these
-    very pairs. `run`: the folder of a run that was audited; `recipe_sha256`: the hash of its recipe.
+    very pairs. `run`: the folder of a run that was audited; `recipe_sha256`: the hash of its recipe. `marked`: what
+    people said of pairs, which `estimate` and `clean` heed then; `judged`: `clean` without them (see `unmarked`).
+    `embeddings`: of the split under the model, if it compares two vectors. `cache_folder`: of the data, where hashes of
+    photos are kept. `top`: for how many of the worst pairs something is suggested. `data`: the section that the splits
+    were read by, if they were not in memory.
+
+    Groups and suggestions are looked for when they are asked for, and so is `table`, which has both.
     """
 
     title: str
@@ -54,10 +63,39 @@ class Audit:
     is_trained: bool = False
     run: Path | None = None
     recipe_sha256: str = ""
+    marked: MarkedPairs | None = None
+    judged: CleanProbability | None = None
+    embeddings: Embeddings | None = None
+    cache_folder: Path | None = None
+    top: int = TOP
+    data: DataSection | None = None
 
     @property
     def split(self) -> Split:
         return self.splits[self.name]
+
+    def with_marks(self, marks: Iterable[Mark]) -> "Audit":
+        """The audit as it heeds these marks (oldest first), in place of those that it heeded before."""
+        marked = MarkedPairs.of(self.split.pairs, self.noise, marks)
+        believed = not (self.is_trained or self.estimate.is_weak)
+        clean, (share, low, high) = by_marks(self.unmarked, marked, believed=believed)
+        found = replace(self.estimate, share=share, low=low, high=high)
+        return replace(self, estimate=found, clean=clean, marked=marked, judged=self.unmarked)
+
+    @property
+    def unmarked(self) -> CleanProbability:
+        """Probabilities and share as judged, whatever was marked; of these a random sample is drawn."""
+        return self.judged or self.clean
+
+    @property
+    def is_by_marks(self) -> bool:
+        """Whether marks of a random sample tell how many are wrong."""
+        return self.marked is not None and is_enough(self.marked)
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether the share is one, as a model has it that was trained on the pairs and nobody corrects."""
+        return self.is_trained and not self.is_by_marks
 
     @cached_property
     def known_wrong(self) -> np.ndarray | None:
@@ -95,17 +133,27 @@ class Audit:
     @property
     def most(self) -> float:
         """The largest share that may be wrong: the upper end of the interval, unless the share is a lower bound."""
-        return 1.0 if self.is_trained else self.estimate.high
+        return 1.0 if self.is_lower_bound else self.estimate.high
 
     @property
     def sentence(self) -> str:
         """How many captions are wrong, in words."""
-        share, low, high = (f"{100 * part:.1f}" for part in self.share)
-        if self.estimate.share == 0:
-            return f"no wrong captions found (0 to {high} %)"
-        if self.is_trained:
-            return f"at least {share} %"
-        return f"{share} % ({low} to {high} %)"
+        if self.marked is None or not self.is_by_marks:
+            return self.sentence_without_marks
+        return f"{share_in_words(self.share)}, by {counted(self.marked.sampled.sum(), 'mark')} of a random sample"
+
+    @property
+    def sentence_without_marks(self) -> str:
+        """How many captions are wrong as judged, whatever was marked."""
+        is_weak, judged = self.estimate.is_weak, self.unmarked.share or self.share
+        share = judged if is_weak or self.is_by_marks else self.share
+        has_seen_few = share[0] == 0 and share[2] >= BLIND
+        return share_in_words(share, is_weak=is_weak or has_seen_few, is_lower_bound=self.is_trained)
+
+    @property
+    def marks_in_words(self) -> str:
+        """What was marked, how and by whom; "" without marks."""
+        return "" if self.marked is None else words_of_marks(self.marked, self.is_by_marks)
 
     @cached_property
     def worst(self) -> dict[str, np.ndarray]:
@@ -142,72 +190,127 @@ class Audit:
         return rows
 
     @cached_property
+    def captions(self) -> list[str]:
+        """[N], of the pairs, as `noise` gave them."""
+        return self.noise.apply(self.split.pairs).to_pylist()
+
+    @cached_property
+    def photos(self) -> Photos:
+        """Of all splits, those of the one that was judged first."""
+        return Photos.of(self.splits, self.name)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """What is wrong with many pairs for one reason: leaks, captions without content, copies of photos, and photos
+        that are nearly the same to the model.
+
+        The first time all photos of all splits are decoded; their hashes are kept.
+        """
+        folder = None if self.cache_folder is None else self.cache_folder / "hashes"
+        copies = self.photos.copies(folder)
+        compared = self.embeddings is not None and len(self.photos) > 0  # regions are no photos to look at
+        similar = similar_photos(self.embeddings.images, copies) if compared else []
+        return groups_of(self.captions, self.split.pairs.image, copies, self.photos.names, similar_groups=similar)
+
+    @cached_property
+    def suggestions(self) -> dict[int, Suggested]:
+        """What would be right, by number of the pair, for the `top` most suspicious ones that are not certainly right.
+
+        Nothing where the model compares more than two vectors. Captions without content are not suggested, and no
+        photos are for them.
+        """
+        if self.embeddings is None:
+            return {}
+        pairs, has_content = self.split.pairs, np.ones(len(self.captions), dtype=bool)
+        for group in self.groups:
+            if group.kind in EMPTY:
+                has_content[group.pairs] = False
+        return suggested(
+            self.clean.order()[: min(self.top, self.doubted)],
+            self.embeddings.images,
+            self.embeddings.texts[self.noise.source],
+            pairs.image,
+            self.captions,
+            pairs.image_ids.to_pylist(),
+            self.clean.values >= THRESHOLD,
+            has_content,
+        )
+
+    @cached_property
     def table(self) -> pa.Table:
+        """`scored` with `groups`, the kinds of groups that a pair is in, and `suggestion`, the caption that is proposed
+        first, with its `suggestion_p`; both null where none is."""
+        answers = [found.proposed for found in self.suggestions.values()]  # of the first rows, in this order
+        answers += [None] * (len(self.captions) - len(answers))
+        kinds = kinds_of_pairs(self.groups, len(self.captions)).take(pa.array(self.clean.order()))
+        return (
+            self.scored.append_column("groups", kinds)
+            .append_column("suggestion", pa.array([answer and answer.text for answer in answers], pa.string()))
+            .append_column("suggestion_p", pa.array([answer and answer.p for answer in answers], pa.float32()))
+        )
+
+    @cached_property
+    def scored(self) -> pa.Table:
         """All pairs, most suspicious first; `rank` counts from 1. `image` is null for images stored in the data set."""
         pairs, order = self.split.pairs, self.clean.order()
         image, source = pairs.image[order], pa.array(self.noise.source[order])
         wrong = self.known_wrong
+        image_ids, captions = pairs.image_ids.take(pa.array(image)), pairs.captions.take(source)
         columns = {
             "pair": order,
-            "image_id": pairs.image_ids.take(pa.array(image)),
+            "pair_hash": pair_hashes(image_ids.to_pylist(), captions.to_pylist()),
+            "image_id": image_ids,
             "image": pa.array(image_paths(self.split.rows), pa.string()).take(pa.array(image)),
             "caption_id": pairs.caption_ids.take(source),
-            "caption": pairs.captions.take(source),
+            "caption": captions,
             "clean_probability": self.clean.values[order],
             "rank": np.arange(1, len(order) + 1),
+            "judged_probability": self.unmarked.values[order],
+            "judged_rank": np.argsort(self.unmarked.order())[order] + 1,
             "method": pa.repeat(self.clean.method, len(order)),
             "trained_on": pa.repeat(self.is_trained, len(order)),
             "known_wrong": pa.nulls(len(order), pa.bool_()) if wrong is None else wrong[order],
             "doubted_by": sum(worst.astype(np.int64) for worst in self.worst.values())[order],
+            **self._marks(order),
         }
         for name, score in self.estimate.scores.items():
             columns[f"score_{name}"] = pa.array(score.suspicion[order].astype(np.float32), from_pandas=True)
             if score.probability is not None:
                 columns[f"probability_{name}"] = pa.array(score.probability[order].astype(np.float32), from_pandas=True)
-        made_from = {"recipe_sha256": self.recipe_sha256, "noise_sha256": self.noise.sha256}
+        made_from = {"recipe_sha256": self.recipe_sha256, "noise_sha256": self.noise.sha256, "split": self.name}
+        if self.data is not None:
+            made_from["data"] = self.data.model_dump_json()
         return pa.table(columns).replace_schema_metadata(made_from)
 
+    def _marks(self, order: np.ndarray) -> dict[str, pa.Array]:
+        """Columns of the table: what was said of pairs in this order, null of the others."""
+        place, marks = np.full(len(order), -1), [] if self.marked is None else self.marked.marks
+        if self.marked is not None:
+            place[self.marked.pair] = np.arange(len(marks))
+        rows = pa.array(place[order], mask=place[order] < 0)
+        said = {"mark": [mark.mark for mark in marks], "marked_text": [mark.text for mark in marks]}
+        return {name: pa.array(values, pa.string()).take(rows) for name, values in said.items()}
+
     def head(self, n: int = 10) -> "Suspects":
-        """The `n` most suspicious pairs, as rows of `table`; none that is certainly right.
+        """The `n` most suspicious pairs, as rows of `scored`; none that is certainly right.
 
         >>> for row in audit("runs/products").head(20):
         ...     print(row["clean_probability"], row["image"], row["caption"])
         """
-        return Suspects(self.table.slice(0, min(n, self.doubted)).to_pylist())
+        return Suspects(self.scored.slice(0, min(n, self.doubted)).to_pylist())
 
     def save(self, path: Path) -> None:
         with replacing(path) as temporary:
             pq.write_table(self.table, temporary)
 
+    def write(self, *formats: str, folder: str | Path = "audit") -> dict[str, Path]:
+        """The table in formats of other programs, into `folder`: "csv", "label-studio", "fiftyone" (`written.py`).
 
-class Suspects(list[dict[str, Any]]):
-    """Rows of an audit, as dicts; printed, a table."""
+        Gives the file, or folder, of each. Raises ValueError where a file is in the way that no audit wrote.
 
-    def __str__(self) -> str:
-        table = Table()
-        for name in ("rank", "clean probability", "photo", "caption", "known to be wrong"):
-            table.add_column(name, overflow="fold")
-        for row in self:
-            wrong = {None: "", True: "yes", False: "no"}[row["known_wrong"]]
-            place = row["image"] or row["image_id"]
-            cells = (row["rank"], f"{row['clean_probability']:.3f}", place, row["caption"], wrong)
-            table.add_row(*(Text(visible(str(value))) for value in cells))
-        return as_text(table)
-
-    __repr__ = __str__
-
-
-def require_audit(out: Path) -> None:
-    """ValueError where an audit would replace files of its names that no audit wrote."""
-    taken = [path for path in (out / TABLE, out / PAGE) if path.is_file()]
-    if taken and not _is_audit(out / TABLE):
-        raise ValueError(
-            f"{taken[0]} was written by no audit of clip-itm: move it away, or name another folder (--out)"
-        )
-
-
-def _is_audit(table: Path) -> bool:
-    try:
-        return b"recipe_sha256" in pq.read_schema(table).metadata
-    except (pa.ArrowException, OSError, TypeError):
-        return False
+        >>> audit("photos", "openai/clip-vit-base-patch32").write("csv", "label-studio")
+        """
+        table = self.table
+        image = self.split.pairs.image[table["pair"].to_numpy()]
+        settings = {"threshold": THRESHOLD, "judge": self.model}
+        return write_formats(Path(folder), formats, table, image, self.split.rows, **settings)

@@ -18,7 +18,7 @@ class Backbone(nn.Module, ABC):
     `embed_dim`: width D of the pooled features behind the necks; `token_widths`: C of the image tokens and of the
     caption tokens. `initial_logit_scale` (natural log of the multiplier)
     and `initial_logit_bias`: those of the pretrained towers, None from scratch. `output_tokens`: whether the trunks
-    give tokens (off: nobody pays for them).
+    give tokens (off: nobody pays for them). `pads_images`: whether image tokens have a mask.
 
     A trunk is what a frozen tower makes and what can be kept on disk. A neck is what trains behind it; tokens it
     drops out, nothing else.
@@ -29,6 +29,7 @@ class Backbone(nn.Module, ABC):
     initial_logit_scale: float | None = None
     initial_logit_bias: float | None = None
     output_tokens: bool = False
+    pads_images: bool = False
 
     def __init__(self, config: BackboneSection):
         super().__init__()
@@ -43,7 +44,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def image_trunk(self, pixel_values: Tensor) -> Features:
-        """Images [P, 3, H, W] to pooled [P, C] and, where asked for, patch tokens [P, T, C'] without class token."""
+        """Images [P, 3, H, W] to pooled [P, C] and, where asked for, patch tokens [P, T, C'] without class token.
+
+        A tower of variable resolution takes the rest of what `image_inputs` gives, too.
+        """
 
     @abstractmethod
     def text_trunk(self, input_ids: Tensor, attention_mask: Tensor) -> Features:

@@ -9,21 +9,24 @@ from pydantic import Field, PositiveInt, model_validator
 
 from clip_itm.backbones.section import BackboneSection, HubPart, saved_model
 from clip_itm.backbones.word_sections import RegionsBackbone, TimmWordsBackbone
+from clip_itm.section import filled_in
 
 
 class OpenClipBackbone(BackboneSection):
+    """A model of open_clip."""
+
     library: ClassVar = "open_clip"
     exports_to: ClassVar = ("open_clip", "transformers", "onnx")
 
     kind: Literal["open_clip"] = "open_clip"
-    model: str = Field(
-        "ViT-B-32-quickgelu", description="architecture, hf-hub:NAME, local-dir:PATH, or a config FILE.json"
-    )
+    model: str = Field("ViT-B-32-quickgelu", description="architecture, hf-hub:NAME, local-dir:PATH, config FILE.json")
     pretrained: str | None = Field(None, description="tag such as openai, or a weights file")
     image_weights: str | None = Field(None, description="safetensors for the timm tower of a config file alone")
-    model_config_dict: dict[str, Any] | None = Field(
-        None, description="filled in by the program; makes checkpoints whole"
+    context_length: PositiveInt | None = Field(
+        None,
+        description="tokens of longer captions: positions are stretched (Long-CLIP: 248); default: the model's own",
     )
+    model_config_dict: dict[str, Any] | None = filled_in("makes checkpoints whole")
 
     @property
     def brings_weights(self) -> bool:
@@ -83,16 +86,23 @@ def is_open_clip_tag(name: str) -> bool:
 
 
 class TransformersBackbone(BackboneSection):
+    """A model of transformers with two towers, such as CLIP and SigLIP."""
+
     library: ClassVar = "transformers"
     exports_to: ClassVar = ("open_clip", "transformers", "onnx")
 
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description="name on the Hub or a saved folder (CLIP, SigLIP, ...)")
-    revision: str | None = None
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub; default: its main branch")
     from_scratch: bool = Field(False, description="use the architecture of `model` with random weights")
-    model_config_dict: dict[str, Any] | None = Field(
-        None, description="filled in by the program; makes checkpoints whole"
+    context_length: PositiveInt | None = Field(
+        None,
+        description="tokens of longer captions: positions are stretched (Long-CLIP: 248); default: the model's own",
     )
+    max_num_patches: PositiveInt | None = Field(
+        None, description="of a photo in SigLIP 2 of variable resolution (NaFlex); default: the model's own, 256"
+    )
+    model_config_dict: dict[str, Any] | None = filled_in("makes checkpoints whole")
 
     @property
     def base_models(self) -> list[str]:
@@ -114,16 +124,16 @@ class TransformersBackbone(BackboneSection):
 
 
 class BertVitBackbone(BackboneSection):
+    """A ViT and a BERT of transformers, with new projections behind them."""
+
     library: ClassVar = "transformers"
     exports_to: ClassVar = ("transformers", "onnx")
 
     kind: Literal["bert-vit"] = "bert-vit"
-    text_model: str = "bert-base-uncased"
-    vision_model: str = "google/vit-base-patch16-224-in21k"
-    embed_dim: PositiveInt = 512
-    model_config_dict: dict[str, Any] | None = Field(
-        None, description="filled in by the program; makes checkpoints whole"
-    )
+    text_model: str = Field("bert-base-uncased", description="BERT: name on the Hub or a saved folder")
+    vision_model: str = Field("google/vit-base-patch16-224-in21k", description="ViT: name on the Hub or a saved folder")
+    embed_dim: PositiveInt = Field(512, description="width of the common space")
+    model_config_dict: dict[str, Any] | None = filled_in("makes checkpoints whole")
 
     @property
     def display_names(self) -> list[str]:

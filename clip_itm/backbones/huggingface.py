@@ -1,6 +1,7 @@
 """Two-tower models of transformers: CLIP, SigLIP and relatives that `AutoModel` loads with image and text features."""
 
 import json
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,11 @@ from clip_itm.loading import cannot_load, loading
 from clip_itm.processing import ItmProcessor
 
 # trained on captions of full length without an attention mask
-FULL_LENGTH = ("siglip",)
+FULL_LENGTH = ("siglip", "siglip2")
+# images keep their aspect ratio and come as padded patches (NaFlex)
+VARIABLE_RESOLUTION = ("siglip2",)
+# text towers that look backwards only, over learned positions
+STRETCHABLE = ("clip",)
 
 
 class Transformers(Backbone):
@@ -28,8 +33,16 @@ class Transformers(Backbone):
                 delattr(model, name)
         self.model = model
         self.token_widths = token_width(model.config.vision_config), token_width(model.config.text_config)
+        self.pads_images = model.config.model_type in VARIABLE_RESOLUTION
 
-    def image_trunk(self, pixel_values: Tensor) -> Features:
+    def image_trunk(
+        self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, spatial_shapes: Tensor | None = None
+    ) -> Features:
+        if self.pads_images:
+            output = self.model.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes)
+            if self.output_tokens and pixel_attention_mask is not None:
+                return Features(output.pooler_output, output.last_hidden_state, pixel_attention_mask.bool())
+            return Features(output.pooler_output)
         output = self.model.get_image_features(pixel_values=pixel_values)
         tokens = None
         if self.output_tokens:
@@ -66,6 +79,8 @@ def build(config: TransformersBackbone, weights: bool) -> Transformers:
     if weights:
         with loading(config.model):
             model = AutoModel.from_pretrained(config.model, revision=config.revision, dtype=torch.float32)
+        if config.context_length is not None:
+            model = _stretched(model, model_config, config.model)
     else:
         try:
             model = AutoModel.from_config(model_config, dtype=torch.float32)
@@ -79,13 +94,51 @@ def build(config: TransformersBackbone, weights: bool) -> Transformers:
     return backbone
 
 
+def _stretched(model: PreTrainedModel, longer: PreTrainedConfig, name: str) -> PreTrainedModel:
+    """The model of the configuration `longer`, which has more text positions, with the weights of `model`."""
+    from clip_itm.backbones.positions import notice, stretched  # in no checkpoint
+
+    state, key = model.state_dict(), "text_model.embeddings.position_embedding.weight"
+    length = longer.text_config.max_position_embeddings
+    warnings.warn(notice(name, len(state[key]), length), stacklevel=3)
+    state[key] = stretched(state[key], length)
+    model = AutoModel.from_config(longer, dtype=torch.float32)
+    model.load_state_dict(state)
+    return model
+
+
+def _with_context_length(model_config: PreTrainedConfig, config: TransformersBackbone) -> PreTrainedConfig:
+    """With as many text positions as the section says. Raises ValueError where there are none to stretch."""
+    from clip_itm.backbones.positions import stretched  # in no checkpoint
+
+    if model_config.model_type not in STRETCHABLE:
+        raise ValueError(
+            f"backbone.context_length: the text tower of {config.model} ({model_config.model_type}) has no learned "
+            "positions that could be stretched, or reads every caption at one length; leave it out, or choose a CLIP "
+            "such as openai/clip-vit-base-patch32"
+        )
+    text = model_config.text_config
+    stretched(torch.zeros(text.max_position_embeddings, 1), config.context_length)  # names what is wrong at once
+    text.max_position_embeddings = config.context_length
+    return model_config
+
+
 def processor(config: TransformersBackbone, captions: list[str] | None = None) -> ItmProcessor:
     """See `build_processor`."""
     model_config = _model_config(config)
     with loading(config.model):
         images = AutoImageProcessor.from_pretrained(config.model, revision=config.revision)
+    if config.max_num_patches is not None:
+        if model_config.model_type not in VARIABLE_RESOLUTION:
+            raise ValueError(
+                f"backbone.max_num_patches: {config.model} reads photos of one size; the key belongs to SigLIP 2 of "
+                "variable resolution (NaFlex), leave it out"
+            )
+        images.max_num_patches = config.max_num_patches
     tokenizer = load_tokenizer(config.model, config.revision)
     text = getattr(model_config, "text_config", model_config)
+    if config.context_length is not None:
+        tokenizer.model_max_length = config.context_length
     return ItmProcessor(
         images,
         tokenizer,
@@ -135,10 +188,9 @@ def token_width(config: PreTrainedConfig) -> int:
 
 
 def set_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
-    if enabled:
-        model.activation_checkpointing_enable()  # raises ValueError for a model that cannot
-    else:
-        model.activation_checkpointing_disable()
+    # under its new name, or, before transformers 5.23, the old one; raises ValueError for a model that cannot
+    name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    getattr(model, f"{name}_enable" if enabled else f"{name}_disable")()
 
 
 def _model_config(config: TransformersBackbone) -> PreTrainedConfig:
@@ -148,10 +200,8 @@ def _model_config(config: TransformersBackbone) -> PreTrainedConfig:
     else:
         with loading(config.model):
             model_config = AutoConfig.from_pretrained(config.model, revision=config.revision)
-    if model_config.model_type == "siglip2":
-        raise ValueError(
-            f"{config.model}: SigLIP 2 with variable resolution is not supported; its fixed-resolution models are"
-        )
+        if config.context_length is not None:
+            return _with_context_length(model_config, config)
     return model_config
 
 

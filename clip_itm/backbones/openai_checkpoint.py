@@ -126,7 +126,8 @@ def _count(state: dict[str, Tensor], prefix: str) -> int:
 
 def openclip_name(config: dict[str, Any]) -> str | None:
     """open_clip's name of a model that OpenAI released (`ViT-B-32-quickgelu`); None for any other."""
-    return next((name for name in open_clip.list_openai_models() if open_clip.get_model_config(name) == config), None)
+    released = open_clip.list_pretrained_models_by_tag("openai")
+    return next((name for name in released if open_clip.get_model_config(name) == config), None)
 
 
 def tower_name(config: dict[str, Any]) -> str:

@@ -8,21 +8,23 @@ mask their padding.
 import copy
 import json
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer, text_global_pool
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from clip_itm.backbones.base import Backbone
 from clip_itm.backbones.blocks import Block, longest_list, partition, timm_layers
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.backbones.features import Features
-from clip_itm.backbones.huggingface import as_dict
+from clip_itm.backbones.huggingface import as_dict, set_checkpointing
 from clip_itm.backbones.openclip_source import processor
 from clip_itm.backbones.timm_towers import patch_tokens, set_timm_checkpointing
 
@@ -34,7 +36,8 @@ class OpenClip(Backbone):
 
     def __init__(self, config: OpenClipBackbone, model: nn.Module):
         super().__init__(config)
-        self.embed_dim = config.model_config_dict["model_cfg"]["embed_dim"]
+        architecture = config.model_config_dict["model_cfg"]
+        self.embed_dim, self.text_cfg = architecture["embed_dim"], architecture["text_cfg"]
         del model.logit_scale
         model.logit_bias = None
         self.model = model
@@ -71,13 +74,14 @@ class OpenClip(Backbone):
             return tower.proj(tower.pooler(output, attention_mask)), output.last_hidden_state
         length = input_ids.shape[1]
         tokens = tower.token_embedding(input_ids) + tower.positional_embedding[:length]
-        causal = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        # mask and pooling are those of the configuration: other versions of open_clip keep them elsewhere
+        text = self.text_cfg
+        causal = None
+        if not text.get("no_causal_mask", False):
+            causal = torch.full((length, length), -torch.inf, device=tokens.device).triu(1)
         tokens = tower.ln_final(tower.transformer(tokens, attn_mask=causal))
-        if tower is self.model:  # a CLIP names these after the tower
-            pool_type, end = tower.text_pool_type, tower.text_eos_id
-        else:
-            pool_type, end = tower.pool_type, tower.eos_id
-        pooled, projection = text_global_pool(tokens, input_ids, pool_type, eos_token_id=end), tower.text_projection
+        pooled = _pooled(tokens, input_ids, text.get("pool_type", "argmax"), text.get("eos_id", 2))
+        projection = tower.text_projection
         if isinstance(projection, nn.Linear):
             return projection(pooled), tokens
         return pooled if projection is None else pooled @ projection, tokens
@@ -110,10 +114,23 @@ class OpenClip(Backbone):
             visual.set_grad_checkpointing(enabled)
         if not isinstance(text, HFTextEncoder):
             text.transformer.grad_checkpointing = enabled
-        elif enabled:
-            text.transformer.activation_checkpointing_enable()
         else:
-            text.transformer.activation_checkpointing_disable()
+            set_checkpointing(text.transformer, enabled)
+
+
+def _pooled(tokens: Tensor, input_ids: Tensor, pool_type: str, end: int) -> Tensor:
+    """The token [B, C] of tokens [B, T, C] that stands for a caption."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    match pool_type:
+        case "first":
+            return tokens[:, 0]
+        case "last":
+            return tokens[:, -1]
+        case "argmax":  # OpenAI's end token has the highest number
+            return tokens[rows, input_ids.argmax(dim=1)]
+        case "eos":
+            return tokens[rows, (input_ids == end).int().argmax(dim=1)]
+    raise ValueError(f"text_cfg.pool_type: expected first, last, argmax or eos, found {pool_type!r}")
 
 
 def _image_token_width(visual: nn.Module) -> int:
@@ -132,10 +149,13 @@ def build(config: OpenClipBackbone, weights: bool) -> OpenClip:
     """See `build_backbone`."""
     source, path = config.model_config_dict, None
     if weights or source is None:
-        from clip_itm.backbones.openclip_source import find_config, find_weights  # in no checkpoint
+        from clip_itm.backbones.openclip_source import find_config, find_weights, with_context_length
 
-        source = source or find_config(config)
-        path = find_weights(config) if weights else None
+        path, longer = find_weights(config) if weights else None, source
+        if source is None or (path is not None and config.context_length is not None):
+            source = find_config(config)  # with as many positions as there are in the weights
+            longer = with_context_length(source, config.context_length, config.model)
+        source = longer if path is None else source
     model = _make_model(source, weights and path is None)
     scale = bias = None
     if path is not None:
@@ -145,6 +165,8 @@ def build(config: OpenClipBackbone, weights: bool) -> OpenClip:
             open_clip.load_checkpoint(model, str(path))
         scale = model.logit_scale.item()
         bias = None if model.logit_bias is None else model.logit_bias.item()
+        if longer is not source:
+            source, model = longer, _stretched(model, longer, config.model)
     if weights and config.image_weights is not None:
         from clip_itm.backbones.timm_towers import load_timm_weights  # in no checkpoint
 
@@ -156,6 +178,19 @@ def build(config: OpenClipBackbone, weights: bool) -> OpenClip:
     backbone = OpenClip(config.model_copy(update={"model_config_dict": source}), model)
     backbone.initial_logit_scale, backbone.initial_logit_bias = scale, bias
     return backbone
+
+
+def _stretched(model: nn.Module, source: dict[str, Any], name: str) -> nn.Module:
+    """The model of `source`, which has more text positions, with the weights of `model`."""
+    from clip_itm.backbones.positions import notice, stretched  # in no checkpoint
+
+    state, length = model.state_dict(), source["model_cfg"]["text_cfg"]["context_length"]
+    key = next(key for key in ("positional_embedding", "text.positional_embedding") if key in state)
+    warnings.warn(notice(name, len(state[key]), length), stacklevel=3)
+    state[key] = stretched(state[key], length)
+    longer = _make_model(source, False)
+    longer.load_state_dict(state)
+    return longer
 
 
 def _make_model(source: dict[str, Any], tower_weights: bool) -> nn.Module:

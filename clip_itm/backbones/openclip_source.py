@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from clip_itm.backbones.configuration import OpenClipBackbone
+from clip_itm.backbones.positions import stretched
 from clip_itm.image_processing import OpenClipImageProcessor
 from clip_itm.loading import loading
 from clip_itm.processing import ItmProcessor
@@ -46,6 +48,33 @@ def find_config(config: OpenClipBackbone) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{name}: an open_clip model configuration needs {', '.join(sorted(missing))}")
     return source
+
+
+def with_context_length(source: dict[str, Any], length: int | None, name: str) -> dict[str, Any]:
+    """`source` of the model `name` with `length` text positions (None: as many as it has).
+
+    Raises ValueError where there are none that could be stretched.
+    """
+    if length is None:
+        return source
+    text = source["model_cfg"]["text_cfg"]
+    if "hf_model_name" in text:
+        raise ValueError(
+            f"backbone.context_length: the text tower of {name} is {text['hf_model_name']}, whose positions are its "
+            "own; leave it out, or choose a CLIP such as ViT-B-32-quickgelu"
+        )
+    if _has_fixed_length(text) or text.get("text_arch", "clip") != "clip":
+        raise ValueError(
+            f"backbone.context_length: the text tower of {name} has no learned positions that could be stretched, or "
+            "reads every caption at one length; leave it out, or choose a CLIP such as ViT-B-32-quickgelu"
+        )
+    stretched(torch.zeros(text.get("context_length", 77), 1), length)  # says what is wrong before anything is built
+    return {**source, "model_cfg": {**source["model_cfg"], "text_cfg": {**text, "context_length": length}}}
+
+
+def _has_fixed_length(text: dict[str, Any]) -> bool:
+    """Whether a tower pools at a fixed place or gives the place behind the words a meaning."""
+    return "hf_model_name" not in text and (text.get("no_causal_mask", False) or text.get("pool_type") == "last")
 
 
 def _builtin_config(name: str, tag: str | None) -> dict[str, Any]:
@@ -108,14 +137,14 @@ def _weights_in(folder: Path) -> Path:
 
 def processor(config: OpenClipBackbone, captions: list[str] | None = None) -> ItmProcessor:
     """See `build_processor`."""
-    source = config.model_config_dict or find_config(config)
+    source = config.model_config_dict or with_context_length(find_config(config), config.context_length, config.model)
     text = source["model_cfg"]["text_cfg"]
     max_length = text.get("context_length", 77)
-    # these pool at a fixed place or give the place behind the words a meaning: captions keep their full length
-    fixed = "hf_model_name" not in text and (text.get("no_causal_mask", False) or text.get("pool_type") == "last")
+    fixed = _has_fixed_length(text)  # captions keep their full length
     images = _image_processor(source)
     if "hf_tokenizer_name" not in text:
-        return ItmProcessor(images, openai_tokenizer(), "lower", max_length, pad_token_id=0, pad_to_max_length=fixed)
+        tokenizer = openai_tokenizer(max_length)
+        return ItmProcessor(images, tokenizer, "lower", max_length, pad_token_id=0, pad_to_max_length=fixed)
     options = dict(text.get("tokenizer_kwargs") or {})
     cleaning = options.pop("clean", "whitespace")
     if text.get("tokenizer_mode") or options.pop("strip_sep_token", False):
@@ -126,10 +155,12 @@ def processor(config: OpenClipBackbone, captions: list[str] | None = None) -> It
     name = text["hf_tokenizer_name"] if local == config.model else local
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    if config.context_length is not None:
+        tokenizer.model_max_length = max_length
     return ItmProcessor(images, tokenizer, cleaning, max_length, pad_to_max_length=fixed)
 
 
-def openai_tokenizer() -> CLIPTokenizer:
+def openai_tokenizer(max_length: int = 77) -> CLIPTokenizer:
     """The byte-pair tokenizer of OpenAI's CLIP, from the vocabulary that open_clip ships.
 
     Its text has to be cleaned before ("lower"), and padded with 0: no token of the vocabulary is only padding.
@@ -140,7 +171,7 @@ def openai_tokenizer() -> CLIPTokenizer:
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
 
 
 def _image_processor(source: dict[str, Any]) -> OpenClipImageProcessor:

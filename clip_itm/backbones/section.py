@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from clip_itm.section import Section
+from clip_itm.section import Section, filled_in
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
@@ -33,12 +33,10 @@ def saved_model(key: str, name: str) -> HubPart:
 class LoraSection(Section):
     """Low-rank adapters through peft (`pip install clip-itm[lora]`)."""
 
-    rank: PositiveInt = 8
-    alpha: PositiveInt = 16
-    dropout: Probability = 0.0
-    targets: list[str] | None = Field(
-        None, description="names of layers, as they end; default: every linear and attention layer of the blocks"
-    )
+    rank: PositiveInt = Field(8, description="rank of the adapters")
+    alpha: PositiveInt = Field(16, description="the adapters count alpha / rank times")
+    dropout: Probability = Field(0.0, description="dropout on what the adapters read")
+    targets: list[str] | None = Field(None, description="names of layers, as they end; default: all of the blocks")
 
 
 class BackboneSection(Section):
@@ -52,19 +50,17 @@ class BackboneSection(Section):
     exports_to: ClassVar[tuple[str, ...]] = ("onnx",)  # targets of `clip-itm export` that can hold the towers
 
     freeze_image: bool = Field(False, description="train nothing of the image tower (its head behind it still trains)")
-    freeze_text: bool = False
-    freeze_image_blocks: NonNegativeInt = Field(
-        0, description="lowest blocks (and the stem below) that stay as they are"
+    freeze_text: bool = Field(False, description="train nothing of the text tower (its head behind it still trains)")
+    freeze_image_blocks: NonNegativeInt = Field(0, description="lowest blocks (and stem) that stay as they are")
+    freeze_text_blocks: NonNegativeInt = Field(
+        0, description="lowest blocks (and the embeddings) that stay as they are"
     )
-    freeze_text_blocks: NonNegativeInt = 0
     image_dropout: Probability = Field(0.0, description="dropout on image features and tokens, before new layers")
     text_dropout: Probability = Field(0.0, description="dropout on text features and tokens, before new layers")
     word_dropout: Probability = Field(0.0, description="share of caption words hidden in training")
-    lora: LoraSection | None = None
-    special_token_ids: list[int] | None = Field(None, description="filled in by the program: tokens that are no words")
-    hidden_word_id: int | None = Field(
-        None, description="filled in by the program: the token in place of a hidden word"
-    )
+    lora: LoraSection | None = Field(None, description="train low-rank adapters of the towers, not their weights")
+    special_token_ids: list[int] | None = filled_in("tokens that are no words")
+    hidden_word_id: int | None = filled_in("the token in place of a hidden word")
 
     @property
     def display_names(self) -> list[str]:

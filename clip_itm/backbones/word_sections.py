@@ -6,14 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from clip_itm.backbones.section import BackboneSection, HubPart, Probability, saved_model
+from clip_itm.section import filled_in
 
+WIDTH = "width of the common space"
 Layers = Annotated[int, Field(gt=0, le=1000)]
 
 
 class CaptionTowerSection(BackboneSection):
     """A caption tower with a width of its own: a GRU over words, or BERT."""
 
-    embed_dim: PositiveInt = 1024
+    embed_dim: PositiveInt = Field(1024, description=WIDTH)
     word_dim: PositiveInt = Field(300, description="width of word embeddings (and of the transformer)")
     embedding_dropout: Probability = Field(0.0, description="dropout on word embeddings")
     hidden_dropout: Probability = Field(0.0, description="dropout inside the text tower")
@@ -30,12 +32,10 @@ class CaptionTowerSection(BackboneSection):
         description="of text_encoder bert: a linear layer to embed_dim at its tokens; or mlp behind its pooled vector, "
         "which also trains where freeze_text holds BERT still (timm-words)",
     )
-    text_model_config: dict[str, Any] | None = Field(
-        None, description="filled in by the program; makes checkpoints whole"
-    )
+    text_model_config: dict[str, Any] | None = filled_in("makes checkpoints whole")
     min_word_count: PositiveInt = Field(4, description="rarer words of the training captions are unknown")
     max_words: PositiveInt = Field(100, description="longer captions are cut")
-    vocab_size: PositiveInt | None = Field(None, description="filled in by the program; makes checkpoints whole")
+    vocab_size: PositiveInt | None = filled_in("makes checkpoints whole")
 
     @property
     def base_models(self) -> list[str]:
@@ -59,18 +59,22 @@ class TimmWordsBackbone(CaptionTowerSection):
     """Any timm image tower, and a text tower: a small one from scratch over words of the training captions, or BERT."""
 
     kind: Literal["timm-words"] = "timm-words"
-    image_model: str = "mobilenetv2_100"
+    image_model: str = Field("mobilenetv2_100", description="name of an image tower of timm")
     image_kwargs: dict[str, Any] = Field({}, description="for timm.create_model, e.g. {pad_type: same}")
     image_weights: str | None = Field(None, description="safetensors of the tower; default: timm's pretrained weights")
     image_pretrained: bool = Field(True, description="timm's pretrained weights where image_weights is not given")
-    image_size: PositiveInt = 224
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
+    image_size: PositiveInt = Field(224, description="width and height to which photos are resized and cut")
+    image_mean: tuple[float, float, float] = Field(
+        (0.5, 0.5, 0.5), description="of red, green and blue, from 0 to 1: subtracted from pixels"
+    )
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
+        (0.5, 0.5, 0.5), description="of red, green and blue: pixels are divided by it"
+    )
     image_grid: PositiveInt | None = Field(
         None, description="average the feature map to so many tokens a side, for heads that read tokens; default: all"
     )
     normalize_image_features: bool = Field(True, description="L2-normalise pooled tower features before dropout")
-    embed_dim: PositiveInt = 256
+    embed_dim: PositiveInt = Field(256, description=WIDTH)
     text_encoder: Literal["bag", "gru", "transformer", "bigru", "bert"] = Field(
         "bag", description="gru: layers of both directions, projected; bigru: one, averaged (regions call it gru)"
     )
@@ -173,7 +177,7 @@ class RegionsBackbone(CaptionTowerSection):
         0.0, description="share of regions overwritten with a tiny constant in training (SAF, SGR: 0.2)"
     )
     region_dropout: Probability = Field(0.0, description="dropout on encoded regions")
-    text_encoder: Literal["gru", "bert"] = "gru"
+    text_encoder: Literal["gru", "bert"] = Field("gru", description="a GRU over words, or BERT over word pieces")
     vocabulary: str | None = Field(
         None, description="published vocabulary (.json, .pkl) of text_encoder gru; default: made of training captions"
     )
@@ -181,7 +185,7 @@ class RegionsBackbone(CaptionTowerSection):
         0.0, description="share of words masked, replaced or deleted in training (published: 0.2)"
     )
     corrupt_ends: bool = Field(False, description="start and end tokens, too (as CRCL's program)")
-    mask_token_id: int | None = Field(None, description="filled in by the program: the token of masked words")
+    mask_token_id: int | None = filled_in("the token of masked words")
 
     @property
     def display_names(self) -> list[str]:

@@ -1,19 +1,15 @@
 """How many pairs are wrong and which: the judgement of all folds together."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from clip_itm.calibration.scores import FoldScores
-from clip_itm.calibration.share import rank_score, share_interval, wrong_share
+from clip_itm.calibration.share import BLIND, WEAK, rank_score, share_interval, spread_of_right, wrong_share
 from clip_itm.calibration.siblings import has_siblings, sibling_features, with_siblings
 from clip_itm.calibration.weights import clean_probability, residual, reweighted_null, standardised
-from clip_itm.files import DamagedError, reading_arrays, save_arrays
-
-ARRAYS = ("weights", "weights_before_siblings", "z", "z0", "r", "r0")
+from clip_itm.calibration.words import share_in_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +22,9 @@ class Judgement:
     were found, and then every weight is 1.
     `z`, `r` float64 [N]: scores of the pairs, standardised per fold, and their ranks as normal quantiles, larger is
     more suspicious; `z0`, `r0` float64 [N]: of the mismatches that were made of their images.
-    `noise_sha256` names the pairs (`CaptionNoise.sha256`).
+    `noise_sha256` names the pairs (`CaptionNoise.sha256`). `is_weak`: the judge ranks too many right pairs like
+    mismatches to tell how many are wrong; then `share` and `low` are 0, every weight is 1, and `high` is all that is
+    known.
     """
 
     weights: np.ndarray
@@ -39,6 +37,7 @@ class Judgement:
     r: np.ndarray
     r0: np.ndarray
     noise_sha256: str = ""
+    is_weak: bool = False
 
     @property
     def residual(self) -> float:
@@ -48,42 +47,8 @@ class Judgement:
     @property
     def sentence(self) -> str:
         """How many captions are wrong, in words."""
-        if self.share == 0:
-            return f"no random mismatches found among {len(self.weights):,} pairs (0 to {100 * self.high:.1f} %)"
-        share, low, high = (f"{100 * part:.1f}" for part in (self.share, self.low, self.high))
-        return f"{share} % of {len(self.weights):,} captions are wrong ({low} to {high} %)"
-
-    @property
-    def sha256(self) -> str:
-        """Hash of all that is in it."""
-        digest = hashlib.sha256(self.noise_sha256.encode())
-        digest.update(np.array([self.share, self.low, self.high], dtype="<f8").tobytes())
-        for name in ARRAYS:
-            digest.update(getattr(self, name).astype("<f8").tobytes())
-        return digest.hexdigest()
-
-    def save(self, path: str | Path) -> None:
-        """Write an npz without pickle."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        numbers = np.array([self.share, self.low, self.high])
-        save_arrays(path, **arrays, numbers=numbers, noise_sha256=self.noise_sha256, sha256=self.sha256)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Judgement":
-        """Read what `save` wrote. Raises ValueError if the file is something else, or was damaged."""
-        with reading_arrays(
-            path,
-            missing=f"{path}: there is no such file",
-            wrong=f"{path} holds no weights of pairs ({{error}}); delete it, and judge the pairs again",
-        ) as arrays:
-            share, low, high = map(float, arrays["numbers"])
-            found = {name: arrays[name].astype(np.float64, casting="safe") for name in ARRAYS}
-            if len({part.shape for part in found.values()}) > 1 or found["weights"].ndim != 1:
-                raise ValueError(f"its arrays have shapes {[part.shape for part in found.values()]}")
-            judgement = cls(share=share, low=low, high=high, noise_sha256=str(arrays["noise_sha256"]), **found)
-            if judgement.sha256 != str(arrays["sha256"]):
-                raise DamagedError(f"{path} was changed: its content is not that of its sha256; judge the pairs again")
-        return judgement
+        of = f"of {len(self.weights):,} captions are wrong"
+        return share_in_words((self.share, self.low, self.high), of, is_weak=self.is_weak)
 
 
 def judge(
@@ -115,16 +80,17 @@ def judge(
         for fold in folds:
             features[fold.pairs] = sibling_features(fold, before[fold.pairs])
         weights = with_siblings(features, before, has_siblings(null.image))
-    return Judgement(weights, before, null.share, null.low, null.high, z, z0, null.r, null.r0, noise_sha256)
+    share = null.share, null.low, null.high
+    return Judgement(weights, before, *share, z, z0, null.r, null.r0, noise_sha256, null.is_weak)
 
 
 @dataclass(frozen=True, eq=False)
 class MadeNull:
     """What wrong pairs look like, and how many there are: by it every score that has made mismatches is calibrated.
 
-    `share`, `low`, `high`, `r`, `r0`: see `Judgement`. `image` int64 [N]: the image of every pair, over all folds.
-    `is_made` bool [N]: whether the mismatch in the place of a pair is one. `weight` [M], for those that are: what each
-    counts, so that together they look like the wrong pairs.
+    `share`, `low`, `high`, `r`, `r0`, `is_weak`: see `Judgement`. `image` int64 [N]: the image of every pair, over all
+    folds. `is_made` bool [N]: whether the mismatch in the place of a pair is one. `weight` [M], for those that are:
+    what each counts, so that together they look like the wrong pairs.
     """
 
     share: float
@@ -135,6 +101,7 @@ class MadeNull:
     image: np.ndarray
     is_made: np.ndarray
     weight: np.ndarray
+    is_weak: bool = False
 
     def probability(self, x: np.ndarray, x0: np.ndarray) -> np.ndarray:
         """The probability that each pair is right, float64 [N], by a score of the pairs and one of the mismatches [N].
@@ -154,6 +121,8 @@ class MadeNull:
 def made_null(folds: Sequence[FoldScores], count: int, seed: int, is_made: np.ndarray | None = None) -> MadeNull:
     """How many of `count` pairs are wrong, by the ranks of the folds, and which mismatches look like them.
 
+    A weak judge (see `Judgement`) finds none: what it cannot tell from mismatches may be right.
+
     seed: of the bootstrap. is_made: bool [count], the mismatches that count, of those that are mismatches at all.
     """
     r, r0 = np.empty((2, count))
@@ -168,8 +137,9 @@ def made_null(folds: Sequence[FoldScores], count: int, seed: int, is_made: np.nd
     share = wrong_share(r, r0[made])
     interval = share_interval(r, r0, image, np.random.default_rng(seed), made)
     low, high = np.clip(interval, 0, 1).tolist()
-    if low == 0:  # the interval contains it: no random mismatches found
-        return MadeNull(0.0, low, high, r, r0, image, made, np.ones(int(made.sum())))
+    is_weak = low > 0 and high < BLIND and spread_of_right(r, r0[made], share) > WEAK
+    if low == 0 or is_weak:  # the interval contains it: no random mismatches found
+        return MadeNull(0.0, 0.0, high, r, r0, image, made, np.ones(int(made.sum())), is_weak)
     by_rank = clean_probability(r, r0[made], share)
     return MadeNull(share, low, high, r, r0, image, made, reweighted_null(by_rank, owner[made]))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from clip_itm.calibration.equal_captions import EqualCaptions
 from clip_itm.evaluation import ranking
 from clip_itm.precision import exact_float32
+from clip_itm.visible import counted
 
 Score = Callable[[Tensor, Tensor], Tensor]
 BLOCK = 256  # captions that are scored against all images at once
@@ -66,8 +67,8 @@ def made_mismatches(pair_image: np.ndarray, rng: np.random.Generator, equal: Equ
     _, image, counts = np.unique(pair_image, return_inverse=True, return_counts=True)
     if len(counts) < 2:
         raise ValueError(
-            f"{len(image)} pairs with {len(counts)} image(s): mismatches are made of the captions of other images; "
-            "judge at least two images together (fewer folds, or more data)"
+            f"{counted(len(image), 'pair')} of {counted(len(counts), 'image')}: mismatches are made of the captions of "
+            "other images; judge at least two images together (fewer folds, or more data)"
         )
     if equal is not None:
         return equal.keep_apart(rng.permutation(len(image)), rng)
@@ -292,7 +293,9 @@ def _check(image: Tensor, moved: Tensor, count: int, total: int, block: int, can
             f"{tuple(moved.shape)}"
         )
     if total < 2:
-        raise ValueError(f"{total} image(s): a pair is judged among other images, so that at least two are needed")
+        raise ValueError(
+            f"{counted(total, 'image')}: a pair is judged among other images, so that at least two are needed"
+        )
     if int(image.min()) < 0 or int(image.max()) >= total:
         raise ValueError(f"images of pairs go from {image.min()} to {image.max()}, but there are {total} images")
     if not torch.equal(moved.sort().values, torch.arange(count)):

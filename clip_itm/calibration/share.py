@@ -13,6 +13,9 @@ TENTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TAILS = TENTHS[-4:]  # a single u with the least error is biased downwards where few pairs are wrong
 LINES = (4, 6, 8)  # tenths under a straight line: a short one sees small shares, a long one few pairs
 BLIND = 0.95  # an interval that reaches so far says that pairs look like mismatches to the judge
+# of the right pairs among the worse mismatches: the tail may hold as many right ones all along. Judges whose AUC on
+# right captions is .84 and more stay below .26, however many are wrong; one of photos that judges drawings has .44
+WEAK = 0.3
 MISFIT = 1 / 3  # how much of what falls along the shortest line it may miss at its end, being no curve
 
 
@@ -40,6 +43,20 @@ def wrong_share(r: np.ndarray, r0: np.ndarray, clipped: bool = True) -> float:
 def tail_shares(r: np.ndarray, r0: np.ndarray) -> np.ndarray:
     """The share of wrong pairs as each u in TENTHS has it, float64 [len(TENTHS)], not clipped."""
     return tail_counts(r, r0).mean(axis=0) / (1 - np.array(TENTHS))
+
+
+def spread_of_right(r: np.ndarray, r0: np.ndarray, share: float) -> float:
+    """Which part of the right pairs the judge ranks no better than it ranks four in five mismatches.
+
+    r, r0: rank scores of pairs [n] and of made mismatches [m]. share: of the pairs that is wrong, below 1: they have
+    their part of that range, and what else is there is right.
+
+    Example:
+        >>> r0 = np.linspace(-2, 2, 1000)
+        >>> round(spread_of_right(np.concatenate([r0, np.full(1000, -3.0)]), r0, 0.5), 3)
+        0.0
+    """
+    return float((tail_shares(r, r0)[0] - share) * (1 - TENTHS[0]) / (1 - share))
 
 
 def lasting_shares(shares: np.ndarray) -> np.ndarray:

@@ -1,8 +1,11 @@
 """`clip-itm app`: a page in the browser that searches, compares and browses."""
 
 import argparse
+import os
 from importlib.util import find_spec
 from pathlib import Path
+
+from clip_itm.visible import say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -10,10 +13,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "app",
         help="search in the browser",
         description="Serve a page: search by text and by photo, a heat map of photos against captions, and an audit "
-        "to browse. It needs no network, and shows nothing but what is indexed and audited. Needs the extra app.",
+        "to browse and to review. It needs no network, and shows nothing but what is indexed and audited. Needs the "
+        "extra app.",
         allow_abbrev=False,
     )
-    parser.add_argument("--model", required=True, help="run folder, model folder, or the name of a model on the Hub")
+    parser.add_argument(
+        "--model", help="run folder, model folder, or the name of a model on the Hub; not needed to review an --audit"
+    )
     parser.add_argument(
         "--index",
         action="append",
@@ -21,7 +27,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="index of photos or of captions that clip-itm index made with this model; twice for one of each",
     )
-    parser.add_argument("--audit", metavar="PATH", help="a run that was audited, or its audit.parquet")
+    parser.add_argument(
+        "--audit", metavar="PATH", help="a run that was audited, the folder of an audit, or its audit.parquet"
+    )
+    parser.add_argument(
+        "--marks", metavar="FILE", help="where the review keeps its marks (default: marks.jsonl beside audit.parquet)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for other machines, too (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     parser.add_argument(
@@ -41,6 +52,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.overrides[0]}: the app takes no keys of a recipe")
     if not 0 < args.port < 65536:
         raise ValueError(f"--port is {args.port}; expected 1 to 65535")
+    if args.model is None and (args.audit is None or args.index):
+        raise ValueError("say what to serve: a --model that searches, or an --audit to review")
+    if args.model is None and args.share:
+        raise ValueError(
+            "--share needs a --model; a review alone can be opened to the network (--host), and not to the world"
+        )
+    if args.marks is not None and args.audit is None:
+        raise ValueError("--marks are those of an --audit: say which")
     if find_spec("gradio") is None:
         raise ValueError("the app needs gradio: pip install 'clip-itm[app]'")
 
@@ -48,14 +67,47 @@ def run(args: argparse.Namespace) -> int:
     from clip_itm.retrieval.app_guard import Names
 
     Names.of(args.host, args.allow_host)
-    require_model(args.model)
+    if args.model is not None:
+        require_model(args.model)
+
+    review = None if args.audit is None else review_of(Path(args.audit), args.marks)
+    if review is not None:
+        say(f"marks are kept in {review.file.path}")
+    if args.model is None:
+        from clip_itm.retrieval.review_server import serve_review
+
+        serve_review(review, args.host, args.port, args.allow_host)
+        return 0
 
     from clip_itm.retrieval.app import build_app, serve
+    from clip_itm.retrieval.review_routes import review_routes
+
+    app = build_app(pipeline_of(args.model, args.device, args.index), review and review.audit)
+    serve(app, args.host, args.port, args.share, args.allow_host, review_routes(review) if review else ())
+    return 0
+
+
+def review_of(audit: Path, marks: str | None):
+    """The `Review` of an audit. Raises ValueError where it is none, and where marks cannot be kept."""
+    from clip_itm.data.mark_file import MarkFile
+    from clip_itm.retrieval.app_audit import AuditTable, audit_file
+    from clip_itm.retrieval.review import Review
+
+    table = AuditTable.load(audit)
+    file = Path(marks) if marks else audit_file(audit).with_name("marks.jsonl")
+    place = file if file.exists() else file.parent
+    if file.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+        raise ValueError(f"{file}: marks cannot be kept there; name a file in a folder that can be written (--marks)")
+    return Review(table, MarkFile(file))
+
+
+def pipeline_of(model: str, device: str | None, indexes: list[str]):
+    """The pipeline of a model with its indexes. Raises ValueError for what is none of its indexes."""
     from clip_itm.retrieval.pipeline import load_pipeline
 
-    pipe = load_pipeline(args.model, args.device)
+    pipe = load_pipeline(model, device)
     galleries: dict[str, str] = {}
-    for where in args.index:
+    for where in indexes:
         index = pipe.load_index(where)
         if index.modality in galleries:
             raise ValueError(
@@ -64,6 +116,4 @@ def run(args: argparse.Namespace) -> int:
         if not len(index):
             raise ValueError(f"{where}: there is nothing in this index; add to it with clip-itm index")
         galleries[index.modality] = where
-    app = build_app(pipe, None if args.audit is None else Path(args.audit))
-    serve(app, args.host, args.port, args.share, args.allow_host)
-    return 0
+    return pipe

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFile, OutputFolder
-from clip_itm.visible import say
+from clip_itm.visible import counted, say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -75,7 +75,7 @@ def run_float16(args: argparse.Namespace) -> int:
 
     written = store_in_half_precision(args.root, args.out)
     size = sum(path.stat().st_size for path in written)
-    say(f"{args.out}: {len(written)} files written, {size / 1e9:.2f} GB")
+    say(f"{args.out}: {counted(len(written), 'file')} written, {size / 1e9:.2f} GB")
     return 0
 
 

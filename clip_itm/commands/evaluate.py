@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFile
+from clip_itm.visible import counted
 
 
 def add_parser(verbs) -> None:
@@ -70,7 +71,8 @@ def run(args) -> int:
         return 0
     named = " + ".join(str(where) for where, _ in members)
     title = (
-        f"{named}: recall on {split.name} of {recipe.data.source} ({len(split)} photos, {len(split.pairs)} captions)"
+        f"{named}: recall on {split.name} of {recipe.data.source} ({counted(len(split), 'photo')}, "
+        f"{counted(len(split.pairs), 'caption')})"
     )
     print_table(terminal_table([(name, result.as_dict()) for name, result in results.items()], title=title))
     if args.json:

@@ -4,7 +4,7 @@ import argparse
 import warnings
 from pathlib import Path
 
-from clip_itm.visible import say
+from clip_itm.visible import counted, say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -12,9 +12,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "index",
         help="encode a folder of photos, or captions, to be searched",
         description="Encode a gallery with a model and keep it in a folder. The same command adds what is new, and "
-        "goes on after an interruption. GALLERY is a folder of photos (with the folders below it) or a file of "
-        "captions (.txt: one per line; .csv, .tsv, .jsonl, .json: a column of captions). Without it, --split takes a "
-        "split of the model's own data; keys such as --data.root say where they are now.",
+        "goes on after an interruption. GALLERY is a folder of photos (with the folders below it) or of tars, or a "
+        "file of captions (.txt: one per line; .csv, .tsv, .jsonl, .json: a column of captions). Without it, --split "
+        "takes a split of the model's own data; keys such as --data.root say where they are now.",
         allow_abbrev=False,
     )
     parser.add_argument("model", help="run folder, model folder, or the name of a model on the Hub")
@@ -104,8 +104,10 @@ def _given(gallery: Path, skip_broken: bool):
     """The folder, or the captions of a file by id. Raises ValueError that names file and line."""
     if gallery.is_dir():
         from clip_itm.retrieval.images import image_files
+        from clip_itm.retrieval.sources import holds_shards
 
-        image_files(gallery)
+        if not holds_shards(gallery):
+            image_files(gallery)
         return gallery
     if not gallery.exists():
         raise ValueError(f"{gallery}: there is no such folder of photos or file of captions")
@@ -117,7 +119,11 @@ def _given(gallery: Path, skip_broken: bool):
         from clip_itm.data.skipped import shown
 
         lines = shown(skipped, separator="\n  ")
-        warnings.warn(f"{len(skipped)} captions cannot be used and are left out:\n  {lines}", stacklevel=1)
+        warnings.warn(
+            f"{counted(len(skipped), 'caption cannot be used and is', 'captions cannot be used and are')} left "
+            f"out:\n  {lines}",
+            stacklevel=1,
+        )
     return captions
 
 

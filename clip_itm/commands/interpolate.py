@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from clip_itm.commands.output import OutputFolder
-from clip_itm.visible import say
+from clip_itm.visible import counted, say
 
 NOTES = {
     "val": "best rsum on val",
@@ -163,7 +163,7 @@ def show(content: dict) -> None:
         for name in shown(content["points"][0]["results"][protocol]["metrics"]):
             table.add_column(f"{protocol} {SHOWN[name]}" if len(protocols) > 1 else SHOWN[name], justify="right")
     if "zero_shot" in content:
-        table.add_column(f"top-1 ({content['zero_shot']['images']:,} photos)", justify="right")
+        table.add_column(f"top-1 ({counted(content['zero_shot']['images'], 'photo')})", justify="right")
     for point in content["points"]:
         cells = [f"{point['alpha']:g}", "" if point["val"] is None else f"{point['val']['rsum']:.1f}"]
         for result in point["results"].values():

@@ -7,7 +7,7 @@ import re
 from clip_itm.visible import visible
 
 MOST_SHOWN = 4
-WITHOUT_RECIPE = ("app", "export", "import", "push", "search", "verify")
+WITHOUT_RECIPE = ("app", "doctor", "export", "import", "push", "search", "verify")
 
 
 class Parser(argparse.ArgumentParser):

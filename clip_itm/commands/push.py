@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clip_itm.visible import say
+from clip_itm.visible import counted, say
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -76,5 +76,5 @@ def show(kind: str, repo: str, files: dict[str, Path | bytes]) -> None:
     for name, size in sizes.items():
         table.add_row(cell(name), f"{size:,}")
     table.add_section()
-    table.add_row(f"{len(sizes)} files", f"{sum(sizes.values()):,}")
+    table.add_row(counted(len(sizes), "file"), f"{sum(sizes.values()):,}")
     print_table(table)

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.images import read_image
 from clip_itm.data.noise import CaptionNoise
+from clip_itm.data.pixels import KeptPixels, Pixels
 from clip_itm.data.rows import Split
 from clip_itm.data.tokens import CaptionTokens
 
@@ -37,7 +38,8 @@ class PairDataset(Dataset):
 
     `memory`: pair indices (for every image int64 [images], for every pair int64 [N]) whose images and captions come
     along with each batch; None: no such entries. `caption_numbers` int64 [N], the same for pairs whose captions are
-    equal, come along if given. Raises ValueError if `noise` was made for other captions.
+    equal, come along if given. With `pixels`, `pixel_values` are what its `read` gives and its `normalize` expects, and
+    `kept` keeps those that are not cropped. Raises ValueError if `noise` was made for other captions.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class PairDataset(Dataset):
         seed: int = 0,
         tokens: CaptionTokens | None = None,
         caption_numbers: np.ndarray | None = None,
+        pixels: Pixels | None = None,
+        kept: KeptPixels | None = None,
     ):
         noise.check(split.pairs)
         self.rows, self.pair_image, self.captions = split.rows, split.pairs.image, split.pairs.captions
@@ -59,6 +63,8 @@ class PairDataset(Dataset):
         self.image_features, self.text_features, self.tokens = image_features, text_features, tokens
         self.regions, self.caption_numbers = split.regions, caption_numbers
         self.image_cache, self.random_crop, self.seed = image_cache, random_crop, seed
+        self.pixels, self.kept = pixels, kept if pixels is not None and random_crop == 1 else None
+        self.split_name = "" if self.kept is None else split.name
         self.memory: tuple[np.ndarray, np.ndarray] | None = None
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # long-lived workers see it change
 
@@ -72,12 +78,12 @@ class PairDataset(Dataset):
     def __getitems__(self, pairs: list[int]) -> dict[str, Tensor]:
         """The batch of B pairs, P distinct images and captions of at most T tokens.
 
-        `pixel_values` [P, 3, H, W] or `image_features` [P, C] (with `image_tokens` [P, T, C'] where the head reads
-        them) or regions (`image_tokens` with `image_mask`, see `RegionFeatures.batch`), images in order of first
-        appearance; `image_index` int64 [B], the row of each pair's image in them; `input_ids` and `attention_mask`
-        [B, T] or `text_features` [B, C], or both if regions come with vectors; `pair_ids` and `image_ids` int64 [B],
-        indices of the pair and of its image in the training split; `pair_weight` float32 [B] if the split has weights,
-        `caption_ids` int64 [B] if there are `caption_numbers`.
+        `pixel_values` [P, 3, H, W] (or see `image_inputs`) or `image_features` [P, C] (with `image_tokens` [P, T, C']
+        where the head reads them) or regions (`image_tokens` with `image_mask`, see `RegionFeatures.batch`), images in
+        order of first appearance; `image_index` int64 [B], the row of each pair's image in them; `input_ids` and
+        `attention_mask` [B, T] or `text_features` [B, C], or both if regions come with vectors; `pair_ids` and
+        `image_ids` int64 [B], indices of the pair and of its image in the training split; `pair_weight` float32 [B] if
+        the split has weights, `caption_ids` int64 [B] if there are `caption_numbers`.
         With a memory, `memory_...` too (see `_with_memory`): first the entries of the images of the B pairs, then those
         of the pairs.
         """
@@ -128,8 +134,16 @@ class PairDataset(Dataset):
             return self.regions.batch(image_rows)
         if self.image_features is not None:
             return rows_of(self.image_features, image_rows)
-        images = [self._image(int(image_index)) for image_index in image_rows]
-        return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+        numbers = image_rows.tolist()
+        if self.kept is None:
+            return self._read(numbers)
+        return self.kept.read(self.split_name, numbers, self._read)
+
+    def _read(self, numbers: list[int]) -> dict[str, Tensor]:
+        images = [self._image(number) for number in numbers]
+        if self.pixels is not None:
+            return self.pixels.read(images)
+        return dict(self.processor(images=images, return_tensors="pt"))
 
     def _image(self, image_index: int) -> Image.Image:
         stored = self.rows[image_index]["image"]
@@ -154,5 +168,6 @@ class PairDataset(Dataset):
 
 
 def rows_of(arrays: dict[str, np.ndarray], indices: np.ndarray) -> dict[str, Tensor]:
-    """The rows `indices` int64 [M] of every array, as float32 tensors of the same names."""
-    return {name: torch.from_numpy(np.asarray(array[indices], dtype=np.float32)) for name, array in arrays.items()}
+    """The rows `indices` int64 [M] of every array, as float32 (or bool) tensors of the same names."""
+    kinds = {name: bool if array.dtype == bool else np.float32 for name, array in arrays.items()}
+    return {name: torch.from_numpy(np.asarray(array[indices], kinds[name])) for name, array in arrays.items()}

@@ -20,7 +20,7 @@ from clip_itm.data.image_facts import EXTREME, EXTREME_RATIO, SMALLEST_SIDE, Ima
 from clip_itm.data.load import split_problems
 from clip_itm.data.rows import Split
 from clip_itm.data.skipped import find_absent, notes, shown
-from clip_itm.visible import visible
+from clip_itm.visible import counted, visible
 
 TOKEN_BATCH = 1000
 
@@ -187,7 +187,8 @@ def _report_duplicates(report: CheckReport, occurrences: dict[str, list[tuple[st
         report.warnings.append(f"byte-identical photos in split {name}: {shown(groups)}")
     for names, groups in shared.items():
         report.leaks.append(
-            f"{len(groups)} photos are in split {' and in split '.join(names)}, byte by byte ({shown(groups)}); remove "
+            f"{counted(len(groups), 'photo is', 'photos are')} in split {' and in split '.join(names)}, byte by "
+            f"byte ({shown(groups)}); remove "
             "them from all but one, or choose the splits by a column or by lists of photos"
         )
 
@@ -268,17 +269,20 @@ def _image_problems(name: str, report: SplitReport) -> list[str]:
     for label, images in (("missing", report.missing), ("empty (0 bytes)", report.zero_sized)):
         if images:
             advice = "put them there or set data.skip_missing: true"
-            problems.append(f"split {name}: {len(images)} photos are {label}: {shown(images)}; {advice}")
+            problems.append(
+                f"split {name}: {counted(len(images), 'photo is', 'photos are')} {label}: {shown(images)}; {advice}"
+            )
     for label, images in (("truncated", report.truncated), ("unreadable", report.unreadable)):
         if images:
             listed = shown(images, separator="\n  ")
             problems.append(
-                f"split {name}: {len(images)} photos are {label}:\n  {listed}\n"
+                f"split {name}: {counted(len(images), 'photo is', 'photos are')} {label}:\n  {listed}\n"
                 "  put good copies there or set data.skip_broken: true"
             )
     if report.damaged_regions:
         problems.append(
-            f"split {name}: {len(report.damaged_regions)} photos have features that are not finite or all zero: "
+            f"split {name}: {counted(len(report.damaged_regions), 'photo has', 'photos have')} features that "
+            "are not finite or all zero: "
             f"{shown(report.damaged_regions)}; extract them anew"
         )
     return problems
@@ -287,19 +291,26 @@ def _image_problems(name: str, report: SplitReport) -> list[str]:
 def _split_warnings(name: str, report: SplitReport) -> list[str]:
     warnings = []
     if report.skipped:
-        warnings.append(f"split {name}: {len(report.skipped)} missing photos are left out: {shown(report.skipped)}")
+        count = counted(len(report.skipped), "missing photo is", "missing photos are")
+        warnings.append(f"split {name}: {count} left out: {shown(report.skipped)}")
     if report.skipped_broken:
-        count = f"{len(report.skipped_broken)} photos that cannot be read are left out"
+        count = counted(len(report.skipped_broken), "unreadable photo is", "unreadable photos are") + " left out"
         warnings.append(f"split {name}: {count}: {shown(report.skipped_broken)}")
     if extreme := report.traits.get(EXTREME):
         warnings.append(
-            f"split {name}: {len(extreme)} photos have a side of less than {SMALLEST_SIDE} pixels, or one more than "
+            f"split {name}: {counted(len(extreme), 'photo has', 'photos have')} a side of less than "
+            f"{SMALLEST_SIDE} pixels, or one more than "
             f"{EXTREME_RATIO} times as long as the other: {shown(extreme)}"
         )
     if report.cut_captions:
-        warnings.append(f"split {name}: {report.cut_captions} captions are cut to {report.max_tokens} tokens")
+        warnings.append(
+            f"split {name}: {counted(report.cut_captions, 'caption is', 'captions are')} cut to "
+            f"{report.max_tokens} tokens"
+        )
     for oddity, captions in report.odd_captions.items():
-        warnings.append(f"split {name}: {len(captions)} captions have {oddity}: {shown(captions)}")
+        warnings.append(
+            f"split {name}: {counted(len(captions), 'caption has', 'captions have')} {oddity}: {shown(captions)}"
+        )
     return warnings
 
 

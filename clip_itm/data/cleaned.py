@@ -1,22 +1,21 @@
-"""A data set without its suspicious training captions, or with weights on them, as a folder that `folder` reads.
+"""A data set without its suspicious training captions, or with weights on them, in one of several layouts.
 
 Train captions are written as the run saw them, noise applied; val and test are written as they are. Image ids stay,
 and every caption keeps its own id, so the hashes of val and test are those of the original.
 """
 
-import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from clip_itm.data.images import naming_image, open_image
+from clip_itm.data.cleaned_layouts import LAYOUTS, write_card, write_table
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.files import filling, is_free, write_json
+from clip_itm.visible import counted
 
 
 def check_free(folder: Path) -> None:
@@ -43,14 +42,16 @@ def write_cleaned(
     origin: dict,
     copy_images: bool = False,
     cleaned: str = "train",
+    layout: str = "folder",
+    fixed: Mapping[int, str] | None = None,
 ) -> dict[str, int]:
-    """Write `metadata.jsonl` and `cleaned.json` (`origin` and the counts, which are returned) into an empty folder.
+    """Write a layout and `cleaned.json` (`origin` and the counts, which are returned) into an empty folder.
 
     `keep` bool [N] says which pairs of the split `cleaned` stay, with the captions that `noise` gives them, `weight`
-    float32 [N] in [0, 1] how much each counts (None: all 1).
-    An image in a file is named by its absolute path or, with `copy_images`, copied to `photos/`; one that is stored as
-    bytes is written there. An image that keeps no caption leaves the split. Raises ValueError if nothing is
-    left of it, if `folder` is not empty, and for precomputed regions.
+    float32 [N] in [0, 1] how much each counts (None: all 1). `fixed`: what stands in place of the caption of a pair;
+    where there are such, a row has `original_captions`, too, None for what is as it was. `layout`: one of `LAYOUTS`;
+    `copy_images`: see `write_table`. An image that keeps no caption leaves the split. Raises ValueError if nothing is
+    left of it, if `folder` is not empty, for precomputed regions, and where a layout has no place for such data.
     """
     check_free(folder)
     if not keep.any():
@@ -63,13 +64,17 @@ def write_cleaned(
         "kept_images": kept_images,
         "dropped_images": len(splits[cleaned]) - kept_images,
     }
-    with filling(folder) as new, (new / "metadata.jsonl").open("w", encoding="utf-8") as table:
+    write = partial(write_table, copy_images=copy_images) if layout == "folder" else LAYOUTS[layout]
+    with filling(folder) as new:
         write_json(new / "cleaned.json", origin | counts)
         for name, split in splits.items():
-            rows = _cleaned_rows(split, noise, keep, weight) if name == cleaned else _rows(split)
-            for row, texts in tqdm(rows, total=len(split), desc=f"writing {name}", leave=False):
-                file_name = _file_name(split.rows[row]["image"], new, f"photos/{name}/{row:06d}", copy_images)
-                table.write(json.dumps({"file_name": file_name, "split": name, **texts}, ensure_ascii=False) + "\n")
+            if layout == "datacomp" and name != cleaned:
+                continue
+            rows = _cleaned_rows(split, noise, keep, weight, fixed or {}) if name == cleaned else _rows(split)
+            write(new, split, tqdm(rows, total=len(split), desc=f"writing {name}", leave=False))
+        if layout == "datasets":
+            left_out = f"{counted(counts['dropped_pairs'], 'caption')} of {cleaned} left out"
+            write_card(new, splits, f"Photos and captions, cleaned by `clip-itm audit`: {left_out} (`cleaned.json`).")
     return counts
 
 
@@ -80,35 +85,22 @@ def _rows(split: Split) -> Iterator[tuple[int, dict]]:
 
 
 def _cleaned_rows(
-    split: Split, noise: CaptionNoise, keep: np.ndarray, weight: np.ndarray | None
+    split: Split, noise: CaptionNoise, keep: np.ndarray, weight: np.ndarray | None, fixed: Mapping[int, str]
 ) -> Iterator[tuple[int, dict]]:
     """The same for the captions that the images got, without those that are dropped."""
     pairs, captions = split.pairs, noise.apply(split.pairs)
     caption_ids, image_ids = pairs.caption_ids, pairs.image_ids
     starts = np.searchsorted(pairs.image, np.arange(len(split) + 1))
     for row in range(len(split)):
-        kept = [k for k in range(starts[row], starts[row + 1]) if keep[k]]
+        kept = [k for k in range(int(starts[row]), int(starts[row + 1])) if keep[k]]
         if kept:
             texts = {
                 "image_id": image_ids[row].as_py(),
-                "captions": [captions[k].as_py() for k in kept],
+                "captions": [fixed.get(k) or captions[k].as_py() for k in kept],
                 "caption_ids": [caption_ids[int(noise.source[k])].as_py() for k in kept],
             }
             if weight is not None:
                 texts["caption_weights"] = [round(float(weight[k]), 6) for k in kept]
+            if fixed:
+                texts["original_captions"] = [captions[k].as_py() if k in fixed else None for k in kept]
             yield row, texts
-
-
-def _file_name(image: dict, folder: Path, name: str, copy: bool) -> str:
-    """The `file_name` of a stored image in the table; `name` is that of a new file below `folder`, without suffix."""
-    if image["bytes"] is None and not copy:
-        return os.path.abspath(image["path"])
-    with naming_image(image):
-        suffix = f".{open_image(image).format.lower()}"
-    target = folder / (name + suffix)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if image["bytes"] is None:
-        shutil.copyfile(image["path"], target)
-    else:
-        target.write_bytes(image["bytes"])
-    return f"{name}{suffix}"

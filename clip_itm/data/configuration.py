@@ -9,6 +9,7 @@ from clip_itm.section import Section, Seed
 
 SplitNames = dict[Literal["train", "val", "test"], str]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+LAYOUT = "of the annotation files; auto: the first that is found in root"
 DrawnImages = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
@@ -22,9 +23,15 @@ class DataSection(Section):
     skip_missing: bool = Field(False, description="go on without photos that are missing, and say how many")
     skip_broken: bool = Field(False, description="go on without photos that cannot be read and captions that are empty")
     max_images: PositiveInt | None = Field(None, description="keep only the first photos of every split (a quick look)")
+    marks: str | None = Field(
+        None, description="what people said of training pairs (JSONL): wrong ones weigh 0, fixed texts take their place"
+    )
     cache_images: PositiveInt | None = Field(None, description="short side, in pixels, of a cache of resized photos")
     cache_dir: str | None = Field(None, description="folder of all caches (default: ~/.cache/clip_itm)")
-    num_workers: int = Field(0, ge=0, le=1024, description="loader processes per training process")
+    num_workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
+        "auto",
+        description="loader processes per training process; auto: by cores on a GPU, 0 on a CPU or for few photos",
+    )
     random_crop: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="smallest area share of a random training crop; 1 means none"
     )
@@ -47,7 +54,7 @@ class CocoData(DataSection):
     root: str = Field(
         min_length=1, description="folder with train2014/val2014, train2017/val2017 or images/, and annotations/"
     )
-    layout: Literal["auto", "official", "karpathy", "scan_split"] = "auto"
+    layout: Literal["auto", "official", "karpathy", "scan_split"] = Field("auto", description=LAYOUT)
     karpathy: str | None = Field(None, description="dataset_coco.json (default: looked for in root and annotations/)")
     captions_per_image: PositiveInt = Field(5, description="scan_split layout only")
 
@@ -58,7 +65,7 @@ class FlickrData(DataSection):
     source: Literal["flickr"] = "flickr"
     root: str = Field(min_length=1, description="folder of the annotation files")
     images: str | None = Field(None, description="photo folder (default: the first of the usual names found in root)")
-    layout: Literal["auto", "token", "karpathy", "scan_split"] = "auto"
+    layout: Literal["auto", "token", "karpathy", "scan_split"] = Field("auto", description=LAYOUT)
     annotations: str | None = Field(None, description="token file or Karpathy JSON (default: looked for in root)")
     split_seed: Seed = Field(0, description="seed of the hash split where no split files exist")
     captions_per_image: PositiveInt = Field(5, description="scan_split layout only")
@@ -70,7 +77,7 @@ class Cc120kData(DataSection):
     source: Literal["cc120k"] = "cc120k"
     root: str = Field(min_length=1, description="scan_split layout, or the folder of train.tsv / dev.tsv / test.tsv")
     images: str | None = Field(None, description="photo folder (default: root/images)")
-    layout: Literal["auto", "scan_split", "tsv"] = "auto"
+    layout: Literal["auto", "scan_split", "tsv"] = Field("auto", description=LAYOUT)
 
 
 class HashedSplit(DataSection):
@@ -111,10 +118,10 @@ class HubData(HashedSplit):
     source: Literal["hub"] = "hub"
     path: str = Field(min_length=1, description="name on the Hub, or a folder written by save_to_disk")
     name: str | None = Field(None, description="configuration of the Hub dataset")
-    revision: str | None = None
-    image_column: str = "image"
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub; default: its main branch")
+    image_column: str = Field("image", description="column of images, or of their URLs")
     caption_column: str = Field("caption", description="a string or a list of strings per row")
-    image_id_column: str | None = None
+    image_id_column: str | None = Field(None, description="column of photo ids; default: image_id, or the image")
     split_column: str | None = Field(None, description="column with train / val / test (some sets come as one split)")
     splits: SplitNames | None = Field(None, description="{train: NAME, val: NAME, ...}; default: the usual names")
 
@@ -122,6 +129,69 @@ class HubData(HashedSplit):
     def hub_dataset(self) -> str:
         """The `path` of the recipe."""
         return self.path
+
+
+class WebDatasetData(HashedSplit):
+    """Tars of WebDataset and img2dataset, read where they lie: photos, captions in .txt or .json."""
+
+    missing_split_advice: ClassVar[str] = "; name them, such as --data.splits '{train: train-*, val: val-*}'"
+
+    source: Literal["webdataset"] = "webdataset"
+    root: str = Field(
+        min_length=1,
+        description="a folder of .tar files, one of them, a glob, or a pattern such as data/{00000..00012}.tar; also "
+        "below s3://, hf:// and what else fsspec reads",
+    )
+    splits: SplitNames | None = Field(
+        None,
+        description="{train: PATTERN, val: PATTERN, ...} of tars or folders in root; default: by names that begin with "
+        "train, val, test, else by a seeded hash",
+    )
+    caption_key: str | None = Field(
+        None, description="txt, or a key of .json (default: .txt, else caption, captions, text, ...)"
+    )
+    id_key: str | None = Field(None, description="key of .json that is a photo's id (default: uid, image_id, its name)")
+    check_photos: bool | None = Field(
+        None, description="decode every photo before training (default: where the tars are on this machine)"
+    )
+    remote_cache_gb: Annotated[float, Field(gt=0)] = Field(
+        50.0, description="remote tars: most gigabytes of photos to keep in cache_dir; those read longest ago go"
+    )
+
+    @property
+    def reads_images(self) -> bool:  # type: ignore[override]
+        """Whether photos are decoded before training."""
+        return "://" not in self.root if self.check_photos is None else self.check_photos
+
+
+class ParquetData(HashedSplit):
+    """Parquet files of photos, or of their paths, and captions."""
+
+    missing_split_advice: ClassVar[str] = "; name them, such as --data.splits '{train: train-*, val: val-*}'"
+
+    source: Literal["parquet"] = "parquet"
+    root: str = Field(
+        min_length=1,
+        description="a folder of .parquet files, one of them, a glob, or a pattern such as data/{00000..00012}.parquet",
+    )
+    splits: SplitNames | None = Field(
+        None,
+        description="{train: PATTERN, val: PATTERN, ...} of files or folders in root; default: by names that begin "
+        "with train, val, test, else by a seeded hash",
+    )
+    image_column: str | None = Field(
+        None, description="photos as bytes or {bytes, path}, or their paths; default: image, jpg, path, ..."
+    )
+    caption_column: str | None = Field(None, description="a text or a list of them (default: caption, text, ...)")
+    id_column: str | None = Field(None, description="default: uid, image_id or key, else a hash of the photo")
+    split_column: str | None = Field(None, description="column with train / val / test")
+
+
+class TextFilesData(HashedSplit):
+    """Photos with a text file of the same name beside each, a caption per line."""
+
+    source: Literal["text_files"] = "text_files"
+    root: str = Field(min_length=1, description="folder of dog.jpg and dog.txt, and of more folders of them")
 
 
 class RegionsData(DataSection):
@@ -157,14 +227,25 @@ class SampleData(DataSection):
     reads_images: ClassVar[bool] = False
 
     source: Literal["sample"] = "sample"
-    train_images: DrawnImages = 2000
-    val_images: DrawnImages = 500
-    test_images: DrawnImages = 500
-    image_size: Annotated[int, Field(gt=0, le=1024)] = 64
-    seed: Seed = 0
+    train_images: DrawnImages = Field(2000, description="scenes to draw for train")
+    val_images: DrawnImages = Field(500, description="scenes to draw for val")
+    test_images: DrawnImages = Field(500, description="scenes to draw for test")
+    image_size: Annotated[int, Field(gt=0, le=1024)] = Field(64, description="width and height of a scene, in pixels")
+    seed: Seed = Field(0, description="seed of the scenes")
 
 
-AnySource = CocoData | FlickrData | Cc120kData | FolderData | HubData | RegionsData | SampleData
+AnySource = (
+    CocoData
+    | FlickrData
+    | Cc120kData
+    | FolderData
+    | TextFilesData
+    | HubData
+    | ParquetData
+    | WebDatasetData
+    | RegionsData
+    | SampleData
+)
 DataConfig = Annotated[AnySource, Field(discriminator="source")]
 
 

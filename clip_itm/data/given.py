@@ -5,6 +5,7 @@ as they are and paths stay paths; only what is decoded (PIL images, arrays) is e
 """
 
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,10 @@ from PIL import Image
 from clip_itm.data.configuration import HubData
 from clip_itm.data.formats.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column
 from clip_itm.data.inputs import decode_image
+from clip_itm.data.recognised import recognised
 from clip_itm.offline import looks_like_path
+
+logger = logging.getLogger(__name__)
 
 ENCODED = {"bytes": Value("binary"), "path": Value("string")}  # an image that `save_to_disk` leaves as it is
 BATCH = 100  # rows
@@ -100,13 +104,11 @@ def given_data(data: Any, keys: Mapping[str, Any], path: Path) -> dict[str, Any]
 
 
 def _place(data: str | Path) -> dict[str, Any]:
-    """A folder, or a name on the Hub."""
-    folder = Path(data).expanduser()
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return {"source": "hub", "path": str(data)}
-    if folder.is_dir():
-        return {"source": "folder", "root": str(data)}
-    if folder.exists() or looks_like_path(data):
+    """A folder, files, or a name on the Hub."""
+    if (found := recognised(data)) is not None:
+        logger.info("%s: %s", data, found.sentence)
+        return dict(found.section)
+    if Path(data).expanduser().exists() or looks_like_path(data):
         raise ValueError(f"data: there is no folder {data}; {EXPECTED}")
     return {"source": "hub", "path": str(data)}
 

@@ -19,8 +19,10 @@ from PIL import Image
 
 from clip_itm.data.image_check import find_unreadable
 from clip_itm.data.images import UnreadableImageError, naming_image, open_image, to_rgb
+from clip_itm.data.tar_members import tar_member
 from clip_itm.files import clear_temporary, temporary_name
 from clip_itm.seal import image_in, sealed
+from clip_itm.visible import counted
 
 
 class ImageCache:
@@ -61,7 +63,10 @@ class ImageCache:
         written.
         """
         if broken := find_unreadable(rows, self, num_workers):
-            raise ValueError(f"{len(broken)} photos cannot be read:\n  " + "\n  ".join([*broken.values()][:20]))
+            raise ValueError(
+                f"{counted(len(broken), 'photo cannot', 'photos cannot')} be read:\n  "
+                + "\n  ".join([*broken.values()][:20])
+            )
 
     def is_ready(self, image: dict[str, Any]) -> bool:
         """Whether the copy of a stored image is there, or it is known that it needs none."""
@@ -78,6 +83,8 @@ class ImageCache:
         """The file for an image, named after the original's path, size and modification time, or after its bytes."""
         if image["bytes"] is not None:
             identity = image["bytes"]
+        elif (member := tar_member(image["path"])) is not None:
+            identity = member.identity.encode()
         else:
             status = os.stat(image["path"])
             identity = f"{os.path.abspath(image['path'])}\n{status.st_size} {status.st_mtime_ns}".encode()

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from clip_itm.data import images
 from clip_itm.data.images import UnreadableImageError, read_image
+from clip_itm.data.tar_members import tar_member
 
 BLOCK = 64  # images that a thread takes at once
 
@@ -138,6 +139,8 @@ def image_identity(image: dict) -> bytes | None:
     """32 characters that identify the content of an image; None if the file does not exist."""
     if image["bytes"] is not None:
         return xxhash.xxh3_128_hexdigest(image["bytes"]).encode()
+    if (member := tar_member(image["path"])) is not None:
+        return xxhash.xxh3_128_hexdigest(member.identity.encode()).encode()
     try:
         status = os.stat(image["path"])
     except (OSError, ValueError):

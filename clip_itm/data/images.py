@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image, ImageOps
 
 from clip_itm.data.image_names import missing_decoder
+from clip_itm.data.tar_members import MEMBER, tar_member
 
 try:  # an extra of Pillow for the images of phones
     from pillow_heif import register_heif_opener
@@ -55,9 +57,16 @@ def open_image(image: dict) -> Image.Image:
 
 
 def image_bytes(image: dict) -> bytes:
-    """The encoded image: stored bytes, or the content of the file. ValueError for a folder or a pipe in its place."""
+    """The encoded image: stored bytes, or the content of the file, which may lie in a tar (`tar_members.py`).
+
+    ValueError for a folder or a pipe in its place.
+    """
     if image["bytes"] is not None:
         return image["bytes"]
+    if tar_member(image["path"]) is not None:
+        from clip_itm.data.tar_members import member_bytes
+
+        return member_bytes(tar_member(image["path"]))
     with open(image["path"], "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -94,12 +103,22 @@ def small_jpeg(image: Image.Image, side: int) -> bytes:
     return encoded.getvalue()
 
 
+def thumbnail(image: dict, side: int) -> bytes | None:
+    """`small_jpeg` of a stored image ({"path", "bytes"}); None where it cannot be read."""
+    try:
+        return small_jpeg(read_image(image, draft_size=side), side)
+    except ValueError:
+        return None
+
+
 def image_paths(rows, column: str = "image") -> list[str | None]:
-    """The file of each image in a column of `datasets.Image(decode=False)`; None where the data set itself holds it."""
+    """The file of each image in a column of `datasets.Image(decode=False)`; None where the data set itself holds it,
+    as it does those in tars."""
     paths = []
     for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         image = batch[column].combine_chunks()
-        in_file = image.field("bytes").is_null().to_pylist()
+        in_tar = pc.fill_null(pc.match_substring_regex(image.field("path"), MEMBER), False)
+        in_file = pc.and_not(image.field("bytes").is_null(), in_tar).to_pylist()
         paths += [path if own else None for path, own in zip(image.field("path").to_pylist(), in_file, strict=True)]
     return paths
 

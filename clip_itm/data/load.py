@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from clip_itm.data.configuration import DataConfig, HubData
+from clip_itm.data.formats.grouped import repeated, string_hashes
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.image_check import ImageChecker, ReadImages, find_unreadable
 from clip_itm.data.rows import SPLIT_NAMES, Split
@@ -27,8 +30,9 @@ from clip_itm.data.skipped import (
     notes,
     shown,
 )
-from clip_itm.data.sources import cc120k, coco, flickr, folder, hub, regions, sample
+from clip_itm.data.sources import cc120k, coco, flickr, folder, hub, parquet, regions, sample, text_files, webdataset
 from clip_itm.distributed import process_index
+from clip_itm.visible import counted
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,10 @@ SOURCES: dict[str, Callable[[Any], dict[str, Split]]] = {
     "flickr": flickr.load,
     "cc120k": cc120k.load,
     "folder": folder.load,
+    "text_files": text_files.load,
     "hub": hub.load,
+    "parquet": parquet.load,
+    "webdataset": webdataset.load,
     "regions": regions.load,
     "sample": sample.load,
 }
@@ -177,7 +184,7 @@ def require_images(splits: dict[str, Split], checker: ImageChecker | None) -> No
 def split_problems(splits: dict[str, Split]) -> list[str]:
     """What prevents training, apart from the images themselves; one sentence each."""
     problems = []
-    owner: dict[str, str] = {}
+    others: list[tuple[str, pa.ChunkedArray, np.ndarray]] = []
     if not splits:
         problems.append("the annotations name no photos")
     for name, split in splits.items():
@@ -185,18 +192,30 @@ def split_problems(splits: dict[str, Split]) -> list[str]:
             problems.append(f"split {name} is empty{_reasons(split)}")
         advice = "write or remove them, or set data.skip_missing: true"
         if empty := empty_captions(split):
-            problems.append(f"split {name}: {len(empty)} empty captions ({shown(empty)}); {advice}")
+            problems.append(f"split {name}: {counted(len(empty), 'empty caption')} ({shown(empty)}); {advice}")
         if without := images_without_captions(split):
-            problems.append(f"split {name}: {len(without)} photos without captions ({shown(without)}); {advice}")
-        ids = Counter(columns_of(split.rows, "image_id")["image_id"].to_pylist())
-        if twice := [image_id for image_id, count in ids.items() if count > 1]:
+            problems.append(
+                f"split {name}: {counted(len(without), 'photo without', 'photos without')} captions ("
+                f"{shown(without)}); {advice}"
+            )
+        ids = columns_of(split.rows, "image_id")["image_id"]
+        hashes = string_hashes(ids)  # of millions of ids, few are looked at as objects
+        again = Counter(ids.filter(pa.array(repeated(hashes))).to_pylist())
+        if twice := [image_id for image_id, count in again.items() if count > 1]:
             problems.append(
                 f"split {name}: {len(twice)} photo ids occur more than once ({shown(twice)}); "
                 "all captions of a photo belong together, on neighbouring lines"
             )
-        if shared := [image_id for image_id in ids if owner.setdefault(image_id, name) != name]:
+        owner: dict[str, str] = {}
+        for other, their_ids, their_hashes in others:
+            theirs = set(their_ids.filter(pa.array(np.isin(their_hashes, hashes))).to_pylist())
+            here = ids.filter(pa.array(np.isin(hashes, their_hashes))).to_pylist()
+            owner |= {image_id: other for image_id in here if image_id in theirs and image_id not in owner}
+        others.append((name, ids, hashes))
+        if shared := list(owner):
             problems.append(
-                f"{len(shared)} photos of split {name} are in split {owner[shared[0]]} too ({shown(shared)}); "
+                f"{counted(len(shared), f'photo of split {name} is', f'photos of split {name} are')} in split "
+                f"{owner[shared[0]]} too ({shown(shared)}); "
                 "remove them from one of the two"
             )
     return problems
@@ -204,9 +223,13 @@ def split_problems(splits: dict[str, Split]) -> list[str]:
 
 def _reasons(split: Split) -> str:
     """Why nothing is left of a split."""
-    kinds = {"missing": "photos are missing", "broken": "photos cannot be read", "caption": "captions are empty"}
+    kinds = {
+        "missing": ("photo is missing", "photos are missing"),
+        "broken": ("photo cannot be read", "photos cannot be read"),
+        "caption": ("caption is empty", "captions are empty"),
+    }
     by_kind = {kind: [out for out in split.skipped if out.kind == kind] for kind in kinds}
     named = {kind: shown([out.item for out in found]) for kind, found in by_kind.items()}
     if broken := by_kind["broken"]:
         named["broken"] = shown([f"{out.item} ({out.reason})" for out in broken])
-    return "".join(f"; {len(found)} {kinds[kind]}: {named[kind]}" for kind, found in by_kind.items() if found)
+    return "".join(f"; {counted(len(found), *kinds[kind])}: {named[kind]}" for kind, found in by_kind.items() if found)

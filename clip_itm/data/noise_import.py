@@ -13,6 +13,7 @@ import numpy as np
 from clip_itm.data.formats.annotation_files import read_lines
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs
+from clip_itm.visible import counted
 
 
 def import_noise(path: str | Path, pairs: Pairs) -> CaptionNoise:
@@ -57,7 +58,7 @@ def from_image_index(index: np.ndarray, pairs: Pairs, name: str = "index") -> Ca
     wrong = np.flatnonzero(slots != used)
     if len(wrong):
         raise ValueError(
-            f"{name}: photo {wrong[0]} is used for {used[wrong[0]]} captions but has {slots[wrong[0]]} "
+            f"{name}: photo {wrong[0]} is used for {counted(used[wrong[0]], 'caption')} but has {slots[wrong[0]]} "
             f"({len(wrong)} such photos): this index does not shuffle the captions of this training split"
         )
     stays = owner == pairs.image

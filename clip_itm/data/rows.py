@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, List, Value
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ ROW_FEATURES = Features(
 WEIGHTED_ROW_FEATURES = Features({**ROW_FEATURES, "caption_weights": List(Value("float32"))})
 
 SPLIT_NAMES = ("train", "val", "test")
+HASHED_AT_ONCE = 100_000  # strings
 
 
 def image_row(file: str | Path, image_id: str, captions: list[str], caption_ids: list[str]) -> dict:
@@ -39,14 +41,20 @@ def image_row(file: str | Path, image_id: str, captions: list[str], caption_ids:
     }
 
 
-def hash_strings(*columns: pa.Array) -> str:
+def hash_strings(*columns: pa.Array | pa.ChunkedArray) -> str:
     """SHA-256 over columns of strings; unambiguous, because every string is preceded by its length in bytes."""
     digest = hashlib.sha256()
     for column in columns:
+        if column.null_count:
+            raise ValueError("a column to be hashed has nulls")
         digest.update(f"column {len(column)}\n".encode())
-        for value in column.to_pylist():
-            data = value.encode()
-            digest.update(f"{len(data)} ".encode() + data)
+        for start in range(0, len(column), HASHED_AT_ONCE):
+            part = column.slice(start, HASHED_AT_ONCE).cast(pa.large_string())
+            part = part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part
+            lengths = pc.binary_length(part).cast(pa.large_string())
+            joined = pc.binary_join_element_wise(lengths, part, pa.scalar(" ", pa.large_string()))
+            end = int(np.frombuffer(joined.buffers()[1], np.int64)[joined.offset + len(joined)])
+            digest.update(memoryview(joined.buffers()[2])[:end])  # "LENGTH string" one behind the other
     return digest.hexdigest()
 
 
@@ -65,7 +73,7 @@ class Split:
     `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row per image, images not decoded). `skipped` lists what
     `skip_missing` and `skip_broken` left out. `regions` replaces the images of a data set of precomputed features.
     `missing_is_normal`: the annotations are known to name images that nobody has, which are left out instead of being
-    an error.
+    an error. `marks`: what is known of marks that its rows heed (`marked_training.py`).
     """
 
     name: str
@@ -73,6 +81,7 @@ class Split:
     skipped: tuple[Skipped, ...] = field(default=())
     regions: "RegionFeatures | None" = None
     missing_is_normal: bool = False
+    marks: Mapping[str, int | str] = field(default_factory=dict)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -92,7 +101,7 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the image ids, caption ids and captions in order, and of the captions' weights if there are any.
+        """Hash of the image ids, caption ids and captions in order, and of weights and labels if there are any.
 
         It never covers pixels or paths: the same split on two machines has the same hash. Of regions it covers names,
         shapes and some rows (`RegionFeatures.identity`).
@@ -100,8 +109,9 @@ class Split:
         pairs = self.pairs
         counts = pa.array(np.bincount(pairs.image, minlength=len(self.rows)).astype(str))
         weights = [] if pairs.weight is None else [pa.array(pairs.weight.astype(str))]
+        labels = [] if pairs.label is None else [pa.array(pairs.label.astype(str))]
         regions = [] if self.regions is None else [pa.array(self.regions.identity)]
-        return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions, *weights, *regions)
+        return hash_strings(pairs.image_ids, counts, pairs.caption_ids, pairs.captions, *weights, *labels, *regions)
 
     def select(self, images: Sequence[int]) -> "Split":
         """The split with only the rows `images`, which must ascend."""
@@ -122,7 +132,8 @@ class Pairs:
 
     `image` int64 [N] holds row indices, ascending; `captions` and `caption_ids` [N] and `image_ids` [images] are Arrow
     strings. `weight` float32 [N] in [0, 1] says how much pair k counts in training, whichever caption it gets; None
-    means 1.
+    means 1. `label` float32 [N]: 1 where a person said that pair k is right with the caption that it gets, 0 for wrong,
+    NaN where nobody did; None where nobody did of any.
     """
 
     image: np.ndarray
@@ -130,6 +141,7 @@ class Pairs:
     caption_ids: pa.Array
     image_ids: pa.Array
     weight: np.ndarray | None = None
+    label: np.ndarray | None = None
 
     @classmethod
     def from_rows(cls, rows: Dataset) -> "Pairs":
@@ -137,7 +149,7 @@ class Pairs:
         # without the images: reading them would copy all images that are stored as bytes
         table = rows.select_columns([name for name in rows.column_names if name != "image"]).with_format("arrow")[:]
         captions = table["captions"].combine_chunks()
-        weighted = "caption_weights" in rows.column_names
+        weighted, labelled = ("caption_weights" in rows.column_names, "caption_labels" in rows.column_names)
         counts = captions.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(
             image=np.repeat(np.arange(len(rows), dtype=np.int64), counts),
@@ -145,7 +157,12 @@ class Pairs:
             caption_ids=table["caption_ids"].combine_chunks().flatten(),
             image_ids=table["image_id"].combine_chunks(),
             weight=table["caption_weights"].combine_chunks().flatten().to_numpy() if weighted else None,
+            label=table["caption_labels"].combine_chunks().flatten().to_numpy(False) if labelled else None,
         )
+
+    def heeded(self, estimate: np.ndarray) -> np.ndarray:
+        """An estimate [N] of how right pairs are, with what people said of them in its place."""
+        return estimate if self.label is None else np.where(np.isnan(self.label), estimate, self.label)
 
     @cached_property
     def captions_sha256(self) -> str:

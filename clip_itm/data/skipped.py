@@ -15,7 +15,9 @@ from datasets import Dataset, concatenate_datasets
 
 from clip_itm.data.image_check import ImageChecker, find_unreadable, image_name
 from clip_itm.data.rows import Skipped, Split
+from clip_itm.data.tar_members import MEMBER, tar_member
 from clip_itm.distributed import process_index
+from clip_itm.visible import counted
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,10 @@ class Absent(NamedTuple):
 
 
 def find_absent(rows: Dataset) -> list[Absent]:
-    """Rows whose image is null, missing, of zero bytes or not a file, in row order; lists every folder once."""
+    """Rows whose image is null, missing, of zero bytes or not a file, in row order; lists every folder once.
+
+    Those in tars are there: their tars were looked at when the rows were read.
+    """
     by_folder: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     absent = []
     start = 0
@@ -43,12 +48,15 @@ def find_absent(rows: Dataset) -> list[Absent]:
         fields = dict(zip((field.name for field in image.type), image.flatten(), strict=True))  # null in a null image
         sizes, paths = pc.binary_length(fields["bytes"]).to_pylist(), fields["path"].to_pylist()
         ids = batch["image_id"].to_pylist()
+        if pc.all(pc.match_substring_regex(fields["path"], MEMBER), skip_nulls=False).as_py():
+            start += len(image)
+            continue
         for row, (path, size, image_id) in enumerate(zip(paths, sizes, ids, strict=True), start=start):
             if size == 0:
                 absent.append(Absent(row, path or f"photo {image_id}", "0 bytes"))
             elif size is None and not path:
                 absent.append(Absent(row, f"photo {image_id}", "null"))
-            elif size is None:
+            elif size is None and tar_member(path) is None:
                 folder, name = os.path.split(path)
                 by_folder[folder][name].append(row)
         start += len(image)
@@ -139,7 +147,10 @@ def leave_out_empty_captions(split: Split) -> Split:
         regions = regions.select(np.arange(len(split)), np.flatnonzero(written))
     counts = pc.list_value_length(columns_of(rows, "captions")["captions"]).to_pylist()
     split = replace(split, rows=rows, regions=regions).select([row for row, count in enumerate(counts) if count])
-    note = f"{split.name}: {len(empty)} empty captions and {counts.count(0)} photos without captions are left out"
+    note = (
+        f"{split.name}: {counted(len(empty), 'empty caption')} and "
+        f"{counted(counts.count(0), 'photo without captions', 'photos without captions')} are left out"
+    )
     logger.warning("%s: %s", note, shown(empty + without))
     skipped = [Skipped(caption, "caption", "empty caption") for caption in empty]
     skipped += [Skipped(name, "caption", "photo without a caption") for name in without]

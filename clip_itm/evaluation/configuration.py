@@ -28,7 +28,7 @@ class EvaluationSection(Section):
     protocols: tuple[ProtocolName, ...] = Field(
         ("all",), min_length=1, description="cxc and eccv: the COCO test split, with the extra eccv"
     )
-    batch_size: PositiveInt = 128
+    batch_size: PositiveInt = Field(128, description="photos, and captions, that are encoded at once")
     same_caption: bool = Field(
         False,
         description="protocol all: every photo of an equal caption is right for it, on val, too; tables then say so",

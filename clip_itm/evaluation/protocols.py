@@ -14,6 +14,7 @@ from clip_itm.evaluation.judgements import JudgedSplit, judged_split
 from clip_itm.evaluation.precision_result import PrecisionResult
 from clip_itm.evaluation.protocol import EmbeddedSplit, Protocol, Result
 from clip_itm.evaluation.ranking import Ranks, Scorer, check_owners
+from clip_itm.visible import counted
 
 PUBLISHED_CAPTIONS = 5  # per image, in every published table on Flickr30K and COCO
 
@@ -48,7 +49,8 @@ class PublishedSplit(Protocol):
         counts = torch.bincount(owner, minlength=self.num_images)
         if (poor := (counts < PUBLISHED_CAPTIONS).nonzero()).numel():
             raise ValueError(
-                f"protocol {self.name} needs {PUBLISHED_CAPTIONS} captions per photo; {len(poor)} photos have fewer, "
+                f"protocol {self.name} needs {PUBLISHED_CAPTIONS} captions per photo; "
+                f"{counted(len(poor), 'photo has', 'photos have')} fewer, "
                 f"the first is photo {int(poor[0])} with {int(counts[poor[0]])}; use the protocol 'all'"
             )
         kept = split.first_captions(PUBLISHED_CAPTIONS)
@@ -166,6 +168,6 @@ def warn_of_ties(result: Result) -> None:
         warnings.warn(
             f"{result.protocol}: equal scores decide {', '.join(moved)}; {worst} is {won[worst]:.2f} if ties count as "
             f"won and {lost[worst]:.2f} if they count as lost. Score in float32, and look for identical photos, "
-            f"captions or embeddings",
+            "captions or embeddings",
             stacklevel=3,
         )

@@ -3,6 +3,10 @@
 A rank is counted rather than sorted: 1 + the number of candidates with a strictly greater score. The score of the right
 answer is read from the block that holds its rivals, because the same dot product in a block of another shape may be
 rounded differently, and a different last bit turns equal scores into a lost (or won) rank.
+
+Dot products are made once for both directions, in blocks of images. A caption meets its rivals in several of them, so
+rivals within the rounding of float32 of its image's score cannot be told from it there; what has such rivals is scored
+again in one block with all of them.
 """
 
 from collections.abc import Callable
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clip_itm.precision import exact_float32
+from clip_itm.visible import counted
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """`similarity(images [b, ...], texts [c, ...]) -> [b, c]`: one row per image."""
@@ -55,7 +60,8 @@ def compute_ranks(
         others but not a query.
     similarity: see `Scorer`; by default the dot product in float32 (normalise the embeddings first for cosines).
     block_size: queries (images, then captions) scored at once against all candidates; by default as many as fit into
-        64 MiB of float32 scores. A block that holds all images is scored once and serves both directions.
+        64 MiB of float32 scores. A block that holds all images is scored once and serves both directions, and so does
+        every block of dot products (of a similarity with `is_dot_product`), but for captions with near rivals.
     device: where the scores are computed (default: where the embeddings are).
 
     Autocast and reduced-precision matrix products are off inside. Raises ValueError for empty or mismatched input,
@@ -83,6 +89,8 @@ def compute_ranks(
     text_ranks = torch.zeros(2, num_texts, dtype=torch.int64, device=owner.device)
 
     with torch.inference_mode(), exact_float32(images.device):
+        again = torch.arange(0 if one_block else num_texts, device=owner.device)  # captions without ranks
+        near = Near(images, texts, owner) if isinstance(similarity, DotProduct) and not one_block else None
         for start in range(0, num_images, images_at_once):
             block = slice(start, start + images_at_once)
             own = by_image[first_caption[start] : first_caption[min(block.stop, num_images)]]
@@ -90,10 +98,15 @@ def compute_ranks(
             image_ranks[:, block] = rank_best(scores, owner[own] - start, own, scratch)
             if one_block:
                 text_ranks[:] = rank_images(scores, owner, scratch)
+            if near is not None:
+                near.count(scores, scratch)
             del scores  # free them before the next block is made
-        for start in range(0, 0 if one_block else num_texts, captions_at_once):
-            block = slice(start, start + captions_at_once)
-            text_ranks[:, block] = rank_images(score(similarity, images, texts[block]), owner[block], scratch)
+        if near is not None:
+            text_ranks[:] = 1 + near.above
+            again = near.unsure()
+        for captions in again.split(captions_at_once) if len(again) else ():
+            scores = score(similarity, images, texts[captions])
+            text_ranks[:, captions] = rank_images(scores, owner[captions], scratch)
 
     query = torch.unique(owner)
     best, worst = image_ranks[:, query].cpu().numpy()
@@ -122,14 +135,46 @@ def rank_images(scores: Tensor, owner: Tensor, scratch: Tensor) -> Tensor:
 
 def count_rivals(scores: Tensor, threshold: Tensor, dim: int, scratch: Tensor) -> tuple[Tensor, Tensor]:
     """How many scores [b, c] are greater than, and how many at least, the threshold ([b, 1] or [1, c]), along `dim`."""
+    return count_where(torch.gt, scores, threshold, dim, scratch), count_where(
+        torch.ge, scores, threshold, dim, scratch
+    )
+
+
+def count_where(compare: Callable, scores: Tensor, threshold: Tensor, dim: int, scratch: Tensor) -> Tensor:
+    """How many scores [b, c] compare so with the threshold, along `dim`: int64."""
     # Zeros and ones in float32, added in float32: ten times faster on a CPU than the sum of a boolean mask. The memory
     # is reused, because fresh pages cost as much as the counting, and laid out like the scores.
     mask = scratch[: scores.numel()]
     mask = mask.view(scores.T.shape).T if scores.T.is_contiguous() else mask.view(scores.shape)
     total = torch.float32 if scores.shape[dim] <= LARGEST_EXACT_COUNT else torch.float64
-    greater = torch.gt(scores, threshold, out=mask).sum(dim, dtype=total)
-    at_least = torch.ge(scores, threshold, out=mask).sum(dim, dtype=total)
-    return greater.long(), at_least.long()
+    return compare(scores, threshold, out=mask).sum(dim, dtype=total).long()
+
+
+class Near:
+    """Images that score above each caption's own, counted over blocks that may round its score differently.
+
+    Two sums of the same D products, in any order, differ by at most 2 gamma |x| |y| with gamma = D u / (1 - D u), u the
+    unit roundoff (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). What one product decides between two
+    scores, scores of other products decide in the same way where they are more than 4 gamma |x| |y| apart.
+    """
+
+    def __init__(self, images: Tensor, texts: Tensor, owner: Tensor):
+        own = torch.cat([(images[o] * t).sum(1) for o, t in zip(owner.split(4096), texts.split(4096), strict=True)])
+        unit = torch.finfo(own.dtype).eps / 2
+        # one more for each rounding of the bounds themselves, and of the norms
+        reach = 4 * (images.shape[1] + 8) * unit * images.norm(dim=1).max() * texts.norm(dim=1)
+        self.low, self.high = (own - reach)[None], (own + reach)[None]
+        self.above = torch.zeros(len(texts), dtype=torch.int64, device=own.device)
+        self.not_below = torch.zeros_like(self.above)
+
+    def count(self, scores: Tensor, scratch: Tensor) -> None:
+        """Add the images of a block of scores [b, Nt]."""
+        self.above += count_where(torch.gt, scores, self.high, 0, scratch)
+        self.not_below += count_where(torch.ge, scores, self.low, 0, scratch)
+
+    def unsure(self) -> Tensor:
+        """Captions int64 [n] that have more than their own image near its score; NaN and infinity are near anything."""
+        return (self.not_below - self.above != 1).nonzero()[:, 0]
 
 
 def prepare_scores(
@@ -143,7 +188,7 @@ def prepare_scores(
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size is {block_size}; expected a positive number of queries, or None")
     images, texts = (x if device is None else x.to(device) for x in (images, texts))
-    if similarity is None:
+    if similarity is None or getattr(similarity, "is_dot_product", False):
         return *prepare_dot_product(images, texts), DotProduct()
     return images, texts, similarity
 
@@ -213,6 +258,6 @@ def check_owners(caption_image: np.ndarray | Tensor, num_images: int, num_texts:
         first = int(outside[0])
         raise ValueError(
             f"caption_image[{first}] is {int(owner[first])}, but photo numbers go from 0 to {num_images - 1} "
-            f"({len(outside)} captions are out of range)"
+            f"({counted(len(outside), 'caption is', 'captions are')} out of range)"
         )
     return owner.to("cpu", torch.int64)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clip_itm.visible import markdown, visible
+from clip_itm.visible import counted, markdown, visible
 
 Row = tuple[str, Mapping]
 # With fewer, the 95 % interval of a recall of 50 % is wider than 40 to 60 %, and at least one query in ten has its
@@ -76,7 +76,7 @@ def markdown_table(rows: Sequence[Row], intervals: bool = True) -> str:
         | :-- | --: | --: | --: | --: | --: | --: | --: |
         | CLIP | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | 600.0 |
         <BLANKLINE>
-        all: 3 photos, 3 captions.
+        all: 3 photos, 3 captions; rsum: the six recalls added up, at most 600.
         <BLANKLINE>
     """
     with_protocol, columns = protocols_differ(rows), columns_of(result["metrics"] for _, result in rows)
@@ -118,8 +118,8 @@ def too_few(split: str, num_images: int) -> str:
     """The warning about a split with fewer than `FEWEST_IMAGES` images."""
     reach, chance = min(98 / num_images**0.5, 50), min(1000 / num_images, 100)
     return (
-        f"split {split} has {num_images} photos, too few to tell models apart: a recall of 50 % is uncertain by "
-        f"{reach:.0f} points either way, and R@10 is {chance:.0f} % by chance (expected: at least "
+        f"split {split} has {counted(num_images, 'photo')}, too few to tell models apart: a recall of 50 % is "
+        f"uncertain by {reach:.0f} points either way, and R@10 is {chance:.0f} % by chance (expected: at least "
         f"{FEWEST_IMAGES} photos)"
     )
 
@@ -133,9 +133,12 @@ def footnote(rows: Sequence[Row]) -> str:
     """What was ranked against what, what the intervals are, and how much depends on ties."""
     sizes = dict.fromkeys((r["protocol"], r["images"], r["captions"], len(r["folds"])) for _, r in rows)
     parts = [
-        f"{protocol}: {images:,} photos, {captions:,} captions" + (f", mean of {folds} folds" if folds else "")
+        f"{protocol}: {counted(images, 'photo')}, {counted(captions, 'caption')}"
+        + (f", mean of {folds} folds" if folds else "")
         for protocol, images, captions, folds in sizes
     ]
+    if any("rsum" in result["metrics"] for _, result in rows):
+        parts.append("rsum: the six recalls added up, at most 600")
     if drawn := [result["bootstrap"] for _, result in rows if result["intervals"]]:
         parts.append(f"ranges: {drawn[0]['level']} % bootstrap intervals over photos")
     gap = max((result["tie_gap"].get("rsum", 0.0) for _, result in rows), default=0.0)

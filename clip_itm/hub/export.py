@@ -1,7 +1,7 @@
 """A fine-tuned model for other programs: a native open_clip or transformers folder, or ONNX, checked before it counts.
 
 Every target is a module with `write(model, processor, folder)`; `pixels(folder, images)` and `embed(folder,
-pixel_values, captions)`, which use only the target's own means; and `usage(model, processor)`, for its README.
+images, captions)`, which use only the target's own means; and `usage(model, processor)`, for its README.
 What is written is loaded again and has to give the model's pixels and embeddings: no table of names is trusted.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clip_itm.checksums import check_files, write_checksums
 from clip_itm.files import filling, model_folder, write_text
-from clip_itm.image_processing import OpenClipImageProcessor
+from clip_itm.image_processing import PIXEL_KEYS, OpenClipImageProcessor
 from clip_itm.model import ItmModel
 from clip_itm.processing import ItmProcessor
 from clip_itm.runs.stored import read_provenance
@@ -78,19 +78,21 @@ def require_plain_head(model: ItmModel) -> None:
 
 @torch.inference_mode()
 def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> float:
-    """The largest difference between embeddings of `model` and those of `embed(folder, pixel_values, captions)`.
+    """The largest difference between embeddings of `model` and those of `embed(folder, images, captions)`.
 
-    Raises ValueError if it is above `TOLERANCE`, and for a processor that is not the model's.
+    `images` is what the processor makes of them, by name. Raises ValueError if the difference is above `TOLERANCE`, and
+    for a processor that is not the model's.
     """
     draw = np.random.default_rng(0)
     samples = [Image.fromarray(draw.integers(0, 256, (240, 320, 3), dtype=np.uint8)) for _ in PROBES]
     batch = processor(images=samples, text=list(PROBES))
     try:
-        own_images = model.encode_images(batch["pixel_values"])
+        photos = {key: batch[key] for key in PIXEL_KEYS if key in batch}
+        own_images = model.encode_images(**photos)
         own_texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
     except (IndexError, RuntimeError) as error:
         raise ValueError(f"this model cannot read what its processor makes: {error}") from error
-    images, texts = embed(folder, batch["pixel_values"], list(PROBES))
+    images, texts = embed(folder, photos, list(PROBES))
     gaps = {
         "photos": (images - own_images).abs().max().item(),
         "captions": (texts - own_texts).abs().max().item(),
@@ -121,13 +123,14 @@ class PixelGap:
 
 
 def pixel_gap(processor, ours: Tensor, theirs: Tensor) -> PixelGap:
-    """The gap between pixels [P, 3, H, W] of two processors that scale as `processor`.
+    """The gap between pixels [P, 3, H, W], or patches [P, T, p * p * 3], of two processors that scale as `processor`.
 
     Raises ValueError for different shapes.
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"the exported preprocessing turns photos into {list(theirs.shape)}, not {list(ours.shape)}")
-    std = torch.tensor(processor.image_std if processor.do_normalize else [1.0] * 3)[:, None, None]
+    std = torch.tensor(processor.image_std if processor.do_normalize else [1.0] * 3)
+    std = std[:, None, None] if ours.ndim == 4 else std.repeat(ours.shape[2] // 3)
     levels = (ours - theirs).abs() * std / (processor.rescale_factor if processor.do_rescale else 1)
     return PixelGap(levels.max().item(), (levels > 0.5).float().mean().item())
 
@@ -149,7 +152,8 @@ def describe_pixels(processor: ItmProcessor, folder: Path, target: str, pixels) 
     at another pixel, gets open_clip's, and the sentence says what that changes.
     """
     images = processor.image_processor
-    samples = draw_samples(*processor(images=[Image.new("RGB", (8, 8))])["pixel_values"].shape[2:])
+    *_, height, width = processor(images=[Image.new("RGB", (8, 8))])["pixel_values"].shape
+    samples = draw_samples(height, width)
     ours, theirs = processor(images=samples)["pixel_values"], pixels(folder, samples)
     gap = pixel_gap(images, ours, theirs)
     reachable = gap

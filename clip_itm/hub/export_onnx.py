@@ -87,6 +87,11 @@ class PaddedGru(nn.Module):
 
 def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
     """See `clip_itm.hub.export`. Raises ValueError if ONNX is not installed, and for towers it cannot hold."""
+    if model.backbone.pads_images:
+        raise ValueError(
+            "image.onnx takes photos of one size, and these towers read patches with a mask (variable resolution, "
+            "NaFlex): --to transformers can hold them"
+        )
     _require_packages()
     batch = processor(text=EXAMPLES)
     pixels = torch.zeros(2, 3, *_input_size(processor))
@@ -192,7 +197,7 @@ def pixels(folder: Path, samples: list[Image.Image], trust_remote_code: bool = T
     return processor(samples, return_tensors="pt")["pixel_values"]
 
 
-def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+def embed(folder: Path, photos: dict[str, Tensor], captions: list[str]) -> tuple[Tensor, Tensor]:
     """See `clip_itm.hub.export`. One image and one caption per run: sizes other than the examples' are tried, too."""
     import onnxruntime
 
@@ -203,7 +208,7 @@ def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tens
         onnxruntime.InferenceSession(folder / described[name]["file"], providers=["CPUExecutionProvider"])
         for name in ("image", "text")
     )
-    images = [image_tower.run(None, {"pixel_values": sample[None].numpy()})[0] for sample in pixel_values]
+    images = [image_tower.run(None, {"pixel_values": sample[None].numpy()})[0] for sample in photos["pixel_values"]]
     texts = []
     padding = "max_length" if text["pad_to_max_length"] else False
     for caption in captions:

@@ -85,7 +85,7 @@ def pixels(folder: Path, samples: list[Image.Image]) -> Tensor:
     return torch.stack([preprocess(sample) for sample in samples])
 
 
-def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+def embed(folder: Path, photos: dict[str, Tensor], captions: list[str]) -> tuple[Tensor, Tensor]:
     """See `clip_itm.hub.export`."""
     try:
         model = open_clip.create_model(f"local-dir:{folder}").eval()
@@ -95,7 +95,7 @@ def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tens
             f"{error}"
         ) from error
     ids = open_clip.get_tokenizer(f"local-dir:{folder}")(captions)
-    return model.encode_image(pixel_values, normalize=True), model.encode_text(ids, normalize=True)
+    return model.encode_image(photos["pixel_values"], normalize=True), model.encode_text(ids, normalize=True)
 
 
 def usage(model: ItmModel, processor: ItmProcessor) -> str:

@@ -35,6 +35,7 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
     native.save_pretrained(folder)
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.model_max_length = processor.max_length
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # as `ItmProcessor` pads; Gemma's: left
     if native.config.model_type in FULL_LENGTH:
         # as SigLIP's own tokenizer: a mask would change what the tower computes (saved only if it was an argument)
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
@@ -60,16 +61,17 @@ def _native(model: ItmModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
 
 def pixels(folder: Path, samples: list[Image.Image], trust_remote_code: bool = True) -> Tensor:
     """See `clip_itm.hub.export`."""
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return processor(images=samples, return_tensors="pt")["pixel_values"]
+    # not the processor itself: SigLIP 2's has sizes of its own, whatever the image processor says
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code).image_processor
+    return processor(samples, return_tensors="pt")["pixel_values"]
 
 
-def embed(folder: Path, pixel_values: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+def embed(folder: Path, photos: dict[str, Tensor], captions: list[str]) -> tuple[Tensor, Tensor]:
     """See `clip_itm.hub.export`."""
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     padding = _padding(model.config.model_type)
-    tokens = processor(text=captions, padding=padding, truncation=True, return_tensors="pt")
-    images = model.get_image_features(pixel_values=pixel_values).pooler_output
+    tokens = processor.tokenizer(captions, padding=padding, truncation=True, return_tensors="pt")
+    images = model.get_image_features(**photos).pooler_output
     texts = model.get_text_features(**tokens).pooler_output
     return normalize(images, dim=-1), normalize(texts, dim=-1)
 
@@ -97,8 +99,9 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoProcessor
 
 model, processor = AutoModel.from_pretrained("PATH").eval(), AutoProcessor.from_pretrained("PATH"{trust})
-captions = processor(text=["a dog in the snow"], padding={_padding(model_type)!r}, truncation=True, return_tensors="pt")
-photos = processor(images=[photo], return_tensors="pt")
+captions = ["a dog in the snow"]
+captions = processor.tokenizer(captions, padding={_padding(model_type)!r}, truncation=True, return_tensors="pt")
+photos = processor.image_processor([photo], return_tensors="pt")
 images = normalize(model.get_image_features(**photos).pooler_output, dim=-1)
 texts = normalize(model.get_text_features(**captions).pooler_output, dim=-1)
 print(images @ texts.T)

@@ -20,13 +20,13 @@ class Method:
     """One per run, made from the `head:` section of its recipe; these defaults do nothing.
 
     `history`: a log entry with one of these keys belongs to the method's history in `results.json`. `state_files`: what
-    its trainer saves next to the weights of a checkpoint. `has_unused_parameters`: whether a step may leave parameters
-    without a gradient, which DistributedDataParallel has to be told.
+    its trainer saves next to the weights of a checkpoint. `keeps_whole`: why the model cannot be cut in parts, one for
+    each process, or None where it can.
     """
 
     history: tuple[str, ...] = ("method_epoch",)
     state_files: tuple[str, ...] = ()
-    has_unused_parameters = False
+    keeps_whole: str | None = None
 
     def __init__(self, section: HeadSection):
         self.section = section

@@ -1,10 +1,61 @@
 """Scores of a global batch under any similarity: what one process would compute on all pairs, split among several."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from clip_itm.distributed import gather_constant, gather_with_gradient, num_processes, process_index
 from clip_itm.similarity.base import Similarity
+
+SCORE_BYTES = 64 * 2**20  # of the scores of a block of rows; a loss needs several times as much
+RowLosses = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Losses [r] of scores [r, B], of `targets` int64 [r], and of the masks `same_image` and `same_caption` bool [r, B]."""
+
+
+def both_directions(
+    losses: RowLosses,
+    similarity: Similarity,
+    images: Tensor,
+    texts: Tensor,
+    image_ids: Tensor | None,
+    caption_ids: Tensor | None,
+    caption_mode: str,
+) -> Tensor:
+    """[b], the mean of `losses` of the rows of local images and of those of local captions (see `global_scores`).
+
+    `image_ids` None: the mask of the row's image marks its own pair. Scores that are dot products and take more than
+    `SCORE_BYTES` are made a block of rows at a time, and again in the backward pass: no process holds all of them.
+    """
+    size = max(1, SCORE_BYTES // (max(4, images.element_size()) * len(images) * num_processes()))
+    if not similarity.is_dot_product or size >= len(images):
+        rows, columns = global_scores(similarity, images, texts)
+        masks = same_image(rows, image_ids), same_caption(rows, image_ids, caption_ids, caption_mode)
+        return (losses(rows, local_targets(rows), *masks) + losses(columns, local_targets(rows), *masks)) / 2
+    images, texts = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (images, texts))
+    all_images, all_texts = gather_with_gradient(images), gather_with_gradient(texts)
+    require_caption_ids(caption_ids, caption_mode)
+    columns = [None if ids is None else gather_constant(ids) for ids in (image_ids, caption_ids)]
+    places = local_targets(images)
+
+    def block(own: slice, of_images: bool) -> Tensor:
+        scores = similarity(images[own], all_texts) if of_images else similarity(all_images, texts[own]).T
+        shown, equal = torch.zeros_like(scores, dtype=torch.bool), None
+        if image_ids is None:
+            shown = shown.scatter(1, places[own][:, None], True)
+        else:
+            shown = image_ids[own][:, None] == columns[0]
+        if caption_mode != "negative":
+            equal = (caption_ids[own][:, None] == columns[1]) & ~shown
+        return losses(scores, places[own], shown, equal)
+
+    starts = range(0, len(images), size)
+    found = [
+        torch.cat([checkpoint(block, slice(at, at + size), side, use_reentrant=False) for at in starts])
+        for side in (True, False)
+    ]
+    return (found[0] + found[1]) / 2
 
 
 def global_scores(similarity: Similarity, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,12 +98,17 @@ def same_caption(rows: Tensor, image_ids: Tensor, caption_ids: Tensor | None, mo
     """
     if mode == "negative":
         return None
-    if caption_ids is None:
+    require_caption_ids(caption_ids, mode)
+    return (caption_ids[:, None] == gather_constant(caption_ids)[None, :]) & ~same_image(rows, image_ids)
+
+
+def require_caption_ids(caption_ids: Tensor | None, mode: str) -> None:
+    """ValueError where `mode` asks for them and there are none."""
+    if caption_ids is None and mode != "negative":
         raise ValueError(
             f"head.same_caption: {mode} needs to know which captions are equal, and the batch has no "
             "caption_ids; make batches with a PairDataset of caption_numbers"
         )
-    return (caption_ids[:, None] == gather_constant(caption_ids)[None, :]) & ~same_image(rows, image_ids)
 
 
 def not_negatives(rows: Tensor, image_ids: Tensor, caption_ids: Tensor | None, config) -> Tensor:

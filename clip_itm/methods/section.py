@@ -17,6 +17,9 @@ class HeadSection(Section):
     def conflict(self, training) -> str | None:
         """A sentence that says why this head cannot work with the `training:` section of its recipe, else None."""
 
+    def caution(self, training) -> str | None:
+        """A sentence of warning about this head with the `training:` section of its recipe, else None."""
+
 
 class ContrastiveSection(HeadSection):
     """What the heads around the contrastive loss have in common."""
@@ -25,9 +28,7 @@ class ContrastiveSection(HeadSection):
         "mask", description="another caption of the photo in a batch: a negative (as published), left out, or right too"
     )
     same_caption: SameCaption = "negative"
-    temperature: PositiveFloat | None = Field(
-        None, description="temperature at the start; default: the pretrained one, 0.07 from scratch"
-    )
+    temperature: PositiveFloat | None = Field(None, description="at the start; default: pretrained, 0.07 from scratch")
     max_logit_scale: PositiveFloat | None = Field(
         None, description="cap on the learned multiplier 1 / temperature (pre-training habit: 100); default: none"
     )

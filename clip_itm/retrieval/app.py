@@ -15,10 +15,12 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from clip_itm.data.images import read_image, small_jpeg
+from clip_itm.pages import render
 from clip_itm.retrieval.app_audit import PAGE_SIZE, AuditTable
 from clip_itm.retrieval.app_html import SMALL_SIDE, header, heat_map, message, pairs, results
 from clip_itm.retrieval.app_server import serve as serve
 from clip_itm.retrieval.pipeline import ImageTextRetrievalPipeline
+from clip_itm.visible import counted
 
 MOST_IMAGES, MOST_CAPTIONS = 8, 12  # of the heat map
 MOST_RESULTS = 50
@@ -29,9 +31,12 @@ NAMES = {"image": "photos", "text": "captions"}
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # tokenizers are not made for threads
 
 
-def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | None = None) -> gr.Blocks:
-    """The page for the indexes that `pipe` has now; `audit`: audit.parquet of `clip-itm audit`, or its run."""
-    table = None if audit is None else AuditTable.load(audit)
+def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | AuditTable | None = None) -> gr.Blocks:
+    """The page for the indexes that `pipe` has now, and for an audit: its table, audit.parquet, or its run.
+
+    Where the table is given, the page leads to its review (`review_routes.py`), which has to be served beside it.
+    """
+    table = audit if audit is None or isinstance(audit, AuditTable) else AuditTable.load(audit)
     targets = {kind: search_target(pipe, kind) for kind in ("text", "image")}
     with gr.Blocks(analytics_enabled=False, title="Image-text search", delete_cache=(3600, 3600)) as app:
         gr.HTML(header(_title(pipe), _missing(pipe, targets)), apply_default_css=False)
@@ -46,6 +51,8 @@ def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | None = None) -> gr
                 _heat_map_tab(pipe)
             if table is not None:
                 with gr.Tab("Audit"):
+                    if isinstance(audit, AuditTable):
+                        gr.HTML(render("app_review_link.html"), apply_default_css=False)
                     _audit_tab(table)
     return app.queue(max_size=MOST_WAITING, api_open=False)  # nothing gets past the queue
 
@@ -201,8 +208,11 @@ def audit_page(table: AuditTable, step: int, page: float, words: str, low: float
     last = (len(found) - 1) // PAGE_SIZE + 1
     number = min(max(int(page or 1) + step, 1), last)
     rows = table.rows(found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
-    title = f"{len(found):,} of {len(table):,} pairs, most suspicious first; page {number:,} of {last:,}"
-    return number, pairs(title, rows)
+    title = (
+        f"{len(found):,} of {counted(len(table), 'pair, most', 'pairs, most')} suspicious first; page "
+        f"{number:,} of {last:,}"
+    )
+    return number, pairs(title, rows, table.held)
 
 
 def require_short(*texts: str) -> None:

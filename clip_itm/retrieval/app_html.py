@@ -6,6 +6,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from clip_itm.pages import render
+from clip_itm.retrieval.held_photos import HeldPhotos
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.show import small_image
 
@@ -50,7 +51,13 @@ def heat_map(images: Sequence[tuple[str, bytes]], captions: Sequence[str], simil
     return render("app_heat_map.html", images=images, rows=rows)
 
 
-def pairs(title: str, rows: Iterable[dict]) -> str:
-    """Cards of rows of audit.parquet, image beside caption."""
-    shown = [(row, thumbnail(Item(row["image_id"], path=row["image"]))) for row in rows]
+def pairs(title: str, rows: Iterable[dict], held: HeldPhotos) -> str:
+    """Cards of rows of audit.parquet, image beside caption; `held`: photos that are no files."""
+
+    def photo(row: dict) -> bytes | None:
+        if row["image"] is None:
+            return held.jpeg(row["image_id"], SIDE)
+        return thumbnail(Item(row["image_id"], path=row["image"]))
+
+    shown = [(row, photo(row)) for row in rows]
     return render("app_pairs.html", title=title, rows=shown)

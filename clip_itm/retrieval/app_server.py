@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import gradio as gr
+from starlette.routing import Route
 
 from clip_itm.retrieval.app_guard import Guard, Names
 from clip_itm.retrieval.app_html import STYLE
@@ -21,18 +22,19 @@ def serve(
     port: int | None = None,
     share: bool = False,
     other_names: Sequence[str] = (),
+    routes: Sequence[Route] = (),
 ) -> None:
     """Run the server until Ctrl-C, SIGTERM or the end of the terminal; what was uploaded goes with it.
 
     Without `host` it is 127.0.0.1, or what a Space sets; without `port` the first from 7860 that is free. Requests for
-    another host than this one are refused, but for `other_names`, under which a proxy may show it. Raises ValueError
-    where the port cannot be had, and for what is no name.
+    another host than this one are refused, but for `other_names`, under which a proxy may show it. `routes` are
+    answered beside the app. Raises ValueError where the port cannot be had, and for what is no name.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     names = None if os.environ.get("SPACE_ID") else Names.of(host, other_names)  # a Space is public
     with ended_like_ctrl_c(), suppress(KeyboardInterrupt), uploads_of_a_server() as uploads:
         try:
-            launch(app, host, port, share, names, uploads)
+            launch(app, host, port, share, names, uploads, routes)
             print(f"open {app.share_url or app.local_url} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
         except OSError as error:
@@ -41,13 +43,22 @@ def serve(
             app.close(verbose=False)
 
 
-def launch(app: gr.Blocks, host: str, port: int | None, share: bool, names: Names | None, uploads: Uploads) -> None:
+def launch(
+    app: gr.Blocks,
+    host: str,
+    port: int | None,
+    share: bool,
+    names: Names | None,
+    uploads: Uploads,
+    routes: Sequence[Route] = (),
+) -> None:
     """Start the server and return when it answers."""
 
     @asynccontextmanager
     async def guarded(server):
         # middleware that is given to gradio would stand behind its own, which answers some requests by itself
         server.middleware_stack = Guard(server.middleware_stack, names, uploads)
+        server.router.routes[:0] = routes  # before gradio's own, which take every path
         yield
 
     for block in app.blocks.values():

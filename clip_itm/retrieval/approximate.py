@@ -21,6 +21,7 @@ from clip_itm.retrieval.exact import BLOCK_BYTES, NOTHING, Best, merge, score_pa
 from clip_itm.retrieval.gallery import Gallery
 from clip_itm.retrieval.rows import REMEDY
 from clip_itm.retrieval.storage import check_content, check_size
+from clip_itm.visible import counted
 
 KINDS = ("exact", "hnsw", "ivf-pq")
 EXACT_UP_TO = 200_000  # about 20 ms per query of 512; above, somebody waits
@@ -70,7 +71,7 @@ def choose_kind(kind: str, count: int, device: torch.device) -> tuple[str, str]:
             chosen, reason = "exact", f"{chosen} would be faster: pip install 'clip-itm[search]'"
     if chosen == "ivf-pq" and count < FEWEST_FOR_IVF:
         chosen, reason = "exact", f"ivf-pq learns from {FEWEST_FOR_IVF:,} or more"
-    return chosen, f"{chosen} search over {count:,} vectors ({reason})"
+    return chosen, f"{chosen} search over {counted(count, 'vector')} ({reason})"
 
 
 class Shortlist:

@@ -65,11 +65,11 @@ class ReadImage:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """`images` that could be read, their `pixels` [b, 3, H, W] (None: no image), and by row what is wrong with the
-    others."""
+    """`images` that could be read, their `inputs`, such as pixels [b, 3, H, W] (None: no image), and by row what is
+    wrong with the others."""
 
     images: list[ReadImage]
-    pixels: Tensor | None
+    inputs: dict[str, Tensor] | None
     problems: dict[int, str]
 
 
@@ -105,5 +105,5 @@ class ImageBatches(torch.utils.data.Dataset):
             images.append(image)
             small = small_jpeg(image, THUMBNAIL_SIDE) if self.thumbnails or path is None else None
             read.append(ReadImage(row, small, content_of(fetched), stamp))
-        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"] if images else None
-        return ImageBatch(read, pixels, problems)
+        inputs = dict(self.processor(images=images, return_tensors="pt")) if images else None
+        return ImageBatch(read, inputs, problems)

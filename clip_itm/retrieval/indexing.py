@@ -155,8 +155,8 @@ class Indexer:
         batch: ImageBatch
         for asked, batch in zip(rows, loader, strict=True):
             problems |= batch.problems
-            if batch.pixels is not None:
-                embeddings.append(self.pipe.forward({"pixel_values": batch.pixels}))
+            if batch.inputs is not None:
+                embeddings.append(self.pipe.forward(batch.inputs))
             for read in batch.images:
                 id, path = part.ids[read.row], part.paths[read.row]
                 items.append(Item(id, path, None, read.thumbnail, read.content, read.stamp))

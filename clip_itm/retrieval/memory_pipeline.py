@@ -49,7 +49,8 @@ class RetrievalPipeline(Pipeline):
             what = ", ".join(options) or f"a gallery of type {type(gallery).__name__}"
             raise ValueError(
                 f"{what}: the pipeline of a checkpoint searches lists of photos or captions, exactly and in memory; "
-                "folders, data sets, stored and approximate indexes need the package: pip install clip-itm"
+                "folders, data sets, stored and approximate indexes need the package clip-itm: its README says how to "
+                "install it"
             )
         source = list_source(gallery, modality)
         if source.modality == "text":
@@ -64,7 +65,7 @@ class RetrievalPipeline(Pipeline):
 
     def load_index(self, where: str | Path) -> MemoryIndex:
         """Raises ValueError: a stored index needs the package."""
-        raise ValueError(f"{where}: stored indexes need the package: pip install clip-itm")
+        raise ValueError(f"{where}: stored indexes need the package clip-itm: its README says how to install it")
 
     def __call__(self, queries: Any, top_k: int = 5, target: str | None = None, **options):
         """The best `top_k` items for a query, best first; a list of such lists for a list of queries.

@@ -29,6 +29,7 @@ from clip_itm.retrieval.qdrant import SCHEME, QdrantIndex
 from clip_itm.retrieval.sources import make_source
 from clip_itm.retrieval.storage import committed, require_index_folder
 from clip_itm.task import TASK
+from clip_itm.visible import counted
 from clip_itm.weights import model_sha256
 
 SHOWN = 20  # of what is left out; `changes` has all
@@ -97,8 +98,9 @@ class ImageTextRetrievalPipeline(RetrievalPipeline):
         if skipped := self.changes.skipped:
             rest = [f"and {len(skipped) - SHOWN:,} more"] if len(skipped) > SHOWN else []
             shown = "\n  ".join([*skipped[:SHOWN], *rest])
-            noun = "photos cannot be read" if source.modality == "image" else "captions cannot be used"
-            warnings.warn(f"{len(skipped)} {noun} and are left out:\n  {shown}", stacklevel=2)
+            noun, use = ("photo", "read") if source.modality == "image" else ("caption", "used")
+            found = counted(len(skipped), f"{noun} cannot be {use} and is", f"{noun}s cannot be {use} and are")
+            warnings.warn(f"{found} left out:\n  {shown}", stacklevel=2)
         self.galleries[source.modality] = index
         return index
 

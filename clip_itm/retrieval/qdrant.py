@@ -30,6 +30,7 @@ from clip_itm.retrieval.base import (
 )
 from clip_itm.retrieval.exact import rounding_margin, score_pairs
 from clip_itm.retrieval.items import Hit, Item, make_hits
+from clip_itm.visible import counted
 
 SCHEME = "qdrant+"
 POINT_NAMESPACE = uuid.UUID("f6a3c1de-5b0e-4c39-9d52-0a7f6f1f5f10")
@@ -170,7 +171,7 @@ class QdrantIndex(SearchIndex):
 
     @property
     def note(self) -> str:
-        return f"{len(self):,} vectors in the Qdrant collection {self._collection}"
+        return f"{counted(len(self), 'vector')} in the Qdrant collection {self._collection}"
 
     def __len__(self) -> int:
         if self._shapes is None:
@@ -261,7 +262,7 @@ def connect(address: str):
             ), collection
     raise ValueError(
         f"{address} is not the address of a Qdrant collection; expected qdrant+http://HOST:PORT/COLLECTION or "
-        f"qdrant+path:FOLDER#COLLECTION"
+        "qdrant+path:FOLDER#COLLECTION"
     )
 
 

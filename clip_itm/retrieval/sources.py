@@ -29,7 +29,8 @@ class Source:
 
 
 def make_source(gallery: Any, modality: str | None = None) -> Source:
-    """A folder of images, a list of images or of captions, a mapping id -> image or caption, or a `datasets.Dataset`.
+    """A folder of images or of tars of them, a list of images or of captions, a mapping id -> image or
+    caption, or a `datasets.Dataset`.
 
     `modality` ("image", "text") is needed if a data set has both; otherwise it is recognised. Ids are paths below the
     folder, paths as given, the data set's own (`image_id`, `caption_ids`), else the index in the list.
@@ -56,10 +57,34 @@ def list_source(gallery: Any, modality: str | None = None) -> Source:
 def _folder(folder: Path, modality: str | None) -> Source:
     if modality == "text":
         raise ValueError(f"{folder}: captions are indexed from a list or a data set, not from a folder")
+    if holds_shards(folder):
+        return _shards(folder)
     found = image_files(folder)
     paths = [str(file.absolute()) for file in found.files]
     ids = [file.relative_to(folder).as_posix() for file in found.files]
     return Source("image", ids, paths, paths, found.skipped)
+
+
+def holds_shards(gallery: Path) -> bool:
+    """Whether photos lie in tars or in Parquet files there."""
+    from clip_itm.data.recognised import recognised
+
+    found = recognised(gallery)
+    return found is not None and found.section["source"] in ("webdataset", "parquet")
+
+
+def _shards(gallery: Path) -> Source:
+    """All photos of tars or Parquet files, under their ids there; small copies of them are kept in the index."""
+    from datasets import concatenate_datasets
+    from pydantic import TypeAdapter
+
+    from clip_itm.data.configuration import DataConfig
+    from clip_itm.data.load import load_splits
+    from clip_itm.data.recognised import recognised
+
+    section = recognised(gallery).section | {"val_fraction": 0, "test_fraction": 0}
+    splits = load_splits(TypeAdapter(DataConfig).validate_python(section), verify=False)
+    return _images_of(concatenate_datasets([split.rows for split in splits.values()]), "image")
 
 
 def _listed(entries: list, modality: str | None, ids: list[str] | None = None) -> Source:

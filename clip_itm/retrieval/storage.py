@@ -34,6 +34,7 @@ from clip_itm.files import is_free, is_temporary, reading_arrays, replacing, req
 from clip_itm.lock import LOCK_FILE
 from clip_itm.retrieval.rows import REMEDY, Parts, Rows, read_tensors, write_tensors
 from clip_itm.retrieval.segments import ITEM_COLUMNS, Segment, Selection
+from clip_itm.visible import counted
 
 INDEX_FILE = "index.json"
 PENDING = ".clip_itm.pending"
@@ -281,7 +282,7 @@ def read_items(path: Path, count: int) -> pa.Table:
             table = table.append_column(field, pa.nulls(len(table), field.type))
     if table.schema.names != ITEM_COLUMNS.names or table.schema.types != ITEM_COLUMNS.types or len(table) != count:
         raise ValueError(
-            f"{path} has {len(table)} rows of {', '.join(table.schema.names)}, not {count} items; {REMEDY}"
+            f"{path} has {counted(len(table), 'row')} of {', '.join(table.schema.names)}, not {count} items; {REMEDY}"
         )
     return table.combine_chunks()
 

@@ -3,43 +3,48 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clip_itm.data.recognised import recognised
 from clip_itm.offline import looks_like_path, require_source
 from clip_itm.recipe import Recipe, apply_overrides, load_recipe, parse_recipe
 
 HUB = "hub:"
-EXPECTED = "expected a folder of photos with a table of captions, a recipe, or hub:NAME for a data set of the Hub"
+EXPECTED = (
+    "expected a folder of photos and captions (a table, a text beside each photo, tars, Parquet files), a recipe, or "
+    "hub:NAME for a data set of the Hub"
+)
 NO_TOWERS = {"kind": "open_clip", "model": "ViT-B-32"}  # that a recipe has to name: another model judges
 
 
 class DataToAudit(NamedTuple):
-    """A recipe, of which data, noise, precision and size of batches count, and what to call it."""
+    """A recipe, of which data, noise, precision and size of batches count, what to call it, and what was recognised."""
 
     recipe: Recipe
     title: str
+    sentence: str = ""
 
 
 def data_to_audit(data: str | Path | dict[str, Any], overrides: list[str] | tuple[str, ...] = ()) -> DataToAudit:
-    """What `data` names: a folder, a recipe's file, the folder of a run (its recipe), "hub:NAME", or the keys of a data
-    section. Raises ValueError for anything else, and for unknown keys."""
+    """What `data` names: a folder, tars or Parquet files, a recipe's file, the folder of a run (its recipe), or
+    "hub:NAME"; or the keys of a data section. Raises ValueError for anything else, and for unknown keys."""
+    sentence = ""
     if isinstance(data, str | Path):
         title, folder = str(data), Path(data).expanduser()
-        is_recipe = folder.is_file() or (folder / "recipe.yaml").is_file()
-        if is_recipe and not title.startswith(HUB):
+        found = None if title.startswith(HUB) or (folder / "recipe.yaml").is_file() else recognised(data)
+        if found is not None:
+            section, sentence = dict(found.section), found.sentence
+        elif (folder.is_file() or (folder / "recipe.yaml").is_file()) and not title.startswith(HUB):
             return DataToAudit(load_recipe(folder, overrides), title)
-        section = _section(title, folder)
+        else:
+            section = _section(title)
     else:
         title, section = "the given data", dict(data)
     content = apply_overrides({"data": section, "backbone": NO_TOWERS}, list(overrides))
-    return DataToAudit(parse_recipe(content, title), title)
+    return DataToAudit(parse_recipe(content, title), title, sentence)
 
 
-def _section(name: str, folder: Path) -> dict[str, str]:
+def _section(name: str) -> dict[str, str]:
     if name.startswith(HUB):
         return {"source": "hub", "path": name.removeprefix(HUB)}
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return {"source": "hub", "path": str(folder)}
-    if folder.is_dir():
-        return {"source": "folder", "root": str(folder)}
     advice = "" if looks_like_path(name) or name.endswith((".yaml", ".yml")) else f" (of the Hub: {HUB}{name})"
     raise ValueError(f"{name}: there is no such folder or recipe{advice}; {EXPECTED}")
 

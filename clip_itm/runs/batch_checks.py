@@ -5,19 +5,21 @@ import warnings
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from clip_itm.backbones.masked_batch_norm import MaskedBatchNorm
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Pairs
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.distributed import process_state
 from clip_itm.recipe import Recipe
 from clip_itm.similarity.saf import CaptionNorm
-from clip_itm.visible import visible
+from clip_itm.visible import counted, visible
 
 
 def require_pairs(recipe: Recipe) -> None:
     """ValueError for batches of one pair; needs no data."""
-    if recipe.training.batch_size < 2:
+    if recipe.training.contrastive_batch < 2:
         raise ValueError(
             "training.batch_size 1: a pair alone has no negatives, and its loss is 0 in every step; write 2 or more"
         )
@@ -54,11 +56,36 @@ def warn_of_crowded_captions(sampler: PairBatchSampler, pairs: Pairs, noise: Cap
     left_out = int((counts - batches).clip(0).sum())
     warnings.warn(
         f"training.unique_captions: an epoch has {batches} batches, and {caption!r:.80} is the caption of {most} "
-        f"pairs, of which a batch takes one: {left_out} pairs of {(counts > batches).sum()} caption(s) are left out of "
-        f"each epoch, other ones each time; with training.batch_size {max(2, len(pairs) // most)} or less an epoch has "
-        "room for all",
+        f"pairs, of which a batch takes one: {left_out} pairs of {counted((counts > batches).sum(), 'caption')} are "
+        f"left out of each epoch, other ones each time; with training.batch_size {max(2, len(pairs) // most)} or less "
+        "an epoch has room for all",
         stacklevel=1,
     )
+
+
+def require_chunks_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBatchSampler) -> None:
+    """ValueError where the gradient cache would cut a batch in front of trained batch norm, whose statistics are those
+    of all rows. That of a similarity (SAF, SGR) lies behind the cache and sees the whole batch."""
+    training = recipe.training
+    chunk = training.chunk(process_state().num_processes)
+    if chunk is None or chunk >= sampler.batch_size:
+        return
+    mode = model.training
+    norms = [
+        name
+        for name, module in model.train().named_modules()
+        if module.training
+        and (isinstance(module, MaskedBatchNorm) or (isinstance(module, _BatchNorm) and name.startswith("backbone.")))
+    ]
+    model.train(mode)
+    if norms:
+        key = "cache_chunk" if training.accumulate == "separate" else "accumulate: cached"
+        raise ValueError(
+            f"training.{key}: {norms[0]} is batch norm that trains, whose statistics are those of a whole batch; the "
+            f"gradient cache shows it {chunk} rows at a time, which would be other gradients. Freeze that tower "
+            "(backbone.freeze_image), choose an encoder of regions without batch norm (linear), or leave "
+            f"training.{key.partition(':')[0]} out"
+        )
 
 
 def require_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBatchSampler) -> None:
@@ -67,7 +94,7 @@ def require_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairB
     norms = [
         name
         for name, module in model.train().named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if isinstance(module, _BatchNorm)
         and module.training
         and not isinstance(module, CaptionNorm)  # its rows are the nodes of a caption with all images
     ]

@@ -1,17 +1,20 @@
 """From the parts of a run to the trainer of its method."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 
 import numpy as np
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from clip_itm.data.batches import PairDataset
 from clip_itm.data.equal_captions import numbers_if_asked, numbers_of
+from clip_itm.data.pixels import KeptPixels, Pixels
 from clip_itm.data.rows import Split
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.tokens import CaptionTokens
 from clip_itm.data.training_data import TrainingData
-from clip_itm.distributed import process_state
+from clip_itm.data.workers import loader_processes
+from clip_itm.distributed import process_state, say
 from clip_itm.evaluation.equal_captions import EqualCaptions
 from clip_itm.evaluation.protocol import EmbeddedSplit
 from clip_itm.evaluation.protocols import PROTOCOLS
@@ -23,6 +26,7 @@ from clip_itm.runs.additions import NOTHING, Additions, ComputeMetrics
 from clip_itm.runs.provenance import Provenance
 from clip_itm.runs.publish import publish_run
 from clip_itm.runs.trackers import available_trackers
+from clip_itm.training.callbacks import ReadingCallback
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings, scoring
 from clip_itm.training.encoder import Encoder, autocast_dtype
@@ -40,9 +44,17 @@ def make_trainer(
     encoder: Encoder,
     resuming: bool,
     additions: Additions = NOTHING,
+    shards: bool = False,
 ) -> PairTrainer:
-    """The trainer of the recipe's method."""
+    """The trainer of the recipe's method; `shards`: it cuts the model in parts."""
     train, noise, model = data.train, data.noise, encoder.model
+    images = None if encoder.image_inputs(train) is not None else len(train)
+    on_gpu = process_state().device.type == "cuda"
+    encoder.num_workers = loader_processes(recipe.data.num_workers, on_gpu, images)
+    if encoder.num_workers:
+        say(f"{encoder.num_workers} loader processes (data.num_workers: {recipe.data.num_workers})")
+    else:
+        encoder.kept = KeptPixels()  # every epoch and evaluation reads the same photos
     text_features = encoder.text_features(train)
     tokens = None
     if text_features is None:
@@ -58,14 +70,16 @@ def make_trainer(
         random_crop=recipe.data.random_crop,
         seed=recipe.training.seed,
         caption_numbers=numbers_if_asked(recipe.head, train.pairs, noise),
+        pixels=Pixels(encoder.processor),
+        kept=encoder.kept,
     )
     zero_shot, captions = zero_shot_metric(recipe, data, encoder), val_captions(recipe, data.val)
-    return method.trainer(
+    trainer = method.trainer(
         data,
         encoder,
         recipe.training,
         model=model,
-        args=training_arguments(recipe, method, resuming),
+        args=training_arguments(recipe, resuming, 0 if images is None else encoder.num_workers),
         section=recipe.training,
         train_dataset=dataset,
         eval_dataset=data.val.rows,
@@ -77,7 +91,19 @@ def make_trainer(
         publish=publish_run,
         callbacks=[*early_stopping(recipe.training), *additions.callbacks],
         guard=guard_of(recipe.training, data),
+        shards=shards,
     )
+    if images is not None and process_state().is_main_process:
+        trainer.add_callback(ReadingCallback(trainer, reading_advice(recipe, encoder.num_workers)))
+    return trainer
+
+
+def reading_advice(recipe: Recipe, num_workers: int) -> str:
+    """What makes reading faster than the recipe has it."""
+    more = f"raise data.num_workers (now {num_workers})"
+    if recipe.data.cache_images is not None:
+        return more
+    return f"set data.cache_images (the short side to which photos are resized once, such as 256), or {more}"
 
 
 def val_captions(recipe: Recipe, val: Split) -> np.ndarray | None:
@@ -114,9 +140,9 @@ def zero_shot_metric(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Ca
     if classes is None:
         return dict
     require_vectors(encoder.model, "training.guard.classes")
-    size, workers = recipe.evaluation.batch_size, recipe.data.num_workers
 
     def measure() -> dict[str, float]:
+        size, workers = recipe.evaluation.batch_size, encoder.num_workers
         arguments = encoder.model, encoder.processor, classes, size, workers, encoder.precision
         return {"zero_shot": zero_shot_accuracy(*arguments)}
 
@@ -135,18 +161,21 @@ def early_stopping(training: TrainingSection) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(training.early_stopping_patience, training.early_stopping_threshold)]
 
 
-def training_arguments(recipe: Recipe, method: Method, resuming: bool) -> TrainingArguments:
+def training_arguments(recipe: Recipe, resuming: bool, num_workers: int) -> TrainingArguments:
     training, state = recipe.training, process_state()
+    # renamed in transformers 5.23
+    names = {field.name for field in fields(TrainingArguments)}
+    checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names)
     arguments = TrainingArguments(
         output_dir=recipe.output_dir,
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.batch_size // state.num_processes,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        per_device_train_batch_size=training.contrastive_batch // state.num_processes,
+        gradient_accumulation_steps=training.batches_per_step,
         learning_rate=training.learning_rate,
         max_grad_norm=training.max_grad_norm,
         bf16=autocast_dtype(recipe.training.precision) is not None,
-        activation_checkpointing=training.activation_checkpointing,
+        **{checkpointing: training.activation_checkpointing},
         eval_strategy="steps" if training.evaluate_every else "epoch",
         eval_steps=training.evaluate_every,
         eval_on_start=not resuming,
@@ -159,9 +188,10 @@ def training_arguments(recipe: Recipe, method: Method, resuming: bool) -> Traini
         report_to=available_trackers(training.trackers),
         project="clip-itm",
         run_name=recipe.output_dir,
-        ddp_find_unused_parameters=method.has_unused_parameters or None,
+        # where there are some: pooled features beside a similarity of tokens, what a gate of AAHR has not opened
+        ddp_find_unused_parameters=True,
         seed=(training.seed + state.process_index) % 2**32,  # processes must not share their dropout masks
-        dataloader_num_workers=recipe.data.num_workers,
+        dataloader_num_workers=num_workers,
         remove_unused_columns=False,
         use_cpu=state.device.type == "cpu",
         disable_tqdm=False,  # its default depends on the log level that an earlier run in this process has set

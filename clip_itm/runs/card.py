@@ -8,13 +8,15 @@ import yaml
 from huggingface_hub import ModelCard
 
 from clip_itm.backbones.configuration import BackboneConfig
+from clip_itm.backbones.positions import KEPT
 from clip_itm.backbones.section import BackboneSection
+from clip_itm.calibration.words import share_in_words
 from clip_itm.data.noise import level_in_words
 from clip_itm.evaluation.report import has_too_few, markdown_table, too_few
 from clip_itm.keys import section_types, tags
 from clip_itm.recipe import Recipe
 from clip_itm.runs.card_data import BARE_DATA, base_models, base_name, card_data, licence
-from clip_itm.visible import code, fence, markdown, visible
+from clip_itm.visible import code, counted, fence, markdown, visible
 
 PLACE = "PATH_OR_REPO"  # where the model is; a push puts the name of the repository in its place
 CURVES = "curves.png"
@@ -63,12 +65,22 @@ def _summary(recipe: Recipe, results: dict) -> str:
     links = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in hub) or markdown(base_name(recipe))
     method = (inspect.getdoc(type(recipe.head)) or "").partition("\n")[0]
     return (
-        f"Two towers that put photos and captions into one space, made with clip_itm, a toolkit for fine-tuning CLIP "
+        "Two towers that put photos and captions into one space, made with clip_itm, a toolkit for fine-tuning CLIP "
         f"when some of the captions are wrong.\n\n"
-        f"- **Base**: {links} ({code(recipe.backbone.kind)})\n"
+        f"- **Base**: {links} ({code(recipe.backbone.kind)})\n{_longer_captions(recipe.backbone)}"
         f"- **Method**: {code(recipe.head.kind)}. {method}\n"
         f"- **Weights**: {_weights(results)}\n"
         f"- **Trained on**: {markdown(recipe.data.source)}, with {_noise(results['noise'])}"
+    )
+
+
+def _longer_captions(backbone: BackboneSection) -> str:
+    length = getattr(backbone, "context_length", None)
+    if length is None:
+        return ""
+    return (
+        f"- **Captions**: up to {length} tokens, more than the base reads. The positions behind the first {KEPT} were "
+        "interpolated before training (Long-CLIP, arXiv 2403.15378 section 3.1)\n"
     )
 
 
@@ -123,19 +135,18 @@ def _data(recipe: Recipe, results: dict) -> str:
 
 
 def _skipped(split: dict) -> str:
-    kinds = {"missing": "missing photos", "broken": "broken photos", "empty_captions": "empty captions"}
-    return ", ".join(f"{split[key]:,} {kind}" for key, kind in kinds.items() if split.get(key)) or "nothing"
+    kinds = {"missing": "missing photo", "broken": "broken photo", "empty_captions": "empty caption"}
+    return ", ".join(counted(split[key], kind) for key, kind in kinds.items() if split.get(key)) or "nothing"
 
 
 def _wrong_share(judged: Mapping) -> str:
-    share, low, high = (100 * judged[key] for key in ("share", "low", "high"))
-    if share == 0:
-        return f"No random mismatches were found among the training pairs (0 to {high:.1f} % of them)."
-    return f"By its own estimate, {share:.1f} % of the training captions are wrong ({low:.1f} to {high:.1f} %)."
+    share = judged["share"] or 0.0, judged["low"], judged["high"]
+    told = share_in_words(share, "of the training captions are wrong", is_weak=judged["share"] is None)
+    return f"By its own estimate: {told}."
 
 
 def _wrong_pairs(found: Mapping, pairs: int) -> str:
-    start = f"Of {pairs:,} training pairs {found['wrong']:,} are wrong."
+    start = f"Of {counted(pairs, 'training pair')} {found['wrong']:,} are wrong."
     if found["auc"] is None:  # all of them are: there is nothing to tell apart
         return f"{start} Where all are, there is nothing to tell them from."
     return (

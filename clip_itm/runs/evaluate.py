@@ -17,6 +17,7 @@ from clip_itm.model import ItmModel
 from clip_itm.runs.ensemble import evaluate_encoders
 from clip_itm.runs.models import load_model
 from clip_itm.training.encoder import Encoder, autocast_dtype
+from clip_itm.visible import counted
 
 
 class Evaluation(Mapping[str, Result]):
@@ -78,7 +79,9 @@ def evaluate(
     results = evaluate_encoders(split, [encoder], protocols, bootstrap, same_caption)
     named = model.name_or_path or "model"
     return Evaluation(
-        results, f"{named}: recall on {split.name} ({len(split)} photos, {len(split.pairs)} captions), percent"
+        results,
+        f"{named}: recall on {split.name} ({counted(len(split), 'photo')}, "
+        f"{counted(len(split.pairs), 'caption')}), percent",
     )
 
 

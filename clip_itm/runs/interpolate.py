@@ -23,8 +23,9 @@ from clip_itm.recipe import Recipe
 from clip_itm.runs.build import val_captions, val_metrics
 from clip_itm.runs.setup import check_protocols, final_split, make_encoder, make_model, prepare_images
 from clip_itm.runs.train import evaluate_split
-from clip_itm.training.encoder import Encoder, autocast_dtype
+from clip_itm.training.encoder import Encoder
 from clip_itm.training.zero_shot import require_vectors, zero_shot_accuracy
+from clip_itm.visible import counted
 
 State = dict[str, Tensor]
 
@@ -33,8 +34,9 @@ def require_same_names(base: State, tuned: State, named: str) -> None:
     """ValueError where two state dicts are not of one architecture; `named` is what the first one is called."""
     if strange := base.keys() ^ tuned.keys():
         raise ValueError(
-            f"{named} is no model to interpolate from: {len(strange)} weights are in one of the two models only, such "
-            f"as {min(strange)}; expected the model that the tuned one began as (the same backbone and head)"
+            f"{named} is no model to interpolate from: {counted(len(strange), 'weight is', 'weights are')} in one of "
+            f"the two models only, such as {min(strange)}; expected the model that the tuned one began as (the same "
+            "backbone and head)"
         )
     for name, weight in tuned.items():
         if base[name].shape != weight.shape:
@@ -110,23 +112,17 @@ class Line:
         # a new one for every point: it remembers what the towers made
         encoder = make_encoder(self.recipe, self.model, self.processor, self.image_cache)
         val = None if self.val is None else self._val_metrics(encoder)
-        return Point(alpha, val, evaluate_split(self.recipe, self.final, encoder), self._zero_shot())
+        return Point(alpha, val, evaluate_split(self.recipe, self.final, encoder), self._zero_shot(encoder))
 
     def _val_metrics(self, encoder: Encoder) -> dict[str, float]:
         captions = val_captions(self.recipe, self.val)
         return val_metrics(self.model, encoder.encode(self.val), captions=captions)
 
-    def _zero_shot(self) -> float | None:
+    def _zero_shot(self, encoder: Encoder) -> float | None:
         if self.classes is None:
             return None
-        recipe = self.recipe
         return zero_shot_accuracy(
-            self.model,
-            self.processor,
-            self.classes,
-            recipe.evaluation.batch_size,
-            recipe.data.num_workers,
-            autocast_dtype(recipe.training.precision),
+            self.model, self.processor, self.classes, encoder.batch_size, encoder.num_workers, encoder.precision
         )
 
 

@@ -16,6 +16,7 @@ from clip_itm.distributed import process_state
 from clip_itm.training.encode import encode_stored
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.feature_cache import NO_ROOM, kept_arrays
+from clip_itm.visible import counted
 
 BLOCK_BYTES = 64 * 2**20  # of float64 cosines
 ROWS = 4096  # that are brought to unit length at once
@@ -70,7 +71,10 @@ def kept_nearest_images(vectors: Tensor, count: int, folder: Path) -> np.ndarray
     if len(vectors) < 2:
         return nearest_images(vectors, count)
     if not vectors.isfinite().all():
-        raise ValueError(f"the features of {int((~vectors.isfinite().all(dim=1)).sum())} photos are not finite")
+        raise ValueError(
+            f"the features of {counted(int((~vectors.isfinite().all(dim=1)).sum()), 'photo is', 'photos are')} "
+            "not finite"
+        )
     digest = xxhash.xxh3_128(vectors.contiguous().numpy().tobytes()).hexdigest()
     path = folder / f"neighbours-{digest}-{count}.npy"
 

@@ -23,6 +23,7 @@ class Provenance:
     `splits` name -> {sha256, images, captions} and the numbers left out {missing, broken, empty_captions}; `noise`
     {sha256, ratio, level, seed} of the training captions, and what else a level has;
     `start`, hash of the model that `start_from` names; `python`, what a run was given that no recipe holds (callbacks);
+    `marks`, which of the training pairs people marked, and the hash of the split without;
     `method`, hashes of what the recipe's method reads for these pairs, such as a memory bank.
     """
 
@@ -34,6 +35,7 @@ class Provenance:
     method: dict[str, str] = field(default_factory=dict)
     start: str | None = None
     python: list[str] = field(default_factory=list)
+    marks: dict[str, int | str] = field(default_factory=dict)
 
     def write(self, folder: Path, recipe: Recipe) -> None:
         """`provenance.json` and `recipe.yaml` in `folder`."""
@@ -77,4 +79,5 @@ def describe_run(recipe: Recipe, splits: dict, noise, method: dict[str, str], py
         method=method,
         start=None if recipe.start_from is None else start_sha256(recipe.start_from),
         python=list(python),
+        marks=dict(splits["train"].marks) if "train" in splits else {},
     )

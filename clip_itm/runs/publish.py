@@ -3,10 +3,16 @@
 import json
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from clip_itm.checksums import CHECKSUMS, check_files, read_checksums
@@ -15,6 +21,9 @@ from clip_itm.methods.method import state_files
 from clip_itm.reading import read_json
 from clip_itm.runs.card import PLACE, bare_card, with_licence
 from clip_itm.runs.folder import RunFolder
+
+CLEANED = "cleaned.json"  # of `data/cleaned.py`
+SHARD = re.compile(r"data/(train|val|test)-\d{5}-of-\d{5}\.parquet")
 
 Files = dict[str, Path | bytes]  # path in the repository -> a file here, or its content
 
@@ -114,13 +123,16 @@ def upload(
     private: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
+    deleted: Iterable[str] = (),
 ) -> CommitInfo:
-    """One commit with all `files` to `repo` of `kind` ("model" or "space"), which is made where it does not exist.
+    """One commit with all `files` to `repo` of `kind` ("model", "space" or "dataset"), made where it does not exist.
 
-    `private`: of a new repository (None: what the account has as default); `revision`: a branch, made if need be.
+    `private`: of a new repository (None: what the account has as default); `revision`: a branch, made if need be;
+    `deleted`: files there that go.
     """
     api = HfApi(token=token)
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    operations += [CommitOperationDelete(name) for name in deleted]
     try:
         sdk = "gradio" if kind == "space" else None
         repo = api.create_repo(repo, repo_type=kind, private=private, space_sdk=sdk, exist_ok=True).repo_id
@@ -146,3 +158,46 @@ def publish_run(
     files = model_files(run, repo)
     log_in(token)
     return upload(files, repo, message=message, private=private, revision=revision, token=token)
+
+
+def data_repo_files(repo: str, token: str | None = None) -> set[str]:
+    """What is in a data set of the Hub; nothing where it does not exist.
+
+    Raises ValueError for a wrong name, if nobody is logged in, and for a repository with something else than cleaned
+    data in it.
+    """
+    check_name(repo)
+    log_in(token)
+    try:
+        there = set(HfApi(token=token).list_repo_files(repo, repo_type="dataset"))
+    except (RepositoryNotFoundError, RevisionNotFoundError):  # the latter: nothing was ever committed
+        return set()
+    except Exception as error:  # of the Hub, or of the HTTP library
+        raise ValueError(f"{repo}: the Hub cannot say what is in it: {error}") from error
+    others = there - {".gitattributes", "README.md"}
+    if others and CLEANED not in there:
+        raise ValueError(f"{repo} holds {min(others)}, which no push of cleaned data wrote: choose another name")
+    return there
+
+
+def push_data(
+    folder: Path,
+    repo: str,
+    *,
+    message: str = "Cleaned by clip-itm audit",
+    private: bool = True,
+    token: str | None = None,
+) -> CommitInfo:
+    """A cleaned data set in the layout "datasets" (`data/cleaned.py`) to a data set of the Hub, in one commit.
+
+    Of a repository that is there already only what an earlier push wrote is replaced, and its card stays; a new one is
+    private unless `private` is False. Raises ValueError for another folder, and as `data_repo_files` does.
+    """
+    shards = sorted((folder / "data").glob("*.parquet"))
+    if not (folder / CLEANED).is_file() or not shards:
+        raise ValueError(f"{folder} is no cleaned data set in Parquet files: write it with --clean-as datasets")
+    there = data_repo_files(repo, token)
+    files: Files = {f"data/{path.name}": path for path in shards}
+    files |= {name: folder / name for name in (CLEANED, "README.md") if name == CLEANED or name not in there}
+    old = [name for name in there - files.keys() if SHARD.fullmatch(name)]
+    return upload(files, repo, message=message, kind="dataset", private=private, token=token, deleted=sorted(old))

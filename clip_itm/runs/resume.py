@@ -4,6 +4,7 @@ from pathlib import Path
 
 from clip_itm.checksums import CHECKSUMS, check_files
 from clip_itm.data.load import load_splits
+from clip_itm.data.marked_training import with_marks
 from clip_itm.data.noise import CaptionNoise
 from clip_itm.data.rows import Split
 from clip_itm.data.training_data import TrainingData
@@ -72,6 +73,7 @@ def finished(recipe: Recipe, folder: Path, additions: Additions = NOTHING) -> di
     require_splits(recipe, splits)
     kept = recipe.noise.needs_neighbours  # no photo is encoded again only to look at results
     noise = CaptionNoise.load(folder / "noise.npz") if kept else noise_of(recipe, splits)
+    splits, noise = with_marks(splits, noise, recipe.data.marks)
     method = method_of(recipe.head)
     method.open(noise, splits["train"].pairs)
     _require_unchanged(folder, describe_run(recipe, splits, noise, method.provenance))

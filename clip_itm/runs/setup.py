@@ -16,10 +16,12 @@ from clip_itm.data.equal_captions import caption_numbers
 from clip_itm.data.image_cache import ImageCache
 from clip_itm.data.load import image_checker, load_splits, require_readable
 from clip_itm.data.load_noise import load_noise
+from clip_itm.data.marked_training import with_marks
 from clip_itm.data.noise import CaptionNoise, Neighbours
 from clip_itm.data.rows import Split, hash_strings
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.training_data import TrainingData
+from clip_itm.data.workers import loader_processes
 from clip_itm.distributed import is_same_everywhere, process_state
 from clip_itm.evaluation.protocol import EmbeddedSplit
 from clip_itm.evaluation.protocols import PROTOCOLS
@@ -78,7 +80,7 @@ def load_pairs(recipe: Recipe) -> TrainingData:
             f"data: the processes of this run do not find the same photos and captions (process {state.process_index}: "
             f"{', '.join(f'{name} {split.sha256[:12]}' for name, split in splits.items())}); all need the same folders"
         )
-    noise = noise_of(recipe, splits)
+    splits, noise = with_marks(splits, noise_of(recipe, splits), recipe.data.marks)
     if not is_same_everywhere(noise.sha256, state.device):
         raise ValueError(
             "noise: the processes of this run draw other captions, because their photos have other features; draw the "
@@ -141,7 +143,8 @@ def prepare_images(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | Non
         return None  # found while the splits were loaded, or there is nothing to find
     with process_state().main_process_first():
         checker = image_checker(recipe.data)
-        require_readable(splits, checker, recipe.data.num_workers if recipe.data.cache_images else 0)
+        threads = recipe.data.num_workers if recipe.data.cache_images else 0
+        require_readable(splits, checker, 0 if threads == "auto" else threads)
     return checker if isinstance(checker, ImageCache) else None
 
 
@@ -160,16 +163,24 @@ def make_sampler(recipe: Recipe, train: Split, noise: CaptionNoise | None = None
     captions = None
     if training.unique_captions:
         captions = caption_numbers(train.pairs, noise or CaptionNoise.clean(train.pairs))
-    return PairBatchSampler(
-        train.pairs.image,
-        mode=training.batches,
-        batch_size=training.batch_size,
-        captions_per_image=training.captions_per_image,
-        seed=training.seed,
-        rank=state.process_index,
-        world_size=state.num_processes,
-        pair_caption=captions,
-    )
+    try:
+        return PairBatchSampler(
+            train.pairs.image,
+            mode=training.batches,
+            batch_size=training.contrastive_batch,
+            captions_per_image=training.captions_per_image,
+            seed=training.seed,
+            rank=state.process_index,
+            world_size=state.num_processes,
+            pair_caption=captions,
+        )
+    except ValueError as error:
+        if training.accumulate == "separate":
+            raise
+        raise ValueError(
+            f"{error} (with training.accumulate: cached, training.gradient_accumulation_steps "
+            f"{training.gradient_accumulation_steps} times as many pairs are one batch)"
+        ) from None
 
 
 def make_model(recipe: Recipe, splits: dict[str, Split]) -> tuple[ItmModel, ItmProcessor]:
@@ -196,7 +207,7 @@ def make_encoder(
         processor,
         cache_folder=recipe.data.cache_folder / "features",
         batch_size=recipe.evaluation.batch_size,
-        num_workers=recipe.data.num_workers,
+        num_workers=loader_processes(recipe.data.num_workers, process_state().device.type == "cuda"),
         precision=autocast_dtype(recipe.training.precision),
         random_crop=recipe.data.random_crop,
         image_cache=image_cache,
@@ -244,8 +255,9 @@ def prepare(recipe: Recipe, additions: Additions = NOTHING) -> Prepared:
     sampler = make_sampler(recipe, data.train, data.noise)
     warn_of_crowded_captions(sampler, data.train.pairs, data.noise)
     require_negatives(recipe, sampler)
-    if caution := method.caution(recipe.random_part):
-        warnings.warn(caution, stacklevel=1)
+    for caution in (method.caution(recipe.random_part), recipe.head.caution(recipe.training)):
+        if caution is not None:
+            warnings.warn(caution, stacklevel=1)
     data.classes = guarded_classes(recipe)
     data.image_cache = prepare_images(recipe, data.splits)  # minutes of decoding come last
     found = describe_run(recipe, data.splits, data.noise, method.provenance, additions.names)

@@ -15,6 +15,7 @@ from clip_itm.methods.section import HeadSection
 from clip_itm.model import ItmModel
 from clip_itm.offline import require_path
 from clip_itm.processing import ItmProcessor
+from clip_itm.visible import counted
 from clip_itm.weights import trains_only
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no code: this package's is used
@@ -94,7 +95,8 @@ def _take_head(head: Head, start: Head, place: str | Path) -> None:
     wanted = {name for name in own if not name.startswith(omitted)} if omitted else set(own)
     if strange := [name for name in wanted if name not in other or other[name].shape != own[name].shape]:
         raise ValueError(
-            f"start_from: the head of {place} does not fit: {len(strange)} weights of this one, such as {strange[0]}, "
+            f"start_from: the head of {place} does not fit: "
+            f"{counted(len(strange), 'weight of this one', 'weights of this one')}, such as {strange[0]}, "
             "are not in it or have another size; write the same head section, or another kind of head"
         )
     head.load_state_dict({**own, **{name: other[name] for name in wanted}})

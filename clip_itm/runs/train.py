@@ -20,12 +20,12 @@ from clip_itm.files import write_json, write_text
 from clip_itm.model import ItmModel
 from clip_itm.recipe import Recipe
 from clip_itm.runs.additions import NOTHING, Additions
-from clip_itm.runs.batch_checks import require_rows_for_batch_norm
+from clip_itm.runs.batch_checks import require_chunks_for_batch_norm, require_rows_for_batch_norm
 from clip_itm.runs.build import make_trainer
 from clip_itm.runs.card import CURVES, model_card
 from clip_itm.runs.curves import draw_curves
 from clip_itm.runs.ensemble import evaluate_encoders
-from clip_itm.runs.launch import recipe_decides
+from clip_itm.runs.launch import parts_weights, recipe_decides
 from clip_itm.runs.resume import began_here, begin, finished, last_own_checkpoint, require_other_start
 from clip_itm.runs.setup import final_split, make_encoder, make_model, prepare
 from clip_itm.runs.stored import read_provenance
@@ -33,7 +33,9 @@ from clip_itm.training.clean_probability import FILE as CLEAN_PROBABILITY
 from clip_itm.training.clean_probability import share_found, wrong_pairs_found
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.folder import RESULTS, SKIPPED, failed_write, held, record_added, require_room, seal_run, staged
+from clip_itm.training.sharding import whole
 from clip_itm.training.trainer import PairTrainer
+from clip_itm.visible import counted
 
 
 def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
@@ -58,20 +60,21 @@ def run(recipe: Recipe, overwrite: bool = False, additions: Additions = NOTHING)
     """`train`, with what a run gets from Python beside its recipe."""
     disable_progress_bar()  # of loading and saving weights; training and encoding have their own
     folder = Path(recipe.output_dir)
+    shards = parts_weights(recipe)
     with recipe_decides(recipe):
         results = None if overwrite else finished(recipe, folder, additions)
         if results is None:
             with held(folder, "train"):
                 results = None if overwrite else finished(recipe, folder, additions)  # by another process, just now
                 if results is None:
-                    return _run(recipe, folder, overwrite, additions)
+                    return _run(recipe, folder, overwrite, additions, shards)
     say(f"{folder}: this run is finished; here are its results (--overwrite repeats it)")
     if process_state().is_main_process and not (folder / "best" / "README.md").is_file():
         _show(recipe, folder, results)
     return results
 
 
-def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) -> dict:
+def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions, shards: bool) -> dict:
     require_room(folder, anew=overwrite)
     require_other_start(recipe, folder)
     by_first(lambda: additions.keep(folder, overwrite))
@@ -83,7 +86,9 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) ->
     encoder = make_encoder(recipe, model, processor, data.image_cache)
     final = final_split(recipe, data.splits)
     require_rows_for_batch_norm(recipe, model, sampler)
-    trainer = make_trainer(recipe, data, sampler, method, provenance, encoder, checkpoint is not None, additions)
+    require_chunks_for_batch_norm(recipe, model, sampler)
+    resuming = checkpoint is not None
+    trainer = make_trainer(recipe, data, sampler, method, provenance, encoder, resuming, additions, shards)
     by_first(lambda: begin(recipe, folder, provenance, data, checkpoint, bool(goes_on)))
 
     results = {
@@ -105,15 +110,17 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions) ->
             "on from the last checkpoint"
         ) from error
     seconds = time.perf_counter() - began  # with what a method works out first
-    results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last")
+    with whole(model):
+        results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last")
     best = folder / f"checkpoint-{trainer.state.best_global_step}"  # not the path in the state: a run may be moved
-    model.load_state_dict(ItmModel.from_pretrained(best).state_dict())
+    trainer.model = encoder.model = ItmModel.from_pretrained(best).to(model.device)  # whole, whatever `model` is
     results["best"] = evaluate_split(recipe, final, encoder, folder / "ranks_best")
     results |= {
         "best_step": trainer.state.best_global_step,
         "best_val_rsum": trainer.state.best_metric,
         "steps": trainer.state.global_step,
         "seconds": None if checkpoint or goes_on else seconds,  # of a run in one go
+        "waiting": trainer.waiting.share,
         "val_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
         "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in method.history)],
         "provenance": read_provenance(folder / "provenance.json"),
@@ -171,13 +178,20 @@ def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
     lines = [f"{name:5s} {len(split):7d} photos  {len(split.pairs):7d} captions" for name, split in data.splits.items()]
     if skipped := [out for split in data.splits.values() for out in split.skipped]:
         item, _, reason = skipped[0]
-        lines.append(f"left out: {len(skipped)} photos and captions, such as {item} ({reason}); all in {SKIPPED}")
+        lines.append(
+            f"left out: {counted(len(skipped), 'photo or caption', 'photos and captions')}, such as {item} ("
+            f"{reason}); all in {SKIPPED}"
+        )
     noise = data.noise
     drawn = f"from {recipe.noise.file}" if recipe.noise.file else f"seed {noise.seed}"
     lines.append(f"noise {noise.ratio:g} ({level_in_words(noise.description())}, {drawn}), hash {noise.sha256[:12]}")
     lines.append(
-        (f"{recipe.training.max_steps} steps" if recipe.training.max_steps else f"{recipe.training.epochs} epochs")
-        + f", {batches} {recipe.training.batches} batches of {recipe.training.batch_size} pairs an epoch "
+        (
+            counted(recipe.training.max_steps, "step")
+            if recipe.training.max_steps
+            else counted(recipe.training.epochs, "epoch")
+        )
+        + f", {batches} {recipe.training.batches} batches of {recipe.training.contrastive_batch} pairs an epoch "
         f"-> {recipe.output_dir}"
     )
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from clip_itm.data.configuration import DataSection, FolderData, HubData, NoiseSection
+from clip_itm.data.configuration import DataSection, FolderData, HubData, NoiseSection, ParquetData, WebDatasetData
 from clip_itm.data.given import GivenData, given_data
 from clip_itm.data.load import load_splits
 from clip_itm.data.rows import Split
@@ -24,8 +24,10 @@ from clip_itm.runs.models import find_model, remember, take_place, weights_hash
 from clip_itm.runs.train import run
 from clip_itm.section import RecipeError
 from clip_itm.training.configuration import TrainingSection
+from clip_itm.visible import counted
 
 NAMES_DATA = ("source", "path", "root")
+GIVEN_AS = (FolderData, HubData, WebDatasetData, ParquetData)  # what a name or what is in memory may become
 
 
 class ItmTrainer:
@@ -153,7 +155,8 @@ class ItmTrainer:
         changed = [name for name, one in model.named_parameters() if one.requires_grad != model._trains.get(name)]
         if changed:
             raise ValueError(
-                f"model: {len(changed)} weights, such as {changed[0]}, were frozen or thawed by hand, which no recipe "
+                f"model: {counted(len(changed), 'weight')}, such as {changed[0]}, were frozen or thawed by "
+                "hand, which no recipe "
                 "says: load it with freeze_image, freeze_text_blocks, lora, ... (load_model)"
             )
         origin = getattr(model, "origin", None)
@@ -175,7 +178,7 @@ def _data(data: Any, keys: dict[str, Any], path: Path) -> Any:
     if isinstance(data, DataSection) or (isinstance(data, Mapping) and "source" in data):
         known: list[str] = []
     else:
-        fields = FolderData.model_fields | HubData.model_fields
+        fields = dict.fromkeys(name for section in GIVEN_AS for name in section.model_fields)
         known = [name for name in fields if name not in NAMES_DATA]
     for name in keys:
         if name not in known:

@@ -79,7 +79,7 @@ class SgrSection(GraphSection):
     """Similarity graph reasoning (Diao et al., AAAI 2021)."""
 
     kind: Literal["sgr"] = "sgr"
-    graph_steps: PositiveInt = Field(3, le=1000)
+    graph_steps: PositiveInt = Field(3, le=1000, description="rounds of reasoning over the graph")
 
 
 SimilarityConfig = Annotated[CosineSection | ScanSection | SafSection | SgrSection, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-const form = document.querySelector("form"), list = document.getElementById("pairs");
+const form = document.getElementById("filter"), list = document.getElementById("pairs");
 const cards = [...list.children].map((card) => ({
   card,
   rank: Number(card.dataset.rank),

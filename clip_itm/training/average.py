@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from clip_itm.training.sharding import local, part_of, put_together
 
 UNAVERAGED = "unaveraged.safetensors"  # in a checkpoint, whose model.safetensors has the average
 
@@ -18,34 +20,36 @@ class WeightAverage:
         d = min(decay, (1 + t) / (10 + t))
 
     so that the average leaves the weights of the beginning behind, which may be random, however short a run is against
-    1 / (1 - decay) steps. Only what trains has an average; buffers (running statistics) are those of the model.
+    1 / (1 - decay) steps. Only what trains has an average; buffers (running statistics) are those of the model. Of a
+    model in parts (`sharding.py`), every process averages its own.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.steps = decay, 0
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.average = {name: local(weight).clone() for name, weight in self.weights.items()}
 
     @torch.no_grad()
     def follow(self) -> None:
         """Take the weights of one more step into the average."""
         self.steps += 1
         update = get_ema_multi_avg_fn(min(self.decay, (1 + self.steps) / (10 + self.steps)))
-        update([*self.average.values()], [*self.weights.values()], None)
+        update([*self.average.values()], [local(weight) for weight in self.weights.values()], None)
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begin again from the current weights."""
         self.steps = 0
         for name, weight in self.weights.items():
-            self.average[name].copy_(weight)
+            self.average[name].copy_(local(weight))
 
     @torch.no_grad()
     def exchange(self) -> None:
         """Give the model the averaged weights, and keep those that train in their place; or the reverse."""
         for name, weight in self.weights.items():
-            kept = weight.clone()
-            weight.copy_(self.average[name])
+            own = local(weight)
+            kept = own.clone()
+            own.copy_(self.average[name])
             self.average[name].copy_(kept)
 
     @contextmanager
@@ -57,10 +61,14 @@ class WeightAverage:
         finally:
             self.exchange()
 
-    def save(self, folder: Path) -> None:
-        """The weights that train, and the number of steps in the average."""
-        state = {f"weights.{name}": weight.detach().cpu().contiguous() for name, weight in self.weights.items()}
-        save_file(state | {"steps": torch.tensor(self.steps)}, folder / UNAVERAGED)
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights that train, whole, and the number of steps in the average; all processes have to call this."""
+        state = {f"weights.{name}": put_together(weight) for name, weight in self.weights.items()}
+        return state | {"steps": torch.tensor(self.steps)}
+
+    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write a `state_dict()`."""
+        save_file({name: value.cpu().contiguous() for name, value in state.items()}, folder / UNAVERAGED)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -69,4 +77,4 @@ class WeightAverage:
         self.restart()
         self.steps = int(state["steps"])
         for name, weight in self.weights.items():
-            weight.copy_(state[f"weights.{name}"])
+            local(weight).copy_(part_of(state[f"weights.{name}"], weight))

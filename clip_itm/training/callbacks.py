@@ -1,11 +1,15 @@
 """When a run is evaluated and saved, and what a person sees of it."""
 
 import math
+import warnings
 from collections.abc import Sequence
 
 from transformers import ProgressCallback, TrainerCallback
 
+from clip_itm.training.sharding import whole
+
 LABEL_BINS = "label_share_"
+LONG_WAIT, LARGE_SHARE = 60, 0.2  # seconds, and their share of training
 
 
 class EpochCallback(TrainerCallback):
@@ -15,13 +19,30 @@ class EpochCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.begin_epoch(int(state.epoch or 0))
+        with whole(self.trainer.model):  # a method may look at its pairs
+            self.trainer.begin_epoch(int(state.epoch or 0))
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.end_step()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.trainer.end_epoch(math.ceil(state.epoch) - 1)  # a run may end within an epoch
+
+
+class ReadingCallback(TrainerCallback):
+    """Says once, behind an epoch, what helps where training waits long for its photos."""
+
+    def __init__(self, trainer, advice: str):
+        self.trainer, self.advice = trainer, advice
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        waiting = self.trainer.waiting
+        if self.advice and waiting.waited > LONG_WAIT and waiting.share > LARGE_SHARE:
+            warnings.warn(
+                f"{100 * waiting.share:.0f} % of the time of training goes into waiting for photos: {self.advice}",
+                stacklevel=2,
+            )
+            self.advice = ""
 
 
 class FinishCallback(TrainerCallback):

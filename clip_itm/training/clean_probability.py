@@ -24,8 +24,8 @@ class CleanProbability:
 
     `ranking` float32 [N] orders pairs of equal probability (higher is cleaner), such as minus the loss; `method` says
     in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`). `share`: of the pairs
-    that is wrong, with the ends of its 95 % interval, where that was estimated. Raises ValueError for other shapes,
-    values outside [0, 1], and NaN.
+    that is wrong, with the ends of its 95 % interval, where that was estimated; `is_weak`: the judge could not tell it
+    (`Judgement`). Raises ValueError for other shapes, values outside [0, 1], and NaN.
 
     Example:
         >>> values, ranking = np.array([0.9, 0.1, 0.9]), np.array([1.0, 0.0, 2.0])
@@ -39,6 +39,7 @@ class CleanProbability:
     method: str
     noise_sha256: str
     share: tuple[float, float, float] | None = None
+    is_weak: bool = False
 
     def __post_init__(self):
         if self.values.shape != self.ranking.shape or self.values.ndim != 1:
@@ -77,6 +78,7 @@ class CleanProbability:
         save_arrays(
             path,
             **({} if self.share is None else {"share": np.array(self.share)}),
+            **({"is_weak": np.array(True)} if self.is_weak else {}),
             values=self.values.astype(np.float32),
             ranking=self.ranking.astype(np.float32),
             method=self.method,
@@ -97,6 +99,7 @@ class CleanProbability:
                 method=str(arrays["method"]),
                 noise_sha256=str(arrays["noise_sha256"]),
                 share=tuple(map(float, arrays["share"])) if "share" in arrays else None,
+                is_weak="is_weak" in arrays,
             )
 
 
@@ -136,9 +139,10 @@ def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -
 def share_found(clean: CleanProbability, known_wrong: np.ndarray | None) -> dict[str, float | None] | None:
     """The `share` of wrong pairs with the ends `low` and `high` of its interval, beside the `true` one if it is known.
 
-    None if the method does not estimate it.
+    None if the method does not estimate it. The `share` of a weak judge is None.
     """
     if clean.share is None:
         return None
+    share, low, high = clean.share
     true = None if known_wrong is None else float(known_wrong.mean())
-    return dict(zip(("share", "low", "high"), clean.share, strict=True)) | {"true": true}
+    return {"share": None if clean.is_weak else share, "low": low, "high": high, "true": true}

@@ -38,7 +38,7 @@ class GuardSection(Section):
 class TrainingSection(Section):
     """One run. Batch sizes count pairs over all processes, so that a recipe means the same on one GPU and on eight."""
 
-    epochs: PositiveInt = 5
+    epochs: PositiveInt = Field(5, description="passes over the training pairs")
     max_steps: PositiveInt | None = Field(None, description="stop after so many optimiser steps (a smoke run)")
     batch_size: PositiveInt = Field(256, description="pairs of one contrastive batch, over all processes")
     batches: Literal["random", "unique", "grouped"] = Field(
@@ -49,8 +49,18 @@ class TrainingSection(Section):
     unique_captions: bool = Field(
         False, description="with batches: unique, no caption twice in a batch either, under whatever photo it stands"
     )
-    gradient_accumulation_steps: PositiveInt = Field(1, description="contrastive batches per optimiser step")
-    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 1e-5
+    gradient_accumulation_steps: PositiveInt = Field(1, description="batches of batch_size pairs per optimiser step")
+    accumulate: Literal["separate", "cached"] = Field(
+        "separate",
+        description="the batches of gradient_accumulation_steps: each with its own negatives, or all of them one "
+        "contrastive batch, of which the towers see batch_size pairs at a time (see cache_chunk)",
+    )
+    cache_chunk: PositiveInt | None = Field(
+        None,
+        description="gradient cache: the towers see so many photos or captions of a batch at a time in each process, "
+        "twice; the same gradients, in the memory of so many; default: all at once",
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = Field(1e-5, description="the highest, after the warm-up")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each block below the top learns this much slower than the one above it"
     )
@@ -59,10 +69,10 @@ class TrainingSection(Section):
         description="factors on the learning rate by the beginning of parameter names, the longest that fits counts: "
         "{head: 10, backbone.image_tower: 0.1}",
     )
-    weight_decay: NonNegativeFloat = 0.2
+    weight_decay: NonNegativeFloat = Field(0.2, description="of AdamW, decoupled from the gradient")
     decay_all: bool = Field(True, description="decay norms, biases and the temperature too, as published fine-tunes do")
-    betas: tuple[Decay, Decay] = (0.9, 0.98)
-    epsilon: PositiveFloat = 1e-6
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay of AdamW's two moments")
+    epsilon: PositiveFloat = Field(1e-6, description="added to AdamW's denominator")
     schedule: Literal["cosine", "constant", "step", "per_epoch_plateau"] = Field(
         "cosine",
         description="after the warm-up; step: a tenth every decay_every epochs; per_epoch_plateau repeats an indexing "
@@ -82,7 +92,14 @@ class TrainingSection(Section):
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="bf16 autocast over float32 weights; auto: bf16 where a GPU supports it"
     )
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = Field(
+        False, description="compute activations of the towers twice instead of keeping them: less memory, more time"
+    )
+    compile: bool = Field(
+        False,
+        description="compile the layers of the towers (torch.compile), which rounds otherwise and takes a while at the "
+        "start; needs a C++ compiler, on a GPU Triton",
+    )
     evaluate_every: PositiveInt | None = Field(
         None, description="optimiser steps between evaluations; default: an epoch"
     )
@@ -111,6 +128,41 @@ class TrainingSection(Section):
                 f"unique_captions does nothing with batches: {self.batches}; write batches: unique, or leave it out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_cache_does_something(self):
+        if self.accumulate == "cached" and self.gradient_accumulation_steps == 1:
+            raise ValueError(
+                "accumulate: cached makes one batch of gradient_accumulation_steps batches, which is 1: raise it, or "
+                "leave accumulate out"
+            )
+        if self.cache_chunk is not None and self.cache_chunk >= self.contrastive_batch:
+            raise ValueError(
+                f"cache_chunk {self.cache_chunk} does nothing with batches of {self.contrastive_batch} pairs "
+                f"({self.names_of_batch}): write a smaller one, or leave it out"
+            )
+        return self
+
+    @property
+    def contrastive_batch(self) -> int:
+        """Pairs that are each other's negatives, over all processes."""
+        return self.batch_size * (self.gradient_accumulation_steps if self.accumulate == "cached" else 1)
+
+    @property
+    def names_of_batch(self) -> str:
+        """The keys that make `contrastive_batch`, for messages."""
+        return "batch_size" + (" x gradient_accumulation_steps" if self.accumulate == "cached" else "")
+
+    @property
+    def batches_per_step(self) -> int:
+        """Contrastive batches of an optimiser step."""
+        return self.gradient_accumulation_steps if self.accumulate == "separate" else 1
+
+    def chunk(self, processes: int) -> int | None:
+        """Rows that the towers see at a time in each of so many processes; None: all."""
+        if self.cache_chunk is None and self.accumulate == "cached":
+            return max(1, self.batch_size // processes)
+        return self.cache_chunk
 
     @field_validator("trackers", mode="before")
     @classmethod

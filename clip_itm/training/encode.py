@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from clip_itm.data.images import read_image
+from clip_itm.data.pixels import KeptPixels, Pixels
 from clip_itm.data.rows import Pairs
 from clip_itm.distributed import gather_constant, num_processes, process_index
 
@@ -29,22 +30,26 @@ class Embeddings:
 
 
 class _Images(torch.utils.data.Dataset):
-    """Whole batches of preprocessed images by row number."""
+    """Whole batches of pixels by row number, as `Pixels.read` gives them; `kept`: of the split `name`."""
 
-    def __init__(self, rows: Rows, processor, image_cache=None):
-        self.rows, self.processor, self.image_cache = rows, processor, image_cache
+    def __init__(self, rows: Rows, pixels: Pixels, image_cache=None, kept: KeptPixels | None = None, name: str = ""):
+        self.rows, self.pixels, self.image_cache, self.kept, self.name = rows, pixels, image_cache, kept, name
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices: list[int]) -> Tensor:
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        return self._read(indices) if self.kept is None else self.kept.read(self.name, indices, self._read)
+
+    def _read(self, indices: list[int]) -> dict[str, Tensor]:
         stored = (self.rows[index]["image"] for index in indices)
-        images = [read_image(self.image_cache.image(image) if self.image_cache else image) for image in stored]
-        return self.processor(images=images, return_tensors="pt")["pixel_values"]
+        return self.pixels.read(
+            [read_image(self.image_cache.image(image) if self.image_cache else image) for image in stored]
+        )
 
 
 def encode_images(
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[..., Tensor],
     rows: Rows,
     processor,
     device: torch.device,
@@ -52,16 +57,27 @@ def encode_images(
     num_workers: int = 0,
     image_cache=None,
     description: str = "photos",
+    kept: KeptPixels | None = None,
+    name: str = "",
 ) -> Tensor:
-    """`encode` (pixels [b, 3, H, W] to [b, ...]) over all images: float32 [Ni, ...] on the CPU, on every process."""
+    """`encode` (what `processor` makes of b images, to [b, ...]) over all: float32 [Ni, ...] on the CPU, everywhere.
+
+    `kept`: pixels of the split `name` that are in memory already, or will be.
+    """
+    pixels = Pixels(processor)
     loader = DataLoader(
-        _Images(rows, processor, image_cache),
+        _Images(rows, pixels, image_cache, kept, name),
         batch_sampler=list(_batches(len(rows), batch_size)),
         collate_fn=_as_it_is,
         num_workers=num_workers,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader must not draw from the global generator: resuming would not be exact
     )
-    parts = [encode(pixels.to(device)).float() for pixels in _progress(loader, description)]
+    parts = []
+    for batch in _progress(loader, description):
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        inputs["pixel_values"] = pixels.normalize(inputs["pixel_values"])
+        parts.append(encode(**inputs).float())
     return _merge(parts, len(rows), device)
 
 
@@ -118,20 +134,21 @@ def encode_split(
     text_features: np.ndarray | None = None,
     image_cache=None,
     caption_vectors: np.ndarray | None = None,
+    kept: KeptPixels | None = None,
+    name: str = "",
 ) -> Embeddings:
     """Embeddings of a whole split under `model` (an `ItmModel`), in evaluation mode, under autocast to `precision`.
 
     `image_inputs` and `text_features` [Nt, C] replace images and captions if outputs of frozen towers are cached, or
-    the data are regions; `caption_vectors` [Nt, C]: see `encode_captions`.
+    the data are regions; `caption_vectors` [Nt, C]: see `encode_captions`; `kept`, `name`: see `encode_images`.
     """
     was_training, device = model.training, model.device
     model.eval()
     try:
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
             if image_inputs is None:
-                images = encode_images(
-                    model.encode_images, rows, processor, device, batch_size, num_workers, image_cache, "photos"
-                )
+                arguments = rows, processor, device, batch_size, num_workers, image_cache, "photos", kept, name
+                images = encode_images(model.encode_images, *arguments)
             else:
                 images = encode_stored(model.encode_images, image_inputs, len(rows), device, max(batch_size, 256))
             if text_features is None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from clip_itm.data.batches import rows_of
 from clip_itm.data.image_cache import ImageCache
+from clip_itm.data.pixels import KeptPixels
 from clip_itm.data.rows import Pairs, Split
 from clip_itm.distributed import process_state
 from clip_itm.processing import ItmProcessor
@@ -24,7 +25,7 @@ class Encoder:
     """Embeddings of any split under the current weights of `model`, from cached features if a tower is frozen.
 
     `cache_folder` holds these features; `precision`: that of autocast (None: float32); `random_crop`: the smallest
-    fraction of an image that training crops (1: no cropping).
+    fraction of an image that training crops (1: no cropping). `kept`: pixels in memory, of whole splits.
     """
 
     model: nn.Module
@@ -35,6 +36,7 @@ class Encoder:
     precision: torch.dtype | None = None
     random_crop: float = 1
     image_cache: ImageCache | None = None
+    kept: KeptPixels | None = None
 
     def __post_init__(self):
         self.frozen_images = is_frozen(self.model.backbone.image_blocks())
@@ -105,6 +107,8 @@ class Encoder:
             features,
             self.image_cache,
             vectors if vectors is None or captions is None else vectors[captions],
+            kept=self.kept if captions is None else None,
+            name=split.name,
         )
 
 

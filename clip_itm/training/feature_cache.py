@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from clip_itm.backbones.blocks import Block, parameters
 from clip_itm.data.arrays import cached_array, new_array
 from clip_itm.data.rows import Split, hash_strings
+from clip_itm.data.tar_members import tar_member
 from clip_itm.distributed import gather_constant, process_state
 from clip_itm.files import DamagedError
 from clip_itm.training.encode import encode_captions, encode_images
@@ -42,12 +43,14 @@ def image_features(
     model, split: Split, processor, folder: Path, batch_size: int, num_workers: int, image_cache=None
 ) -> dict[str, np.ndarray]:
     """Outputs of the image tower for the images of `split`, memory-mapped: `image_features` float32 [Ni, C] and, if the
-    head reads tokens, `image_tokens` float16 [Ni, T, C']."""
+    head reads tokens, `image_tokens` float16 [Ni, T, C'], with bool `image_mask` [Ni, T] where some are padding."""
     preprocessing = image_preprocessing(processor, image_cache)
     key = _key(model, model.backbone.image_blocks(), "text_", preprocessing, image_identities(split.rows))
     paths = {"image_features": folder / f"photos-{key}.npy"}
     if model.backbone.output_tokens:
         paths["image_tokens"] = folder / f"photos-{key}-tokens.npy"
+        if model.backbone.pads_images:
+            paths["image_mask"] = folder / f"photos-{key}-mask.npy"
     what = f"photos of {split.name} (kept in {folder})"
     encode = partial(
         encode_images,
@@ -99,10 +102,10 @@ def _write_part(model, rows: Rows, encode: Callable[..., Tensor], paths: dict[st
     """All processes encode, the first one writes."""
     shapes: list[tuple[int, ...]] = []
 
-    def tower(pixels: Tensor) -> Tensor:
-        """Pooled features and tokens side by side."""
-        features = model.backbone.image_trunk(pixels)
-        parts = [features.pooled, features.tokens][: len(paths)]
+    def tower(**images: Tensor) -> Tensor:
+        """Pooled features, tokens and their mask side by side."""
+        features = model.backbone.image_trunk(**images)
+        parts = [features.pooled, features.tokens, features.mask][: len(paths)]
         shapes[:] = [part.shape[1:] for part in parts]
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
@@ -110,7 +113,7 @@ def _write_part(model, rows: Rows, encode: Callable[..., Tensor], paths: dict[st
     state = process_state()
     if state.is_main_process:
         sides = columns.split([math.prod(shape) for shape in shapes], dim=1)
-        for path, side, shape, kind in zip(paths.values(), sides, shapes, (np.float32, np.float16), strict=False):
+        for path, side, shape, kind in zip(paths.values(), sides, shapes, (np.float32, np.float16, bool), strict=False):
             with new_array(path, kind, (len(rows), *shape), NO_ROOM) as array:
                 array[:] = side.numpy().reshape(-1, *shape)
     state.wait_for_everyone()
@@ -195,11 +198,14 @@ def caption_preprocessing(processor) -> list:
 
 
 def image_identities(rows: Rows) -> str:
-    """Hash of the bytes of stored images, and of path, size and modification time of those in files."""
+    """Hash of the bytes of stored images, of path, size and modification time of those in files, and of what is known
+    of those in tars."""
     identities = []
     for image in rows["image"]:
         if image["bytes"] is not None:
             identities.append(hashlib.sha256(image["bytes"]).hexdigest())
+        elif (member := tar_member(image["path"])) is not None:
+            identities.append(member.identity)
         else:
             status = os.stat(image["path"])
             identities.append(json.dumps([os.path.abspath(image["path"]), status.st_size, status.st_mtime_ns]))

@@ -1,6 +1,5 @@
 """`GuardedTrainer`: transformers' Trainer that never saves diverged weights and never loses a good checkpoint."""
 
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +7,16 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer
 
 from clip_itm.distributed import agree
 from clip_itm.files import temporary_name
 from clip_itm.training.checkpoints import last_complete_checkpoint, rotate
 from clip_itm.training.folder import STATE, Watched, commit, failed_write
+from clip_itm.training.sharded import ShardedTrainer
+from clip_itm.training.sharding import local
 
 
-class GuardedTrainer(Trainer):
+class GuardedTrainer(ShardedTrainer):
     """Stops if loss, gradient or weights are no longer finite, a checkpoint cannot be written, or the run folder was
     deleted: with a ValueError that says what to do, in every process, and with the last checkpoint intact.
 
@@ -33,6 +33,7 @@ class GuardedTrainer(Trainer):
         self.watched = Watched(self.run) if self.is_world_process_zero() else None
         self._staging = Path(broadcast_object_list([str(self.run / temporary_name("checkpoint"))])[0])
         self._failure: ValueError | None = None  # of the checkpoint that is being written
+        self._first_lost = torch.zeros(3, device=self.args.device)  # step, loss and norm where one was not finite
         try:
             return super().train(*args, **kwargs)
         finally:  # what accelerate has done to the model; it would not prepare it again for another trainer's precision
@@ -45,13 +46,33 @@ class GuardedTrainer(Trainer):
     # What is lost
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """See `Trainer`: called before every optimiser step. Here a run stops whose loss or gradient is not finite."""
+        """See `Trainer`: called before every optimiser step. Here is noted whether its loss and gradient are finite.
+
+        The note stays on the device, which would be waited for in every step else; on a CPU it is read at once.
+        """
         norm = super()._get_grad_norm(model, grad_norm)
-        if not math.isfinite(self._tr_loss + norm):  # the one moment of a step in which the device is waited for
-            step = self.state.global_step + 1
-            loss = float(self._tr_loss) / (step - self._globalstep_last_logged)
-            raise self.lost(f"the loss is {loss:.4g} and the norm of its gradient {float(norm):.4g}", step)
+        step = self.state.global_step + 1
+        loss = self._tr_loss / (step - self._globalstep_last_logged)
+        now = torch.stack([torch.full_like(loss, step), loss, norm.to(loss)])
+        self._first_lost = torch.where((self._first_lost[0] > 0) | now.isfinite().all(), self._first_lost, now)
+        if self._looks_at_every_step:
+            self._require_finite()
         return norm
+
+    @property
+    def _looks_at_every_step(self) -> bool:
+        return self.args.device.type == "cpu"
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._require_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _require_finite(self) -> None:
+        """Stop where loss or gradient have not been finite since training began: called where the device is read."""
+        step, loss, norm = self._first_lost.tolist()
+        if step:
+            raise self.lost(f"the loss is {loss:.4g} and the norm of its gradient {norm:.4g}", int(step))
 
     def lost(self, what: str, step: int) -> ValueError:
         """The error to raise when training has diverged."""
@@ -65,7 +86,7 @@ class GuardedTrainer(Trainer):
 
     def _unsound(self) -> ValueError | None:
         """Why these weights must not be saved here, or None."""
-        weights = [value.isfinite().all() for value in self.model.parameters()]
+        weights = [local(value).isfinite().all() for value in self.model.parameters()]
         statistics = [~value.isnan().any() for value in self.model.buffers()]
         if not torch.stack([*weights, *statistics]).all():
             return self.lost("weights are not finite", self.state.global_step)

@@ -1,10 +1,15 @@
 """AdamW over groups of parameters: layer-wise learning rates and the choice of what decays."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from clip_itm.backbones.blocks import parameters
 from clip_itm.training.configuration import TrainingSection
+from clip_itm.training.sharding import is_sharded, over_parts
+
+FUSED_ON = ("cpu", "cuda", "xpu", "mps")
 
 
 def block_lr_multipliers(blocks: list[list], decay: float) -> list[float]:
@@ -57,7 +62,11 @@ def _own_multipliers(names: list[str], multipliers: dict[str, float]) -> dict[st
 
 
 def make_optimizer(model, section: TrainingSection) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused if all parameters are on a GPU."""
+    """AdamW over `parameter_groups`, fused (one pass over weights and moments) where torch has it for their devices.
+
+    A run that goes on keeps the way it began with: the optimiser's state says which.
+    """
     groups = parameter_groups(model, section)
-    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(groups, betas=section.betas, eps=section.epsilon, fused=on_gpu or None)
+    fused = all(parameter.device.type in FUSED_ON for group in groups for parameter in group["params"])
+    make = partial(torch.optim.AdamW, betas=section.betas, eps=section.epsilon, fused=fused or None)
+    return over_parts(groups, make) if is_sharded(model) else make(groups)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clip_itm.reading import reading
+from clip_itm.visible import counted
 
 
 def require_trainer_state(checkpoint: Path) -> None:
@@ -45,7 +46,10 @@ def require_weights(checkpoint: str | Path, wanted: set[str]) -> None:
         return
     with reading(path, "the weights of this checkpoint", _elsewhere(path.parent)), safe_open(path, "pt") as file:
         if missing := sorted(wanted - set(file.keys())):
-            raise ValueError(f"{len(missing)} weights of the model are not in it, such as {missing[0]}")
+            raise ValueError(
+                f"{counted(len(missing), 'weight of the model is', 'weights of the model are')} not in it, such "
+                f"as {missing[0]}"
+            )
 
 
 def _open(path: Path) -> None:

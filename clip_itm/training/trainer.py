@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from clip_itm.data.batches import PairDataset
+from clip_itm.data.pixels import Pixels
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.evaluation.spread import cosine_gap, mean_cosine
 from clip_itm.processing import ItmProcessor
@@ -23,13 +24,17 @@ from clip_itm.similarity.cosine import unit
 from clip_itm.training.average import UNAVERAGED, WeightAverage
 from clip_itm.training.callbacks import ConsoleCallback, EpochCallback, FinishCallback
 from clip_itm.training.clean_probability import CleanProbability
+from clip_itm.training.compiled import compile_layers
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import Embeddings
 from clip_itm.training.forgetting import ForgettingGuard
+from clip_itm.training.gradient_cache import Chunks, encoding_in_chunks
 from clip_itm.training.guarded import GuardedTrainer
 from clip_itm.training.optimizer import make_optimizer
 from clip_itm.training.schedule import lr_rule, warmup_steps
+from clip_itm.training.sharding import whole
 from clip_itm.training.stored import reading_state, require_weights
+from clip_itm.training.waiting import Waiting
 
 COLLAPSE_COSINE = 0.99
 
@@ -41,7 +46,8 @@ class PairTrainer(GuardedTrainer):
     processes), `encode_val` gives the embeddings of the val split (`eval_dataset`, its rows) under the current
     weights and `score` turns them into a dictionary of metrics with "rsum", by which the best checkpoint is chosen.
     `write_provenance` adds recipe and hashes to a checkpoint folder; `publish` sends a finished run to the Hub.
-    `callbacks` are added to those of this class, and so is `guard`, which may lower the learning rate.
+    `callbacks` are added to those of this class, and so is `guard`, which may lower the learning rate. With `shards`
+    the processes cut the model in parts.
 
     `average`: that of the weights while it trains, if `section.ema` asks for one; the model has it in the end.
     """
@@ -63,14 +69,18 @@ class PairTrainer(GuardedTrainer):
         publish: Callable[..., CommitInfo],
         callbacks: Sequence[TrainerCallback] = (),
         guard: ForgettingGuard | None = None,
+        shards: bool = False,
     ):
-        self.section, self.sampler, self.guard = section, sampler, guard
+        self.section, self.sampler, self.guard, self.shards = section, sampler, guard, shards
         self.encode_val, self.score, self.write_provenance = encode_val, score, write_provenance
-        self.publish = publish
         # not the Trainer's processing_class: that one would write its own token ids into the model's configuration
-        self.processor = processor
+        self.publish, self.processor = publish, processor
         self._steps_per_epoch = math.ceil(len(sampler) / args.gradient_accumulation_steps)
         self._head_logs: dict[str, list[Tensor]] = defaultdict(list)
+        self.pixels, self.waiting = Pixels(processor), Waiting()
+        self._loader: PairLoader | None = None
+        if section.compile:
+            compile_layers(model.backbone)
         super().__init__(
             model=model,
             args=args,
@@ -85,9 +95,11 @@ class PairTrainer(GuardedTrainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean; accumulation divides it
 
     def train(self, *args, **kwargs):
-        if self.section.ema is not None:
-            self.average = WeightAverage(self.model, self.section.ema)
-        outcome = super().train(*args, **kwargs)
+        try:
+            outcome = super().train(*args, **kwargs)
+        finally:
+            if self._loader is not None:
+                self._loader.dismiss()
         if self.average is not None:
             self.average.exchange()
         self.average = None
@@ -120,20 +132,36 @@ class PairTrainer(GuardedTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Not prepared by Accelerate: the sampler already gives each process its rows of the global batch."""
-        return PairLoader(
+        self._loader = PairLoader(
             self.train_dataset,
             batch_sampler=self.sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_num_workers > 0,
             pin_memory=self.args.device.type == "cuda",
             generator=torch.Generator(),  # not the global one, whose state is restored when a run resumes
         )
+        return self._loader
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        with self.waiting.reading():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the device, without waiting for it, and normalised there; with a gradient cache, chunk by chunk later."""
+        inputs = {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
+        for name in ("pixel_values", "memory_pixel_values"):
+            if name in inputs and self.chunks is None:
+                inputs[name] = self.pixels.normalize(inputs[name])
+        return super()._prepare_inputs(inputs)
 
     # Optimisation
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.model, self.section)
+        if self.section.ema is not None:
+            self.average = WeightAverage(self.model, self.section.ema)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -156,8 +184,19 @@ class PairTrainer(GuardedTrainer):
         """Multiplier of the learning rate by optimiser step."""
         return lr_rule(self.section, total_steps, warmup, self._steps_per_epoch, len(self.train_dataset))
 
+    @property
+    def chunks(self) -> Chunks | None:
+        """Of the gradient cache, if the recipe asks for it."""
+        size = self.section.chunk(self.args.world_size)
+        return None if size is None else Chunks(size, self.pixels.normalize)
+
+    @property
+    def computes_alone(self) -> bool:
+        return self.chunks is not None
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        output = model(**inputs)
+        with encoding_in_chunks(self.model, self.chunks):
+            output = model(**inputs)
         for name, value in output.logs.items():
             self._head_logs[name].append(value.detach())
         return (output.loss, output) if return_outputs else output.loss
@@ -167,7 +206,9 @@ class PairTrainer(GuardedTrainer):
             for name, values in self._head_logs.items():
                 logs[name] = torch.stack(values).float().mean().item()
             self._head_logs.clear()
+            logs["waiting"] = self.waiting.take()
         super().log(logs, start_time)
+        self.state.log_history[-1].pop("waiting", None)  # the same run has the same history, on any machine
 
     # What a method does beside the loss; subclasses go on from here
 
@@ -218,18 +259,24 @@ class PairTrainer(GuardedTrainer):
 
     # Evaluation and checkpoints
 
+    def _save_checkpoint(self, model, trial) -> None:
+        with self.waiting.paused():
+            super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         with self.averaged():
             super()._save(output_dir, state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.average is not None and self.args.should_save:
-            self.average.save(Path(output_dir))
+        if self.average is not None:
+            state = self.average.state_dict()
+            if self.args.should_save:
+                self.average.save(Path(output_dir), state)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Recall on the val split under the current (averaged) weights; keys `eval_<metric>`."""
-        with self.averaged():
+        with self.averaged(), whole(self.model), self.waiting.paused():
             metrics = self._evaluated(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -291,8 +338,22 @@ class PairTrainer(GuardedTrainer):
 
 
 class PairLoader(DataLoader):
+    """Its processes live from epoch to epoch, until the data set gets memory entries that they do not know."""
+
+    _known = None
+
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
+
+    def __iter__(self):
+        if self.dataset.memory is not self._known:
+            self._known = self.dataset.memory
+            self.dismiss()
+        return super().__iter__()
+
+    def dismiss(self) -> None:
+        """End its processes; the next epoch starts others."""
+        self._iterator = None
 
 
 def _as_it_is(batch):

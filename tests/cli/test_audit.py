@@ -203,6 +203,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path):
         super().__init__()
         self.opened, self.cards, self.texts, self.images, self.attributes = [], [], {}, [], []
+        self.is_new = False  # the card: its first photo is that of the pair, later ones are suggested
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -212,8 +213,10 @@ class Page(HTMLParser):
         self.place = attributes.get("class") or tag
         if tag == "li" and "data-rank" in attributes:
             self.cards.append(attributes)
-        if tag == "img":
+            self.is_new = True
+        if tag == "img" and self.is_new:
             self.images.append(attributes)
+            self.is_new = False
 
     def handle_data(self, data):
         if data.strip():
@@ -227,7 +230,8 @@ def test_the_page_shows_the_worst_pairs_and_runs_no_script_of_a_caption(run):
     pairs, noise = pairs_of(run)
     worst = clean.order()[:30]
     captions = noise.apply(pairs).to_pylist()
-    assert page.texts["caption"] == [captions[k] for k in worst]
+    shown = page.texts["caption"][-30:]
+    assert shown == [captions[k] for k in worst], "after those of the groups"
     assert any("<script>" in caption for caption in page.texts["caption"])
     assert page.opened.count("script") == 1
     assert "b" not in page.opened
@@ -241,13 +245,22 @@ def test_the_page_shows_the_worst_pairs_and_runs_no_script_of_a_caption(run):
         assert kind == "data:image/jpeg;"
         assert image["alt"] == f"photo {k // 2:02d}.jpg"
         assert Image.open(BytesIO(base64.b64decode(data))).size == (48, 32)
-    others = page.opened.count("details")
-    assert others == 30 + 1, "the sibling of every caption, and all scores"
+    assert page.texts["summary"].count("1 other caption of this photo") == 30
+    assert page.texts["summary"].count("all scores") == 1
     text = (run / "elsewhere" / "audit.html").read_text()
     script = text.partition("<script>")[2].partition("</script>")[0]
     assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in text
     assert "by &lt;hand&gt;" in text
     assert not [value for _, name, value in page.attributes if name in ("src", "href") and value[:5] != "data:"]
+
+
+def test_the_picture_shows_the_worst_pairs(run, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'clip-itm[plot]'")
+    known_clean(run)
+    assert audit(run, "--picture", str(tmp_path / "worst.png")) == 0
+    assert f"picture: {tmp_path / 'worst.png'}" in capsys.readouterr().out
+    with Image.open(tmp_path / "worst.png") as picture:
+        assert picture.width > picture.height > 600  # three rows of four
 
 
 def test_nothing_is_called_wrong_where_no_noise_was_drawn(run, capsys):
@@ -384,10 +397,28 @@ def test_files_of_these_names_that_no_audit_wrote_stay(run, monkeypatch, capsys,
     assert [path.read_bytes() for path in Path(place).iterdir()] == [before]
 
 
+def test_a_folder_of_one_of_these_names_is_told_before_anything_is_judged(run, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    assert main(["audit", "--run", "run", "--out", "judged"]) == 0
+    page = Path("judged", "audit.html")
+    page.unlink()
+    page.mkdir()
+    assert main(["audit", "--run", "run", "--out", "judged"]) == 2
+    assert "judged/audit.html was written by no audit" in capsys.readouterr().err
+    assert page.is_dir()
+
+
 def test_what_an_audit_adds_to_a_run_is_the_runs_own(run):
     assert audit(run) == audit(run) == 0  # the second one replaces what the first one wrote
     assert other_files(run) == []
     assert {"audit/audit.parquet", "audit/audit.html", FILE} <= own_files(run)
+
+
+def test_what_is_written_for_other_programs_is_the_runs_own_too(run):
+    words = "--write", "csv", "label-studio", "fiftyone"
+    assert audit(run, *words) == audit(run, *words) == 0
+    assert other_files(run) == []
+    assert {"audit/audit.csv", "audit/fiftyone/labels.json", "audit/label-studio/labeling.xml"} <= own_files(run)
 
 
 def test_mistakes_are_told_before_anything_is_computed(run, monkeypatch, capsys):

@@ -13,17 +13,15 @@ from clip_itm.auditing import judging
 from clip_itm.cli import main
 from clip_itm.data.configuration import FolderData
 from clip_itm.data.load import load_splits
-from support.tiny import TINY_CLIP
+from clip_itm.retrieval.app_audit import AuditTable
+from support.tiny import save_tiny_model
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """`model`, tiny and random, and `photos`: 40 of them, one or two captions each, a quarter in val."""
     folder = tmp_path_factory.mktemp("audited")
-    (folder / "tiny.json").write_text(json.dumps(TINY_CLIP))
-    model = load_model({"kind": "open_clip", "model": str(folder / "tiny.json")})
-    model.save_pretrained(folder / "model")
-    model.processor.save_pretrained(folder / "model")
+    save_tiny_model(folder)
     (folder / "photos").mkdir()
     generator, rows = np.random.default_rng(0), []
     for number in range(40):
@@ -117,6 +115,22 @@ def test_a_recipe_brings_its_noise(here, place):
     assert 0.3 < np.mean(wrong) < 0.6
     assert main(["audit", str(recipe), "--model", str(place / "model"), "--noise.ratio", "0"]) == 0
     assert pq.read_table(here / "audit" / "audit.parquet")["known_wrong"].null_count == len(wrong)
+
+
+def test_photos_that_the_data_set_holds_are_shown_by_the_app(here, place):
+    recipe = here / "recipe.yaml"
+    sizes = "train_images: 12, val_images: 4, test_images: 4, image_size: 32"
+    recipe.write_text(
+        f"data: {{source: sample, {sizes}, cache_dir: {place / 'cache'}}}\n"
+        f"backbone: {{kind: open_clip, model: {place / 'tiny.json'}}}\n"
+    )
+    assert main(["audit", str(recipe), "--model", str(place / "model"), "--split", "val"]) == 0
+    table = AuditTable.load(here / "audit")
+    assert table.table["image"].null_count == len(table) == 20
+    shown = {image_id: table.held.jpeg(image_id, 64) for image_id in table.table["image_id"].to_pylist()}
+    assert len(shown) == 4
+    assert all(jpeg[:2] == b"\xff\xd8" for jpeg in shown.values())
+    assert table.held.jpeg("no such photo", 64) is None
 
 
 def test_from_python_with_data_in_memory(place):
@@ -213,7 +227,7 @@ def test_clean_data_are_written_whole(here, place, judgement, capsys):
         name: split.sha256 for name, split in before.items()
     }
     page = (here / "audit" / "audit.html").read_text()
-    assert "There is nothing to show" in page
+    assert "There are no single pairs to show" in page
     assert "<form" not in page
     assert "data-rank" not in page
     assert run(place, "--clean-to", "again", "--drop-fraction", "0.1") == 2
@@ -273,3 +287,27 @@ def test_another_split_is_cleaned_alone(here, place, judgement):
     assert after["train"].sha256 == before["train"].sha256
     assert len(after["val"].pairs) == len(before["val"].pairs) - 1
     assert {"data", "model", "val_sha256"} <= cleaned(here).keys()
+
+
+def test_a_weak_judge_says_that_it_does_not_know(here, place, monkeypatch, capsys):
+    """Of noise no judge can tell; here every judge is called weak."""
+    monkeypatch.setattr("clip_itm.calibration.estimate.WEAK", -1e9)
+    monkeypatch.setattr("clip_itm.calibration.estimate.BLIND", 2.0)
+    share = replace_share(monkeypatch, 0.4)
+    assert run(place, "--clean-to", "cleaned") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"not known (0 to {100 * share[2]:.1f} %)" in told
+    assert "the model knows such photos too little" in told
+    assert "none: how many are wrong is not known; the default" in told
+    assert "calibrated │" not in told
+    assert "calibrated; the default" not in told
+    assert "none of them is suspicious" in told
+    assert json.loads((here / "cleaned/cleaned.json").read_text())["dropped_pairs"] == 0
+
+
+def replace_share(monkeypatch, share: float) -> tuple[float, float, float]:
+    """Whatever the scores: this share is found."""
+    found = (share, share / 2, share + 0.1)
+    monkeypatch.setattr("clip_itm.calibration.estimate.wrong_share", lambda *_: found[0])
+    monkeypatch.setattr("clip_itm.calibration.estimate.share_interval", lambda *_: found[1:])
+    return found

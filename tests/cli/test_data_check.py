@@ -158,7 +158,7 @@ def test_what_is_left_out_is_no_problem_but_told(folder):
     assert report.ok
     gone = str(folder.root / "gone.jpg")
     assert report.splits["train"].skipped == [gone]
-    assert report.warnings == [f"split train: 1 missing photos are left out: {gone}"]
+    assert report.warnings == [f"split train: 1 missing photo is left out: {gone}"]
 
 
 def test_duplicates_within_and_across_splits(folder):
@@ -176,7 +176,7 @@ def test_duplicates_within_and_across_splits(folder):
         "byte-identical photos in split train: a.jpg = d.jpg"
     ]
     assert [leak.replace(str(folder.root) + "/", "") for leak in report.leaks] == [
-        "1 photos are in split train and in split val, byte by byte (train: b.jpg = val: e.jpg = val: f.jpg); remove "
+        "1 photo is in split train and in split val, byte by byte (train: b.jpg = val: e.jpg = val: f.jpg); remove "
         "them from all but one, or choose the splits by a column or by lists of photos"
     ]
     assert "Training would be judged by photos of another split." in report.as_text()
@@ -189,14 +189,14 @@ def test_captions(folder):
     folder.add("val", "g.jpg", "lost \ufffd bytes")
     report = folder.check()
     assert [problem.split(" (")[0] for problem in report.problems] == [
-        "split train: 1 empty captions",
-        "split train: 1 photos without captions",
+        "split train: 1 empty caption",
+        "split train: 1 photo without captions",
     ]
     assert "train.jsonl:3:1" in report.problems[0]
     assert report.splits["train"].captions_per_image == {0: 1, 1: 1, 2: 2}
     odd = report.splits["val"].odd_captions
     assert sorted(odd.values()) == [["val.jsonl:2"], ["val.jsonl:3"]]
-    assert report.warnings == [f"split val: 1 captions have {oddity}: {ids[0]}" for oddity, ids in odd.items()]
+    assert report.warnings == [f"split val: 1 caption has {oddity}: {ids[0]}" for oddity, ids in odd.items()]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_command(folder, capsys):
 
     (folder.root / "a.jpg").unlink()
     assert run_command(folder) == 1
-    assert "PROBLEM: split train: 1 photos are missing" in capsys.readouterr().out
+    assert "PROBLEM: split train: 1 photo is missing" in capsys.readouterr().out
     assert run_command(folder, "--data.skip_missing=true") == 0
 
     (folder.root / "train.jsonl").write_text("nonsense\n")

@@ -17,7 +17,7 @@ from clip_itm.files import replacing, write_text
 from support.forks import Forked
 from support.tiny import tiny_recipe
 
-READ_FILES = ("--queries-from", "--vocabulary", "--templates", "--classes", "--weights")
+READ_FILES = ("--marks", "--queries-from", "--vocabulary", "--templates", "--classes", "--weights")
 
 
 def options(parser: argparse.ArgumentParser):

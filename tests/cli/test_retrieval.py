@@ -110,7 +110,7 @@ def test_broken_photos_are_left_out_and_gone_ones_pruned(place, tmp_path, capsys
     words = ["index", str(place / "model"), str(photos), "--out", str(tmp_path / "index")]
     assert main(words) == 2
     assert "bad.png: this is not a photo" in capsys.readouterr().err
-    with pytest.warns(UserWarning, match=r"1 photos cannot be read and are left out:\n.*bad\.png"):
+    with pytest.warns(UserWarning, match=r"1 photo cannot be read and is left out:\n.*bad\.png"):
         assert main([*words, "--skip-broken", "--thumbnails"]) == 0
     (photos / "0.png").unlink()
     (photos / "bad.png").unlink()

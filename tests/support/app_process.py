@@ -9,10 +9,11 @@ from pathlib import Path
 from support.forks import Forked
 
 
-def start(place: Path, *words: str) -> Forked:
+def start(place: Path, *words: str, port: int | None = None) -> Forked:
+    """`clip-itm app` with `place` as its folder, on a port that is free or on this one."""
     (place / "uploads").mkdir(exist_ok=True)
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(place / "uploads")}
-    return Forked("-m", "clip_itm.cli", "app", *words, "--port", str(free_port()), cwd=place, env=environment)
+    return Forked("-m", "clip_itm.cli", "app", *words, "--port", str(port or free_port()), cwd=place, env=environment)
 
 
 def free_port() -> int:

@@ -51,7 +51,7 @@ def main(job: dict) -> None:
                 pipe.index(job["captions"], **options)
             except ValueError as error:
                 told = str(error)
-            assert "pip install clip-itm" in told, options
+            assert "need the package clip-itm" in told, options
         pipe.index(job["captions"])
         hits = pipe(photo, top_k=job["top_k"])
         found[f"{number}/ids"] = np.array([hit["id"] for hit in hits])

@@ -33,7 +33,7 @@ class Repo:
 
 
 class Hub:
-    """`repos` maps ("model" | "space", "me/name") to a `Repo`; `requests` lists (method, path) as they came."""
+    """`repos` maps ("model" | "space" | "dataset", "me/name") to a `Repo`; `requests`: (method, path) as they came."""
 
     def __init__(self):
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -67,14 +67,14 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
-        ("POST", r"/api/(models|spaces)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
-        ("POST", r"/api/(models|spaces)/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
-        ("POST", r"/api/(models|spaces)/([^/]+/[^/]+)/branch/([^/]+)", "branch"),
-        ("GET", r"/api/(models|spaces)/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", "tree"),
-        ("GET", r"/api/(models|spaces)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
-        ("POST", r"/(?:spaces/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("POST", r"/api/(models|spaces|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
+        ("POST", r"/api/(models|spaces|datasets)/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
+        ("POST", r"/api/(models|spaces|datasets)/([^/]+/[^/]+)/branch/([^/]+)", "branch"),
+        ("GET", r"/api/(models|spaces|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", "tree"),
+        ("GET", r"/api/(models|spaces|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
+        ("POST", r"/(?:spaces/|datasets/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(\w+)", "lfs_upload"),
-        ("(?:HEAD|GET)", r"/(spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        ("(?:HEAD|GET)", r"/(spaces/|datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     )
 
     def handle_any(self):
@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def repo(self, kind: str | None, name: str) -> Repo | None:
-        return self.hub.repos.get(("space" if (kind or "").startswith("space") else "model", name))
+        return self.hub.repos.get(((kind or "models").rstrip("/").removesuffix("s"), name))
 
     def whoami(self):
         return self.answer(200, {"name": USER, "type": "user"}) if self.allowed else self.answer(401, {})
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         if owner != USER:
             return self.answer(403, {"error": f"you may not write to {owner}"})
         name = f"{owner}/{asked['name']}"
-        url = f"{self.hub.url}/{'spaces/' if kind == 'space' else ''}{name}"
+        url = f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{name}"
         if (kind, name) in self.hub.repos:
             return self.answer(409, {"error": "exists", "url": url})
         self.hub.repos[kind, name] = Repo(private=asked.get("visibility") == "private")
@@ -173,6 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
                     files[value["path"]] = self.hub.large[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
         oid = hashlib.sha1(f"{name} {len(repo.messages)}".encode()).hexdigest()
         repo.commits[oid], repo.branches[revision] = files, oid
         return self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid, "success": True})

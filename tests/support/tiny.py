@@ -47,3 +47,13 @@ def tiny_recipe(folder: Path, **sections: dict) -> Recipe:
         content[name] = {**content.get(name, {}), **keys}
     content["data"]["cache_dir"] = str(folder / "cache")
     return parse_recipe(content, "tiny recipe")
+
+
+def save_tiny_model(folder: Path) -> None:
+    """`tiny.json`, a CLIP, and `model` below a folder, with random weights of it."""
+    from clip_itm import load_model
+
+    (folder / "tiny.json").write_text(json.dumps(TINY_CLIP))
+    model = load_model({"kind": "open_clip", "model": str(folder / "tiny.json")})
+    model.save_pretrained(folder / "model")
+    model.processor.save_pretrained(folder / "model")

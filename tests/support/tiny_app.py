@@ -63,3 +63,23 @@ def write_audit(path, known: bool = True, pairs: int = 60):
     }
     pq.write_table(pa.table(columns), path)
     return path
+
+
+def write_review(path: Path, pairs: int = 60) -> Path:
+    """`write_audit` with groups and suggestions: every fourth caption is a placeholder, every third has better ones.
+
+    The data set holds every third photo itself, and that of the last pair but one is gone.
+    """
+    table = pq.read_table(write_audit(path, known=False, pairs=pairs))
+    images = [image and image.replace("gone.jpg", "red.jpg") for image in table["image"].to_pylist()]
+    images[-2] = str(path.parent / "gone.jpg")
+    table = table.set_column(table.column_names.index("image"), "image", pa.array(images, pa.string()))
+    captions = table["caption"].to_pylist()
+    captions = ["click to enlarge" if k % 4 == 1 else caption for k, caption in enumerate(captions)]
+    groups = [["interface"] if k % 4 == 1 else [] for k in range(pairs)]
+    better = [[f"<b>better</b> {k}", f"best {k}"] if k % 3 == 0 else None for k in range(pairs)]
+    table = table.set_column(table.column_names.index("caption"), "caption", pa.array(captions))
+    for name, values in (("groups", groups), ("suggestion", better)):
+        table = table.append_column(name, pa.array(values, pa.list_(pa.string())))
+    pq.write_table(table, path)
+    return path

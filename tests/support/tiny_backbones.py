@@ -16,6 +16,10 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2Tokenizer,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -54,6 +58,7 @@ KINDS = [
     "open_clip-bert",
     "clip",
     "siglip",
+    "siglip2",
     "bert-vit",
     "bag",
     "gru",
@@ -61,15 +66,17 @@ KINDS = [
     "sentence",
 ]
 # towers of which every part is a transformer block
-TRANSFORMERS = ["open_clip", "open_clip-timm", "open_clip-siglip", "open_clip-bert", "clip", "siglip", "bert-vit"]
+TRANSFORMERS = ["open_clip", "open_clip-timm", "open_clip-siglip", "open_clip-bert", "clip", "siglip"]
+TRANSFORMERS += ["siglip2", "bert-vit"]
 
 
 def tiny_config(kind: str, folder: Path, **options) -> BackboneConfig:
     """The section of a tiny backbone; what it names is made in `folder`. `options` are fields of the section."""
     if kind.startswith("open_clip"):
         return OpenClipBackbone(model=str(_open_clip_file(kind, folder)), **options)
-    if kind in ("clip", "siglip"):
-        return TransformersBackbone(model=str(_clip(folder) if kind == "clip" else _siglip(folder)), **options)
+    if kind in ("clip", "siglip", "siglip2"):
+        make = {"clip": _clip, "siglip": _siglip, "siglip2": _siglip2}[kind]
+        return TransformersBackbone(model=str(make(folder)), **options)
     if kind == "bert-vit":
         return BertVitBackbone(text_model=str(_bert(folder)), vision_model=str(_vit(folder)), embed_dim=16, **options)
     sizes = {"embed_dim": 16, "word_dim": 12, "text_hidden": 20, "min_word_count": 1, "image_size": SIZE}
@@ -132,6 +139,34 @@ def _siglip(folder: Path) -> Path:
     return _word_tokenizer(folder / "siglip")
 
 
+def _siglip2(folder: Path) -> Path:
+    """Of variable resolution: positions are a grid of 4 x 4, photos have 12 patches of 8 x 8 pixels."""
+    if (folder / "siglip2").exists():
+        return folder / "siglip2"
+    tokenizer = _gemma_tokenizer()
+    text = {**TRANSFORMER, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    vision = {**TRANSFORMER, "num_patches": 16, "patch_size": 8}
+    Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).save_pretrained(folder / "siglip2")
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=12).save_pretrained(folder / "siglip2")
+    tokenizer.save_pretrained(folder / "siglip2")
+    return folder / "siglip2"
+
+
+def _gemma_tokenizer() -> Siglip2Tokenizer:
+    """The class that transformers takes for SigLIP 2; a space belongs to the word behind it, words are one token."""
+    words = [f"▁{word}" for word in VOCABULARY[4:]] + [caption.split()[0] for caption in CAPTIONS]
+    merges = list(dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, len(word))))
+    pieces = dict.fromkeys([*VOCABULARY[:4], *sorted(set("".join(words))), *map("".join, merges)])
+    specials = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
+    tokenizer = Siglip2Tokenizer(
+        {piece: number for number, piece in enumerate(pieces)}, merges, mask_token="[UNK]", **specials
+    )
+    ending = processors.TemplateProcessing(single="$0 [SEP]", special_tokens=[("[SEP]", 3)])
+    tokenizer.backend_tokenizer.post_processor = ending
+    return tokenizer
+
+
 def _word_tokenizer(folder: Path) -> Path:
     """Words, then an end token, and padding; like SigLIP's, without a start token."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
@@ -162,14 +197,15 @@ def _vit(folder: Path) -> Path:
     return folder / "vit"
 
 
-def batch_of(processor):
-    batch = processor(images=PHOTOS, text=CAPTIONS)
-    return batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+def batch_of(processor) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """What an image trunk takes of the photos by name, and what a text trunk takes of the captions."""
+    captions = processor(text=CAPTIONS)
+    return dict(processor(images=PHOTOS)), captions["input_ids"], captions["attention_mask"]
 
 
 def embed(backbone, batch) -> tuple[torch.Tensor, torch.Tensor]:
-    pixel_values, input_ids, attention_mask = batch
-    images = backbone.image_neck(backbone.image_trunk(pixel_values))
+    photos, input_ids, attention_mask = batch
+    images = backbone.image_neck(backbone.image_trunk(**photos))
     texts = backbone.text_neck(backbone.text_trunk(input_ids, attention_mask))
     return images.pooled, texts.pooled
 

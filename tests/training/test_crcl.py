@@ -135,7 +135,7 @@ def test_labels_are_in_checkpoints_and_probabilities_tell_what_is_clean(finished
 def test_only_training_writes_labels(tmp_path):
     _, model, _, trainer = pieces(crcl_recipe(tmp_path))
     trainer.begin_epoch(0)
-    batch = trainer.train_dataset.__getitems__([3, 8, 150])
+    batch = trainer._prepare_inputs(trainer.train_dataset.__getitems__([3, 8, 150]))
     model.eval()
     model(**batch)
     model.train()

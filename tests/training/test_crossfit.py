@@ -73,6 +73,25 @@ def test_a_judge_that_knows_nothing_condemns_nobody(tmp_path, plain, capfd):
     assert "look unrelated to their photos" in capfd.readouterr().err
 
 
+def test_a_judge_that_cannot_tell_drops_nothing_and_the_loss_is_bounded(tmp_path, monkeypatch, capfd):
+    """Up to the upper end of the interval may be wrong: infonce on all of them would be the worst answer."""
+
+    def weak(trainer, judged):
+        ones, sha256 = np.ones(200, dtype=np.float32), trainer.data.noise.sha256
+        return CleanProbability(ones, ones, "by hand", sha256, share=(0.0, 0.0, 0.4), is_weak=True)
+
+    monkeypatch.setattr(crossfit.CrossfitTrainer, "_estimate", weak)
+    run, results = run_of(tmp_path, {}, **SAME)
+    told = capfd.readouterr().err
+    unknown = "how many of the captions are wrong is not known (0 to 40.0 %)"
+    assert f"{unknown}: the models that judge know too little" in told
+    assert "training with gce on 200 of 200 pairs, of which 40.0 %, by weight, may be wrong" in told
+    assert (results["wrong_share"]["share"], results["wrong_share"]["high"]) == (None, 0.4)
+    assert [entry["wrong_share_high"] for entry in results["method_history"]] == [0.4]
+    assert "how many of the training captions are wrong is not known" in (run / "best" / "README.md").read_text()
+    assert CleanProbability.load(run / "clean_probability.npz").is_weak
+
+
 def test_weights_decide_what_is_trained_on(tmp_path, plain):
     """Pairs of no greater weight than `smallest_weight` are in no batch, and as many steps are taken."""
     run, _ = run_of(tmp_path / "truth", {"estimate": "truth"}, **SAME)

@@ -255,7 +255,7 @@ def test_models_that_have_no_line_between_them(trained, tmp_path, capsys):
     other = tiny_recipe(tmp_path, head={"kind": "crcl"}, training={"max_steps": 1})
     ItmModel.from_backbone(other.backbone, other.head).save_pretrained(tmp_path / "crcl")
     assert interpolate(trained, "--out", tmp_path / "new", "--base", tmp_path / "crcl") == 2
-    assert "1 weights are in one of the two models only, such as head.logit_scale" in capsys.readouterr().err
+    assert "1 weight is in one of the two models only, such as head.logit_scale" in capsys.readouterr().err
     file = tmp_path / "tiny_clip.json"
     file.write_text(file.read_text().replace('"context_length": 24', '"context_length": 20'))
     ItmModel.from_backbone(other.backbone).save_pretrained(tmp_path / "short")

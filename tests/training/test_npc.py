@@ -46,7 +46,7 @@ def test_the_bank_lies_in_the_run_and_in_every_checkpoint_after_the_warm_up(fini
     data = load_data(recipe)
     bank = MemoryBank.load(folder / "bank.npz")
     bank.check(data.noise, data.train.pairs)
-    assert (bank.rho, bank.model) == (RHO, "seed 0 after 1 epochs")
+    assert (bank.rho, bank.model) == (RHO, "seed 0 after 1 epoch")
     checkpoints = list(folder.glob("checkpoint-*"))
     assert checkpoints
     for checkpoint in checkpoints:

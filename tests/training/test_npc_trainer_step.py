@@ -65,6 +65,7 @@ def test_a_step_of_the_trainer_against_its_formulas(tmp_path, monkeypatch, dropo
     if weighted:
         trainer.train_dataset.pair_weight = np.random.default_rng(0).random(200).astype(np.float32)
     model.double()
+    trainer.train_dataset.pixels = trainer.train_dataset.kept = None  # floats, of which the collator makes doubles
     trainer.data_collator = lambda batch: {
         name: value.double() if value.is_floating_point() else value for name, value in batch.items()
     }

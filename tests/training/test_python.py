@@ -70,7 +70,7 @@ def assert_same_run(one: Path, other: Path, same_data_folder: bool = True) -> No
     assert all(torch.equal(first[name], second[name]) for name in first)
     results = [json.loads((run / "results.json").read_text()) for run in (one, other)]
     for result in results:
-        del result["seconds"], result["provenance"]
+        del result["seconds"], result["waiting"], result["provenance"]
         if not same_data_folder:
             del result["recipe_sha256"]
         for entry in result["val_history"]:
@@ -141,7 +141,7 @@ def test_the_audit_of_a_trainer_lists_the_worst(trained):
     found = audit(trainer)
     suspects = found.head(7)
     assert [row["rank"] for row in suspects] == [1, 2, 3, 4, 5, 6, 7]
-    assert suspects == found.table.slice(0, 7).to_pylist()
+    assert suspects == found.scored.slice(0, 7).to_pylist()
     assert suspects[0]["caption"].split()[0] in str(suspects)
 
 
@@ -282,7 +282,7 @@ def test_early_stopping_ends_a_run_once(tmp_path, evaluate_every, end):
     (run / "results.json").unlink()  # as of a run that was killed at its very end
     again = train(recipe)
     for result in (results, again):
-        del result["seconds"]
+        del result["seconds"], result["waiting"]
     assert again == results
 
 

@@ -58,7 +58,7 @@ def test_data_are_required():
         ("ACCELERATE_FP8_BACKEND", "te", "training.precision fp32"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "training.gradient_accumulation_steps 2"),
         ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "training.max_grad_norm 0.5"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "no recipe compiles a model"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "training.compile False"),
     ],
 )
 def test_the_recipe_decides_not_the_launcher(tmp_path, monkeypatch, name, value, key):

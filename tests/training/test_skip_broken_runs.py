@@ -62,8 +62,8 @@ def test_a_run_counts_and_names_what_it_left_out(run):
     counts = {name: (split["images"], split["broken"], split["empty_captions"]) for name, split in provenance.items()}
     assert counts == {"train": (10, 2, 1), "val": (5, 1, 1), "test": (5, 1, 0)}
     card = (run / "best" / "README.md").read_text()
-    assert "| train | 10 | 19 | 2 broken photos, 1 empty captions |" in card
-    assert "| test | 5 | 10 | 1 broken photos |" in card
+    assert "| train | 10 | 19 | 2 broken photos, 1 empty caption |" in card
+    assert "| test | 5 | 10 | 1 broken photo |" in card
 
 
 def test_every_command_on_the_run_sees_the_same_photos(run, tmp_path, capsys):

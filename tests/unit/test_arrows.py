@@ -9,9 +9,9 @@ import clip_itm
 PACKAGE = Path(clip_itm.__file__).parent
 # Rooms (folders and modules of the package). The ground floor only has to be free of circles. A room of FLOORS, from
 # the ground up, may import from itself and from rooms that stand before it in another line.
-GROUND = """allocator checkpoint_code checksums digests distributed files image_processing keys kinds loading lock
-    offline overrides pages precision processing reading renamed resizing seal section stand_ins task tree_shaking
-    visible weights yaml_text"""
+GROUND = """allocator checkpoint_code checksums digests distributed environment files image_processing import_check
+    key_list keys kinds loading lock offline overrides pages precision processing reading renamed resizing seal
+    section stand_ins task tree_shaking visible weights yaml_text"""
 FLOORS = """
     data evaluation backbones
     calibration encoding similarity
@@ -21,7 +21,8 @@ FLOORS = """
     model
     recipe
     runs
-    auditing retrieval
+    auditing
+    retrieval
     hub verify
     commands
     cli

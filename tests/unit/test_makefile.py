@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.browser import start_browser
 from support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -68,3 +69,43 @@ def test_threads_that_wait_are_passive_unless_the_user_says_otherwise(checkout):
             ["make", "show"], cwd=checkout, env={"PATH": "/usr/bin:/bin", **given}, capture_output=True, text=True
         )
         assert done.stdout == f"{expected}\n"
+
+
+def test_a_browser_is_installed_where_there_is_none(tmp_path):
+    """As root without sudo, as somebody else with it; where it is there, nothing is done."""
+    for name in ("apt-get", "sudo", "id"):
+        answer = "echo 0" if name == "id" else f'echo {name} "$@"; [ "$2" != install ] || exit 0'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("make", "bash", "sh", "env", "test"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+
+    def browser() -> str:
+        done = subprocess.run(
+            ["make", "--silent", "browser"],
+            cwd=ROOT,
+            env={"PATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    wanted = "apt-get install -y --no-install-recommends chromium chromium-driver\n"
+    assert browser() == wanted
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    assert browser() == f"sudo env DEBIAN_FRONTEND=noninteractive {wanted}"
+    for name in ("chromium", "chromedriver"):
+        (tmp_path / name).symlink_to(shutil.which("sh"))
+    assert "apt-get" not in browser()
+
+
+@pytest.mark.parametrize("is_required", [True, False])
+def test_a_browser_that_is_missing_is_a_failure_where_it_is_required(monkeypatch, is_required):
+    assert "CLIP_ITM_REQUIRE_BROWSER=1 make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CLIP_ITM_REQUIRE_BROWSER", raising=False)
+    if is_required:
+        monkeypatch.setenv("CLIP_ITM_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception if is_required else pytest.skip.Exception, match="apt-get install"):
+        start_browser()

@@ -1,11 +1,17 @@
 """What an installation has: its version, its files, its types, and the files beside the code that name them."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from setuptools import Distribution
 
 import clip_itm
@@ -46,3 +52,44 @@ def test_hooks_run_what_the_environment_has():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     assert [repo["repo"] for repo in hooks] == ["local"]
     assert {hook["entry"].split()[0] for hook in hooks[0]["hooks"]} == {".venv/bin/ruff"}
+
+
+def test_the_workflow_runs_targets_that_exist_on_every_python_that_is_named():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    targets = {word for step in steps if step.startswith("make ") for word in step.split()[1:]}
+    assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"lint", "docs", "test-quick", "test"} <= targets
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = [line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r":: 3\.\d+$", line)]
+    assert workflow["jobs"]["quick"]["strategy"]["matrix"]["python-version"] == named
+
+
+def test_reports_of_faults_ask_for_the_doctor():
+    for name in ("fault", "result", "figures"):
+        form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8"))
+        (field,) = (part for part in form["body"] if part["id"] == "doctor")
+        assert "clip-itm doctor" in field["attributes"]["label"]
+        assert field["validations"]["required"]
+
+
+def test_constraints_are_the_ends_of_the_ranges():
+    """Every direct requirement of lowest.txt is the lowest that is allowed, and what newest.txt names is allowed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    above = ("dev", "docs", "figures")
+    extras = [lines for name, lines in project["optional-dependencies"].items() if name not in above]
+    needed = [Requirement(line) for line in (*project["dependencies"], *chain(*extras))]
+    lowest, newest = (constraints(name) for name in ("lowest", "newest"))
+    wanted = {canonicalize_name(one.name): one.specifier for one in needed if one.name != "clip-itm"}
+    assert {"torch", "torchvision", "transformers"} <= wanted.keys() & lowest.keys() & newest.keys()
+    for name in wanted.keys() & lowest.keys():
+        (floor,) = (part.version for part in wanted[name] if part.operator == ">=")
+        assert Version(lowest[name]) == Version(floor), name
+    assert all(newest[name] in wanted[name] for name in wanted.keys() & newest.keys())
+    assert {canonicalize_name(Requirement(line).name) for line in project["dependencies"]} <= lowest.keys()
+
+
+def constraints(name: str) -> dict[str, str]:
+    lines = (ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}

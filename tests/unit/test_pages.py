@@ -12,6 +12,7 @@ from jinja2 import UndefinedError
 import clip_itm
 from clip_itm.pages import ENVIRONMENT, probability, render
 from clip_itm.retrieval import app_html
+from clip_itm.retrieval.held_photos import HeldPhotos
 from clip_itm.retrieval.items import Hit, Item
 from clip_itm.retrieval.show import Answer, results_page
 from clip_itm.visible import visible
@@ -38,7 +39,7 @@ PARTS = {  # and how often they show the text
     "app_results.html, photos": (lambda: app_html.results(HOSTILE, HITS["image"]), 2),
     "app_results.html, captions": (lambda: app_html.results(HOSTILE, HITS["caption"]), 3),
     "app_heat_map.html": (lambda: app_html.heat_map([(HOSTILE, b"jpeg")], [HOSTILE], torch.zeros(1, 1)), 2),
-    "app_pairs.html": (lambda: app_html.pairs(HOSTILE, [{**ROW, "known_wrong": True}]), 4),
+    "app_pairs.html": (lambda: app_html.pairs(HOSTILE, [{**ROW, "known_wrong": True}], HeldPhotos(None)), 4),
 }
 
 
@@ -51,8 +52,9 @@ def test_text_of_others_is_shown_and_never_obeyed(part):
 
 
 def test_every_page_but_the_audit_is_looked_at_above():
-    """That one has tests of its own, with such captions."""
-    pages = set(ENVIRONMENT.list_templates(["html"])) - {"page.html", "cards.html", "audit.html"}
+    """That one and the review, whose captions a script shows, have tests of their own, with such captions."""
+    elsewhere = {"audit.html", "review.html", "review_page.html", "app_review_link.html"}
+    pages = set(ENVIRONMENT.list_templates(["html"])) - {"page.html", "cards.html", *elsewhere}
     assert {part.partition(",")[0] for part in PARTS} == pages
 
 

@@ -158,9 +158,9 @@ def test_another_kind_within_a_section_leaves_keys_of_the_former_behind():
 def test_help_lists_the_keys_of_sections_within_sections():
     keys = describe_keys()
     for line in (
-        "--head.similarity.direction (default 't2i')",
-        "--head.loss.margin (default 0.2)",
-        "head.module (pvse):",
+        "--head.similarity.direction t2i|i2t (default t2i)",
+        "--head.loss.margin number > 0 (default 0.2)",
+        "head.module (of dive), kind slots:",
     ):
         assert line in keys
     assert "Section(" not in keys
@@ -237,7 +237,12 @@ def test_shipped_recipes_are_valid(path):
 
 def test_all_keys_are_described():
     keys = describe_keys()
-    for key in ("--noise.ratio (default 0.0)", "data (coco):", "--data.root (required)", "--training.batches"):
+    for key in (
+        "--noise.ratio number in [0, 1] (default 0.0)",
+        "data, source coco:",
+        "--data.root text (required)",
+        "--training.batches random|unique|grouped (default random)",
+    ):
         assert key in keys
 
 

@@ -20,6 +20,7 @@ import warnings
 from typing import Any, NoReturn
 
 from clip_itm.data.formats.annotation_files import check_text
+from clip_itm.visible import counted
 
 STRING = r"""[uU]?(?:'(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+")"""
 WORD = r"(?:None|null|NaN|nan|True|true|False|false|-?(?:inf|Infinity|\d[\d_.]*+(?:[eE][+-]?\d++)?+))"
@@ -111,7 +112,8 @@ def weights_of(value: object, count: int, where: str) -> list[float]:
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
             raise ValueError(f"{where}: expected a number from 0 to 1 for each caption, got {_short(value)}")
     if len(numbers) != count:
-        raise ValueError(f"{where}: {len(numbers)} weights for {count} captions; expected one for each")
+        given, wanted = counted(len(numbers), "weight"), counted(count, "caption")
+        raise ValueError(f"{where}: {given} for {wanted}; expected one for each")
     return [float(number) for number in numbers]
 
 
@@ -120,7 +122,7 @@ def ids_of(value: object, count: int, where: str) -> list[str]:
     found = list_of(value, where)
     ids = found if isinstance(found, list) else [found]
     if len(ids) != count or not all(_is_id(one) for one in ids):
-        raise ValueError(f"{where}: expected an id for each of {count} captions, got {_short(value)}")
+        raise ValueError(f"{where}: expected an id for each of {counted(count, 'caption')}, got {_short(value)}")
     return [check_text(str(one), where) for one in ids]
 
 

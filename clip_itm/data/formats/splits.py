@@ -1,7 +1,7 @@
 """Which split an image belongs to: names as people write them, lists of names, or a hash of the image's id."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from clip_itm.data.configuration import HashedSplit
@@ -46,17 +46,22 @@ def hashed_splits(image_ids: Iterable[str], data: HashedSplit) -> dict[str, str]
     """{image id: split by hash}; ValueError, naming the keys to set, if train or val would stay empty."""
     fractions = data.split_seed, data.val_fraction, data.test_fraction
     splits = {image_id: hash_split(image_id, *fractions) for image_id in image_ids}
+    require_filled(splits.values(), len(splits), data)
+    return splits
+
+
+def require_filled(found: Collection[str], photos: int, data: HashedSplit) -> None:
+    """Raise ValueError, naming the keys to set, if none of the splits `found` of some `photos` is train, or val."""
     fractions = {"train": 1 - data.val_fraction - data.test_fraction, "val": data.val_fraction}
     for name, fraction in fractions.items():
-        if splits and fraction and name not in splits.values():
+        if photos and fraction and name not in found:
             key, change = ("test_fraction", "lower") if name == "train" else ("val_fraction", "higher")
             raise ValueError(
-                f"data: {len(splits)} photos are too few for a split by hash with data.val_fraction "
+                f"data: {photos} photos are too few for a split by hash with data.val_fraction "
                 f"{data.val_fraction:g} and data.test_fraction {data.test_fraction:g}: none falls to {name}. Set "
                 f"data.{key} {change}, take another data.split_seed, or say the splits in a column of the table "
                 "(data.split_column)"
             )
-    return splits
 
 
 def read_split_files(files: dict[str, Path]) -> dict[str, str]:

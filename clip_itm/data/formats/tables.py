@@ -8,6 +8,10 @@ from clip_itm.data.formats.annotation_files import parse_json, read_json, read_t
 from clip_itm.data.formats.delimited import read_delimited
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+TABLES = (  # by which a folder of photos is known
+    *("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.tsv", "captions.txt"),
+    *("metadata.tsv", "metadata.json", "captions.json"),
+)
 IMAGE_COLUMNS = (
     *("image", "file_name", "filename", "filepath", "image_path", "path", "file", "photo", "img"),
     *("file_path", "image_file", "image_name", "image_filename", "img_path", "img_name", "photo_path", "picture"),

@@ -17,6 +17,7 @@ from clip_itm.data.formats.annotation_files import existing_root, first_existing
 from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, scan_split_files
 from clip_itm.data.rows import Split, image_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
+from clip_itm.visible import counted
 
 TSV_FILES = {
     "train": ("train.tsv",),
@@ -100,7 +101,8 @@ class Cc120kImages(CaptionedImages):
                 caption_ids.append(f"{file.name}:{number}")
             if ambiguous:
                 self.notes.append(
-                    f"{file.name}: {len(ambiguous)} rows left out, because their file name is not theirs alone: "
+                    f"{file.name}: {counted(len(ambiguous), 'row left out', 'rows left out')}, because their "
+                    "file name is not theirs alone: "
                     f"{', '.join(ambiguous[:20])}"
                 )
             splits[split] = [image_row(self.image_folder / name, name, *texts) for name, texts in texts_of.items()]

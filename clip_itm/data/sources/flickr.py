@@ -21,6 +21,7 @@ from clip_itm.data.formats.scan_split import find_scan_split, read_scan_split, s
 from clip_itm.data.formats.splits import hash_split, read_split_files
 from clip_itm.data.rows import Split, image_row
 from clip_itm.data.sources.builder import CaptionedImages, Rows
+from clip_itm.visible import counted
 
 KARPATHY_FILES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset.json")
 TOKEN_FILES = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt")
@@ -156,7 +157,8 @@ class FlickrImages(CaptionedImages):
             names = list(texts_of)
         if without := [name for name in names if name not in texts_of]:
             raise ValueError(
-                f"{self.annotations}: no caption for {len(without)} photos of the split files: {without[:20]}"
+                f"{self.annotations}: no caption for {counted(len(without), 'photo')} of the split files: "
+                f"{without[:20]}"
             )
         rows: dict[str, list[dict]] = {}
         for name in names:
@@ -169,7 +171,8 @@ class FlickrImages(CaptionedImages):
         if absent:
             lines = sum(len(texts_of[name][0]) for name in absent)
             self.notes.append(
-                f"{file}: {lines} captions of photos that are not there ({len(absent)}): {', '.join(absent[:20])}"
+                f"{file}: {counted(lines, 'caption')} of {counted(len(absent), 'photo that is', 'photos that are')} "
+                f"not there: {', '.join(absent[:20])}"
             )
         if unused := len(names) - len(absent):
-            self.notes.append(f"{file}: {unused} photos are in no split file")
+            self.notes.append(f"{file}: {counted(unused, 'photo is', 'photos are')} in no split file")

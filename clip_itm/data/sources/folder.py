@@ -17,42 +17,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
-import pyarrow.compute as pc
 
 from clip_itm.data.configuration import FolderData
-from clip_itm.data.formats.annotation_files import BrokenRow, existing_root, first_existing, given_path
+from clip_itm.data.formats.annotation_files import BrokenRow, existing_root, first_existing, given_path, refuse_url
 from clip_itm.data.formats.cells import captions_of, ids_of, weights_of
-from clip_itm.data.formats.name_spelling import are_two_images, canonical, check_name
+from clip_itm.data.formats.name_spelling import URL, are_two_images, canonical, check_name
 from clip_itm.data.formats.splits import hashed_splits, read_split_files, split_name
 from clip_itm.data.formats.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
+    TABLES,
     URL_COLUMNS,
     WEIGHT_COLUMNS,
     find_column,
     is_table,
     read_table,
 )
+from clip_itm.data.formats.url_tables import WEB, refuse_url_table
 from clip_itm.data.rows import WEIGHTED_ROW_FEATURES, Split, image_row
 from clip_itm.data.skipped import shown
-from clip_itm.data.sources.builder import CaptionedImages
+from clip_itm.data.sources.builder import CaptionedImages, without_idle_weights
+from clip_itm.visible import counted
 
-TABLES = (
-    *("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.tsv", "captions.txt"),
-    *("metadata.tsv", "metadata.json", "captions.json"),
-)
 ID_COLUMNS = ("image_id", "caption_ids")
 NO_CAPTIONS = re.compile(
     r"captions?[ _-]?(?:ids?|num(?:ber)?|no|index|count|score|length|weights?|lang(?:uage)?)", re.I
 )
-
-
-def _without_idle_weights(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows without weights that are all 1: such a split equals, hash included, one without weights."""
-    if "caption_weights" not in rows.column_names:  # an empty split
-        return rows
-    weights = rows.select_columns(["caption_weights"]).with_format("arrow")[:]["caption_weights"]
-    return rows.remove_columns("caption_weights") if pc.all(pc.equal(pc.list_flatten(weights), 1)).as_py() else rows
 
 
 class Columns(NamedTuple):
@@ -102,7 +92,7 @@ class FolderImages(CaptionedImages):
 
     def load(self) -> dict[str, Split]:
         """The splits, with weights only where some weight is not 1."""
-        return {name: replace(split, rows=_without_idle_weights(split.rows)) for name, split in super().load().items()}
+        return {name: replace(split, rows=without_idle_weights(split.rows)) for name, split in super().load().items()}
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=WEIGHTED_ROW_FEATURES)
@@ -164,9 +154,11 @@ class FolderImages(CaptionedImages):
             listed = read_split_files(self.split_lists)
             splits = {self._locate(name)[1]: split for name, split in listed.items()}
             if unknown := [name for name in splits if name not in images]:
-                raise ValueError(f"{self.table}: no row for {len(unknown)} photos of data.split_files: {unknown[:20]}")
+                raise ValueError(
+                    f"{self.table}: no row for {counted(len(unknown), 'photo')} of data.split_files: {unknown[:20]}"
+                )
             if unused := len(images) - len(splits):
-                self.notes.append(f"{self.table.name}: {unused} photos are in no split file")
+                self.notes.append(f"{self.table.name}: {counted(unused, 'photo is', 'photos are')} in no split file")
         elif not splits:
             splits = hashed_splits(images, self.data)
         rows: dict[str, list[dict]] = {}
@@ -194,8 +186,10 @@ class FolderImages(CaptionedImages):
             if column not in values:
                 wanted = f"{column!r} (data.{key})" if column else f"with a usual name for data.{key}"
                 urls = find_column(values, *URL_COLUMNS) if key == "image_column" and column is None else None
-                if urls is not None:
-                    check_name(values[urls], f"{table}, column {urls!r}")
+                if urls is not None and str(values[urls]).startswith(WEB):
+                    refuse_url_table(str(table), list(values), urls)
+                if urls is not None and URL.match(str(values[urls])):
+                    refuse_url(str(values[urls]), f"{table}, column {urls!r}")
                 raise ValueError(f"{table}: no column {wanted}; the columns are {', '.join(values)}")
         weights = find_column(values, *WEIGHT_COLUMNS) or WEIGHT_COLUMNS[0]
         return Columns(image, captions, split, weights, [find_column(values, name) or name for name in ID_COLUMNS])
@@ -233,6 +227,7 @@ def _all_of(broken: list[BrokenRow]) -> BrokenRow:
     if len(broken) == 1:
         return broken[0]
     return BrokenRow(
-        f"{len(broken)} rows cannot be used:\n  {shown([str(error) for error in broken], separator=chr(10) + '  ')}\n"
+        f"{counted(len(broken), 'row cannot', 'rows cannot')} be used:\n  "
+        f"{shown([str(error) for error in broken], separator=chr(10) + '  ')}\n"
         "Mend them, or set data.skip_broken: true to go on without them."
     )

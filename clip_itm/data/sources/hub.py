@@ -17,6 +17,7 @@ from clip_itm.data.formats.name_spelling import found_on_disk
 from clip_itm.data.formats.splits import ALIASES, hashed_splits, split_name
 from clip_itm.data.rows import ROW_FEATURES, Split
 from clip_itm.data.sources.hub_images import column_of, image_ids_of, images_of
+from clip_itm.visible import counted
 
 
 def load(data: HubData, given: Dataset | DatasetDict | None = None) -> dict[str, Split]:
@@ -124,7 +125,8 @@ def _to_rows(dataset: Dataset, data: HubData, name: str) -> tuple[Dataset, list[
     if len(firsts) < len(rows):
         rows = rows.select(list(firsts.values()))
         rows.info.description = (
-            f"split {name}: {len(image_ids)} rows are {len(firsts)} photos (the same {by} is one photo)"
+            f"split {name}: {counted(len(image_ids), 'row is', 'rows are')} "
+            f"{counted(len(firsts), 'photo')} (the same {by} is one photo)"
         )
     return rows, [rows_of[image_id] for image_id in image_ids]
 

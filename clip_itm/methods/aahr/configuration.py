@@ -48,10 +48,10 @@ class AahrHeadConfig(HeadSection):
     )
 
     prototypes: PositiveInt = Field(384, description="number K of prototypes (COCO: 768)")
-    prototype_temperature: PositiveFloat = 0.1
-    sinkhorn_epsilon: PositiveFloat = 0.1
-    sinkhorn_iterations: PositiveInt = Field(3, le=1000)
-    prototype_weight: NonNegativeFloat = 0.2
+    prototype_temperature: PositiveFloat = Field(0.1, description="of the softmax over prototypes")
+    sinkhorn_epsilon: PositiveFloat = Field(0.1, description="smoothness of the balanced assignment to prototypes")
+    sinkhorn_iterations: PositiveInt = Field(3, le=1000, description="steps that balance the assignment")
+    prototype_weight: NonNegativeFloat = Field(0.2, description="of the prototypes' term in the loss")
     prototypes_after: NonNegativeFloat | None = Field(
         None, description="epochs before prototypes take part; default: 2200 steps of reference_batch pairs"
     )
@@ -70,8 +70,8 @@ class AahrHeadConfig(HeadSection):
     regulariser_weight: NonNegativeFloat = Field(10.0, description="of the relevance; trains only with edge: mlp")
 
     queue_length: PositiveInt = Field(2048, description="keys of earlier batches")
-    queue_temperature: PositiveFloat = 0.07
-    queue_weight: NonNegativeFloat = 1.0
+    queue_temperature: PositiveFloat = Field(0.07, description="of the softmax over the queue")
+    queue_weight: NonNegativeFloat = Field(1.0, description="of the queue's term in the loss; 0: no queue")
     queue_query: Literal["local", "fused"] = Field(
         "local", description="embedding that is compared with the (fused) keys; local as published"
     )
@@ -94,10 +94,10 @@ class AahrHeadConfig(HeadSection):
     def conflict(self, training) -> str | None:
         if self.embed_dim % self.num_heads:
             return f"head.num_heads: {self.num_heads} heads do not divide head.embed_dim {self.embed_dim}"
-        if self.queue_weight and self.queue_length < training.batch_size:
+        if self.queue_weight and self.queue_length < training.contrastive_batch:
             return (
-                f"head.queue_length: {self.queue_length} keys do not hold one batch of {training.batch_size} pairs "
-                "(training.batch_size); use a multiple of it"
+                f"head.queue_length: {self.queue_length} keys do not hold one batch of {training.contrastive_batch} "
+                f"pairs (training.{training.names_of_batch}); use a multiple of it"
             )
         for name in ("prototypes_after", "graph_after"):
             value = getattr(self, name)

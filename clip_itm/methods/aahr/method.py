@@ -6,7 +6,7 @@ from clip_itm.methods.method import Method
 
 class AahrMethod(Method):
     state_files = (STATE,)
-    has_unused_parameters = True  # behind a gate that is still closed nothing has a gradient
+    keeps_whole = "its momentum encoders are a second model, which every process needs whole"
 
     def trainer(self, data, encoder, training, **engine) -> AahrTrainer:
         return AahrTrainer(**engine)

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clip_itm.methods.aahr.criterion import gates_of
 from clip_itm.reading import reading
+from clip_itm.training.gradient_cache import IMAGE_INPUTS, TEXT_INPUTS, in_chunks
 from clip_itm.training.trainer import PairTrainer
 
 STATE = "aahr_state.safetensors"
@@ -63,7 +64,7 @@ class AahrTrainer(PairTrainer):
         self.head = self.model.head
         self.config, self.criterion = self.head.config, self.head.criterion
         batches = len(self.sampler)
-        self.criterion.gates = gates_of(self.config, self.section.batch_size, batches)
+        self.criterion.gates = gates_of(self.config, self.section.contrastive_batch, batches)
         self.momentum: MomentumEncoders | None = None
         self._momentum_state: dict[str, Tensor] = {}
         self._followed: int | None = None  # the optimiser step before which the copy last followed
@@ -100,12 +101,13 @@ class AahrTrainer(PairTrainer):
     @torch.no_grad()
     def _keys(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings [b, D] of images and captions under the momentum encoders, row k of pair k."""
-        about_pairs = ("image_index", "image_ids", "caption_ids", "pair_ids", "pair_weight")
-        encoded = {name: value for name, value in inputs.items() if name not in about_pairs}
+        encoders = self.momentum.copy
         with self.accelerator.autocast():
-            output = self.momentum.copy(**encoded)
-        images, image_index = output.image_embeds, inputs.get("image_index")
-        return (images if image_index is None else images[image_index]), output.text_embeds
+            images, texts = (
+                in_chunks(encode, {name: inputs.get(name) for name in names}, self.chunks)
+                for encode, names in ((encoders.encode_images, IMAGE_INPUTS), (encoders.encode_texts, TEXT_INPUTS))
+            )
+        return images[inputs["image_index"]], texts
 
     # Checkpoints
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_itm.methods.base import Head
-from clip_itm.methods.scores import global_scores, local_targets, same_caption, same_image, without_equal_captions
+from clip_itm.methods.scores import both_directions, without_equal_captions
 from clip_itm.methods.section import ContrastiveSection
 from clip_itm.similarity.base import Similarity
 from clip_itm.similarity.build import build_similarity
@@ -67,18 +67,12 @@ def contrastive_losses(
         >>> contrastive_losses(torch.eye(2), torch.eye(2), scale=1.0)
         tensor([0.3133, 0.3133])
     """
-    rows, columns = global_scores(similarity or Cosine(), images, captions)
-    targets, siblings = local_targets(rows), None
-    if image_ids is not None and mode != "negative":
-        siblings = same_image(rows, image_ids)
-    equal = same_caption(rows, image_ids, caption_ids, caption_mode)
-    image_to_text, text_to_image = (
-        contrastive_cross_entropy(
-            without_equal_captions(scale * scores, targets, equal, caption_mode), targets, siblings, mode
-        )
-        for scores in (rows, columns)
-    )
-    return (image_to_text + text_to_image) / 2
+
+    def losses(scores: Tensor, targets: Tensor, siblings: Tensor, equal: Tensor | None) -> Tensor:
+        logits = without_equal_captions(scale * scores, targets, equal, caption_mode)
+        return contrastive_cross_entropy(logits, targets, siblings, mode)
+
+    return both_directions(losses, similarity or Cosine(), images, captions, image_ids, caption_ids, caption_mode)
 
 
 def first_logit_scale(temperature: float | None, pretrained: float | None, from_scratch: float) -> nn.Parameter:

@@ -59,10 +59,10 @@ class CrclHeadConfig(HeadSection):
                 f"head.weights does nothing with head.initial_labels: {self.initial_labels}; write crossfit there, or "
                 "leave it out"
             )
-        if self.softmax_set is not None and training.batch_size % self.softmax_set:
+        if self.softmax_set is not None and training.contrastive_batch % self.softmax_set:
             return (
-                f"head.softmax_set: {self.softmax_set} does not divide the batch of {training.batch_size} pairs "
-                "(training.batch_size)"
+                f"head.softmax_set: {self.softmax_set} does not divide the batch of {training.contrastive_batch} pairs "
+                f"(training.{training.names_of_batch})"
             )
         expected = None if self.schedules is None else sum(self.schedules) + self.frozen_epochs * len(self.schedules)
         if expected not in (None, training.epochs):

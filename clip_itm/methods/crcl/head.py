@@ -45,6 +45,8 @@ class CrclHead(Head):
         used, written = refine(
             stored, p, self.phase, config.label_momentum, config.label_threshold, config.store_filtered
         )
+        if self.labels is not None:
+            used, written = (self.labels.heeded(pair_ids, values) for values in (used, written))
         if self.labels is not None and self.training and torch.is_grad_enabled():
             self.labels.write(pair_ids, written, p)
         total, active, complementary = crcl_loss(rows, columns, used, targets, config.complementary_weight)

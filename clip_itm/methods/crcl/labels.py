@@ -78,15 +78,25 @@ def refine(
 class LabelStore:
     """Label and latest matching probability of every training pair; row k is pair k.
 
-    `labels` float32 [N], 1 at the start unless given; `probabilities` float32 [N], NaN until the pair was seen. They
+    `labels` float32 [N], 1 at the start unless given; `probabilities` float32 [N], NaN until the pair was seen; `known`
+    float32 [N], labels that people gave, which never change, NaN for others (`Pairs.label`; None: none at all). They
     live on the device of the ids that are read. Every process holds all of them, and they stay equal.
     """
 
-    def __init__(self, num_pairs: int, labels: Tensor | None = None):
+    def __init__(self, num_pairs: int, labels: Tensor | None = None, known: Tensor | None = None):
         self.labels = torch.ones(num_pairs)
         self.probabilities = torch.full((num_pairs,), torch.nan)
         if labels is not None:
             self.labels.copy_(labels)
+        self.known = known
+        self.labels = self.heeded(slice(None), self.labels)
+
+    def heeded(self, pair_ids: Tensor | slice, labels: Tensor) -> Tensor:
+        """Labels [b] of pairs with those that people gave in their place."""
+        if self.known is None:
+            return labels
+        known = self.known[pair_ids]
+        return torch.where(known.isnan(), labels, known.to(labels.dtype))
 
     def read(self, pair_ids: Tensor) -> Tensor:
         """Labels [b] of the pairs `pair_ids` int64 [b]."""
@@ -102,6 +112,7 @@ class LabelStore:
 
     def _move(self, device: torch.device) -> None:
         self.labels, self.probabilities = self.labels.to(device), self.probabilities.to(device)
+        self.known = None if self.known is None else self.known.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"labels": self.labels.cpu().clone(), "probabilities": self.probabilities.cpu().clone()}

@@ -27,4 +27,5 @@ class CrclMethod(Method):
             first_labels=partial(first_labels, self.section, training, data, encoder, self.found),
             is_clean=data.noise.truth(data.train.pairs),
             noise_sha256=data.noise.sha256,
+            label=data.train.pairs.label,
         )

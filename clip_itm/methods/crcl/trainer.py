@@ -34,7 +34,9 @@ from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.encode import scoring
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.schedule import warmup_steps
+from clip_itm.training.sharding import load_weights
 from clip_itm.training.trainer import PairTrainer
+from clip_itm.visible import counted
 
 STATE = "labels.safetensors"
 DEAD = 0.9  # fraction of labels below the threshold at which the active term has practically left training
@@ -44,7 +46,7 @@ class CrclTrainer(PairTrainer):
     """A `PairTrainer` that keeps a label per training pair and begins every piece with the initial weights.
 
     `first_labels` gives the labels [N] at the start, or None for ones; `is_clean` bool [N] is the truth about the
-    training pairs if it is known, for the log only; `noise_sha256` names the pairs.
+    training pairs if it is known, for the log only; `noise_sha256` names the pairs; `label`: `Pairs.label`.
     """
 
     def __init__(
@@ -53,15 +55,18 @@ class CrclTrainer(PairTrainer):
         first_labels: Callable[[], Tensor | None],
         is_clean: np.ndarray | None,
         noise_sha256: str,
+        label: np.ndarray | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.first_labels, self.is_clean, self.noise_sha256 = first_labels, is_clean, noise_sha256
+        self.known = None if label is None else torch.tensor(label)
         self.head = self.model.head
         self.config = self.head.config
         if self.config.schedules and self._epochs() > self.section.epochs:
             raise ValueError(
-                f"training.max_steps: {self.args.max_steps} steps are more than the pieces of head.schedules have "
+                f"training.max_steps: {counted(self.args.max_steps, 'step is', 'steps are')} more than the "
+                "pieces of head.schedules have "
                 f"({self.section.epochs} epochs of {self._steps_per_epoch} steps); lower it"
             )
         self.schedules = self.config.schedules or (self._epochs() - self.config.frozen_epochs,)
@@ -78,7 +83,7 @@ class CrclTrainer(PairTrainer):
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
         if self.head.labels is None:
-            self.head.labels = LabelStore(len(self.train_dataset), self.first_labels())
+            self.head.labels = LabelStore(len(self.train_dataset), self.first_labels(), self.known)
         self.head.phase = phase_of(epoch, self.schedules, self.config.frozen_epochs)
         within = self.state.global_step > epoch * self._steps_per_epoch  # a resumed run goes on in mid-epoch
         if self.head.phase.piece > 0 and self.head.phase.epoch_in_piece == 0 and not within:
@@ -86,7 +91,7 @@ class CrclTrainer(PairTrainer):
 
     def _begin_piece(self) -> None:
         """Initial weights, an optimiser without state, no average and no best score yet; the labels stay."""
-        self.model.load_state_dict(self.initial_weights)
+        load_weights(self.model, self.initial_weights)
         self.optimizer.optimizer.state.clear()
         if self.average is not None:
             self.average.restart()
@@ -119,7 +124,7 @@ class CrclTrainer(PairTrainer):
 
     def _warn_of_temperature(self, gap: float) -> None:
         """A pretrained model shows before training whether its pairs can pass the threshold (docs/papers/crcl.md 9)."""
-        config, candidates = self.config, self.config.softmax_set or self.section.batch_size
+        config, candidates = self.config, self.config.softmax_set or self.section.contrastive_batch
         p = expected_probability(gap, config.temperature, candidates)
         if gap > 0 and p < max(config.label_threshold, 0.05):
             fitting = fitting_temperature(gap, candidates, max(0.5, config.label_threshold))
@@ -168,7 +173,7 @@ class CrclTrainer(PairTrainer):
         save_file(self.head.labels.state_dict(), folder / STATE)
 
     def load_method_state(self, folder: Path) -> None:
-        self.head.labels = LabelStore(len(self.train_dataset))
+        self.head.labels = LabelStore(len(self.train_dataset), known=self.known)
         with reading(folder / STATE, "the labels of these training pairs"):
             self.head.labels.load_state_dict(load_file(folder / STATE))
 
@@ -219,7 +224,7 @@ def first_labels(
     labels = torch.empty(len(pairs))
     siblings = image_index if head.same_image == "mask" else None
     captions = numbers_if_asked(head, pairs, data.noise)
-    candidates, score = head.softmax_set or training.batch_size, scoring(encoder.model)
+    candidates, score = head.softmax_set or training.contrastive_batch, scoring(encoder.model)
     for batch, _ in seeded_batches(len(pairs), candidates, training.seed):
         logits = score(embeddings.images[image_index[batch]], embeddings.texts[source[batch]]) / head.temperature
         targets = torch.arange(len(batch))

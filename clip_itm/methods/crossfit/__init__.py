@@ -16,5 +16,5 @@ What it needs: half a plain run more than one, and every pair encoded once; that
 (`folds: 0`).
 What it cannot see: a caption of a photo that looks much the same. "None found" means no random mismatches.
 Where to read on: `clip_itm/calibration/` (the estimate, pure functions); `folds.py` and `trainer.py` (folds within a
-run), `weights.py`, `head.py`; docs/robust.md for the idea, docs/heads.md for the keys.
+run), `weights.py`, `head.py`; docs/crossfit.md for the idea, docs/heads.md for the keys.
 """

@@ -45,7 +45,7 @@ class CrossfitHeadConfig(BoundedLossSection):
     loss: Literal["auto", "infonce", "gce", "rince", "sce", "tal", "mix"] = Field(
         "auto",
         description="of the weighted pairs; auto: infonce, or gce where more than largest_residual of what is kept is "
-        "expected to be wrong; mix: w infonce + (1 - w) gce",
+        "expected to be wrong, or may be by a judge that does not know; mix: w infonce + (1 - w) gce",
     )
     largest_residual: Annotated[float, Field(ge=0, le=1)] = Field(
         0.15, description="of loss auto: the expected fraction of wrong pairs, by weight, up to which it is infonce"

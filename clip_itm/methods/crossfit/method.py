@@ -6,7 +6,7 @@ from clip_itm.training.clean_probability import CleanProbability, probabilities_
 
 
 class CrossfitMethod(Method):
-    history = ("wrong_share",)
+    history = ("wrong_share_high",)
     state_files = (WEIGHTS,)
 
     found: CleanProbability | None = None  # what `head.weights` names

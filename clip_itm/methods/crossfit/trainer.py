@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from clip_itm.calibration.estimate import Judgement, judge
 from clip_itm.calibration.picture import draw_judgement, draw_reliability
 from clip_itm.calibration.scores import FoldScores
 from clip_itm.calibration.weights import residual
+from clip_itm.calibration.words import share_in_words
 from clip_itm.checksums import check_files
 from clip_itm.data.sampler import PairBatchSampler
 from clip_itm.data.training_data import TrainingData
@@ -30,6 +31,7 @@ from clip_itm.training.checkpoints import clear_half_written, last_complete_chec
 from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.folder import MANIFEST, PREPARED, delete, own_files, record, record_added
+from clip_itm.training.sharding import load_weights, whole
 from clip_itm.training.trainer import PairTrainer
 
 WEIGHTS = "pair_weights.npz"
@@ -56,6 +58,7 @@ class CrossfitTrainer(PairTrainer):
         if self.found is None:
             with same_random_state():
                 self.found = self._find()
+        self.found = replace(self.found, values=self.data.train.pairs.heeded(self.found.values))
         self._use(self.found)
         return super().train(resume_from_checkpoint, **kwargs)
 
@@ -63,7 +66,8 @@ class CrossfitTrainer(PairTrainer):
         super().begin_epoch(epoch)
         if self.state.global_step == 0 and self.found.share is not None:
             share, low, high = self.found.share
-            self.log({"wrong_share": share, "wrong_share_low": low, "wrong_share_high": high, **self._kept()})
+            known = {} if self.found.is_weak else {"wrong_share": share, "wrong_share_low": low}
+            self.log({**known, "wrong_share_high": high, **self._kept()})
 
     # What is believed
 
@@ -114,35 +118,32 @@ class CrossfitTrainer(PairTrainer):
         except ValueError:
             raise ValueError(
                 f"{len(kept)} of {len(weights)} captions are believed to be right, which do not fill a batch of "
-                f"{self.section.batch_size} pairs: look at them (clip-itm audit of a plain run), lower "
+                f"{self.section.contrastive_batch} pairs: look at them (clip-itm audit of a plain run), lower "
                 "training.batch_size, or use another head"
             ) from None
         self.model.head.belief = torch.from_numpy(weights).to(self.args.device)
 
     def _kept(self) -> dict[str, float]:
-        """How many pairs are trained on, and the fraction of them, by weight, that is expected to be wrong."""
+        """How many pairs are trained on, and the fraction of them, by weight, that is expected to be wrong: of a weak
+        judge, which drops none, that may be."""
         weights = self.found.values.astype(np.float64)
         kept = weights[weights > self.config.smallest_weight]
-        return {"kept_pairs": len(kept), "residual": residual(kept)}
+        wrong = self.found.share[2] if self.found.is_weak else residual(kept)
+        return {"kept_pairs": len(kept), "residual": wrong}
 
     def _summary(self) -> str:
         kept, count, loss = self._kept(), len(self.found.values), self.model.head.current_loss
         lines = []
         if self.found.share is not None:
-            share, low, high = (100 * value for value in self.found.share)
-            if is_blind(self.found) and (self.found.values == 1).all():
-                lines.append(
-                    f"{share:.0f} % of the captions look unrelated to their photos ({low:.0f} to {high:.0f} %): either "
-                    "they are, or the models that judge know too little (head.fold_epochs, pretrained towers). Every "
-                    "pair counts fully"
-                )
-            elif share == 0:
-                lines.append(f"no random mismatches found (0 to {high:.1f} % of the captions): every pair counts fully")
-            else:
-                lines.append(f"{share:.1f} % of the captions are wrong ({low:.1f} to {high:.1f} %)")
+            is_weak, are = self.found.is_weak, "look unrelated to their photos" if is_blind(self.found) else "are wrong"
+            told = share_in_words(self.found.share, f"of the captions {are}", is_weak=is_weak)
+            if is_weak or is_blind(self.found):
+                either = "" if is_weak else "either they are, or "
+                told += f": {either}the models that judge know too little (head.fold_epochs, pretrained towers)"
+            lines.append(f"{told}; every pair counts fully" if (self.found.values == 1).all() else told)
         lines.append(
             f"training with {loss} on {kept['kept_pairs']} of {count} pairs, of which {100 * kept['residual']:.1f} %, "
-            "by weight, are expected to be wrong"
+            f"by weight, {'may' if self.found.is_weak else 'are expected to'} be wrong"
         )
         return "\n".join(lines)
 
@@ -170,14 +171,15 @@ class CrossfitTrainer(PairTrainer):
                 self._train_fold(fold, sampler, folder)
                 scores = self._judge(np.flatnonzero(fold_of_pair == fold), fold)
                 by_first(lambda folder=folder, scores=scores: self._keep_scores(folder, *scores))
-                self.model.load_state_dict(first, strict=False)
+                load_weights(self.model, first, strict=False)
             judged.append(scores)
         return judged
 
     def _judge(self, pairs: np.ndarray, fold: int) -> tuple[FoldScores, np.ndarray | None]:
         config, seed = self.config, self.section.seed + fold
         with_losses = config.estimate == "mixture"
-        return judge_pairs(self.data, self.encoder, pairs, seed, config.candidates, with_losses)
+        with whole(self.model):
+            return judge_pairs(self.data, self.encoder, pairs, seed, config.candidates, with_losses)
 
     def _train_fold(self, fold: int, sampler: PairBatchSampler, folder: Path) -> None:
         """Train the model on the pairs of a sampler, from where an interrupted run left off."""
@@ -199,7 +201,7 @@ class CrossfitTrainer(PairTrainer):
             batches = self.section.batches + (", unique_captions: true" if self.section.unique_captions else "")
             raise ValueError(
                 f"head.folds: {self.config.folds}: a model that judges is trained on {len(pairs)} pairs of {photos} "
-                f"photos, which do not fill a batch of {self.section.batch_size} (training.batches: "
+                f"photos, which do not fill a batch of {self.section.contrastive_batch} (training.batches: "
                 f"{batches}); lower training.batch_size, or raise head.folds"
             ) from None
 
@@ -226,6 +228,7 @@ class CrossfitTrainer(PairTrainer):
             self.write_provenance,
             self.processor,
             self.publish,
+            shards=self.shards,
         )
 
     # Files

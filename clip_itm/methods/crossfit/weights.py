@@ -15,7 +15,8 @@ def is_blind(found: CleanProbability) -> bool:
 
 
 def from_judgement(judgement: Judgement) -> CleanProbability:
-    """Calibrated weights, and the share of wrong pairs with its interval; weights of 1 from a blind judge."""
+    """Calibrated weights, and the share of wrong pairs with its interval; weights of 1 from a blind judge, and from a
+    weak one."""
     weights = np.ones_like(judgement.weights) if judgement.high >= BLIND else judgement.weights
     return CleanProbability(
         values=weights.astype(np.float32),
@@ -23,6 +24,7 @@ def from_judgement(judgement: Judgement) -> CleanProbability:
         method="cross-fit: models of other photos, calibrated by made mismatches",
         noise_sha256=judgement.noise_sha256,
         share=(judgement.share, judgement.low, judgement.high),
+        is_weak=judgement.is_weak,
     )
 
 

@@ -18,7 +18,7 @@ class SlotsSection(Section):
     ffn_mult: PositiveInt = Field(4, description="hidden width of the feed-forward layers, in widths of a slot")
     tied: bool = Field(True, description="the same weights in every iteration; keys and values are computed once")
     norm: Literal["pre", "post"] = Field("pre", description="LayerNorm before each layer, or after each residual")
-    activation: Literal["gelu", "relu"] = "gelu"
+    activation: Literal["gelu", "relu"] = Field("gelu", description="of the feed-forward layers")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="on the attention's output and within the feed-forward layers"
     )
@@ -61,7 +61,7 @@ class TripletSection(Section):
         description="the hardest of the batch; all of them; or all with hinges cut at the margin, so that the hardest "
         "pairs do not pull (published as semi-hard)",
     )
-    margin: PositiveFloat = 0.2
+    margin: PositiveFloat = Field(0.2, description="lead of a pair over a negative at which it costs nothing")
     warmup_epochs: NonNegativeInt = Field(0, description="epochs with all negatives before `negatives` counts")
 
 

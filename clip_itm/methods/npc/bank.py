@@ -148,13 +148,15 @@ def build_bank(
     seed: int = 0,
     weights: np.ndarray | None = None,
     captions: np.ndarray | None = None,
+    label: np.ndarray | None = None,
 ) -> MemoryBank:
     """The bank of training pairs whose images and captions have the embeddings `images` [Ni, D] and `texts` [Nt, D].
 
     Pair k is image `pair_image[k]` with caption `source[k]` (int64 [N]); rows have unit length and may be on a GPU,
     where the search then runs. `scale` multiplies cosines in the losses; `model` and `noise_sha256` are kept as they
     are. `weights` float32 [N]: the probability that a pair is right, in place of the posterior of a mixture; for
-    `captions` see `pair_losses`. Raises ValueError if none exceeds `rho`.
+    `captions` see `pair_losses`. `label` [N]: `Pairs.label`, which counts in place of both. Raises ValueError if none
+    exceeds `rho`.
 
     Example:
         >>> index = np.arange(8)
@@ -168,6 +170,8 @@ def build_bank(
     losses = pair_losses(images, texts, pair_image, source, scale, batch_size, seed, captions=captions)
     mixture = fit_mixture(losses, seed) if weights is None else None
     posterior = mixture.clean_posterior(losses).astype(np.float32) if weights is None else weights
+    if label is not None:
+        posterior = np.where(np.isnan(label), posterior, label).astype(np.float32)
     clean = np.flatnonzero(posterior > rho)
     if not len(clean):
         what, why = "posterior", ". Data without wrong captions, or an untrained model, give such a mixture"

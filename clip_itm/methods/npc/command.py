@@ -143,6 +143,7 @@ def _given(recipe, data, args: argparse.Namespace):
 def _import(args: argparse.Namespace) -> int:
     from clip_itm.commands.terminal import print_facts
     from clip_itm.data.load import load_splits
+    from clip_itm.data.marked_training import with_marks
     from clip_itm.methods.npc.legacy_bank import find_legacy_bank, read_legacy_bank
     from clip_itm.recipe import load_recipe
     from clip_itm.runs.setup import noise_of
@@ -151,8 +152,8 @@ def _import(args: argparse.Namespace) -> int:
     splits = load_splits(recipe.data)
     if "train" not in splits:
         raise ValueError("this data set has no train split, and a memory bank belongs to training pairs")
+    splits, noise = with_marks(splits, noise_of(recipe, splits), recipe.data.marks)
     pairs = splits["train"].pairs
-    noise = noise_of(recipe, splits)
     if args.ratio is None and noise.seed is None:  # imported: its ratio is a count
         raise ValueError(f"the nominal ratio of {recipe.noise.file} is not known: give --ratio, as in the file names")
     files = find_legacy_bank(args.folder, noise.ratio if args.ratio is None else args.ratio)

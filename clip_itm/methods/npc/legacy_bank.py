@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_itm.methods.npc.bank import MemoryBank
+from clip_itm.visible import counted
 
 if TYPE_CHECKING:
     from clip_itm.data.noise import CaptionNoise
@@ -181,6 +182,7 @@ def _entries(path: Path, keys: list[int], what: str) -> np.ndarray:
     for problem, wrong in (("no entry for", missing), ("not in the training split:", extra)):
         if wrong:
             raise ValueError(
-                f"{path}: {problem} {len(wrong)} {what}s, first {what} {wrong[0]}; it belongs to other training data"
+                f"{path}: {problem} {counted(len(wrong), what)}, first {what} {wrong[0]}; it belongs to other "
+                "training data"
             )
     return np.array([entries[key] for key in keys], dtype=np.int64)

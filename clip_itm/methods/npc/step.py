@@ -13,7 +13,7 @@ before it and training: with 3 B distinct rows 13 forward units instead of 16, a
 not train (docs/papers/npc.md 10). Otherwise trial and memory are computed in inference mode, as published.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -24,9 +24,7 @@ from clip_itm.distributed import average, broadcast_buffers, gather_constant
 from clip_itm.methods.clip.head import contrastive_losses
 from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.methods.npc.weights import confidence_weight, improvement_ratio
-
-IMAGE_KEYS = ("pixel_values", "image_features", "image_tokens", "image_mask")
-TEXT_KEYS = ("input_ids", "attention_mask", "text_features")
+from clip_itm.training.gradient_cache import IMAGE_INPUTS, TEXT_INPUTS, Chunks, in_chunks
 
 
 class NpcOutcome(NamedTuple):
@@ -46,9 +44,9 @@ class Batch:
     """
 
     def __init__(self, inputs: dict[str, Tensor]):
-        self.images, self.texts = _pick(inputs, IMAGE_KEYS), _pick(inputs, TEXT_KEYS)
-        self.memory_images = _pick(inputs, IMAGE_KEYS, "memory_")
-        self.memory_texts = _pick(inputs, TEXT_KEYS, "memory_")
+        self.images, self.texts = _pick(inputs, IMAGE_INPUTS), _pick(inputs, TEXT_INPUTS)
+        self.memory_images = _pick(inputs, IMAGE_INPUTS, "memory_")
+        self.memory_texts = _pick(inputs, TEXT_INPUTS, "memory_")
         self.image_index, self.image_ids = inputs["image_index"], inputs["image_ids"]
         self.pair_weight = inputs.get("pair_weight")
         self.memory_image_index, self.memory_caption = inputs["memory_image_index"], inputs["memory_caption"]
@@ -68,13 +66,23 @@ class NpcStep:
     """Computes the gradient of one NPC step; the real optimiser, its clipping and its schedule stay outside.
 
     `model`: an `ItmModel` (anything with `encode_images`, `encode_texts` and an `NpcHead` as `head`); `optimizer`: the
-    real one, whose groups, rates and (for `trial_moments: base`) moments the trial step follows. Under several
-    processes the model must not be called through DistributedDataParallel: both gradients are averaged here.
+    real one, whose groups, rates and (for `trial_moments: base`) moments the trial step follows; `right` bool [N]:
+    pairs that weigh 1 whatever the step finds, as a person marked them right; `chunks`: those of the gradient
+    cache, if there is one. Under several processes the model must not be called through
+    DistributedDataParallel: both gradients are averaged here.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: NpcHeadConfig):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: NpcHeadConfig,
+        right: Tensor | None = None,
+        chunks: Chunks | None = None,
+    ):
+        self.right = right
         self.model, self.optimizer, self.config = model, optimizer, config
-        self.encode = _Encode(model)
+        self.encode = _Encode(model, chunks)
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.parameters = list(trained.values())
         self.trial = {name: value.detach().clone() for name, value in trained.items()}
@@ -101,6 +109,8 @@ class NpcStep:
             before = tuple(loss.detach() for loss in memory)
             ratio = improvement_ratio(before, self._memory_after(batch))
             weight = confidence_weight(ratio, config.weight_fn)
+            if self.right is not None:
+                weight = weight.masked_fill(self.right[inputs["pair_ids"]], 1)
             if not self.shares_forward:
                 self.model.train()
                 losses, memory = self._forward(batch, config.trains_memory, memory=config.trains_memory, known=before)
@@ -236,18 +246,21 @@ class NpcStep:
 class _Encode(nn.Module):
     """What `functional_call` runs under other weights: images and captions to embeddings and the scale."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, chunks: Chunks | None):
         super().__init__()
-        self.model = model
+        self.model, self.chunks = model, chunks
 
     def forward(
         self, images: dict[str, Tensor], texts: dict[str, Tensor]
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         return (
-            self.model.encode_images(**images) if len(next(iter(images.values()))) else None,
-            self.model.encode_texts(**texts) if len(next(iter(texts.values()))) else None,
+            self._rows(self.model.encode_images, images),
+            self._rows(self.model.encode_texts, texts),
             self.model.head.scale(),
         )
+
+    def _rows(self, encode: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Tensor | None:
+        return in_chunks(encode, inputs, self.chunks) if len(next(iter(inputs.values()))) else None
 
 
 def _pick(inputs: dict[str, Tensor], keys: Iterable[str], prefix: str = "") -> dict[str, Tensor]:

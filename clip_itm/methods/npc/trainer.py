@@ -22,6 +22,7 @@ from clip_itm.training.encode import Embeddings
 from clip_itm.training.encoder import Encoder
 from clip_itm.training.folder import record_added
 from clip_itm.training.trainer import PairTrainer
+from clip_itm.visible import counted
 
 BANK, STATE = "bank.npz", "npc_state.safetensors"
 
@@ -30,11 +31,19 @@ class NpcTrainer(PairTrainer):
     """A `PairTrainer` whose steps, after the warm-up, are `NpcStep`s with a memory bank.
 
     `build_bank` makes the bank from the current weights when the warm-up is over; `is_clean` bool [N] is the truth
-    about the training pairs if it is known, for the log only.
+    about the training pairs if it is known, for the log only. `label`: `Pairs.label`.
     """
 
-    def __init__(self, *args, build_bank: Callable[[], MemoryBank], is_clean: np.ndarray | None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        build_bank: Callable[[], MemoryBank],
+        is_clean: np.ndarray | None,
+        label: np.ndarray | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.right = None if label is None else torch.from_numpy(label == 1).to(self.args.device)
         self.build_bank, self.is_clean = build_bank, is_clean
         self.config = self.model.head.config
         self.bank: MemoryBank | None = None
@@ -68,7 +77,7 @@ class NpcTrainer(PairTrainer):
         model.train()
         inputs = self._prepare_inputs(inputs)
         if self.step is None:
-            self.step = NpcStep(self.model, self.optimizer.optimizer, self.config)
+            self.step = NpcStep(self.model, self.optimizer.optimizer, self.config, self.right, self.chunks)
             self.step.load_state_dict(self._step_state)
         fraction = 1 / self.current_gradient_accumulation_steps
         with self.accelerator.autocast():  # the step calls the towers itself, past the wrapped forward
@@ -161,6 +170,7 @@ def bank_of_pairs(
         seed=seed,
         weights=None if found is None else found.values,
         captions=numbers_if_asked(model.head.config, data.train.pairs, data.noise),
+        label=data.train.pairs.label,
     )
 
 
@@ -182,7 +192,7 @@ def make_bank(
     Raises ValueError if the processes built different banks.
     """
     epochs = section.warmup_epochs
-    name = f"seed {seed} after {epochs} epochs" if epochs else "step 0"
+    name = f"seed {seed} after {counted(epochs, 'epoch')}" if epochs else "step 0"
     bank = bank_of_pairs(encoder.encode(data.train), data, encoder.model, section.rho, name, seed, found)
     if not is_same_everywhere(bank.sha256, encoder.model.device):
         raise ValueError(

@@ -11,7 +11,8 @@ class OsaHead(RobustHead):
     """Cosines with a weight for each pair.
 
     Training sets `excess` [N], by how much the cosine of every training pair exceeds that of unrelated ones under the
-    estimator (None: no weights), and `unit`, the weight that counts as 1.
+    estimator (None: no weights), `unit`, the weight that counts as 1, and `right` bool [N], pairs that weigh `full`
+    because a person marked them.
     """
 
     citation = (
@@ -20,6 +21,8 @@ class OsaHead(RobustHead):
     )
     excess: Tensor | None = None
     unit: float = 1.0
+    right: Tensor | None = None
+    full: float = 1.0
 
     @classmethod
     def build(cls, config, widths, initial_logit_scale=None, initial_logit_bias=None) -> "OsaHead":
@@ -31,8 +34,10 @@ class OsaHead(RobustHead):
             return None
         x = self.excess[pair_ids]
         if self.config.weights == "released":
-            return released_weights(x, gather_constant(x).max())
-        return intended_weights(x) / self.unit
+            weights = released_weights(x, gather_constant(x).max())
+        else:
+            weights = intended_weights(x) / self.unit
+        return weights if self.right is None else weights.masked_fill(self.right[pair_ids], self.full)
 
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         weight = self.weights(pair_ids)

@@ -70,9 +70,14 @@ class OsaTrainer(PairTrainer):
                 "or begin with another model"
             )
         self.look, head = look, self.model.head
-        head.excess = x.to(self.args.device)
-        if self.config.weights == "intended" and self.config.normalise == "mean":
-            head.unit = float(intended_weights(x.double()).mean())
+        head.excess, label = x.to(self.args.device), self.data.train.pairs.label
+        head.right = None if label is None else torch.from_numpy(label == 1).to(self.args.device)
+        if self.config.weights == "intended":
+            mean = float(intended_weights(x.double()).mean())
+            if self.config.normalise == "mean":
+                head.unit = mean
+            else:
+                head.full = mean  # what is 1 where weights are normalised
 
     def _describe(self) -> dict[str, float]:
         """For the log: beta with its error, and how the weights lie; with the truth, whether cosines know it."""
@@ -128,7 +133,7 @@ def look_at_pairs(data: TrainingData, encoder: Encoder, released: bool, section:
     equal = None if captions is None else EqualCaptions(pairs.image, captions)
     other = source[made_mismatches(pairs.image, generator, equal)]
     if released:
-        boundary = noise_boundary(encoder, section.batch_size, generator)
+        boundary = noise_boundary(encoder, section.contrastive_batch, generator)
     else:
         some = torch.from_numpy(generator.permutation(len(pairs))[:SAMPLE])
         alike = None if captions is None else torch.from_numpy(captions)[some]
@@ -150,19 +155,20 @@ def noise_boundary(encoder: Encoder, count: int, generator: np.random.Generator)
     As the released program has it; photos and captions never look like that. Its error is not known (NaN).
     """
     model, processor = encoder.model, encoder.processor
-    image = processor(images=[Image.new("RGB", (8, 8))])["pixel_values"]
-    pixels = torch.from_numpy(generator.random((count, *image.shape[1:]), dtype=np.float32)).to(image.dtype)
+    one = processor(images=[Image.new("RGB", (8, 8))])
+    images = {key: value.expand(count, *value.shape[1:]) for key, value in one.items()}
+    pixels = torch.from_numpy(generator.random(images["pixel_values"].shape, dtype=np.float32))
+    images["pixel_values"] = pixels.to(one["pixel_values"].dtype)
     ids = generator.integers(min(NOISE_TOKENS, len(processor.tokenizer)), size=(count, processor.max_length))
     was_training, device = model.training, model.device
     model.eval()
     sums = []
     with torch.autocast(device.type, dtype=encoder.precision, enabled=encoder.precision is not None):
-        for encode, inputs in (
-            (model.encode_images, (pixels,)),
-            (model.encode_texts, (torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.int64))),
-        ):
-            blocks = zip(*(x.split(encoder.batch_size) for x in inputs), strict=True)
-            sums.append(sum(encode(*(x.to(device) for x in block)).double().sum(dim=0) for block in blocks))
+        captions = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(ids.shape, dtype=torch.int64)}
+        for encode, inputs in ((model.encode_images, images), (model.encode_texts, captions)):
+            blocks = zip(*(x.to(device).split(encoder.batch_size) for x in inputs.values()), strict=True)
+            embedded = (encode(**dict(zip(inputs, block, strict=True))) for block in blocks)
+            sums.append(sum(rows.double().sum(dim=0) for rows in embedded))
     model.train(was_training)
     beta = (sums[0] @ sums[1] / count**2).reshape(1)
     return Boundary(float(gather_constant(beta)[0]), math.nan)

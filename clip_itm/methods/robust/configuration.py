@@ -57,6 +57,18 @@ class BoundedLossSection(ContrastiveSection):
             return "head.sce_cross_entropy and head.sce_reverse are both 0, which leaves no loss; raise one"
         return None if self.temperature is None else self.overflow(1 / self.temperature)
 
+    def caution(self, training) -> str | None:
+        repelled = self.rince_lambda * training.contrastive_batch
+        if "rince" not in self.loss_names or repelled <= 1:
+            return None
+        return (
+            f"head.rince_lambda {self.rince_lambda:g} times training.{training.names_of_batch} "
+            f"{training.contrastive_batch:,} is {repelled:.3g}: above 1, two towers that do not know each other "
+            "yet soon put all photos at one point and all captions at the opposite one, and stay there; take at most "
+            "1 / batch, "
+            f"{1 / training.contrastive_batch:.2g}"
+        )
+
     def overflow(self, scale: float) -> str | None:
         """A sentence that says why exponentials of rince would overflow under 1 / temperature `scale`, else None."""
         if "rince" not in self.loss_names or round(self.q * scale, 3) <= LARGEST_EXPONENT:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clip_itm.methods.base import Head
 from clip_itm.methods.clip.head import first_logit_scale
-from clip_itm.methods.scores import global_scores, local_targets, same_caption, same_image
+from clip_itm.methods.scores import both_directions
 from clip_itm.methods.siglip.configuration import SiglipHeadConfig
 from clip_itm.similarity.base import Similarity
 from clip_itm.similarity.build import build_similarity
@@ -88,14 +88,12 @@ class SiglipHead(Head):
     def loss(self, images, texts, image_ids, pair_ids, pair_weight=None, caption_ids=None):
         """See `Head.loss`. Each entry of S counts half in its row and half in its column: weights act on both."""
         mode, caption_mode = self.config.same_image, self.config.same_caption
-        rows, columns = global_scores(self.similarity, images, texts)
-        targets, siblings = local_targets(rows), same_image(rows, None if mode == "negative" else image_ids)
-        equal = same_caption(rows, image_ids, caption_ids, caption_mode)
-        both = [
-            sigmoid_losses(self.scale() * scores + self.logit_bias, targets, siblings, mode, equal, caption_mode)
-            for scores in (rows, columns)
-        ]
-        losses = (both[0] + both[1]) / 2
+
+        def of_rows(scores: Tensor, targets: Tensor, siblings: Tensor, equal: Tensor | None) -> Tensor:
+            logits = self.scale() * scores + self.logit_bias
+            return sigmoid_losses(logits, targets, siblings, mode, equal, caption_mode)
+
+        losses = both_directions(of_rows, self.similarity, images, texts, image_ids, caption_ids, caption_mode)
         if pair_weight is not None:
             losses = pair_weight * losses
         logs = {"logit_scale": self.scale().detach(), "logit_bias": self.logit_bias.detach().clone()}

@@ -1,46 +1,19 @@
 """`clip-itm app` in headless Chromium: type a sentence, upload a photo, look at what is there."""
 
-import shutil
-import time
-
 import pytest
 
+from support.browser import asked_for, start_browser, wait_for
 from support.tiny_app import IMAGES
 from support.tiny_backbones import CAPTIONS
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def browser():
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("needs Chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(word)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser = start_browser()
     yield browser
     browser.quit()
-
-
-def wait_for(browser, selector: str, text: str = "", seconds: float = 30):
-    """The first element on show that matches and has the text in it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for element in browser.find_elements("css selector", selector):
-            try:
-                if element.is_displayed() and text in element.text:
-                    return element
-            except Exception:  # the page has just replaced it
-                continue
-        time.sleep(0.1)
-    raise AssertionError(f"{selector} {text!r} is not on the page: {browser.find_element('tag name', 'body').text}")
 
 
 def open_tab(browser, name: str) -> None:
@@ -78,14 +51,14 @@ def test_a_sentence_a_photo_and_both(browser, address, place):
     wait_for(browser, "button", "next").click()
     wait_for(browser, ".itm h2", "page 2 of 3")
 
+    wait_for(browser, "a", "Review").click()
+    wait_for(browser, "dialog.name button", "Begin")
+
 
 def test_the_page_asks_no_other_host(browser, address):
-    import json
-
-    browser.get_log("performance")
+    asked_for(browser)
     browser.get(address)
     wait_for(browser, "button[role=tab]", "By text")
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    asked = asked_for(browser)
     assert len(asked) > 5
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []

@@ -9,6 +9,7 @@ from clip_itm.retrieval.items import Item
 from clip_itm.weights import model_sha256
 from support.bad_input.cases import case
 from support.bad_input.retrieval import index, model
+from support.tiny_app import write_audit
 
 
 def app(place, *words: str) -> list[str]:
@@ -77,3 +78,31 @@ def _(place):
 @case("an app with keys of a recipe")
 def _(place):
     return app(place, "--training.epochs", "3")
+
+
+@case("an app with nothing to serve")
+def _(place):
+    return ["app", "--index", str(place / "gallery")]
+
+
+@case("an app with marks and no audit")
+def _(place):
+    return app(place, "--marks", str(place / "marks.jsonl"))
+
+
+@case("a review that is to be open to the world")
+def _(place):
+    return ["app", "--audit", str(place / "audit.parquet"), "--share"]
+
+
+@case("a review whose marks are to lie in a folder that is not there")
+def _(place):
+    write_audit(place / "audit.parquet")
+    return ["app", "--audit", str(place), "--marks", str(place / "none" / "marks.jsonl")]
+
+
+@case("a review with other lines among its marks")
+def _(place):
+    write_audit(place / "audit.parquet")
+    (place / "marks.jsonl").write_text("words\n")
+    return ["app", "--audit", str(place / "audit.parquet")]

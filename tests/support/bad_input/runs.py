@@ -13,6 +13,16 @@ def _(place):
     return recipe(place, training={"batch_size": 1})
 
 
+@case("chunks that hold the whole batch")
+def _(place):
+    return recipe(place, training={"cache_chunk": 4})
+
+
+@case("one batch that is made of one batch")
+def _(place):
+    return recipe(place, training={"accumulate": "cached"})
+
+
 @case("batches that hold the captions of one photo")
 def _(place):
     return recipe(place, training={"batch_size": 2, "batches": "grouped", "captions_per_image": 2})

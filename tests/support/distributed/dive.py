@@ -16,12 +16,14 @@ from clip_itm.methods.dive.head import DiveHead
 from support.processes import save_from_first
 
 IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 4, 5, 5, 1, 2])  # photos repeat within a process and across them
+CAPTION_IDS = torch.tensor([0, 1, 2, 0, 3, 1, 0, 0, 4, 5, 6, 1])  # equal within a process, across them, of one photo
 MODULE = {"heads": 2, "head_dim": 4, "dropout": 0}
 CASES = {
     "hardest": {},
     "all": {"loss": {"negatives": "all"}, "mmd_squared": True},
     "clamped": {"loss": {"negatives": "clamped", "margin": 0.02}, "similarity": {"kind": "chamfer"}},
     "infonce": {"loss": {"kind": "infonce"}, "similarity": {"kind": "match_probability"}, "residual": "gated"},
+    "captions left out": {"same_caption": "mask"},
     "pvse": {"module": {"kind": "pvse"}, "residual": "ln_of_sum", "orthogonality_weight": 0.1},
 }
 
@@ -39,7 +41,8 @@ def step(case: str) -> dict[str, np.ndarray]:
     leaves = [each[own].clone().requires_grad_() for each in (*pooled, *tokens)]
     mask = (torch.arange(5) < torch.arange(1, 13)[:, None])[own]
     images, texts = head.image_outputs(Features(leaves[0], leaves[2])), head.text_outputs(Features(*leaves[1::2], mask))
-    loss, logs = head.loss(images, texts, IMAGE_IDS[own], torch.arange(12)[own], weight[own])
+    captions = {"caption_ids": CAPTION_IDS[own]} if "same_caption" in CASES[case] else {}
+    loss, logs = head.loss(images, texts, IMAGE_IDS[own], torch.arange(12)[own], weight[own], **captions)
     loss.backward()
     found = {"loss": loss.detach()} | logs
     found = {name: gather_constant(value.double()[None]).mean() for name, value in found.items()}

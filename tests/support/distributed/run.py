@@ -1,4 +1,5 @@
-"""Run by torchrun (and alone) in test_runs.py: a few epochs in float64, and all that a trainer ends with.
+"""Run by torchrun (and alone) in test_runs.py and test_sharding.py: a few epochs in float64, and all that a trainer
+ends with. With ACCELERATE_USE_FSDP=true the model is cut in parts.
 
 torchrun --nproc_per_node 2 -m support.distributed.run METHOD FOLDER OUT.safetensors
 """
@@ -9,16 +10,39 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
+from clip_itm.data.pixels import Pixels
 from clip_itm.distributed import gather_constant, leave_process_group, process_state
 from clip_itm.methods.aahr import triplet
 from clip_itm.processing import ItmProcessor
 from clip_itm.runs.build import make_trainer
+from clip_itm.runs.launch import parts_weights, recipe_decides
 from clip_itm.runs.setup import make_encoder, make_model, prepare
-from support.tiny import tiny_recipe
+from clip_itm.training import sharding
+from support.tiny import SMALL, tiny_recipe
 
 SECTIONS = {
     "clip": {"training": {"epochs": 2}},
+    # what acts on single weights and on the step, together
+    "clip-all": {
+        "training": {
+            "epochs": 2,
+            "ema": 0.9,
+            "cache_chunk": 4,
+            "max_grad_norm": 0.5,
+            "layer_decay": 0.7,
+            "lr_multipliers": {"head": 3, "backbone.model.visual": 0.5},
+        },
+        "backbone": {"freeze_image_blocks": 1, "freeze_text": False},
+    },
+    "clip-lora": {
+        "training": {"epochs": 2, "gradient_accumulation_steps": 2, "activation_checkpointing": True},
+        "backbone": {"lora": {"rank": 2}},
+    },
+    "siglip": {"training": {"epochs": 1}, "head": {"kind": "siglip"}},
+    "polyloss": {"training": {"epochs": 1}, "head": {"kind": "polyloss", "score_map": "affine"}},
+    "triplet": {"training": {"epochs": 1}, "head": {"kind": "triplet", "similarity": {"kind": "scan", **SMALL}}},
     "npc": {"training": {"epochs": 3}, "head": {"kind": "npc", "warmup_epochs": 1, "rho": 0.5}},
     "npc-ema": {"training": {"epochs": 2, "ema": 0.9}, "head": {"kind": "npc", "warmup_epochs": 1, "rho": 0.5}},
     # the cosine of a pair leads by .018 before training, and by hardly anything in its first epochs
@@ -84,12 +108,14 @@ def main(method: str, folder: str, out: str) -> None:
     state = process_state()
     sections = SECTIONS[method]
     sections["training"] |= {"precision": "fp32", "batches": "random"}
-    sections["backbone"] = {"word_dropout": 0.0}
+    sections["backbone"] = {**sections.get("backbone", {}), "word_dropout": 0.0}
     recipe = tiny_recipe(Path(folder), **sections)
     prepared = prepare(recipe)
     data = prepared.data
     model, processor = make_model(recipe, data.splits)
-    trainer = make_trainer(recipe, *prepared, make_encoder(recipe, model, processor), resuming=False)
+    shards, encoder = parts_weights(recipe), make_encoder(recipe, model, processor)
+    with recipe_decides(recipe):
+        trainer = make_trainer(recipe, *prepared, encoder, resuming=False, shards=shards)
     model.double()
     found = {}
     end_epoch = trainer.end_epoch
@@ -101,7 +127,11 @@ def main(method: str, folder: str, out: str) -> None:
     if method.startswith("npc"):
         trainer.end_epoch = keep_what_was_seen
     trainer.train()
-    found |= {f"weights {name}": value for name, value in model.state_dict().items()}
+    weights = model.state_dict()
+    if shards:
+        require_parts(model, trainer)
+    weights = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in weights.items()}
+    found |= {f"weights {name}": value for name, value in weights.items()}
     if method.startswith("npc"):
         found |= {f"step {name}": value for name, value in trainer.step.state_dict().items()}
         found |= {f"trial {name}": value for name, value in trainer.step.trial.items()}
@@ -129,21 +159,32 @@ def main(method: str, folder: str, out: str) -> None:
     state.wait_for_everyone()
 
 
-def in_double(process):
-    """Pixels in float64, for training and encoding alike."""
+def require_parts(model, trainer) -> None:
+    """Half of all weights and moments lie in each of two processes, but for what has an odd number of rows."""
+    weights = [*model.parameters()]
+    trained = sum(value.numel() for value in weights if value.requires_grad)
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.ndim]
+    assert sum(sharding.local(value).numel() for value in weights) < 0.51 * sum(value.numel() for value in weights)
+    assert sum(value.numel() for value in moments) < 0.51 * 2 * trained
 
-    def wrapped(*args, **kwargs):
+
+def pixels_in_double(replace=setattr) -> None:
+    """For training, encoding and what asks the processor itself (OSA's look); `replace` may be monkeypatch's."""
+    normalize, process = Pixels.normalize, ItmProcessor.__call__
+
+    def processed(*args, **kwargs):
         inputs = process(*args, **kwargs)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].double()
         return inputs
 
-    return wrapped
+    replace(Pixels, "normalize", lambda *args: normalize(*args).double())
+    replace(ItmProcessor, "__call__", processed)
 
 
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     triplet.draw_negatives = partial(torch.argmax, dim=1)  # processes would draw negatives of their own
-    ItmProcessor.__call__ = in_double(ItmProcessor.__call__)
+    pixels_in_double()
     main(*sys.argv[1:])
     leave_process_group()  # here, where nothing refers to the trainer any more

@@ -61,19 +61,18 @@ def test_bfloat16_autocast(kind, folder):
 
 def test_tokens_and_masks(kind, folder):
     backbone, processor = tiny_backbone(kind, folder)
-    pixel_values, input_ids, attention_mask = batch_of(processor)
+    photos, input_ids, attention_mask = batch_of(processor)
     backbone.eval()
-    plain = backbone.image_trunk(pixel_values), backbone.text_trunk(input_ids, attention_mask)
+    plain = backbone.image_trunk(**photos), backbone.text_trunk(input_ids, attention_mask)
     assert plain[0].tokens is plain[1].tokens is plain[0].mask is plain[1].mask is None
     backbone.output_tokens = True
-    images, texts = backbone.image_trunk(pixel_values), backbone.text_trunk(input_ids, attention_mask)
+    images, texts = backbone.image_trunk(**photos), backbone.text_trunk(input_ids, attention_mask)
     torch.testing.assert_close(images.pooled, plain[0].pooled)
     torch.testing.assert_close(texts.pooled, plain[1].pooled)
-    size, patches = (
-        pixel_values.shape[-1],
-        {"open_clip-timm": 100} | dict.fromkeys(("open_clip-resnet", "bag", "gru", "transformer", "sentence"), 1),
-    )
-    assert images.tokens.shape[:2] == (4, patches.get(kind, (size // 16) ** 2))
+    patches = {"open_clip-timm": 100, "siglip2": 12}
+    patches |= dict.fromkeys(("open_clip-resnet", "bag", "gru", "transformer", "sentence"), 1)
+    assert images.tokens.shape[:2] == (4, patches.get(kind, 4))
+    assert (images.mask is not None) == backbone.pads_images == (kind == "siglip2")
     assert texts.tokens.shape[:2] == texts.mask.shape == input_ids.shape
     ends = 2 if kind == "sentence" else 0  # heads of the literature read BERT's start and end tokens, too
     assert texts.mask.sum(1).tolist() == [len(caption.split()) + ends for caption in CAPTIONS]
@@ -106,7 +105,7 @@ def test_blocks_are_in_order(kind, folder):
     backbone.eval()
     order: list[int] = []
     for blocks, run in (
-        (backbone.image_blocks(), lambda: backbone.image_trunk(batch[0])),
+        (backbone.image_blocks(), lambda: backbone.image_trunk(**batch[0])),
         (backbone.text_blocks(), lambda: backbone.text_trunk(*batch[1:])),
     ):
         order.clear()
@@ -178,7 +177,7 @@ def test_rebuilt_from_the_resolved_section(kind, tmp_path):
 def test_full_length_only_where_the_tower_needs_it(kind, folder):
     config = tiny_config(kind, folder)
     processor = build_processor(config, CAPTIONS)
-    assert processor.pad_to_max_length == (kind in ("siglip", "open_clip-siglip"))
+    assert processor.pad_to_max_length == (kind in ("siglip", "siglip2", "open_clip-siglip"))
     width = processor(text=["two cats"])["input_ids"].shape[1]
     specials = {"bag": 0, "gru": 0, "transformer": 0}
     assert width == (16 if processor.pad_to_max_length else 2 + specials.get(kind, 2))

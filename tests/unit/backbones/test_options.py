@@ -62,7 +62,7 @@ def test_frozen_towers_hold_still(kind, folder):
 def test_batch_norm_moves_unless_frozen(folder):
     backbone, processor = tiny_backbone("bag", folder)
     before = copy.deepcopy(backbone.state_dict())
-    backbone.train().image_trunk(batch_of(processor)[0])
+    backbone.train().image_trunk(**batch_of(processor)[0])
     moved = [name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])]
     assert any("running_mean" in name for name in moved)
 
@@ -122,7 +122,7 @@ def test_word_dropout_reaches_every_text_tower_of_words(folder):
 
 def test_dropout_on_pooled_features_and_tokens(kind, folder):
     backbone, _ = tiny_backbone(kind, folder, image_dropout=0.9, text_dropout=0.9)
-    width = {"bert-vit": 32, "siglip": 32, "sentence": 32}.get(kind, 16)
+    width = {"bert-vit": 32, "siglip": 32, "siglip2": 32, "sentence": 32}.get(kind, 16)
     of_timm = kind in (*SCRATCH, "sentence")
     widths = {"image": backbone.image_projection.in_features if of_timm else width, "text": width}
     for name, neck in (("image", backbone.image_neck), ("text", backbone.text_neck)):

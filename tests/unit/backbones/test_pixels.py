@@ -65,7 +65,7 @@ def test_every_kind_gives_the_pixels_of_its_own_reference(kind, tmp_path):
     if kind.startswith("open_clip"):
         size = 160 if kind == "open_clip-timm" else SIDE
         return demand_equal(processor, open_clip_transform(processor, size))
-    if kind in ("clip", "siglip", "bert-vit"):
+    if kind in ("clip", "siglip", "siglip2", "bert-vit"):
         own = AutoImageProcessor.from_pretrained(config.vision_model if kind == "bert-vit" else config.model)
         return demand_equal(processor, lambda image: own(image, return_tensors="pt")["pixel_values"][0], atol=0)
     options = {"mean": config.image_mean, "std": config.image_std, "crop_pct": 1.0, "interpolation": "bicubic"}
@@ -230,12 +230,16 @@ def as_saved_before(folder) -> None:
     (folder / "checksums.json").unlink()
     file = folder / "processor_config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
-    assert content["image_processor"]["image_processor_type"] in ("CLIPImageProcessor", "SiglipImageProcessor")
+    assert content["image_processor"]["image_processor_type"] in (
+        "CLIPImageProcessor",
+        "SiglipImageProcessor",
+        "Siglip2ImageProcessor",
+    )
     del content["images_as"]
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "clip", "siglip", "bag"])
+@pytest.mark.parametrize("kind", ["open_clip", "clip", "siglip", "siglip2", "bag"])
 @pytest.mark.parametrize("old", [False, True])
 def test_a_saved_processor_gives_the_same_pixels(kind, old, tmp_path):
     config = tiny_config(kind, tmp_path)

@@ -5,13 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 
-from clip_itm.calibration.estimate import Judgement, judge
+from clip_itm.calibration.estimate import judge
 from clip_itm.calibration.reliability import calibration_error
 from clip_itm.calibration.scores import made_mismatches, score_pairs
 from clip_itm.evaluation.detection import auc
-from clip_itm.files import DamagedError, save_arrays
-from support.damage import DAMAGES, damaged
 from support.two_groups import simulated_folds
 
 
@@ -83,13 +82,31 @@ def test_wrong_captions_all_have_hardly_a_weight():
     assert found.weights.mean() < 0.05
 
 
+@pytest.mark.parametrize("strength", [0.3, 0.7])
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_a_weak_judge_condemns_nobody(share, strength):
+    """It ranks right pairs only somewhat better than mismatches: without a wrong caption it would find 30 to 60 %."""
+    rng = np.random.default_rng(0)
+    folds, count, is_right = simulated_folds(rng, share, strength=strength)
+    for fold in folds:
+        ranks = ndtr(rng.normal(size=len(fold.pairs)) - strength)
+        fold.p[:] = np.where(is_right[fold.pairs], ranks, fold.p)
+    found = judge(folds, count, seed=0)
+    assert found.is_weak
+    assert (found.weights == 1).all()
+    assert found.share == found.low == 0
+    assert 0.95 > found.high > share
+
+
 def test_a_judgement_is_a_sentence():
     folds, count, _ = simulated_folds(np.random.default_rng(9), 0.2, (60, 40))
     found = judge(folds, count, seed=0)
     percent = [f"{100 * part:.1f}" for part in (found.share, found.low, found.high)]
     assert found.sentence == f"{percent[0]} % of 500 captions are wrong ({percent[1]} to {percent[2]} %)"
     clean = dataclasses.replace(found, share=0.0, low=0.0, high=0.0123)
-    assert clean.sentence == "no random mismatches found among 500 pairs (0 to 1.2 %)"
+    assert clean.sentence == "no wrong captions found (0 to 1.2 %)"
+    weak = dataclasses.replace(clean, is_weak=True)
+    assert weak.sentence == "how many of 500 captions are wrong is not known (0 to 1.2 %)"
 
 
 def test_weights_never_rise_with_suspicion():
@@ -130,7 +147,8 @@ def test_the_order_of_pairs_does_not_matter():
 def test_folds_may_change_places_and_a_seed_repeats():
     folds, count, _ = simulated_folds(np.random.default_rng(4), 0.2, (200, 50, 20))
     found, again = judge(folds, count, seed=0), judge(folds, count, seed=0)
-    assert found.sha256 == again.sha256
+    assert (found.low, found.high) == (again.low, again.high)
+    assert np.array_equal(found.weights, again.weights)
     other = judge(folds[::-1], count, seed=0)
     assert np.allclose(other.weights, found.weights)
     assert judge(folds, count, seed=1).low != found.low
@@ -187,52 +205,3 @@ def test_folds_hold_every_pair_once():
     with pytest.raises(ValueError, match="fold 1 has no vectors"):
         judge(folds, count, seed=0)
     assert is_whole(judge(folds, count, seed=0, siblings=False), count)
-
-
-@pytest.fixture
-def judgement():
-    folds, count, _ = simulated_folds(np.random.default_rng(9), 0.2, (60, 40))
-    return judge(folds, count, seed=0, noise_sha256="ab12")
-
-
-def test_what_is_saved_comes_back(judgement, tmp_path):
-    judgement.save(tmp_path / "weights.npz")
-    found = Judgement.load(tmp_path / "weights.npz")
-    assert found.sha256 == judgement.sha256
-    assert found.noise_sha256 == "ab12"
-    for field in dataclasses.fields(Judgement):
-        assert np.array_equal(getattr(found, field.name), getattr(judgement, field.name)), field.name
-
-
-def test_the_hash_is_of_all_that_is_in_it(judgement):
-    for field in dataclasses.fields(Judgement):
-        value = getattr(judgement, field.name)
-        other = value + "c" if isinstance(value, str) else value * 0.99
-        assert dataclasses.replace(judgement, **{field.name: other}).sha256 != judgement.sha256, field.name
-
-
-@pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_file_is_told_by_name(judgement, tmp_path, how):
-    path = tmp_path / "weights.npz"
-    judgement.save(path)
-    for seed in range(3):
-        with damaged(path, DAMAGES[how], seed), pytest.raises(ValueError, match=r"weights\.npz"):
-            Judgement.load(path)
-    assert Judgement.load(path).sha256 == judgement.sha256
-
-
-def test_a_file_of_another_kind_is_told_by_name(judgement, tmp_path):
-    path = tmp_path / "weights.npz"
-    with pytest.raises(ValueError, match=r"weights\.npz: there is no such file"):
-        Judgement.load(path)
-    save_arrays(path, something=np.ones(3))
-    with pytest.raises(ValueError, match=r"weights\.npz holds no weights of pairs"):
-        Judgement.load(path)
-    arrays = {name: getattr(judgement, name) for name in ("weights_before_siblings", "z", "z0", "r", "r0")}
-    numbers = {"numbers": np.zeros(3), "noise_sha256": "ab12", "sha256": judgement.sha256}
-    save_arrays(path, weights=judgement.weights[:-1], **arrays, **numbers)
-    with pytest.raises(ValueError, match=r"weights\.npz holds no weights of pairs .*shapes"):
-        Judgement.load(path)
-    save_arrays(path, weights=judgement.weights * 0.9, **arrays, **numbers)
-    with pytest.raises(DamagedError, match=r"weights\.npz was changed"):
-        Judgement.load(path)

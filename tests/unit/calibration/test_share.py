@@ -11,6 +11,7 @@ from clip_itm.calibration.share import (
     lasting_shares,
     rank_score,
     share_interval,
+    spread_of_right,
     tail_counts,
     tail_shares,
     wrong_share,
@@ -177,3 +178,12 @@ def test_nothing_about_the_names_of_images_matters():
     first = share_interval(r, r0, image, np.random.default_rng(0))
     assert share_interval(r[order], r0[order], names[order], np.random.default_rng(0)) == pytest.approx(first)
     assert share_interval(r, r0, image, np.random.default_rng(1)) != first
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_the_part_of_right_pairs_among_mismatches(spread):
+    """Of 6,000 right pairs `spread` have any rank, as the 4,000 wrong ones have."""
+    rng = np.random.default_rng(0)
+    ranks = np.concatenate([rng.random(4000), np.where(rng.random(6000) < spread, rng.random(6000), 0.001)])
+    found = spread_of_right(rank_score(ranks, 1000), rank_score(rng.random(10_000), 1000), 0.4)
+    assert found == pytest.approx(0.8 * spread, abs=0.02)

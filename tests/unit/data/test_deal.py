@@ -138,7 +138,7 @@ def test_a_caption_on_more_photos_than_there_are_batches_is_told(tmp_path, recwa
     assert "an epoch has 4 batches, and 'Red mug' is the caption of 12 pairs, of which a batch takes one" in str(
         told.message
     )
-    assert "8 pairs of 1 caption(s) are left out of each epoch" in str(told.message)
+    assert "8 pairs of 1 caption are left out of each epoch" in str(told.message)
     assert "with training.batch_size 2 or less" in str(told.message)
     recwarn.clear()
     smaller = recipe.with_overrides("--training.batch_size", "2")

@@ -127,8 +127,7 @@ def test_empty_captions(data):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
         load_splits(data)
     assert str(caught.value).splitlines() == [
-        "split train: 1 empty captions (captions.csv:6:caption_a); "
-        "write or remove them, or set data.skip_missing: true",
+        "split train: 1 empty caption (captions.csv:6:caption_a); write or remove them, or set data.skip_missing: true",
         "split train: 2 photos without captions (part1/7.jpg, part1/9.jpg); "
         "write or remove them, or set data.skip_missing: true",
     ]
@@ -137,7 +136,7 @@ def test_empty_captions(data):
     assert len(captions) == 28
     assert captions["part0/4.jpg"] == ["second of 4"]
     assert train.rows[4]["caption_ids"] == ["captions.csv:6:caption_b"]
-    assert train.rows.info.description == "train: 1 empty captions and 2 photos without captions are left out"
+    assert train.rows.info.description == "train: 1 empty caption and 2 photos without captions are left out"
     assert train.missing == ()
 
 
@@ -159,7 +158,7 @@ def test_photo_ids_that_occur_twice(tmp_path):
 def test_a_photo_in_two_splits(data, tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\npart0/0.jpg,x\npart0/2.jpg,x\n")
     (tmp_path / "v.csv").write_text("image,caption\npart0/2.jpg,y\n")
-    with pytest.raises(ValueError, match=r"1 photos of split val are in split train too \(part0/2.jpg\)"):
+    with pytest.raises(ValueError, match=r"1 photo of split val is in split train too \(part0/2.jpg\)"):
         load_splits(change(data, split_files={"train": "t.csv", "val": "v.csv"}))
 
 
@@ -195,7 +194,7 @@ def test_flickr8k(real_data, tmp_path, annotations):
     assert first["captions"][0] == "A black dog is running after a white dog in the snow ."
     notes = splits["train"].rows.info.description
     if annotations == "Flickr8k.token.txt":
-        assert "5 captions of photos that are not there (1): 2258277193_586949ec62.jpg.1" in notes
+        assert "5 captions of 1 photo that is not there: 2258277193_586949ec62.jpg.1" in notes
     assert ("91 photos are in no split file" in notes) == (annotations != "dataset_flickr8k.json")
 
 

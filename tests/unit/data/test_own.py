@@ -140,7 +140,7 @@ def test_folder_more_errors(folder, cache):
         load_splits(data)
     write(folder / "captions.jsonl", ['{"image": "a.jpg", "caption": "x"}'])
     write(folder / "t.txt", ["b.jpg"])
-    with pytest.raises(ValueError, match=r"no row for 1 photos of data.split_files: \['b.jpg'\]"):
+    with pytest.raises(ValueError, match=r"no row for 1 photo of data.split_files: \['b.jpg'\]"):
         load_splits(data.model_copy(update={"split_files": {"train": "t.txt"}}))
     with pytest.raises(ValidationError, match=r"must stay below 1, or nothing is left to train on"):
         FolderData(root="x", val_fraction=0.5, test_fraction=0.5)
@@ -272,7 +272,7 @@ def test_hub_photos_in_two_splits_are_told(tmp_path, cache):
         }
     ).save_to_disk(tmp_path / "set")
     data = HubData(path=str(tmp_path / "set"), cache_dir=cache)
-    with pytest.raises(ValueError, match="1 photos of split val are in split train too"):
+    with pytest.raises(ValueError, match="1 photo of split val is in split train too"):
         load_splits(data)
     dataset = datasets.Dataset.from_dict(
         {"image": [contents[0], contents[1], contents[0]], "caption": ["x"] * 3, "part": ["train", "val", "test"]}

@@ -123,7 +123,7 @@ def test_nothing_left_of_a_split_says_why(data):
     with pytest.raises(ValueError, match=r"split val is empty; 3 photos cannot be read: .*4\.jpg \(.*truncated"):
         load_splits(change(data, skip_broken=True))
     destroy(data, 4, fault="empty")
-    message = r"split val is empty; 1 photos are missing: .*4\.jpg; 2 photos cannot be read: .*10\.jpg \("
+    message = r"split val is empty; 1 photo is missing: .*4\.jpg; 2 photos cannot be read: .*10\.jpg \("
     with pytest.raises(ValueError, match=message):
         load_splits(change(data, skip_broken=True, skip_missing=True))
     destroy(data, *range(18))

@@ -229,8 +229,8 @@ def test_flickr_token_and_csv_give_the_same_splits(flickr, cache, file):
     assert splits["val"].rows[0]["caption_ids"] == ["1.jpg#0", "1.jpg#1"]
     assert list(splits) == ["train", "val"]
     assert splits["train"].rows.info.description.splitlines() == [
-        f"{file}: 1 captions of photos that are not there (1): gone.jpg.1",
-        f"{file}: 1 photos are in no split file",
+        f"{file}: 1 caption of 1 photo that is not there: gone.jpg.1",
+        f"{file}: 1 photo is in no split file",
     ]
 
 
@@ -263,7 +263,7 @@ def test_flickr_errors(flickr, cache):
         load_splits(data)
     write(flickr / "Flickr8k.token.txt", TOKEN_LINES)
     write(flickr / "Flickr_8k.trainImages.txt", ["0.jpg", "9.jpg"])
-    with pytest.raises(ValueError, match=r"no caption for 1 photos of the split files: \['9.jpg'\]"):
+    with pytest.raises(ValueError, match=r"no caption for 1 photo of the split files: \['9.jpg'\]"):
         load_splits(data)
     write(flickr / "Flickr_8k.trainImages.txt", ["0.jpg", "1.jpg"])
     write(flickr / "Flickr_8k.testImages.txt", ["3.jpg", "1.jpg"])
@@ -316,5 +316,5 @@ def test_cc120k_errors(tmp_path, cache):
     with pytest.raises(ValueError, match=r"train.tsv, line 2: expected `caption<TAB>path or URL`"):
         load_splits(data)
     write(tmp_path / "train.tsv", ["caption\ta.jpg"])
-    with pytest.raises(ValueError, match=r"split train is empty; 1 photos are missing: .*images/a.jpg"):
+    with pytest.raises(ValueError, match=r"split train is empty; 1 photo is missing: .*images/a.jpg"):
         load_splits(data)

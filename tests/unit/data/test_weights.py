@@ -91,8 +91,8 @@ def test_a_split_without_weights_has_the_hash_it_would_have_alone(folder):
         ('"high"', "expected a number from 0 to 1 for each caption, got 'high'"),
         ('{"a": 1}', "expected a number from 0 to 1"),
         ("[1, [1]]", "expected a number from 0 to 1"),
-        ("[1, 1]", "2 weights for 1 captions; expected one for each"),
-        ("[]", "0 weights for 1 captions"),
+        ("[1, 1]", "2 weights for 1 caption; expected one for each"),
+        ("[]", "0 weights for 1 caption"),
     ],
 )
 def test_impossible_weights_name_file_and_row(folder, weights, message):
@@ -128,7 +128,7 @@ def test_one_file_may_be_two_photos_with_ids_of_their_own(folder):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ('"image_id": "p", "caption_ids": ["1", "2"]', "column 'caption_ids': expected an id for each of 1 captions"),
+        ('"image_id": "p", "caption_ids": ["1", "2"]', "column 'caption_ids': expected an id for each of 1 caption"),
         ('"image_id": "p", "caption_ids": [""]', "column 'caption_ids': expected an id"),
         ('"image_id": "p", "caption_ids": null', "column 'caption_ids': expected an id"),
         ('"image_id": " ", "caption_ids": ["1"]', "column 'image_id' is empty"),

@@ -275,7 +275,8 @@ def test_tables_have_the_columns_of_all_their_rows(results, tmp_path):
     assert eccv[1:3] == eccv[6:8] == ["-", "-"]
     assert eccv[3] == f"{results['eccv'].metrics['i2t_map_at_r']:.1f}"
     assert eccv[-1] == "-"
-    assert lines[-1].startswith("cxc: 12 photos, 48 captions; eccv: 8 photos, 7 captions; ranges: ")
+    assert lines[-1].startswith("cxc: 12 photos, 48 captions; eccv: 8 photos, 7 captions; rsum: ")
+    assert "; ranges: " in lines[-1]
     with (tmp_path / "out.txt").open("w", encoding="utf-8") as file:
         Console(file=file, width=160).print(terminal_table(rows))
     assert eccv[3] in (tmp_path / "out.txt").read_text(encoding="utf-8")

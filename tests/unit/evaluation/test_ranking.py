@@ -209,6 +209,60 @@ def test_one_block_is_scored_once():
     assert calls == [(4, 6), (2, 6), (6, 4), (6, 2)]
 
 
+def unit_vectors(count: int, width: int, seed: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(
+        torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
+
+
+def products_of(monkeypatch, images, texts, owner) -> tuple[Ranks, int]:
+    """Ranks in blocks of 16 images, and how many dot products they took."""
+    made, product = [], ranking.DotProduct.__call__
+
+    def counting(self, left, right):
+        made.append(len(left) * len(right))
+        return product(self, left, right)
+
+    monkeypatch.setattr(ranking.DotProduct, "__call__", counting)
+    return compute_ranks(images, texts, owner, block_size=16), sum(made)
+
+
+def test_dot_products_of_both_directions_are_made_once(monkeypatch):
+    images, texts, owner = unit_vectors(64, 32, 0), unit_vectors(320, 32, 1), np.arange(320) // 5
+    ranks, made = products_of(monkeypatch, images, texts, owner)
+    assert 64 * 320 <= made < 1.1 * 64 * 320
+    assert_same(ranks, brute_force((images.double() @ texts.double().T).numpy(), owner))
+
+
+class Declared(torch.nn.Module):
+    is_dot_product = True
+
+    def forward(self, images, texts):
+        raise AssertionError("what says that it is a dot product is one")
+
+
+def test_a_similarity_that_is_a_dot_product_is_taken_for_one():
+    images, texts, owner = unit_vectors(20, 8, 2), unit_vectors(40, 8, 3), np.arange(40) // 2
+    plain, declared = compute_ranks(images, texts, owner), compute_ranks(images, texts, owner, Declared())
+    assert np.array_equal(plain.text_to_image, declared.text_to_image)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-8, 1e-7, 1e-6, 1e-5])
+def test_rivals_nearer_than_rounding_are_compared_in_one_block(monkeypatch, distance):
+    """Images that are nearly the same: a rank may be what rounding allows, and equal images tie."""
+    images, texts, owner = unit_vectors(64, 256, 4), unit_vectors(320, 256, 5), np.arange(320) // 5
+    images[1::2] = images[::2] + distance * unit_vectors(32, 256, 6)
+    ranks, made = products_of(monkeypatch, images, texts, owner)
+    exact = images.double() @ texts.double().T
+    own = exact[owner, np.arange(320)]
+    rounding = 2 * 256 * torch.finfo(torch.float32).eps
+    assert (ranks.text_to_image >= 1 + (exact > own + rounding).sum(0).numpy()).all()
+    assert (ranks.text_to_image_pessimistic <= (exact >= own - rounding).sum(0).numpy()).all()
+    assert made <= 2 * 64 * 320
+    if distance == 0:
+        assert (ranks.text_to_image_pessimistic - ranks.text_to_image == 1).all()
+
+
 def test_set_embeddings_and_gradients():
     """Any first dimension will do, and embeddings that require a gradient are no obstacle."""
     images, texts = torch.randn(5, 3, 4, requires_grad=True), torch.randn(10, 3, 4)

@@ -259,7 +259,7 @@ def test_published_protocols_take_the_first_five_captions():
         (10, 5, ["flickr-1k"], "flickr-1k is defined for 1000 photos, and this split has 10"),
         (1000, 5, ["all", "coco-1k"], "coco-1k is defined for 5000 photos, and this split has 1000"),
         (4999, 5, ["coco-5k"], "this split has 4999"),
-        (1000, 4, ["flickr-1k"], "1000 photos have fewer, the first is photo 0 with 4"),
+        (1000, 4, ["flickr-1k"], "1,000 photos have fewer, the first is photo 0 with 4"),
         (10, 5, ["coco1k"], "unknown protocols.*all, flickr-1k, coco-1k, coco-5k"),
         (10, 5, "all", "expected a list"),
     ],

@@ -43,7 +43,10 @@ def test_markdown_table(result):
     for cell, name in zip(cells[1:], (*RECALLS, "rsum"), strict=True):
         low, high = plain["intervals"][name]
         assert cell == f"{plain['metrics'][name]:.1f} ({low:.1f}–{high:.1f})"
-    assert lines[-1] == f"all: 50 photos, {result.num_captions} captions; ranges: 95 % bootstrap intervals over photos."
+    assert lines[-1] == (
+        f"all: 50 photos, {result.num_captions} captions; rsum: the six recalls added up, at most 600; "
+        "ranges: 95 % bootstrap intervals over photos."
+    )
     assert "(" not in markdown_table([("clip", plain)], intervals=False).splitlines()[2]
 
 

@@ -115,7 +115,7 @@ def bound(text: str) -> set[str]:
 def test_the_code_of_a_checkpoint_is_small_enough_to_be_read():
     files = code_files("open_clip", "clip")
     assert len(files) <= 25
-    assert sum(text.count("\n") for text in files.values()) <= 2500
+    assert sum(text.count("\n") for text in files.values()) <= 2600
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "scan", "saf", "sgr"])

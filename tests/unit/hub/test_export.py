@@ -14,10 +14,11 @@ from clip_itm.backbones.build import build_backbone, build_processor
 from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.cli import main
 from clip_itm.configuration import ItmConfig
-from clip_itm.hub import export_open_clip, export_transformers
+from clip_itm.hub import export_onnx, export_open_clip, export_transformers
 from clip_itm.hub.clip_weights import model_cfg_of, to_huggingface, to_open_clip
 from clip_itm.hub.export import check, draw_samples
 from clip_itm.hub.export_onnx import PaddedGru
+from clip_itm.image_processing import PIXEL_KEYS
 from clip_itm.methods.clip.head import ClipHead
 from clip_itm.model import ItmModel
 from support.forks import run_python
@@ -37,7 +38,8 @@ OPEN_CLIP = {  # and a head whose temperature has to arrive
 
 def embeddings(model, processor):
     batch = processor(images=PHOTOS, text=[*CAPTIONS, LONG])
-    images = model.encode_images(batch["pixel_values"])
+    photos = {key: batch[key] for key in PIXEL_KEYS if key in batch}
+    images = model.encode_images(**photos)
     return batch["pixel_values"], images, model.encode_texts(batch["input_ids"], batch["attention_mask"])
 
 
@@ -94,13 +96,12 @@ def demand_equal_transformers(folder, model, processor, padding: bool | str = Tr
     native = AutoModel.from_pretrained(folder).eval()
     twin = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     pixels, images, texts = embeddings(model, processor)
-    photos = twin(images=PHOTOS, return_tensors="pt")
+    photos = twin.image_processor(PHOTOS, return_tensors="pt")
     assert torch.equal(photos["pixel_values"], pixels)
-    probes = draw_samples(*pixels.shape[2:])
-    assert torch.equal(
-        twin(images=probes, return_tensors="pt")["pixel_values"], processor(images=probes)["pixel_values"]
-    )
-    captions = twin(text=[*CAPTIONS, LONG], padding=padding, truncation=True, return_tensors="pt")
+    probes = draw_samples(*pixels.shape[-2:])
+    expected = processor(images=probes)["pixel_values"]
+    assert torch.equal(twin.image_processor(probes, return_tensors="pt")["pixel_values"], expected)
+    captions = twin.tokenizer([*CAPTIONS, LONG], padding=padding, truncation=True, return_tensors="pt")
     close(normalize(native.get_image_features(**photos).pooler_output, dim=-1), images)
     close(normalize(native.get_text_features(**captions).pooler_output, dim=-1), texts)
     logits = native(**photos, **captions).logits_per_image
@@ -114,6 +115,7 @@ def demand_equal_transformers(folder, model, processor, padding: bool | str = Tr
     [
         pytest.param("clip", "CLIPModel", marks=pytest.mark.slow),
         ("siglip", "SiglipModel"),
+        ("siglip2", "Siglip2Model"),
         ("bert-vit", "VisionTextDualEncoderModel"),
     ],
 )
@@ -121,7 +123,7 @@ def test_backbones_of_transformers_are_their_own_class(kind, name, tmp_path):
     model, processor = saved(kind, tmp_path)
     assert export(tmp_path, "transformers") == 0
     native = demand_equal_transformers(
-        tmp_path / "transformers", model, processor, "max_length" if kind == "siglip" else True
+        tmp_path / "transformers", model, processor, "max_length" if kind.startswith("siglip") else True
     )
     assert type(native).__name__ == name
 
@@ -178,6 +180,8 @@ def test_adapters_are_merged(kind, tmp_path):
         ("open_clip-timm", export_transformers, "vision_cfg.timm_model_name"),
         ("open_clip-bert", export_transformers, "text_cfg.hf_model_name"),
         ("siglip", export_open_clip, "only CLIP can be written for open_clip, and this is siglip"),
+        ("siglip2", export_open_clip, "only CLIP can be written for open_clip, and this is siglip2"),
+        ("siglip2", export_onnx, "these towers read patches with a mask .*--to transformers can hold them"),
         ("bert-vit", export_open_clip, "open_clip cannot hold the towers of bert-vit"),
         ("bag", export_open_clip, "--to onnx can"),
         ("bag", export_transformers, "no class for the towers of timm-words; --to onnx can hold them"),

@@ -12,7 +12,6 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-import transformers.utils.hub
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -30,7 +29,6 @@ from clip_itm.runs.publish import model_files
 from clip_itm.runs.setup import make_encoder, make_model, prepare
 from clip_itm.runs.train import train
 from support.fresh_loads import assert_same, inside, run_fresh
-from support.hub_server import TOKEN, hub_server
 from support.tiny import tiny_recipe
 from support.tiny_backbones import PHOTOS
 
@@ -42,28 +40,6 @@ def run(tmp_path_factory) -> Path:
     recipe = tiny_recipe(tmp_path_factory.mktemp("finished"), training={"max_steps": 4})
     train(recipe)
     return Path(recipe.output_dir)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The stand-in, for this process; `hub.environment` are the same settings for another one."""
-    with hub_server() as hub:
-        constants = huggingface_hub.constants
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        hub.environment = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": None,
-        }
-        yield hub
 
 
 @pytest.mark.slow

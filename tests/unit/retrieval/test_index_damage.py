@@ -191,7 +191,7 @@ MADE = {
     "a graph of endless size": ("hnsw", lambda path: path.write_bytes(b"IHNs" + b"\x7f" * 80), "cannot be read by"),
     "a graph of others": ("hnsw", other_vectors, "holds 0 vectors, not 40"),
     "items that are no parquet": ("items", lambda path: path.write_bytes(b"PAR1PAR1"), "is not a Parquet file"),
-    "items of others": ("items", lambda path: pq.write_table(pa.table({"a": [1]}), path), "has 1 rows of a, not 40"),
+    "items of others": ("items", lambda path: pq.write_table(pa.table({"a": [1]}), path), "has 1 row of a, not 40"),
     "vectors of endless size": ("vectors", lambda path: path.write_bytes(b"\xff" * 64), "is not a safetensors file"),
     "deletions that are no array": ("deleted", lambda path: path.write_bytes(b"PK" + bytes(30)), "cannot be read"),
 }

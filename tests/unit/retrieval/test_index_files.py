@@ -313,7 +313,7 @@ def test_a_loaded_index_checks_what_is_added(tmp_path):
 
 
 def test_the_code_of_the_docs_runs(tmp_path, monkeypatch, capsys):
-    page = (ROOT / "docs" / "index.md").read_text()
+    page = (ROOT / "docs" / "search_index.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
     names = {}

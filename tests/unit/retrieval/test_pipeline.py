@@ -181,7 +181,7 @@ def test_a_broken_photo_costs_nothing_that_was_encoded(pipe, place, tmp_path, mo
     with pytest.raises(ValueError, match=r"13\.png: the photo cannot be decoded"):
         pipe.index(photos, folder=folder)
     assert {item.id for item in LocalIndex.load(folder).items()} == {f"{number:02d}.png" for number in range(12)}
-    with pytest.warns(UserWarning, match=r"1 photos cannot be read and are left out:\n.*13\.png"):
+    with pytest.warns(UserWarning, match=r"1 photo cannot be read and is left out:\n.*13\.png"):
         assert len(pipe.index(photos, folder=folder, skip_broken=True)) == 23
     (photos / "13.png").write_bytes(good)
     assert len(pipe.index(photos, folder=folder)) == 24

@@ -52,7 +52,7 @@ def test_they_are_found_once_for_the_same_vectors(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="damaged"):
         again = kept_nearest_images(vectors, 4, tmp_path)
     np.testing.assert_array_equal(again, nearest_images(vectors, 4))
-    with pytest.raises(ValueError, match="features of 1 photos are not finite"):
+    with pytest.raises(ValueError, match="features of 1 photo is not finite"):
         kept_nearest_images(torch.cat([vectors, torch.full((1, 4), torch.nan)]), 3, tmp_path)
 
 

@@ -97,7 +97,7 @@ def test_saved_and_loaded_it_goes_on_to_the_bit(tmp_path):
     whole = model()
     average = WeightAverage(whole, 0.99)
     walk(whole, average, 7)
-    average.save(tmp_path)
+    average.save(tmp_path, average.state_dict())
     with average.in_place():
         saved = copy.deepcopy(whole.state_dict())
     walk(whole, average, 7, seed=2)

@@ -214,11 +214,11 @@ def test_files_of_other_data_are_refused(tmp_path):
         return read_legacy_bank(*write_published(tmp_path, "0", saved(photos), saved(captions)), pairs, noise)
 
     np.testing.assert_array_equal(read(photos, captions).image_entry, [0, 2])
-    with pytest.raises(ValueError, match=r"0_mbank_img_idx\.npy: no entry for 1 photos, first photo 12;"):
+    with pytest.raises(ValueError, match=r"0_mbank_img_idx\.npy: no entry for 1 photo, first photo 12;"):
         read({"7": 0}, captions)
     with pytest.raises(ValueError, match=r"0_mbank_txt_idx\.npy: no entry for 3 pairs, first pair 1;"):
         read(photos, {"0": 1})
-    with pytest.raises(ValueError, match=r"txt_idx\.npy: not in the training split: 1 pairs, first pair 4;"):
+    with pytest.raises(ValueError, match=r"txt_idx\.npy: not in the training split: 1 pair, first pair 4;"):
         read(photos, captions | {"4": 1})
     with pytest.raises(ValueError, match="is pair 4, but training pairs are numbered 0 to 3"):
         read(photos | {"12": 4}, captions)

@@ -11,7 +11,7 @@ from clip_itm.methods.build import build_head
 from clip_itm.methods.clip.head import ClipHead
 from clip_itm.methods.robust.configuration import RobustHeadConfig
 from clip_itm.methods.robust.head import RobustHead
-from clip_itm.methods.robust.loss import bounded_losses
+from clip_itm.methods.robust.loss import bounded_losses, rince
 from clip_itm.methods.robust.method import RobustMethod
 from clip_itm.methods.robust.trainer import q_of_share
 from clip_itm.methods.scores import local_targets, same_image
@@ -137,6 +137,23 @@ def test_q_rises_with_the_share_of_wrong_captions_within_bounds():
     assert (found[0], found[-1]) == (0.05, 0.7)
     assert q_of_share(0.4) == pytest.approx(0.3)
     assert all(q == pytest.approx(min(max(0.75 * share, 0.05), 0.7)) for q, share in zip(found, shares, strict=True))
+
+
+def test_it_warns_of_rince_that_pushes_more_than_it_pulls():
+    """With equal scores s of B candidates, rince is e^(q s) ((lambda B)^q - 1) / q: above 1 it falls with s."""
+    for keys, batch_size, warns in (
+        ({"loss": "rince"}, 256, True),
+        ({"loss": "rince"}, 32, False),
+        ({"loss": "rince", "rince_lambda": 0.0039}, 256, False),
+        ({}, 256, False),
+    ):
+        section, size = RobustHeadConfig(**keys), torch.tensor([0.0, 1.0])
+        assert (section.caution(TrainingSection(batch_size=batch_size)) is not None) == warns
+        if section.loss == "rince":
+            logits = size[:, None].expand(2, batch_size)
+            candidates = torch.zeros(2, batch_size, dtype=torch.bool)
+            small, large = rince(logits, torch.zeros(2, dtype=torch.int64), candidates, 0.3, section.rince_lambda)
+            assert (large > small) == warns
 
 
 def test_it_warns_where_an_untrained_model_would_count_wrong_captions():
