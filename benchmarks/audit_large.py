@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -129,8 +128,8 @@ def main() -> None:
     if os.environ.get("CLIP_ITM_TIMED"):  # the process that is measured
         timed_audit(json.loads(os.environ["CLIP_ITM_TIMED"]), str(args.out / "cost.json"))
         return
-    with suppress(FileNotFoundError):
-        shutil.rmtree(args.out)
+    if args.out.exists() and any(args.out.iterdir()):
+        raise SystemExit(f"{args.out} is not empty: name another folder with --out, or delete it")
     data, cache = args.out / "data", args.out / "cache"
     count = made_data(args.flickr, data, args.pairs)
     photos = sum(1 for _ in (data / "metadata.jsonl").open(encoding="utf-8"))
