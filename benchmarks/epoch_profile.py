@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
-from train import RATE, Data
+from train_rows import RATE, Data
 from transformers import TrainerCallback
 
 from clip_itm import ItmTrainer

@@ -14,6 +14,7 @@ FILE = ROOT / "benchmarks" / "train.py"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.setattr(DataLoader, "__iter__", DataLoader.__iter__)  # the clock puts its own in place
+    monkeypatch.syspath_prepend(FILE.parent)
     spec = importlib.util.spec_from_file_location("benchmark_train", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
