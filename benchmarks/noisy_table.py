@@ -1,4 +1,4 @@
-"""The tables of recipes/README.md for wrong captions, from the runs of `clip-itm compare`.
+"""The tables of recipes/flickr8k/README.md and recipes/flickr8k/pretrained/README.md, from runs of `clip-itm compare`.
 
     python benchmarks/noisy_table.py runs/pretrained     # the --out of one comparison, or of several with the same one
 
