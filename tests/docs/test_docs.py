@@ -16,7 +16,7 @@ from support.paths import ROOT
 from support.tiny import tiny_recipe
 
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
-PAGES = sorted([*ROOT.glob("*.md"), ROOT / "recipes" / "README.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("recipes/**/*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -57,7 +57,8 @@ def test_commands_parse_and_their_recipes_are_valid(page, words, monkeypatch):
 
 def test_there_are_commands_to_check():
     pages = {page for page, _ in commands()}
-    assert {"README.md", "docs/training.md", "docs/noise.md", "recipes/README.md", "recipes/train.py"} <= pages
+    assert {"README.md", "docs/training.md", "docs/noise.md", "recipes/train.py"} <= pages
+    assert {path.relative_to(ROOT).as_posix() for path in ROOT.glob("recipes/**/*.md")} <= pages, "a table without one"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -62,7 +62,7 @@ def test_the_tutorials_run_one_after_the_other(reader, monkeypatch, capsys):
     ran = []
     for name in ("your_photos", "noisy_captions", "search"):
         for words in commands(TUTORIALS / f"{name}.md"):
-            if words[0] == "compare":  # on the sample, as recipes/README.md has it
+            if words[0] == "compare":  # on the sample, as recipes/sample/README.md has it
                 continue
             words = ["model" if word.startswith("openai/") else word for word in words]
             if "--clean-to" in words:
