@@ -68,7 +68,7 @@ def made_mismatches(pair_image: np.ndarray, rng: np.random.Generator, equal: Equ
     if len(counts) < 2:
         raise ValueError(
             f"{counted(len(image), 'pair')} of {counted(len(counts), 'image')}: mismatches are made of the captions of "
-            "other images; judge at least two images together (fewer folds, or more data)"
+            "other images, so that at least two images have to be judged together"
         )
     if equal is not None:
         return equal.keep_apart(rng.permutation(len(image)), rng)
