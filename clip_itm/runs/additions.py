@@ -1,4 +1,4 @@
-"""What a run gets from Python beside its recipe: things in memory to keep in its folder, callbacks, metrics."""
+"""What a run gets from Python besides its recipe: things in memory to keep in its folder, callbacks, metrics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from clip_itm.training.checkpoints import holds_work
 from clip_itm.training.folder import staged
 
 ComputeMetrics = Callable[[Any, Any], dict[str, float]]
-"""`compute_metrics(embeddings, ranks)` of the val split, an `Embeddings` and a `Ranks`: more metrics by name."""
-CONTENT = "content.json"  # beside what is kept, by which it is known again
+"""`compute_metrics(embeddings, ranks)` gets `Embeddings` and `Ranks` of the val split: more metrics by name."""
+CONTENT = "content.json"  # next to what is kept, to recognise it
 
 
 class Kept(NamedTuple):
@@ -32,13 +32,13 @@ class Additions:
 
     @property
     def names(self) -> list[str]:
-        """What no recipe holds, for the provenance."""
+        """What the recipe does not hold, for the provenance."""
         named = [type(callback) for callback in self.callbacks]
         named += [] if self.compute_metrics is None else [self.compute_metrics]
         return [f"{one.__module__}.{getattr(one, '__qualname__', type(one).__qualname__)}" for one in named]
 
     def require_same(self, run: Path) -> None:
-        """ValueError where a run in this folder that would be lost was given other data, or began as another model."""
+        """ValueError if the folder holds a run, with work to lose, that was given other data or another model."""
         for name, content, _ in self.kept:
             found = _content_of(run / name)
             if found not in (None, content) and holds_work(run):

@@ -12,11 +12,11 @@ EXPECTED = (
     "expected a folder of photos and captions (a table, a text beside each photo, tars, Parquet files), a recipe, or "
     "hub:NAME for a data set of the Hub"
 )
-NO_TOWERS = {"kind": "open_clip", "model": "ViT-B-32"}  # that a recipe has to name: another model judges
+NO_TOWERS = {"kind": "open_clip", "model": "ViT-B-32"}  # a recipe has to name some; another model judges
 
 
 class DataToAudit(NamedTuple):
-    """A recipe, of which data, noise, precision and size of batches count, what to call it, and what was recognised."""
+    """A recipe (only its data, noise, precision and batch size count), a title, and a sentence on what was found."""
 
     recipe: Recipe
     title: str
@@ -24,7 +24,7 @@ class DataToAudit(NamedTuple):
 
 
 def data_to_audit(data: str | Path | dict[str, Any], overrides: list[str] | tuple[str, ...] = ()) -> DataToAudit:
-    """What `data` names: a folder, tars or Parquet files, a recipe's file, the folder of a run (its recipe), or
+    """What `data` names: a folder, tars or Parquet files, a recipe file, the folder of a run (its recipe), or
     "hub:NAME"; or the keys of a data section. Raises ValueError for anything else, and for unknown keys."""
     sentence = ""
     if isinstance(data, str | Path):

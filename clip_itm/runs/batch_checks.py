@@ -1,4 +1,4 @@
-"""Batches that cannot be trained on, told before training: without negatives, or too small for batch norm."""
+"""Batches that cannot be trained on, reported before training: without negatives, or too small for batch norm."""
 
 import warnings
 
@@ -26,7 +26,7 @@ def require_pairs(recipe: Recipe) -> None:
 
 
 def require_negatives(recipe: Recipe, sampler: PairBatchSampler) -> None:
-    """ValueError where batches show one image alone: nothing can be told from anything, and the loss is 0."""
+    """ValueError if batches show only one image: there is nothing to tell it from, and the loss is 0."""
     images = sampler.pair_image[sampler.draw(0)]
     alone = (images == images[:, :1]).all(axis=1)
     training = recipe.training
@@ -44,7 +44,7 @@ def require_negatives(recipe: Recipe, sampler: PairBatchSampler) -> None:
 
 
 def warn_of_crowded_captions(sampler: PairBatchSampler, pairs: Pairs, noise: CaptionNoise) -> None:
-    """Say it where a caption stands under more images than there are batches, none of which takes it twice."""
+    """Warn if a caption has more images than there are batches, none of which takes it twice."""
     batches = sampler.batches_per_pass
     if sampler.pair_caption is None or not process_state().is_main_process:
         return
@@ -64,8 +64,8 @@ def warn_of_crowded_captions(sampler: PairBatchSampler, pairs: Pairs, noise: Cap
 
 
 def require_chunks_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBatchSampler) -> None:
-    """ValueError where the gradient cache would cut a batch in front of trained batch norm, whose statistics are those
-    of all rows. That of a similarity (SAF, SGR) lies behind the cache and sees the whole batch."""
+    """ValueError if the gradient cache would cut a batch before trained batch norm, whose statistics are those of all
+    rows. Batch norm in a similarity (SAF, SGR) comes after the cache and sees the whole batch."""
     training = recipe.training
     chunk = training.chunk(process_state().num_processes)
     if chunk is None or chunk >= sampler.batch_size:
@@ -89,7 +89,7 @@ def require_chunks_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: Pai
 
 
 def require_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairBatchSampler) -> None:
-    """ValueError where a process would have a single row in a layer with trained batch norm."""
+    """ValueError if a process would have a single row in a layer with trained batch norm."""
     mode = model.training
     norms = [
         name
@@ -104,7 +104,7 @@ def require_rows_for_batch_norm(recipe: Recipe, model: nn.Module, sampler: PairB
     training, rows = recipe.training, sampler.batch_size
     counts = torch.bincount(torch.from_numpy(sampler.pair_image))
     epochs = -(-(training.max_steps or 0) // len(sampler)) or training.epochs
-    for epoch in range(epochs if rows <= counts.max() else 0):  # else no image fills the part of a process
+    for epoch in range(epochs if rows <= counts.max() else 0):  # otherwise no image fills the share of a process
         images = sampler.pair_image[sampler.draw(epoch)].reshape(-1, rows)
         if (images == images[:, :1]).all(axis=1).any():
             raise ValueError(

@@ -46,7 +46,7 @@ def make_trainer(
     additions: Additions = NOTHING,
     shards: bool = False,
 ) -> PairTrainer:
-    """The trainer of the recipe's method; `shards`: it cuts the model in parts."""
+    """The trainer of the recipe's method; `shards`: whether it cuts the model into parts."""
     train, noise, model = data.train, data.noise, encoder.model
     images = None if encoder.image_inputs(train) is not None else len(train)
     on_gpu = process_state().device.type == "cuda"
@@ -99,7 +99,7 @@ def make_trainer(
 
 
 def reading_advice(recipe: Recipe, num_workers: int) -> str:
-    """What makes reading faster than the recipe has it."""
+    """How to make reading faster than with this recipe."""
     more = f"raise data.num_workers (now {num_workers})"
     if recipe.data.cache_images is not None:
         return more
@@ -107,7 +107,7 @@ def reading_advice(recipe: Recipe, num_workers: int) -> str:
 
 
 def val_captions(recipe: Recipe, val: Split) -> np.ndarray | None:
-    """Numbers int64 [Nt], the same for equal captions of val, where all images of one are right for it, else None."""
+    """Numbers int64 [Nt], the same for equal captions of val; None unless `evaluation.same_caption` is set."""
     return numbers_of(val.pairs) if recipe.evaluation.same_caption else None
 
 
@@ -117,7 +117,7 @@ def val_metrics(
     compute_metrics: ComputeMetrics | None = None,
     captions: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Recall on val, and what `compute_metrics` adds. Raises ValueError where that is not what it should give."""
+    """Recall on val, and what `compute_metrics` adds. Raises ValueError if that is no dict of numbers by new names."""
     protocol = PROTOCOLS["all"] if captions is None else EqualCaptions(captions)
     (part,) = protocol.select(EmbeddedSplit(embeddings.images, embeddings.texts, embeddings.caption_image))
     ranks = protocol.rank(part, scoring(model), None, None)
@@ -135,7 +135,10 @@ def val_metrics(
 
 
 def zero_shot_metric(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Callable[[], dict[str, float]]:
-    """What gives the accuracy on the photos of classes that the guard watches, under the current weights; else {}."""
+    """A function that returns the accuracy on the class photos that the guard watches, under the current weights.
+
+    It returns {} if there are no such photos.
+    """
     classes = data.classes
     if classes is None:
         return dict
@@ -188,7 +191,7 @@ def training_arguments(recipe: Recipe, resuming: bool, num_workers: int) -> Trai
         report_to=available_trackers(training.trackers),
         project="clip-itm",
         run_name=recipe.output_dir,
-        # where there are some: pooled features beside a similarity of tokens, what a gate of AAHR has not opened
+        # there may be some: pooled features next to a similarity of tokens, what a gate of AAHR has not opened
         ddp_find_unused_parameters=True,
         seed=(training.seed + state.process_index) % 2**32,  # processes must not share their dropout masks
         dataloader_num_workers=num_workers,

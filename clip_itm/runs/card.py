@@ -18,7 +18,7 @@ from clip_itm.recipe import Recipe
 from clip_itm.runs.card_data import BARE_DATA, base_models, base_name, card_data, licence
 from clip_itm.visible import code, counted, fence, markdown, visible
 
-PLACE = "PATH_OR_REPO"  # where the model is; a push puts the name of the repository in its place
+PLACE = "PATH_OR_REPO"  # where the model is; a push replaces it with the name of the repository
 CURVES = "curves.png"
 STAGES = {"zero_shot": "step 0 (before training)", "best": "best by val (this model)", "last": "last step"}
 
@@ -26,7 +26,7 @@ STAGES = {"zero_shot": "step 0 (before training)", "best": "best by val (this mo
 def model_card(recipe: Recipe, results: dict, citation: str, note: str | None = None, curves: bool = False) -> str:
     """Markdown with the metadata block of the Hub on top, from what `results.json` of a run holds.
 
-    `citation`: BibTeX of the method; `note`: a caution on the results; `curves`: whether curves.png lies beside it.
+    `citation`: BibTeX of the method; `note`: a caution on the results; `curves`: whether curves.png is next to it.
     """
     parts = [
         f"---\n{card_data(recipe, results).to_yaml()}\n---",
@@ -79,7 +79,7 @@ def _longer_captions(backbone: BackboneSection) -> str:
     if length is None:
         return ""
     return (
-        f"- **Captions**: up to {length} tokens, more than the base reads. The positions behind the first {KEPT} were "
+        f"- **Captions**: up to {length} tokens, more than the base reads. The positions after the first {KEPT} were "
         "interpolated before training (Long-CLIP, arXiv 2403.15378 section 3.1)\n"
     )
 
@@ -180,7 +180,7 @@ the hashes above. Made on {machine["processes"]} process(es), {machine["device"]
 
 
 def _yaml(recipe: Recipe) -> str:
-    """Whoever reads the page sees what it says: signs that turn the direction of text are escapes."""
+    """The recipe, with characters that change the direction of text escaped: readers see what it says."""
     content = recipe.to_yaml()
     if content == visible(content, kept="\n"):
         return content
@@ -188,7 +188,7 @@ def _yaml(recipe: Recipe) -> str:
 
 
 def _command(recipe: Recipe, processes: int) -> str:
-    """What repeats the run, beside the files of this repository; paths of the maker's machine are to be replaced."""
+    """What repeats the run with the files of this repository; paths of the maker's machine are placeholders."""
     words = ["clip-itm train recipe.yaml --output_dir runs/again"]
     if processes > 1:
         launch = f"accelerate launch --num_processes {processes} --module clip_itm.cli"
@@ -201,7 +201,7 @@ def _command(recipe: Recipe, processes: int) -> str:
 
 
 def _section_of(kind: str) -> type[BackboneSection]:
-    """What all kinds have in common for one that this package does not know."""
+    """The section of a kind; for one that this package does not know, what all kinds have in common."""
     sections = {tag: section for section in section_types(BackboneConfig) for tag in tags(section)}
     return sections.get(kind, BackboneSection)
 
@@ -292,7 +292,7 @@ def licence_of_weights(name: str) -> str:
 
 
 def with_licence(card: str, name: str) -> str:
-    """The card with the licence of the weights that their maker names."""
+    """The card with the licence that the maker of the weights names."""
     changed = ModelCard(card, ignore_metadata_errors=True)
     for key in ("license_name", "license_link"):
         changed.data.pop(key, None)

@@ -24,7 +24,7 @@ DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}
 def card_data(recipe: Recipe, results: dict) -> ModelCardData:
     """Metadata of a run: base models and data set where they have names on the Hub, results with intervals.
 
-    Of a split that is too small there are no results: the Hub ranks models by them.
+    A split that is too small gives no results: the Hub ranks models by them.
     """
     tags = [*TAGS, "noisy-correspondence", recipe.head.kind]
     return ModelCardData(
@@ -67,7 +67,7 @@ def _eval_result(recipe: Recipe, results: dict, protocol: str, metric: str) -> E
 
 
 def base_name(recipe: Recipe) -> str:
-    """What training started from, for people; of a local file or folder, only its last name."""
+    """What training started from, for people; of a local file or folder, only the last part of its path."""
     name, tag = " + ".join(map(_last_name, recipe.backbone.display_names)), recipe.backbone.weights_tag
     return f"{name} ({_last_name(tag)})" if tag else name
 
@@ -94,8 +94,8 @@ def _hub_name(base: str) -> str | None:
 def licence(recipe: Recipe) -> dict[str, str]:
     """`license` (with `license_name`, `license_link`) of all that training started from, else nothing.
 
-    It is what the cards of the base models say, in their folders or in the cache of the Hub; of several models that do
-    not agree, of weights without a card and of random weights nothing is known.
+    It is what the cards of the base models say, in their folders or in the cache of the Hub. Nothing is known of models
+    that disagree, of weights without a card, and of random weights.
     """
     found = [_licence_of(_hub_name(base) or base) for base in recipe.base_models]
     return found[0] if found and all(each == found[0] for each in found) else {}

@@ -40,7 +40,7 @@ class Cell:
 
 
 def noise_label(level: str, ratio: float) -> str:
-    """`0`, `0.4` for captions that were shuffled alone, `image 0.4`."""
+    """`0`, `0.4` at level "caption", `image 0.4` at another one."""
     return f"{ratio:g}" if level == "caption" or ratio == 0 else f"{level} {ratio:g}"
 
 
@@ -72,7 +72,7 @@ def plan(
 
 
 def _setting(noise: str | float) -> tuple[str | None, float]:
-    """Level and ratio; no level where the recipe's counts."""
+    """Level (None: that of the recipe) and ratio."""
     level, _, ratio = str(noise).rpartition(":")
     try:
         return level or None, float(ratio)
@@ -81,7 +81,7 @@ def _setting(noise: str | float) -> tuple[str | None, float]:
 
 
 def _require_comparable(name: str, recipe: Recipe, first_name: str, first: Recipe) -> None:
-    """Rows of one table stand on the same images, captions, noise draw and split."""
+    """Rows of one table share images, captions, noise draw and split."""
     if recipe.noise.file is not None:
         raise RecipeError(f"{name}: noise.file fixes the noise, and compare varies noise.ratio; leave noise.file out")
     sections: list[tuple[str, set[str]]] = [
@@ -103,7 +103,7 @@ def _require_comparable(name: str, recipe: Recipe, first_name: str, first: Recip
 
 
 def require_same_draw(cells: Sequence[Cell]) -> None:
-    """ValueError where the last cell does not have the draw of the others with its noise."""
+    """ValueError if the captions of the last cell were drawn differently from others with its noise."""
     last = cells[-1]
     for cell in cells:
         hashes = [one.results["noise"]["sha256"][:12] for one in (cell, last)]
@@ -115,7 +115,7 @@ def require_same_draw(cells: Sequence[Cell]) -> None:
 
 
 def require_comparison(out: Path) -> None:
-    """ValueError where tables and pictures would replace files of a folder that no comparison wrote."""
+    """ValueError if tables and pictures would replace files of a folder that no comparison wrote."""
     names = (TABLE, "comparison.md", "comparison.png", "queries.png")
     if (taken := [name for name in names if (out / name).exists()]) and not _is_comparison(out / TABLE):
         raise ValueError(
@@ -131,7 +131,7 @@ def _is_comparison(table: Path) -> bool:
 
 
 def method_names(files: list[str]) -> list[str]:
-    """`clip` for recipes/coco/clip.yaml; `coco-clip` where two files would be called the same."""
+    """`clip` for recipes/coco/clip.yaml; `coco-clip` if two files would have the same name."""
     paths = [Path(file) for file in files]
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
@@ -163,8 +163,8 @@ def summarise(cells: Sequence[Cell]) -> list[dict]:
 def add_differences(rows: list[dict], cells: Sequence[Cell]) -> None:
     """Adds "rsum_difference" (value, low, high) to the rows of every method but the first: paired bootstrap against it.
 
-    The interval is over test images, drawn the same for both; the differences of all seeds are averaged. Rows without
-    an rsum (protocol eccv) get none.
+    The interval is over test images, with the same resamples for both; differences are averaged over seeds. Rows
+    without an rsum (protocol eccv) get none.
     """
     first = cells[0].method
     for row in rows:

@@ -18,7 +18,7 @@ COST = "cost (seconds of training, with its evaluations, and in runs of {first};
 
 
 def table_lines(rows: Sequence[dict], stage: str) -> list[list[str]]:
-    """Recall at one stage, `12.3 ± 0.4` where there are several seeds."""
+    """Recall at one stage, `12.3 ± 0.4` if there are several seeds."""
     levels = list(dict.fromkeys(row["level"] for row in rows))
     rows = sorted(
         (row for row in rows if row["stage"] == stage), key=lambda row: (levels.index(row["level"]), row["noise"])
@@ -40,8 +40,8 @@ def table_lines(rows: Sequence[dict], stage: str) -> list[list[str]]:
 
 
 def detection_lines(cells: Sequence[Cell]) -> list[list[str]]:
-    """How many wrong training pairs each method finds and how well it tells them, where it estimates that while it
-    trains; means over seeds."""
+    """How many wrong training pairs each method finds, and how well, if it estimates that while it trains; means over
+    seeds."""
     lines = [["noise", "method", "share true", "share found [95 %]", "AUC", "precision", "ECE", "seeds"]]
     for noise, method, group in _groups(cells):
         told = [cell.results for cell in group if cell.results.get("wrong_pairs") or cell.results.get("wrong_share")]
@@ -56,14 +56,14 @@ def detection_lines(cells: Sequence[Cell]) -> list[list[str]]:
 
 
 def cost_lines(cells: Sequence[Cell]) -> list[list[str]]:
-    """Seconds of a run, and how many runs of the first method with the same noise that is; means over seeds."""
+    """Seconds per run, also in runs of the first method with the same noise; means over seeds."""
     first = cells[0].method
     lines = [["noise", "method", "seconds", f"in runs of {first}", "seeds"]]
     plain_seconds: dict[str, float | None] = {}
     for noise, method, group in _groups(cells):
         seconds = [cell.results["seconds"] for cell in group if cell.results.get("seconds") is not None]
         cost = mean(seconds) if seconds else None
-        plain_seconds.setdefault(noise, cost)  # the first method's comes first
+        plain_seconds.setdefault(noise, cost)  # the first method comes first
         against = plain_seconds[noise]
         times = f"{cost / against:.2f}" if cost is not None and against else NONE
         lines.append([noise, method, NONE if cost is None else f"{cost:.0f}", times, str(len(seconds))])
@@ -71,7 +71,7 @@ def cost_lines(cells: Sequence[Cell]) -> list[list[str]]:
 
 
 def _groups(cells: Sequence[Cell]) -> Iterator[tuple[str, str, list[Cell]]]:
-    """Noise, method, and the cells that have both: by level in the order of the grid, by ratio, by method."""
+    """Noise, method, and the cells that have both, sorted by level (in the order of the grid), ratio and method."""
     levels = list(dict.fromkeys(cell.level for cell in cells))
     groups: dict[tuple[int, float, str], list[Cell]] = {}
     for cell in cells:

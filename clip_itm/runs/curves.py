@@ -6,7 +6,7 @@ from clip_itm.evaluation.plot import COLORS, INK, drawing, has_matplotlib
 
 
 def draw_curves(history: list[dict], best_step: int, path: Path) -> bool:
-    """Write a PNG of `val_history` of results.json; False, and nothing is written, where matplotlib is missing."""
+    """Write a PNG of `val_history` of results.json; without matplotlib write nothing and return False."""
     if not has_matplotlib():
         return False
     steps = [entry["step"] for entry in history]

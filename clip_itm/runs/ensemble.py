@@ -17,8 +17,8 @@ from clip_itm.training.encoder import Encoder
 def encode_ensemble(split: Split, encoders: Sequence[Encoder]) -> tuple[Embeddings, Scorer]:
     """Embeddings of a split and the similarity that goes with them.
 
-    Of several models the embeddings are the numbers [N, 1] of images and captions, by which the similarity finds those
-    of every model: scores are still made a block at a time.
+    For several models the embeddings are the indices [N, 1] of images and captions, with which the similarity looks up
+    those of every model: scores are still computed a block at a time.
     """
     members = [(encoder.encode(split), scoring(encoder.model)) for encoder in encoders]
     if len(members) == 1:
@@ -39,7 +39,7 @@ def evaluate_encoders(
 ) -> dict[str, Result]:
     """Results by protocol under the encoders' current weights; several are an ensemble.
 
-    `same_caption`: every image of an equal caption is right for it.
+    `same_caption`: the right images of a caption are those of all equal captions.
     """
     embeddings, similarity = encode_ensemble(split, encoders)
     return evaluate_retrieval(

@@ -21,7 +21,7 @@ from clip_itm.visible import counted
 
 
 class Evaluation(Mapping[str, Result]):
-    """Results by protocol, such as `evaluation["all"].metrics["rsum"]`; printed, the table of `clip-itm evaluate`."""
+    """Results by protocol, such as `evaluation["all"].metrics["rsum"]`; prints as the table of `clip-itm evaluate`."""
 
     def __init__(self, results: Mapping[str, Result], title: str):
         self.results, self.title = dict(results), title
@@ -61,10 +61,10 @@ def evaluate(
 
     model: an `ItmModel`, or what `load_model` takes. data: a `Split` (such as `trainer.data["test"]`), a `Dataset`, or
     a list of {"image", "caption"} or (image, caption); rows of the same image are one image.
-    protocols: see docs/evaluation.md. bootstrap: resamples (0: no intervals). same_caption: every image of an equal
-    caption is right for it (protocol all). batch_size: images or captions that are encoded at once. precision: that of
-    the towers, as `training.precision`. cache_dir: where features of frozen towers are kept (default:
-    ~/.cache/clip_itm). columns: `image_column` and `caption_column` of other names than the usual.
+    protocols: see docs/evaluation.md. bootstrap: resamples (0: no intervals). same_caption: the right images of a
+    caption are those of all equal captions (protocol all). batch_size: images or captions encoded at once. precision:
+    that of the towers, as `training.precision`. cache_dir: where features of frozen towers are kept (default:
+    ~/.cache/clip_itm). columns: `image_column` and `caption_column`, if their names are not the usual ones.
 
     Raises ValueError for data without images or captions, images that cannot be read, several splits at once, and for
     protocols that are unknown or not defined for these data.

@@ -1,4 +1,4 @@
-"""`RunFolder`: what the folder of a run says of it. Nothing here loads torch."""
+"""`RunFolder`: what the folder of a run says about it. Nothing here loads torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class RunFolder:
         return load_recipe(self.path, overrides)
 
     def results(self) -> dict:
-        """What `results.json` holds. Raises ValueError where that is not what a run wrote."""
+        """What `results.json` holds. Raises ValueError if that is not what a run wrote."""
         return read_results(self.path / "results.json")
 
     def provenance(self) -> dict:

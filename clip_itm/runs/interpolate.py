@@ -2,7 +2,7 @@
 
     theta(alpha) = (1 - alpha) * theta_base + alpha * theta_tuned          all weights, the temperature included
 
-Fine-tuning gains where the training data are and may lose elsewhere; points on the line often keep most of both. A
+Fine-tuning gains on data like the training data and may lose elsewhere; points on the line often keep most of both. A
 point is chosen on the val split (and on a zero-shot set, if asked), never on the final split.
 """
 
@@ -31,7 +31,7 @@ State = dict[str, Tensor]
 
 
 def require_same_names(base: State, tuned: State, named: str) -> None:
-    """ValueError where two state dicts are not of one architecture; `named` is what the first one is called."""
+    """ValueError if two state dicts are not of one architecture; `named` is what the first one is called."""
     if strange := base.keys() ^ tuned.keys():
         raise ValueError(
             f"{named} is no model to interpolate from: {counted(len(strange), 'weight is', 'weights are')} in one of "
@@ -79,7 +79,7 @@ class Point:
 
 
 class Line:
-    """All that is needed to make and to judge the points between two models.
+    """All that is needed to make and evaluate the points between two models.
 
     `base`: the folder of a model, None for what the recipe of the tuned model started from.
     """
@@ -109,7 +109,7 @@ class Line:
 
     def point(self, alpha: float) -> Point:
         set_weights(self.model, self.base, self.tuned, alpha)
-        # a new one for every point: it remembers what the towers made
+        # a new one for every point: it keeps the outputs of the towers
         encoder = make_encoder(self.recipe, self.model, self.processor, self.image_cache)
         val = None if self.val is None else self._val_metrics(encoder)
         return Point(alpha, val, evaluate_split(self.recipe, self.final, encoder), self._zero_shot(encoder))

@@ -1,4 +1,4 @@
-"""The recipe decides, not the launcher: what `accelerate launch` puts into the environment is held against it."""
+"""The recipe decides, not the launcher: what `accelerate launch` puts into the environment is checked against it."""
 
 import os
 import warnings
@@ -14,9 +14,9 @@ NO = ("", "no", "none", "false", "auto")
 
 
 def parts_weights(recipe: Recipe) -> bool:
-    """Whether the processes of this launch cut the model in parts.
+    """Whether the processes of this launch cut the model into parts.
 
-    Raises ValueError where the method of the recipe cannot, or this torch with its gradient cache.
+    Raises ValueError if the recipe's method, or its gradient cache with this torch, does not allow that.
     """
     if not asks_for_parts():
         return False
@@ -36,9 +36,9 @@ def parts_weights(recipe: Recipe) -> bool:
 
 @contextmanager
 def recipe_decides(recipe: Recipe) -> Iterator[None]:
-    """Within, nothing that accelerate reads changes a result; a warning where it says otherwise than the recipe.
+    """Within, nothing that accelerate reads changes a result; a warning if it contradicts the recipe.
 
-    That the model is cut in parts is no matter of accelerate either, which does it on GPUs only.
+    Cutting the model into parts is not left to accelerate either, which does it on GPUs only.
     """
     set_aside = {name: os.environ.pop(name) for name in _decided(recipe) if name in os.environ}
     for name, value in set_aside.items():
@@ -52,7 +52,7 @@ def recipe_decides(recipe: Recipe) -> Iterator[None]:
 
 
 def _decided(recipe: Recipe) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Variable -> what decides instead, and the values that say the same."""
+    """Variable -> what decides instead, and the values that agree with it."""
     training = recipe.training
     precision = {"fp32": NO, "bf16": (*NO, "bf16"), "auto": (*NO, "bf16")}[training.precision]
     clipping, steps = training.max_grad_norm, training.gradient_accumulation_steps

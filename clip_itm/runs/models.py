@@ -1,11 +1,11 @@
-"""`load_model`: a model from wherever it is, which remembers where that was, so that a recipe can say it."""
+"""`load_model`: a model from wherever it is; it remembers its origin, which a recipe can then name."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
-from accelerate.utils import set_seed  # that of transformers brings its trainer, for which an evaluation would wait
+from accelerate.utils import set_seed  # that of transformers imports its trainer, which would delay an evaluation
 from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
@@ -40,16 +40,16 @@ def load_model(model: str | Path | Mapping[str, Any] | BackboneSection, *, seed:
 
     model: a run (its best model), a folder or a name on the Hub, of a model of this package or of a CLIP or SigLIP of
     transformers; `MODEL:TAG` of open_clip, `hf-hub:NAME`; or a `backbone:` section, as a dict or an object. keys: of
-    that section, such as `freeze_image=True` or `lora={"rank": 8}`. seed: of what has no pretrained weights; a trainer
-    draws it anew, from its own `seed`.
+    that section, such as `freeze_image=True` or `lora={"rank": 8}`. seed: for what has no pretrained weights; a trainer
+    draws that anew, from its own `seed`.
 
-    Raises ValueError for what is no such model, and for unknown keys.
+    Raises ValueError for anything else, and for unknown keys.
 
     >>> model = load_model("openai/clip-vit-base-patch32", freeze_text=True)
     >>> model.encode("a red mug").shape
     (512,)
     """
-    disable_progress_bar()  # of loading weights, which take a second
+    disable_progress_bar()  # of loading weights, which takes a second
     section, start_from = find_model(model, keys)
     set_seed(seed)
     if start_from is None:
@@ -66,7 +66,7 @@ def load_model(model: str | Path | Mapping[str, Any] | BackboneSection, *, seed:
 
 
 def find_model(model: Any, keys: Mapping[str, Any]) -> tuple[BackboneSection, str | None]:
-    """The `backbone` section, and `start_from` where the weights are those of a model of this package."""
+    """The `backbone` section, and `start_from` if the weights are those of a model of this package."""
     if isinstance(model, BackboneSection):
         model = model.model_dump(mode="json")
     if isinstance(model, Mapping):
@@ -88,7 +88,7 @@ def weights_hash(model: ItmModel) -> str:
 
 
 def take_place(model: ItmModel, other: ItmModel) -> None:
-    """Make `model` what `other` is, wherever it is known: as in transformers, the model that was given is trained."""
+    """Make `model` what `other` is, in place: as in transformers, the model that was given is the one trained."""
     model.__dict__.clear()
     model.__dict__.update(other.__dict__)
 

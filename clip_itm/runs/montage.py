@@ -18,7 +18,7 @@ from clip_itm.visible import visible
 def draw_montage(runs: dict[str, Path], file: Path, queries: int = 4, top: int = 6) -> None:
     """For `queries` captions spread over the final split, the `top` images of every run (label -> run folder) as a PNG.
 
-    The right image has a green frame; its rank stands at the start of the row. Raises ValueError without matplotlib.
+    The right image has a green frame; its rank is at the start of the row. Raises ValueError without matplotlib.
     """
     try:
         from matplotlib import rc_context

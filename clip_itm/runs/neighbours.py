@@ -19,11 +19,11 @@ from clip_itm.training.feature_cache import NO_ROOM, kept_arrays
 from clip_itm.visible import counted
 
 BLOCK_BYTES = 64 * 2**20  # of float64 cosines
-ROWS = 4096  # that are brought to unit length at once
+ROWS = 4096  # normalised at once
 
 
 def embeddings_of_images(encoder: Encoder, split: Split) -> Tensor:
-    """One vector [images, D] an image, as the model of `encoder` embeds it; its image tower must be frozen."""
+    """One vector per image [images, D], as the model of `encoder` embeds it; its image tower must be frozen."""
     model, inputs = encoder.model, encoder.image_inputs(split)
     assert inputs is not None
     with torch.inference_mode():
@@ -44,8 +44,8 @@ def mean_regions(regions: RegionFeatures, count: int) -> Tensor:
 def nearest_images(vectors: Tensor, count: int) -> np.ndarray:
     """The `count` other rows of `vectors` [N, D] with the largest cosine, all others if there are fewer: int64 [N, k].
 
-    In ascending order. Cosines are those of float64, rounded to 9 decimals, so that copies of an image tie; of equal
-    ones the first rows are taken.
+    In ascending order. Cosines are computed in float64 and rounded to 9 decimals, so that copies of an image tie; of
+    equal ones, the first rows are taken.
 
     Example:
         >>> nearest_images(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [2.0, 0.0]]), count=1)[:, 0]

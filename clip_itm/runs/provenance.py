@@ -1,4 +1,4 @@
-"""What a run writes down of itself, so that every artefact knows what made it."""
+"""What a run records about itself, so that every artefact says what made it."""
 
 import platform
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ class Provenance:
     """Hashes and versions of one run; written as `provenance.json` into the run and into every checkpoint.
 
     `splits` name -> {sha256, images, captions} and the numbers left out {missing, broken, empty_captions}; `noise`
-    {sha256, ratio, level, seed} of the training captions, and what else a level has;
+    {sha256, ratio, level, seed} of the training captions, with more entries at some levels;
     `start`, hash of the model that `start_from` names; `python`, what a run was given that no recipe holds (callbacks);
-    `marks`, which of the training pairs people marked, and the hash of the split without;
+    `marks`, how many training pairs people marked and how, with hashes of the marks and of the split without them;
     `method`, hashes of what the recipe's method reads for these pairs, such as a memory bank.
     """
 
@@ -43,7 +43,7 @@ class Provenance:
         write_json(folder / "provenance.json", asdict(self))
 
     def changes_since(self, began: dict) -> list[str]:
-        """What is no longer as a `provenance.json` says: splits, noise and what the method reads, with their hashes."""
+        """What differs from a `provenance.json`: splits, noise and what the method reads, with their hashes."""
         now = self._hashes(asdict(self))
         then = self._hashes(began)
         return [

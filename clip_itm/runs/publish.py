@@ -28,15 +28,15 @@ SHARD = re.compile(r"data/(train|val|test)-\d{5}-of-\d{5}\.parquet")
 Files = dict[str, Path | bytes]  # path in the repository -> a file here, or its content
 
 KEPT = (".json", ".jinja", ".md", ".model", ".npz", ".png", ".py", ".safetensors", ".txt", ".yaml")
-# of a checkpoint; only training needs them
+# part of a checkpoint; only training needs it
 TRAINING_STATE = "trainer_state.json"
 
 
 def model_files(where: Path, repo: str, licence: str | None = None) -> Files:
     """What a push of a run (its best model) or of a saved model puts into `repo`.
 
-    `licence`: of the weights, for the card; default: as it says. Raises ValueError for a wrong name, a run that is not
-    finished, and a folder that holds no whole model.
+    `licence`: of the weights, for the card; default: what the card says. Raises ValueError for a wrong name, a run that
+    is not finished, and a folder without a complete model.
     """
     check_name(repo)
     check_licence(licence)
@@ -75,7 +75,7 @@ def check_licence(name: str | None) -> None:
 
 
 def _check_model(folder: Path) -> dict:
-    """Its config.json; ValueError where something is missing that loading needs."""
+    """Its config.json; ValueError if something that loading needs is missing."""
     config = read_json(folder / "config.json", "the configuration of a model")
     if config.get("model_type") != "clip_itm":
         found = config.get("model_type")
@@ -103,7 +103,7 @@ def _card(folder: Path, config: dict) -> str:
 
 
 def log_in(token: str | None = None) -> str:
-    """The name of the account; ValueError where nobody is logged in or the Hub does not answer."""
+    """The name of the account; ValueError if nobody is logged in or the Hub does not answer."""
     try:
         return HfApi(token=token).whoami()["name"]
     except LocalTokenNotFoundError:
@@ -125,10 +125,10 @@ def upload(
     token: str | None = None,
     deleted: Iterable[str] = (),
 ) -> CommitInfo:
-    """One commit with all `files` to `repo` of `kind` ("model", "space" or "dataset"), made where it does not exist.
+    """One commit with all `files` to `repo` of `kind` ("model", "space" or "dataset"), created if need be.
 
-    `private`: of a new repository (None: what the account has as default); `revision`: a branch, made if need be;
-    `deleted`: files there that go.
+    `private`: whether a new repository is (None: the account's default); `revision`: a branch, created if need be;
+    `deleted`: files to delete there.
     """
     api = HfApi(token=token)
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -161,10 +161,10 @@ def publish_run(
 
 
 def data_repo_files(repo: str, token: str | None = None) -> set[str]:
-    """What is in a data set of the Hub; nothing where it does not exist.
+    """The files of a data set of the Hub; none if it does not exist.
 
-    Raises ValueError for a wrong name, if nobody is logged in, and for a repository with something else than cleaned
-    data in it.
+    Raises ValueError for a wrong name, if nobody is logged in, and for a repository that holds anything but cleaned
+    data.
     """
     check_name(repo)
     log_in(token)
@@ -188,10 +188,10 @@ def push_data(
     private: bool = True,
     token: str | None = None,
 ) -> CommitInfo:
-    """A cleaned data set in the layout "datasets" (`data/cleaned.py`) to a data set of the Hub, in one commit.
+    """Push a cleaned data set in the layout "datasets" (`data/cleaned.py`) to the Hub, in one commit.
 
-    Of a repository that is there already only what an earlier push wrote is replaced, and its card stays; a new one is
-    private unless `private` is False. Raises ValueError for another folder, and as `data_repo_files` does.
+    In an existing repository only what an earlier push wrote is replaced, and its card stays; a new one is private
+    unless `private` is False. Raises ValueError for another folder, and as `data_repo_files` does.
     """
     shards = sorted((folder / "data").glob("*.parquet"))
     if not (folder / CLEANED).is_file() or not shards:

@@ -67,11 +67,11 @@ def finished(recipe: Recipe, folder: Path, additions: Additions = NOTHING) -> di
         splits = load_splits(recipe.data, verify=False)
         if recipe.start_from is not None:
             start_folder(recipe.start_from)
-    except (OSError, ValueError) as error:  # results stand where their data are gone
+    except (OSError, ValueError) as error:  # results stay valid when their data are gone
         say(f"{folder}: whether its data are still the same cannot be checked: {error}")
         return read_results(folder / RESULTS)
     require_splits(recipe, splits)
-    kept = recipe.noise.needs_neighbours  # no photo is encoded again only to look at results
+    kept = recipe.noise.needs_neighbours  # no photo is encoded again just to look at results
     noise = CaptionNoise.load(folder / "noise.npz") if kept else noise_of(recipe, splits)
     splits, noise = with_marks(splits, noise, recipe.data.marks)
     method = method_of(recipe.head)
@@ -81,7 +81,7 @@ def finished(recipe: Recipe, folder: Path, additions: Additions = NOTHING) -> di
 
 
 def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) -> Path | None:
-    """The one to go on from. ValueError naming a checkpoint that is not of this very run, or that has vanished."""
+    """The checkpoint to resume from. ValueError naming one that is not of this run, or that has vanished."""
     complete = [path for path in checkpoints(folder) if is_complete(path)]
     if not complete:
         return None
@@ -110,7 +110,7 @@ def last_own_checkpoint(recipe: Recipe, folder: Path, provenance: Provenance) ->
 
 
 def began_here(recipe: Recipe, folder: Path, provenance: Provenance) -> bool:
-    """Whether what lies prepared in the folder is of this very run. ValueError where its data have changed since."""
+    """Whether what is prepared in the folder is of this run. ValueError if its data have changed since."""
     if not prepared(folder) or not (folder / "recipe.yaml").is_file() or load_recipe(folder).sha256 != recipe.sha256:
         return False
     _require_unchanged(folder, provenance)
@@ -125,13 +125,13 @@ def begin(
     checkpoint: Path | None,
     goes_on: bool = False,
 ) -> None:
-    """Make the folder that of this run; only now goes what an earlier one left, and a start that failed is harmless.
+    """Make the folder this run's; what an earlier one left is deleted only now, so that a failed start does no harm.
 
-    `goes_on`: what lies prepared for this run stays, though it has no checkpoint yet.
+    `goes_on`: what is prepared for this run stays, though it has no checkpoint yet.
     """
     if checkpoint is None:
         _clear(recipe, folder, set(prepared(folder)) if goes_on else set())
-    (folder / CHECKSUMS).unlink(missing_ok=True)  # none of what is about to be replaced
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # no checksums of what is about to be replaced
     clear_half_written(folder)
     ranks = [f"ranks_{stage}/{name}.npz" for stage in ("best", "last") for name in recipe.evaluation.protocols]
     record(folder, [*FIRST, *ranks, "best/README.md", f"best/{CURVES}"])
@@ -142,7 +142,7 @@ def begin(
 
 
 def require_other_start(recipe: Recipe, folder: Path) -> None:
-    """ValueError where a run would replace the very model that it starts from."""
+    """ValueError if a run would replace the model that it starts from."""
     if recipe.start_from is not None and Path(recipe.start_from).exists():
         place, run = Path(recipe.start_from).resolve(), folder.resolve()
         if place == run or (place.is_relative_to(run) and place.relative_to(run).parts[0] != "start"):
@@ -153,7 +153,7 @@ def require_other_start(recipe: Recipe, folder: Path) -> None:
 
 
 def _clear(recipe: Recipe, folder: Path, kept: set[str]) -> None:
-    """Delete what an earlier run left, apart from `kept` and what the new one reads there: data and model of Python."""
+    """Delete what an earlier run left, except `kept` and what the new one reads there: data and model from Python."""
     places = [Path(place).resolve() for place in (recipe.data.hub_dataset, recipe.start_from) if place is not None]
     own = own_files(folder)
     read = kept | {name for name in own if any((folder / name).resolve().is_relative_to(place) for place in places)}
@@ -164,7 +164,7 @@ def _clear(recipe: Recipe, folder: Path, kept: set[str]) -> None:
 
 
 def _require_whole(run: Path, complete: list[Path]) -> None:
-    """ValueError where what the run goes on from is not what was written; all of it is read, by the first process."""
+    """ValueError if the files to resume from are not as they were written; the first process reads all of them."""
     last, anew = complete[-1], "start anew with --overwrite"
     earlier = f"delete {last} to go on from {complete[-2].name}" if complete[1:] else anew
 
@@ -187,7 +187,7 @@ def _best_step(checkpoint: Path) -> int | None:
 
 
 def _require_name(folder: Path) -> None:
-    """ValueError where it is not said which run is in a folder."""
+    """ValueError if nothing says which run is in a folder."""
     last = last_complete_checkpoint(folder)
     what, copy = (RESULTS, folder / "best") if last is None else (last.name, last)
     if last is None and not (folder / RESULTS).is_file():
@@ -214,7 +214,7 @@ def _differences(first: Recipe, second: Recipe) -> list[str]:
 
 
 def _require_unchanged(folder: Path, provenance: Provenance) -> None:
-    """A run goes on, and its results stand, only with the images, captions and method's files that it began with."""
+    """A run resumes, and its results count, only with the images, captions and method files that it began with."""
     if not (folder / "provenance.json").is_file():
         return
     began = read_provenance(folder / "provenance.json")
@@ -226,7 +226,7 @@ def _require_unchanged(folder: Path, provenance: Provenance) -> None:
 
 
 def write_skipped(path: Path, splits: dict[str, Split]) -> None:
-    """What the splits go without, image by image and caption by caption; no file where that is nothing."""
+    """Write what the splits leave out, image by image and caption by caption; no file if that is nothing."""
     if any(split.skipped for split in splits.values()):
         record_added(path.parent, path.name)
         write_json(path, {name: [out._asdict() for out in split.skipped] for name, split in splits.items()})

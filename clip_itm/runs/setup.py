@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate.utils import set_seed  # that of transformers brings its trainer, for which an evaluation would wait
+from accelerate.utils import set_seed  # that of transformers imports its trainer, which would delay an evaluation
 
 from clip_itm.backbones.build import build_processor
 from clip_itm.data.class_folder import ClassFolder, read_class_folder, without_broken
@@ -43,7 +43,7 @@ from clip_itm.training.encoder import Encoder, autocast_dtype
 
 
 def final_split(recipe: Recipe, splits: dict[str, Split]) -> Split:
-    """The split of the final table: test, or val where the source has no test. Warns of one that is too small."""
+    """The split of the final table: test, or val if the source has no test. Warns if it is too small."""
     for name in (recipe.evaluation.split, "val"):
         if name in splits:
             if len(splits[name]) < FEWEST_IMAGES and process_state().is_main_process:
@@ -112,7 +112,7 @@ def _neighbours(recipe: Recipe, splits: dict[str, Split]) -> Neighbours:
 
 
 def _noise_encoder(recipe: Recipe, splits: dict[str, Split]) -> Encoder:
-    """Of the model `noise.model`, else of the recipe's towers, whose random weights are the same for all seeds."""
+    """That of `noise.model`, else of the recipe's towers, whose random weights are the same for all seeds."""
     name = recipe.noise.model
     if name is None:
         training = recipe.training.model_copy(update={"seed": recipe.noise.seed})
@@ -131,16 +131,16 @@ def _noise_encoder(recipe: Recipe, splits: dict[str, Split]) -> Encoder:
             )
     images = prepare_images(recipe, splits)
     encoder = make_encoder(recipe, model.requires_grad_(False), processor, images)
-    return replace(encoder, random_crop=1.0)  # kept on disk whatever training does with photos
+    return replace(encoder, random_crop=1.0)  # features are kept on disk, even if training crops photos
 
 
 def prepare_images(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | None:
-    """Find the images of `splits` readable, or raise `BrokenImagesError`; those of earlier calls are not decoded again.
+    """Raise `BrokenImagesError` unless all images of `splits` are readable; a later call does not decode them again.
 
-    Gives the cache of resized images that `data.cache_images` asks for, complete for `splits`.
+    Returns the cache of resized images that `data.cache_images` asks for, complete for `splits`.
     """
     if recipe.data.cache_images is None and (recipe.data.skip_broken or not recipe.data.reads_images):
-        return None  # found while the splits were loaded, or there is nothing to find
+        return None  # broken ones were found while the splits were loaded, or no images are read
     with process_state().main_process_first():
         checker = image_checker(recipe.data)
         threads = recipe.data.num_workers if recipe.data.cache_images else 0
@@ -149,7 +149,7 @@ def prepare_images(recipe: Recipe, splits: dict[str, Split]) -> ImageCache | Non
 
 
 def guarded_classes(recipe: Recipe) -> ClassFolder | None:
-    """The photos of classes that `training.guard` watches, if it does. Raises ValueError for a folder without such."""
+    """The class photos that `training.guard` watches, if any. Raises ValueError for a folder without such photos."""
     guard = recipe.training.guard
     if guard is None or guard.classes is None:
         return None
@@ -158,7 +158,7 @@ def guarded_classes(recipe: Recipe) -> ClassFolder | None:
 
 
 def make_sampler(recipe: Recipe, train: Split, noise: CaptionNoise | None = None) -> PairBatchSampler:
-    """The batches of a recipe; `noise`: the captions of the pairs, where they matter (default: their own)."""
+    """The batches of a recipe; `noise`: the captions of the pairs, if they matter (default: their own)."""
     training, state = recipe.training, process_state()
     captions = None
     if training.unique_captions:
@@ -215,13 +215,13 @@ def make_encoder(
 
 
 def saved_encoder(folder: Path, recipe: Recipe, image_cache: ImageCache | None) -> Encoder:
-    """The same of the model and processor in `folder`."""
+    """The same with the model and processor in `folder`."""
     model = ItmModel.from_pretrained(folder).to(process_state().device)
     return make_encoder(recipe, model, ItmProcessor.from_pretrained(folder), image_cache)
 
 
 def check_protocols(recipe: Recipe, split: Split) -> None:
-    """ValueError where a protocol is not defined for this split."""
+    """ValueError if a protocol is not defined for this split."""
     pairs = split.pairs
     embeddings = EmbeddedSplit(
         torch.empty(len(split), 0),
@@ -244,7 +244,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(recipe: Recipe, additions: Additions = NOTHING) -> Prepared:
-    """All that can be checked before a model is built."""
+    """Check all that can be checked before a model is built."""
     available_trackers(recipe.training.trackers)
     require_recipe(recipe)
     require_pairs(recipe)

@@ -1,4 +1,4 @@
-"""`start_from` of a recipe: a model of ours whose weights stand in the place of pretrained ones."""
+"""`start_from` of a recipe: a model of this package whose weights replace pretrained ones."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no c
 
 
 def start_folder(place: str | Path) -> Path:
-    """The folder of the model that a run, a model folder or a name on the Hub stands for. ValueError for no model."""
+    """The folder of a model, given by a run, a model folder or a name on the Hub. ValueError if there is none."""
     if Path(place).expanduser().exists():
         return model_folder(Path(place).expanduser())
     require_path(place)
@@ -33,7 +33,7 @@ def start_folder(place: str | Path) -> Path:
 
 
 def start_sha256(place: str | Path) -> str:
-    """Hash of configuration and weights of the model, as they lie in its files."""
+    """Hash of configuration and weights of the model, as they are in its files."""
     folder = start_folder(place)
     digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]:
@@ -43,10 +43,10 @@ def start_sha256(place: str | Path) -> str:
 
 
 def started_model(backbone: BackboneSection, head: HeadSection, place: str | Path) -> tuple[ItmModel, ItmProcessor]:
-    """A model as the sections `backbone` and `head` say with the weights of the model at `place`, and its processor.
+    """A model made from the sections `backbone` and `head` with the weights of the one at `place`, and its processor.
 
-    The weights of the head are taken where its kind is the same, else its temperature alone; adapters where they are
-    the same ones, else they are merged into the weights. Raises ValueError where `backbone` names other towers.
+    A head of the same kind gives its weights, another one only its temperature; adapters are kept if they are the same,
+    else merged into the weights. Raises ValueError if `backbone` names other towers.
     """
     folder = start_folder(place)
     start, processor = ItmModel.from_pretrained(folder), ItmProcessor.from_pretrained(folder)
@@ -57,7 +57,7 @@ def started_model(backbone: BackboneSection, head: HeadSection, place: str | Pat
     towers = build_backbone(resolved, weights=False, processor=processor)
     if type(start.head).scale is not Head.scale:  # it has a temperature
         towers.initial_logit_scale = math.log(float(start.head.scale().detach()))
-    if not same_modules:  # adapters are put in afterwards
+    if not same_modules:  # adapters are added afterwards
         towers.load_state_dict(start.backbone.state_dict())
     config = ItmConfig(backbone=towers.config.model_dump(mode="json"), head=head.model_dump(mode="json"))
     model = ItmModel(config, backbone=towers)
@@ -70,7 +70,7 @@ def started_model(backbone: BackboneSection, head: HeadSection, place: str | Pat
 
 
 def _resolved(backbone: BackboneSection, own: BackboneSection, place: str | Path) -> BackboneSection:
-    """`backbone` with what the program filled in for the model itself."""
+    """`backbone` with the keys that the program filled in for the model."""
     if type(backbone) is not type(own):
         raise ValueError(
             f"start_from: {place} has towers of backbone.kind {own.kind}, and the recipe names {backbone.kind}"
@@ -89,7 +89,7 @@ def _resolved(backbone: BackboneSection, own: BackboneSection, place: str | Path
 
 
 def _take_head(head: Head, start: Head, place: str | Path) -> None:
-    """Weights of the head, without what only training needs."""
+    """Load the weights of the head, without what only training needs."""
     own, other = head.state_dict(), start.state_dict()
     omitted = tuple(f"{part}." for part in head.training_only)
     wanted = {name for name in own if not name.startswith(omitted)} if omitted else set(own)

@@ -1,10 +1,10 @@
-"""What a run keeps in files, read back: whatever is not what the run wrote is told by the file."""
+"""What a run keeps in files, read back: an error names the file that does not hold what the run wrote."""
 
 from pathlib import Path
 
 from clip_itm.reading import read_json, reading
 
-# of version 0.1.0; their values are as they were
+# since version 0.1.0; the values are unchanged
 RENAMED = {"best_dev_rsum": "best_val_rsum", "dev_history": "val_history", "photos": "images", "left_out": "skipped"}
 STAGES = ("zero_shot", "best", "last")
 OF_RESULT = ("protocol", "images", "captions", "metrics", "intervals", "tie_gap", "folds", "bootstrap")

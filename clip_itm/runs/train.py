@@ -39,7 +39,7 @@ from clip_itm.visible import counted
 
 
 def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
-    """Run `recipe` in `recipe.output_dir` and give back what `results.json` holds.
+    """Run `recipe` in `recipe.output_dir` and return what `results.json` holds.
 
     A finished run of the same recipe is not repeated; an unfinished one is resumed from its last complete checkpoint.
     `overwrite` deletes what a run wrote there, once the new one can begin. Raises ValueError for a folder that holds
@@ -57,7 +57,7 @@ def train(recipe: Recipe, *others, overwrite: bool = False) -> dict:
 
 
 def run(recipe: Recipe, overwrite: bool = False, additions: Additions = NOTHING) -> dict:
-    """`train`, with what a run gets from Python beside its recipe."""
+    """`train`, with what a run gets from Python besides its recipe."""
     disable_progress_bar()  # of loading and saving weights; training and encoding have their own
     folder = Path(recipe.output_dir)
     shards = parts_weights(recipe)
@@ -109,17 +109,17 @@ def _run(recipe: Recipe, folder: Path, overwrite: bool, additions: Additions, sh
             f"{error}. It could be read when this run began: put it back and give the same command again, which goes "
             "on from the last checkpoint"
         ) from error
-    seconds = time.perf_counter() - began  # with what a method works out first
+    seconds = time.perf_counter() - began  # includes what a method computes first
     with whole(model):
         results["last"] = evaluate_split(recipe, final, encoder, folder / "ranks_last")
     best = folder / f"checkpoint-{trainer.state.best_global_step}"  # not the path in the state: a run may be moved
-    trainer.model = encoder.model = ItmModel.from_pretrained(best).to(model.device)  # whole, whatever `model` is
+    trainer.model = encoder.model = ItmModel.from_pretrained(best).to(model.device)  # whole, unlike `model` in parts
     results["best"] = evaluate_split(recipe, final, encoder, folder / "ranks_best")
     results |= {
         "best_step": trainer.state.best_global_step,
         "best_val_rsum": trainer.state.best_metric,
         "steps": trainer.state.global_step,
-        "seconds": None if checkpoint or goes_on else seconds,  # of a run in one go
+        "seconds": None if checkpoint or goes_on else seconds,  # only of an uninterrupted run
         "waiting": trainer.waiting.share,
         "val_history": [entry for entry in trainer.state.log_history if "eval_rsum" in entry],
         "method_history": [entry for entry in trainer.state.log_history if any(key in entry for key in method.history)],
@@ -147,7 +147,7 @@ def evaluate_split(recipe: Recipe, split: Split, encoder: Encoder, ranks: Path |
 
 
 def beaten_by_step_0(results: dict) -> str | None:
-    """A sentence where no checkpoint is better on val than the model was before training."""
+    """A sentence if no checkpoint is better on val than the model was before training, else None."""
     before = results["val_history"][0]
     if before["step"] > 0 or before["eval_rsum"] <= results["best_val_rsum"]:
         return None
@@ -158,7 +158,7 @@ def beaten_by_step_0(results: dict) -> str | None:
 
 
 def forgotten(results: dict) -> str | None:
-    """A sentence where the guard of the run had to act."""
+    """A sentence if the guard of the run had to act, else None."""
     guard = results.get("guard")
     if guard is None or not guard["acted"]:
         return None
@@ -198,7 +198,7 @@ def _summary(recipe: Recipe, data: TrainingData, batches: int) -> str:
 
 
 def _finish(recipe: Recipe, folder: Path, trainer: PairTrainer, data: TrainingData, results: dict) -> dict:
-    """Write what the run has found, and give back what results.json holds."""
+    """Write what the run has found, and return what results.json holds."""
     with best_effort("what this run believes of its pairs", f"clip-itm audit --run {folder} estimates it"):
         if (found := trainer.clean_probability()) is not None:
             record_added(folder, CLEAN_PROBABILITY)
@@ -208,7 +208,7 @@ def _finish(recipe: Recipe, folder: Path, trainer: PairTrainer, data: TrainingDa
             results["wrong_pairs"] = wrong_pairs_found(found, wrong)
             if (share := share_found(found, wrong)) is not None:
                 results["wrong_share"] = share
-    results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # a figure may be missing, not the file
+    results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # NaN and infinity become null
     try:
         _publish(folder, trainer, results)
     except Exception as error:
@@ -234,7 +234,7 @@ def _publish(folder: Path, trainer: PairTrainer, results: dict) -> None:
 
 
 def _show(recipe: Recipe, folder: Path, results: dict, model: ItmModel | None = None) -> None:
-    """Curves and model card: for people, and no reason to lose a run."""
+    """Curves and model card; an error in them is no reason to lose a run."""
     best, again = folder / "best", f"the same command makes it again (clip-itm train, output_dir {folder})"
     with best_effort("the model card", again):
         curves = False
@@ -247,7 +247,7 @@ def _show(recipe: Recipe, folder: Path, results: dict, model: ItmModel | None = 
 
 @contextmanager
 def best_effort(what: str, again: str) -> Iterator[None]:
-    """A warning in the place of an error, where a finished run is only shown."""
+    """A warning instead of an error, for what only shows a finished run."""
     try:
         yield
     except Exception as error:

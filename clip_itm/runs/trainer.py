@@ -1,4 +1,4 @@
-"""`ItmTrainer`: a run from Python. Its arguments are another spelling of a recipe, which it has and saves."""
+"""`ItmTrainer`: a run from Python. Its arguments are another spelling of a recipe, which it holds and saves."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from clip_itm.training.configuration import TrainingSection
 from clip_itm.visible import counted
 
 NAMES_DATA = ("source", "path", "root")
-GIVEN_AS = (FolderData, HubData, WebDatasetData, ParquetData)  # what a name or what is in memory may become
+GIVEN_AS = (FolderData, HubData, WebDatasetData, ParquetData)  # what a name or data in memory may become
 
 
 class ItmTrainer:
@@ -43,7 +43,7 @@ class ItmTrainer:
     callbacks: of transformers; an `EarlyStoppingCallback` becomes `early_stopping_patience` of the recipe.
     compute_metrics: `compute_metrics(embeddings, ranks)` of the val split gives more metrics for the history.
     report_to: trackers as transformers names them ("none", "all", "tensorboard", ...); default: `trackers`.
-    keys: those of `training:` (epochs, batch_size, learning_rate, ...) and, where `data` is no section, those of
+    keys: those of `training:` (epochs, batch_size, learning_rate, ...) and, unless `data` is a section, those of
         `data:` (image_column, caption_column, cache_images, ...), with their defaults.
 
     `recipe` is all of that as a `Recipe`; `model` after `train()` is the best model; `data` are the splits.
@@ -98,7 +98,7 @@ class ItmTrainer:
         callbacks: Sequence[TrainerCallback] = (),
         compute_metrics: Callable[..., Mapping[str, float]] | None = None,
     ) -> "ItmTrainer":
-        """A trainer of a `Recipe`, of a YAML file or of the run that holds one; `callbacks` and `compute_metrics` as of
+        """A trainer from a `Recipe`, a YAML file or the run that holds one; `callbacks` and `compute_metrics` as for
         `ItmTrainer`.
 
         Raises `RecipeError` for a recipe that cannot be used.
@@ -112,9 +112,9 @@ class ItmTrainer:
         return trainer
 
     def train(self, overwrite: bool = False) -> dict[str, Any]:
-        """Train and give back what `results.json` holds; see `clip_itm.train`.
+        """Train and return what `results.json` holds; see `clip_itm.train`.
 
-        A finished run is not repeated, an interrupted one goes on from its last checkpoint. overwrite: delete what a
+        A finished run is not repeated, an interrupted one resumes from its last checkpoint. overwrite: delete what a
         run wrote in the folder, and start anew. Raises ValueError for a folder that holds another run.
 
         >>> trainer.train()["best"]["all"]["metrics"]["rsum"]
@@ -138,7 +138,7 @@ class ItmTrainer:
 
     @cached_property
     def data(self) -> dict[str, Split]:
-        """The splits by name: train, val and, where there is one, test."""
+        """The splits by name: train, val and, if there is one, test."""
         return load_splits(self.recipe.data, given=None if self._given is None else self._given.splits)
 
     def _set(self, recipe: Recipe, callbacks: list[TrainerCallback], compute_metrics: Any) -> None:
@@ -174,7 +174,7 @@ def _save(model: ItmModel, folder: Path) -> None:
 
 
 def _data(data: Any, keys: dict[str, Any], path: Path) -> Any:
-    """The `data` section, or what is in memory; unknown arguments are told with their neighbours."""
+    """The `data` section, or what is in memory; the error for an unknown argument names the nearest one."""
     if isinstance(data, DataSection) or (isinstance(data, Mapping) and "source" in data):
         known: list[str] = []
     else:
