@@ -3,7 +3,7 @@
 serve(build_app(pipe))          # of app_server.py
 
 A browser cannot name a file or an address: what is typed is text, what is uploaded is read as an image, and the images
-of the index and of the audit reach the page as small JPEGs inside of it.
+of the index and of the audit reach the page as small JPEGs inside it.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from clip_itm.visible import counted
 MOST_IMAGES, MOST_CAPTIONS = 8, 12  # of the heat map
 MOST_RESULTS = 50
 MOST_CHARACTERS = 1000  # of a sentence or a caption; models read a few dozen words
-MOST_WAITING = 32  # requests; what comes on top is told that the queue is full
+MOST_WAITING = 32  # requests; further ones are told that the queue is full
 TOO_LONG = f"{{:,}} characters are too many; expected at most {MOST_CHARACTERS:,}."
 NAMES = {"image": "photos", "text": "captions"}
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # tokenizers are not made for threads
@@ -34,7 +34,7 @@ ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}  # tokenizer
 def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | AuditTable | None = None) -> gr.Blocks:
     """The page for the indexes that `pipe` has now, and for an audit: its table, audit.parquet, or its run.
 
-    Where the table is given, the page leads to its review (`review_routes.py`), which has to be served beside it.
+    If the table is given, the page links to its review (`review_routes.py`), which has to be served with it.
     """
     table = audit if audit is None or isinstance(audit, AuditTable) else AuditTable.load(audit)
     targets = {kind: search_target(pipe, kind) for kind in ("text", "image")}
@@ -58,7 +58,7 @@ def build_app(pipe: ImageTextRetrievalPipeline, audit: Path | AuditTable | None 
 
 
 def search_target(pipe: ImageTextRetrievalPipeline, query: str) -> str | None:
-    """The gallery for a query ("text" or "image"): the other kind, else its own where the head compares like with like.
+    """The gallery for a query ("text" or "image"): the other kind, else its own if the head compares like with like.
 
     None: there is nothing to search.
     """
@@ -104,7 +104,7 @@ def _image_tab(pipe: ImageTextRetrievalPipeline, target: str) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             image = gr.Image(label="photo", sources=["upload", "clipboard"], type="filepath", height=260, buttons=[])
-            image.preprocess = path_of_upload  # its own would open the file, and fail without a word where it is none
+            image.preprocess = path_of_upload  # its own would open the file, and fail silently if it is no image
             count = _count_slider()
         with gr.Column(scale=2):
             found = gr.HTML(message(f"Drop or paste a photo to see {NAMES[target]}."), apply_default_css=False)
@@ -156,7 +156,7 @@ def _audit_tab(table: AuditTable) -> None:
 
 
 def told_on_page(answer: Callable[..., str]) -> Callable[..., str]:
-    """The same answer, where a user's mistake becomes a message on the page."""
+    """The same answer, but a user's mistake becomes a message on the page."""
 
     def answer_or_message(*inputs) -> str:
         try:
@@ -222,21 +222,21 @@ def require_short(*texts: str) -> None:
 
 
 def num_results(asked: float) -> int:
-    """Whatever a request asks for."""
+    """How many results to show, whatever a request asks for."""
     return int(max(1, min(asked, MOST_RESULTS)))
 
 
 def path_of_upload(payload) -> str | None:
-    """What `gr.Image` gives to the function."""
+    """What `gr.Image` passes to the function."""
     return payload and payload.path
 
 
 def read_upload(path: str) -> Image.Image:
-    """Named as the user named it. Raises ValueError for a file that was not uploaded, for what is no image, and for a
-    damaged or suspiciously large one.
+    """The image, named as the user named it. Raises ValueError for a file that was not uploaded or is no image, and for
+    a damaged or suspiciously large one.
     """
     file = Path(path).resolve()
-    # gradio checks paths in requests as its own page sends them, and lets others through
+    # gradio checks paths only in requests of the form that its own page sends
     if not (file.is_relative_to(Path(get_upload_folder()).resolve()) and file.is_file()):
         raise ValueError("This file was not uploaded, or was uploaded too long ago: drop the photo on the page.")
     return read_image({"path": file.name, "bytes": file.read_bytes()})

@@ -18,7 +18,7 @@ LATER = ("pair", "pair_hash", "groups", "suggestion", "judged_probability", "jud
 
 
 def audit_file(place: Path) -> Path:
-    """The audit.parquet of a run's folder, or of that of an audit; a file is itself."""
+    """The audit.parquet in the folder of a run or of an audit; a file is returned as it is."""
     if not place.is_dir():
         return place
     own = place / "audit.parquet"
@@ -26,7 +26,7 @@ def audit_file(place: Path) -> Path:
 
 
 def _column(table: pa.Table, name: str) -> pa.Array | pa.ChunkedArray:
-    """One of LATER, of an audit that has none."""
+    """A column of LATER, for an audit that lacks it."""
     match name:
         case "pair":
             return pa.array(np.arange(len(table)))
@@ -41,7 +41,7 @@ def _column(table: pa.Table, name: str) -> pa.Array | pa.ChunkedArray:
 
 @dataclass(frozen=True, eq=False)
 class AuditTable:
-    """Pairs that were audited, most suspicious first. `held`: photos that are no files."""
+    """Pairs that were audited, most suspicious first. `held`: photos that are not files."""
 
     table: pa.Table
     held: HeldPhotos = field(default_factory=lambda: HeldPhotos(None))
@@ -50,8 +50,8 @@ class AuditTable:
     def load(cls, place: Path) -> "AuditTable":
         """From the file, or from a folder (`audit_file`). Raises ValueError for anything else.
 
-        Columns LATER are added where they are missing: hashes are computed, no mark has changed what was judged, and
-        there are no groups and suggestions.
+        Missing columns of LATER are added: hashes are computed, no mark has changed what was judged, and there are no
+        groups or suggestions.
         """
         path = audit_file(place)
         if not path.is_file():

@@ -1,6 +1,6 @@
-"""What stands before the app: whose requests are answered, and how much they bring.
+"""The guard in front of the app: whose requests are answered, and how large they may be.
 
-A page of somebody else can have a browser on this machine ask this server: under a name of its own that leads here (DNS
+A foreign page can make a browser on this machine ask this server: under a name of its own that leads here (DNS
 rebinding), or from its own origin. Both are refused before gradio sees them.
 """
 
@@ -20,7 +20,7 @@ from clip_itm.retrieval.app_uploads import Uploads
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
-LARGEST_REQUEST = 2**20  # bytes of all that is no upload: sentences, captions, names of uploads
+LARGEST_REQUEST = 2**20  # bytes of a request that is no upload: sentences, captions, names of uploads
 HOST = re.compile(r"(\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[\w.-]+))(:\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -40,7 +40,7 @@ class Names:
         return cls(host.strip("[]").lower(), {name.lower() for name in others})
 
     def include(self, host: str) -> bool:
-        """Whether the value of a Host header is one of them; an address names nobody else's server, a name may."""
+        """Whether the value of a Host header is one of them; a foreign name may lead here, an address does not."""
         name = name_of(host)
         if name is None or name in (*LOCAL, self.host, *self.others):
             return name is not None
@@ -55,12 +55,12 @@ class Names:
         return scheme in ("http", "https") and (place.lower() == host.lower() or name_of(place) in self.others)
 
     def add(self, address: str) -> None:
-        """Under which the world sees the server, through a tunnel."""
+        """Add the name under which the world sees the server, through a tunnel."""
         self.others.add(urlsplit(address).hostname)
 
 
 def name_of(host: str) -> str | None:
-    """The name in NAME:PORT, lower case; None where it is nothing of the kind."""
+    """The name in NAME:PORT, lower case; None if it is nothing of the kind."""
     found = HOST.fullmatch(host)
     return found and (found["ipv6"] or found["name"]).lower()
 
@@ -73,7 +73,7 @@ def is_address(name: str) -> bool:
 
 
 class Guard:
-    """ASGI, around the app. `names` None: whatever the Host and the Origin (in a Space, which is public)."""
+    """ASGI middleware around the app. `names` None: any Host and Origin (in a Space, which is public)."""
 
     def __init__(self, app: ASGIApp, names: Names | None, uploads: Uploads):
         self.app, self.names, self.uploads = app, names, uploads
@@ -127,7 +127,7 @@ def is_upload(scope: Scope) -> bool:
 
 
 def length_of(headers: Headers) -> int | None:
-    """Of a request's content; None where it comes in pieces, as many as the sender likes."""
+    """Bytes of a request's content; None if it comes in chunks, as many as the sender likes."""
     if "transfer-encoding" in headers:
         return None
     length = headers.get("content-length", "0")

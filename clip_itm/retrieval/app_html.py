@@ -18,7 +18,7 @@ STYLE = render("app.css")
 
 @lru_cache(CACHED_IMAGES)
 def thumbnail(item: Item) -> bytes | None:
-    """A small JPEG of an image; None where it cannot be read any more."""
+    """A small JPEG of an image; None if it can no longer be read."""
     return small_image(item, SIDE)
 
 
@@ -52,7 +52,7 @@ def heat_map(images: Sequence[tuple[str, bytes]], captions: Sequence[str], simil
 
 
 def pairs(title: str, rows: Iterable[dict], held: HeldPhotos) -> str:
-    """Cards of rows of audit.parquet, image beside caption; `held`: photos that are no files."""
+    """Cards of rows of audit.parquet, image beside caption; `held`: photos that are not files."""
 
     def photo(row: dict) -> bytes | None:
         if row["image"] is None:

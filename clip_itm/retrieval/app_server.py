@@ -1,4 +1,4 @@
-"""The server of the app: one at a time in a process, for requests of its own names only, with a folder for uploads."""
+"""The server of the app: one per process, for requests under its own names only, with a folder for uploads."""
 
 import os
 import signal
@@ -24,11 +24,11 @@ def serve(
     other_names: Sequence[str] = (),
     routes: Sequence[Route] = (),
 ) -> None:
-    """Run the server until Ctrl-C, SIGTERM or the end of the terminal; what was uploaded goes with it.
+    """Run the server until Ctrl-C, SIGTERM or the end of the terminal; then delete what was uploaded.
 
-    Without `host` it is 127.0.0.1, or what a Space sets; without `port` the first from 7860 that is free. Requests for
-    another host than this one are refused, but for `other_names`, under which a proxy may show it. `routes` are
-    answered beside the app. Raises ValueError where the port cannot be had, and for what is no name.
+    Without `host` it is 127.0.0.1, or what a Space sets; without `port` the first free one from 7860. Requests for
+    another host are refused, except for `other_names`, under which a proxy may show it. `routes` are answered besides
+    the app. Raises ValueError if the port cannot be had, and for what is no name.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     names = None if os.environ.get("SPACE_ID") else Names.of(host, other_names)  # a Space is public
@@ -56,13 +56,13 @@ def launch(
 
     @asynccontextmanager
     async def guarded(server):
-        # middleware that is given to gradio would stand behind its own, which answers some requests by itself
+        # middleware given to gradio would come after its own, which answers some requests by itself
         server.middleware_stack = Guard(server.middleware_stack, names, uploads)
         server.router.routes[:0] = routes  # before gradio's own, which take every path
         yield
 
     for block in app.blocks.values():
-        block.GRADIO_CACHE = str(uploads.folder)  # they were made before it, and would copy into another
+        block.GRADIO_CACHE = str(uploads.folder)  # blocks were made before it, and would copy into another
     fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
     app.launch(
         server_name=host,
@@ -84,9 +84,9 @@ def launch(
 
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, too, where nobody has made other use of them."""
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, too, unless they have a handler already."""
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    own = threading.current_thread() is threading.main_thread()  # others may not
+    own = threading.current_thread() is threading.main_thread()  # other threads may not
     taken = [index for index in known if own and signal.getsignal(index) is signal.SIG_DFL]
     for index in taken:
         signal.signal(index, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Where the app keeps what visitors upload: a folder of its own, bounded in all, that goes with the server."""
+"""Where the app keeps what visitors upload: a folder of its own, bounded in total, that is deleted with the server."""
 
 import os
 import shutil
@@ -19,19 +19,19 @@ MOST_FILES = 256
 
 
 class Uploads:
-    """A folder that holds at most `most_bytes` in `most_files`: the oldest ones make room for what comes."""
+    """A folder that holds at most `most_bytes` in `most_files`: the oldest ones make room for new ones."""
 
     def __init__(self, folder: Path, most_bytes: int = MOST_BYTES, most_files: int = MOST_FILES):
         self.folder, self.most_bytes, self.most_files = folder, most_bytes, most_files
         self.under_way = 0  # bytes
 
     def has_room(self, size: int) -> bool:
-        """Whether so many bytes may come, beside those that are under way."""
+        """Whether so many bytes may come in addition to those that are under way."""
         return self.under_way + size <= self.most_bytes
 
     @contextmanager
     def coming(self, size: int) -> Iterator[None]:
-        """While so many bytes come in."""
+        """Count so many bytes as under way, while they come in."""
         self.under_way += size
         self.make_room()
         try:
@@ -40,7 +40,7 @@ class Uploads:
             self.under_way -= size
 
     def making_room(self, send: Send) -> Send:
-        """The same, once for what came before its answer goes out: its number was not known before."""
+        """`send`, with room made before the answer begins: only then is the number of files known."""
 
         async def send_then(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -55,21 +55,21 @@ class Uploads:
             kept, size = kept + 1, size + entry.st_size
             if kept > self.most_files or size > self.most_bytes:
                 path.unlink(missing_ok=True)
-                with suppress(OSError):  # which is not empty, or is this one
+                with suppress(OSError):  # not empty, or the folder of all uploads
                     path.parent.rmdir()
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self.folder.rglob("*"):
-            with suppress(FileNotFoundError):  # what is under way is renamed at its end
+            with suppress(FileNotFoundError):  # an upload is renamed when it is complete
                 if path.is_file() and path.name != LOCK_FILE:
                     yield path, path.lstat()
 
 
 @contextmanager
 def uploads_of_a_server() -> Iterator[Uploads]:
-    """A new folder for one server, below $GRADIO_TEMP_DIR or that of the system; gone at the end.
+    """A new folder for one server, below $GRADIO_TEMP_DIR or that of the system; removed at the end.
 
-    What servers that were killed left there is removed.
+    What killed servers left there is removed, too.
     """
     given = os.environ.get(FOLDER)
     parent = Path(given or tempfile.gettempdir()).resolve()
@@ -89,7 +89,7 @@ def uploads_of_a_server() -> Iterator[Uploads]:
 
 
 def remove_left_behind(parent: Path) -> None:
-    """Folders of one's own servers that run no more."""
+    """Remove the folders of this user's servers that are no longer running."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     for folder in parent.glob(f"{PREFIX}*"):
         with suppress(OSError, ValueError):  # it is gone, or in use

@@ -3,7 +3,7 @@
     hnsw      a graph of neighbours over the vectors in float16: high recall, memory 2 D + 8 M bytes per vector
     ivf-pq    lists around centroids, product-quantised residuals: about D / 8 bytes per vector
 
-An item that is proposed has the score that an exact search gives it; what is lost are items that are not proposed.
+A proposed item has the score that an exact search gives it; only items that are not proposed are lost.
 """
 
 from importlib.util import find_spec
@@ -24,20 +24,20 @@ from clip_itm.retrieval.storage import check_content, check_size
 from clip_itm.visible import counted
 
 KINDS = ("exact", "hnsw", "ivf-pq")
-EXACT_UP_TO = 200_000  # about 20 ms per query of 512; above, somebody waits
+EXACT_UP_TO = 200_000  # about 20 ms per query of 512; above, users wait
 HNSW_UP_TO = 2_000_000  # about 2.5 GB in memory; above, compressed lists
 LARGEST_TAIL = 10_000  # newest vectors that are searched exactly (1 ms) before they go into the graph or the lists,
-LARGEST_TAIL_PART = 1 / 16  # or this part of all: every change writes the whole file of faiss
+LARGEST_TAIL_PART = 1 / 16  # or this part of all: every change rewrites the whole file of faiss
 
-HNSW_NEIGHBOURS = 32  # links a vector and level, twice as many on the lowest: what hundreds of dimensions need
+HNSW_NEIGHBOURS = 32  # links per vector and level, twice as many on the lowest: what hundreds of dimensions need
 HNSW_CONSTRUCTION = 80  # candidates of an insertion: 160 doubles the time and adds 0.001 of recall
 HNSW_SEARCH = 128  # candidates of a query, at least twice top_k: recall@10 of 0.999 on clustered vectors
 HNSW_SHORTLIST = 4  # times top_k is scored exactly: float16 swaps close neighbours only
 
 IVF_LISTS = 4  # times the root of the number of vectors: comparing centroids then costs about as much as scanning lists
-IVF_TRAINING = 39  # vectors a centroid, the fewest that faiss finds enough
-IVF_PROBED = 64  # lists a query scans at most: recall is lost at borders between lists
-PQ_WIDTH = 8  # dimensions a byte stands for
+IVF_TRAINING = 39  # vectors per centroid, the fewest that faiss considers enough
+IVF_PROBED = 64  # lists that a query scans at most: recall is lost at borders between lists
+PQ_WIDTH = 8  # dimensions per byte
 PQ_CODES = 256
 IVF_SHORTLIST = 40  # times top_k is scored exactly: codes of one byte for 8 dimensions order neighbours badly
 FEWEST_FOR_IVF = IVF_TRAINING * PQ_CODES
@@ -55,7 +55,7 @@ def has_faiss() -> bool:
 
 
 def choose_kind(kind: str, count: int, device: torch.device) -> tuple[str, str]:
-    """The kind of search over `count` vectors that `kind` (or "auto") comes to, and a line that says why."""
+    """The kind of search that `kind` (or "auto") means for `count` vectors, and a line that says why."""
     chosen, reason = kind, "as asked for"
     if kind == "auto" and device.type != "cpu":
         chosen, reason = "exact", f"on {device.type}"
@@ -77,7 +77,7 @@ def choose_kind(kind: str, count: int, device: torch.device) -> tuple[str, str]:
 class Shortlist:
     """A faiss index of the first `count` positions of a gallery.
 
-    `files`: what index.json says of it, None where that is out of date; `file`: its open file, until it is needed (a
+    `files`: what index.json says about it, None if that is out of date; `file`: its open file, until it is needed (a
     name would be gone once another process has saved a later index).
     """
 
@@ -99,7 +99,7 @@ class Shortlist:
         return self._index
 
     def written(self, folder: Path, token: str) -> "Shortlist":
-        """The same, with a file of its own in a folder. Raises OSError where it cannot be written."""
+        """The same, with a file of its own in a folder. Raises OSError if it cannot be written."""
         path = folder / f"{self.kind}-{token}.faiss"
         with replacing(path) as temporary:
             described = {"name": path.name, **write_faiss(self.index, temporary)}
@@ -121,7 +121,7 @@ class Shortlist:
         return top_k * (HNSW_SHORTLIST if self.kind == "hnsw" else IVF_SHORTLIST)
 
     def propose(self, queries: Tensor, top_k: int, dead: np.ndarray) -> np.ndarray:
-        """Positions [Q, s] of living items that may be among the first `top_k`; -1 where there are fewer."""
+        """Positions [Q, s] of living items that may be among the first `top_k`; -1 if there are fewer."""
         import faiss
 
         proposed = self.num_proposed(top_k)
@@ -134,7 +134,7 @@ class Shortlist:
         return self.index.search(queries.numpy(), proposed, params=parameters)[1]
 
     def is_outgrown(self, total: int) -> bool:
-        """Whether lists are too few for the gallery that they have grown to."""
+        """Whether there are too few lists for what the gallery has grown to."""
         return self.kind == "ivf-pq" and num_lists(total) > 2 * self.index.nlist
 
 
@@ -152,7 +152,7 @@ def prepare(shortlist: Shortlist | None, kind: str, gallery: Gallery) -> Shortli
 
 
 def new_faiss(kind: str, gallery: Gallery):
-    """An index without vectors, trained where it has to be."""
+    """An index without vectors, trained if it has to be."""
     import faiss
 
     width = gallery.segments[0].vectors.shape[1]
@@ -194,7 +194,7 @@ def search_shortlist(shortlist: Shortlist, gallery: Gallery, queries: Tensor, to
 
 
 def write_faiss(index, path: Path) -> dict:
-    """Write a file; returns its {bytes, xxh3}. faiss alone would not tell of what a full disk took from the end."""
+    """Write a file; returns its {bytes, xxh3}. faiss alone would not report that a full disk cut off the end."""
     import faiss
 
     digest, failed = xxhash.xxh3_128(), []
@@ -221,7 +221,7 @@ def read_faiss(file: BinaryIO, count: int):
     file.seek(0)
     try:
         index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
-    except Exception as error:  # RuntimeError, and what C++ raises where it is asked for too much memory
+    except Exception as error:  # RuntimeError, and what C++ raises when it is asked for too much memory
         raise ValueError(f"{file.name} cannot be read by this faiss ({error}); {REMEDY}") from None
     if index.ntotal != count:
         raise ValueError(f"{file.name} holds {index.ntotal:,} vectors, not {count:,}; {REMEDY}")

@@ -15,7 +15,7 @@ MODALITIES = ("image", "text")
 class SearchIndex(ABC):
     """A gallery of one `modality` ("image" or "text"), encoded by the model with the hash `model_sha256`.
 
-    Scores are dot products of the stored vectors in float32; normalise before for cosines.
+    Scores are dot products of the stored vectors in float32; normalise them first for cosines.
     """
 
     modality: str

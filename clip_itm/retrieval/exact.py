@@ -62,7 +62,7 @@ def search_blocks(queries: Tensor, blocks: Iterable[Block], top_k: int, largest_
             floor = last_scores(best, top_k, queries)
             if top_k < len(vectors):
                 floor = torch.maximum(floor, scores.topk(top_k, sorted=False).values.amin(1))
-            # An item may be as low as -inf where fewer than top_k were found, and the dead are lower still.
+            # With fewer than top_k found, floor is -inf; clamped, it admits every finite score, but not the dead.
             candidates = scores >= (floor - margin).clamp(min=torch.finfo(torch.float32).min)[:, None]
             query, row = candidates.nonzero(as_tuple=True)
             found = Best(

@@ -113,7 +113,7 @@ class Gallery:
         return Gallery([self.selection(compact=True).segment()]) if len(self) else Gallery()
 
     def join_unsaved(self) -> None:
-        """Make one segment of those in memory: items may come a few at a time."""
+        """Merge the segments in memory into one: items may come a few at a time."""
         unsaved = [segment for segment in self.segments if segment.files is None]
         if len(unsaved) > 1:  # they are the last ones
             self.segments = [s for s in self.segments if s.files is not None] + [self.selection(unsaved).segment()]

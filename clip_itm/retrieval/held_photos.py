@@ -1,4 +1,4 @@
-"""Photos of an audit that are no files: they are in the data set that was audited, which is read once more."""
+"""Photos of an audit that are not files: they are in the data set that was audited, which is read again."""
 
 import warnings
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class HeldPhotos:
         return self.data is not None
 
     def jpeg(self, image_id: str, side: int) -> bytes | None:
-        """With at most `side` pixels a side; None where the data are gone, or have no such photo or a damaged one."""
+        """At most `side` pixels per side; None if the data are gone, or the photo is missing or damaged."""
         with self._lock:
             place = pc.index(self._ids, image_id).as_py()
         return None if place < 0 else thumbnail(self._rows[place]["image"], side)

@@ -1,4 +1,4 @@
-"""Reading the images of a gallery in batches, and what tells that one is the same later."""
+"""Reading the images of a gallery in batches, and hashes by which an unchanged one is recognised later."""
 
 import os
 from collections.abc import Sequence

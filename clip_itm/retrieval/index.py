@@ -181,7 +181,7 @@ class LocalIndex(SearchIndex):
         """The index that was saved in a folder; with `model_sha256`, it has to be of that model.
 
         Raises ValueError for files that are missing, of another size or damaged. Vectors, embeddings and thumbnails are
-        compared with their checksums when first used, by a search for example, which then raises the same; `verify`
+        compared with their checksums when first used, for example by a search, which then raises the same; `verify`
         reads all of them now.
         """
         folder = Path(folder)
@@ -256,7 +256,7 @@ class LocalIndex(SearchIndex):
         self._gallery, self._shortlist, self._folder, self._content = written, shortlist, folder, content
 
     def _deleted(self, folder: Path, token: str, written: Gallery, before: dict | None) -> dict | None:
-        """What index.json says of the file of deleted positions, which is written if they have changed."""
+        """What index.json says about the file of deleted positions, which is written if they have changed."""
         if not written.num_dead:
             return None
         same = before is not None and before["segments"] == [segment.files for segment in written.segments]
@@ -281,7 +281,7 @@ class LocalIndex(SearchIndex):
         """The best of the shortlist and of the newest items, which it does not cover."""
         near = search_shortlist(self._shortlist, self._gallery, queries.cpu(), top_k)
         best = merge(near, self._exact(queries, top_k, self._shortlist.count), top_k)
-        # Where most neighbours of a query are deleted, faiss proposes too few.
+        # If most neighbours of a query are deleted, faiss proposes too few.
         num_found = np.bincount(best.query, minlength=len(queries))
         few = np.flatnonzero(num_found < min(top_k, len(self)))
         if not len(few):

@@ -49,7 +49,7 @@ class Changes:
 
 class Plan(NamedTuple):
     """What to do with the rows of a source: `encode` these; `reuse`, by row, the embedding of the item with this id,
-    with the stamp of now. `replaced`: ids in the index whose content is another one now."""
+    with the current stamp. `replaced`: ids in the index whose content has changed."""
 
     encode: list[int]
     reuse: dict[int, tuple[str, int | None]]
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Items with their embeddings [n, ...] (None: there are none), and by row what is wrong with others."""
+    """Items with their embeddings [n, ...] (None: there are none), and by row what is wrong with the others."""
 
     items: list[Item]
     embeddings: Tensor | None
@@ -120,7 +120,7 @@ class Indexer:
         return _part(source, [row for row in range(len(source)) if row not in problems])
 
     def _reuse(self, source: Source, plan: Plan) -> None:
-        """Items whose content is in the index under another id or path."""
+        """Add items whose content is in the index under another id or path."""
         rows = list(plan.reuse)
         for start in range(0, len(rows), REUSED_AT_ONCE):
             some = rows[start : start + REUSED_AT_ONCE]
@@ -134,7 +134,7 @@ class Indexer:
             self.index.add(items, embeddings, self.pipe.vectors_of(embeddings))
 
     def _replace(self, part: Source, replaced: set[str], encoded: Encoded, changes: Changes) -> None:
-        """Replace items by new ones with the same ids; if there is a problem with one, the old one goes anyway."""
+        """Replace items by new ones with the same ids; an old one goes even if the new one has a problem."""
         if old := [id for id in part.ids if id in replaced]:
             self.index.delete(old)
         if encoded.items:

@@ -14,7 +14,7 @@ class Item:
     `id` is unique in an index. An image has the `path` of its file or, without a file, a small JPEG of it as
     `thumbnail`; a caption has its text as `caption`.
     `content`: XXH3-64 of the image file that was encoded; `stamp`: of its size and times then, so that an unchanged
-    file need not be read to see that it is. None where there is no file, and in indexes of earlier versions.
+    file need not be read to be recognised. None if there is no file, and in indexes of earlier versions.
     """
 
     id: str

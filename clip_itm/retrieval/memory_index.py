@@ -1,4 +1,4 @@
-"""An exact search of vectors in memory: the scores and ties of `LocalIndex`, and nothing else of it."""
+"""An exact search of vectors in memory, with the scores and ties of `LocalIndex` but nothing else of it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +11,7 @@ from clip_itm.retrieval.items import Hit, Item, make_hits
 
 
 class MemoryIndex:
-    """Items of one modality with embeddings [N, D], or [N, ...] and then vectors [N, D], which a search compares.
+    """Items of one modality with embeddings [N, D], or [N, ...] with vectors [N, D], which a search then compares.
 
     Raises ValueError for ids that are given twice, and values that are not finite.
     """

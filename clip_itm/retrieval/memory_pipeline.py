@@ -1,4 +1,4 @@
-"""`RetrievalPipeline`: images and captions encoded and searched in memory, exactly. It goes along with a checkpoint.
+"""`RetrievalPipeline`: images and captions encoded and searched in memory, exactly. It is saved with a checkpoint.
 
 pipe = pipeline("image-text-retrieval", model="me/my-model", trust_remote_code=True)
 pipe.index(["a.jpg", "b.jpg"])
@@ -25,7 +25,7 @@ class RetrievalPipeline(Pipeline):
     """Search images by text, captions by image, and like by like, under the similarity of the model's own head.
 
     `galleries` maps "image" and "text" to the index that is searched, once `index` has set it. The package clip-itm has
-    a pipeline on top of it, whose indexes are stored, added to, and approximate where they are large.
+    a pipeline on top of it, whose indexes are stored, added to, and approximate if they are large.
     """
 
     _load_processor = True
@@ -43,7 +43,7 @@ class RetrievalPipeline(Pipeline):
         """Encode images or captions, and search them from now on, in memory and exactly.
 
         gallery: a list of images (see `modality_of`) or of captions, or a mapping from ids to them. modality: "image"
-        or "text", by default recognised. Raises ValueError for whatever only the pipeline of the package takes.
+        or "text", recognised by default. Raises ValueError for whatever only the pipeline of the package takes.
         """
         if options or isinstance(gallery, str | Path) or hasattr(gallery, "column_names"):
             what = ", ".join(options) or f"a gallery of type {type(gallery).__name__}"
@@ -178,8 +178,8 @@ def _result(hit: Hit) -> dict:
 
 
 def _settle_precision(model) -> None:
-    """The towers wholly in the type that was asked for (those of transformers are loaded in float32 all the same), the
-    head, which is small, in float32."""
+    """Put the towers wholly in the type that was asked for (transformers loads its own in float32 all the same), and
+    the head, which is small, in float32."""
     types = {parameter.dtype for parameter in model.parameters()} | {model.config.dtype}
     model.backbone.to(next((half for half in (torch.float16, torch.bfloat16) if half in types), torch.float32))
     model.head.float()

@@ -36,7 +36,7 @@ SHOWN = 20  # of what is left out; `changes` has all
 
 
 class ImageTextRetrievalPipeline(RetrievalPipeline):
-    """A `RetrievalPipeline` whose indexes are stored, brought up to date, and approximate where they are large.
+    """A `RetrievalPipeline` whose indexes are stored, brought up to date, and approximate if they are large.
 
     `galleries` maps "image" and "text" to the index that is searched, once `index` or `load_index` has set it.
     """
@@ -141,7 +141,7 @@ def load_pipeline(model: str | Path, device: str | None = None) -> ImageTextRetr
     """
     require_source(model)
     path_or_repo = str(model_folder(model) if Path(model).exists() else model)
-    disable_progress_bar()  # of loading weights, which take a second
+    disable_progress_bar()  # of loading weights, which takes a second
     try:
         parts = ItmModel.from_pretrained(path_or_repo), ItmProcessor.from_pretrained(path_or_repo)
         return ImageTextRetrievalPipeline(
@@ -152,7 +152,7 @@ def load_pipeline(model: str | Path, device: str | None = None) -> ImageTextRetr
 
 
 def _held(folder: str | Path | None) -> AbstractContextManager:
-    """The only writer of an index, from before it is read; a Qdrant collection takes several."""
+    """The lock of an index, taken before it is read; a Qdrant collection takes several writers."""
     if folder is None or str(folder).startswith(SCHEME):
         return nullcontext()
     require_index_folder(Path(folder))

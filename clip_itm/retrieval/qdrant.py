@@ -1,6 +1,6 @@
 """A gallery in a Qdrant collection, for what one machine cannot hold: a server, a cluster, or embedded for trials.
 
-Qdrant finds the candidates; the scores of the first ones are summed again from their vectors, as every index does it,
+Qdrant finds the candidates; the scores of the first ones are summed again from their vectors, as in every index,
 so that they are exact and ties fall in gallery order.
 """
 
@@ -44,18 +44,18 @@ SPARE = 16  # candidates beyond top_k, among which ties and roundings are settle
 
 
 class QdrantIndex(SearchIndex):
-    """The collection at `address`; the first `add` makes it where there is none.
+    """The collection at `address`; the first `add` makes it if there is none.
 
     address: qdrant+http://HOST:PORT/COLLECTION (or https; the key is read from QDRANT_API_KEY), or
         qdrant+path:FOLDER#COLLECTION for the embedded mode, which one process at a time can open.
     modality, model_sha256: what a new collection is made for, and what an old one must have been made for; None takes
-        what the collection says, which must then be there.
+        what the collection says, which must then exist.
     """
 
     def __init__(self, address: str, modality: str | None = None, model_sha256: str | None = None):
         self.address = address
         self._client, self._collection = connect(address)
-        self._close = weakref.finalize(self, self._client.close)  # an embedded client fails to close later than at exit
+        self._close = weakref.finalize(self, self._client.close)  # at exit; later, an embedded client fails to close
         with self._naming():
             known = self._client.collection_exists(self._collection)
             info = self._client.get_collection(self._collection) if known else None
@@ -197,7 +197,7 @@ class QdrantIndex(SearchIndex):
                 return
 
     def _fit(self, vector: tuple, embedding: tuple | None) -> None:
-        """Make the collection for these shapes, or see that it has them."""
+        """Make the collection for these shapes, or check that it has them."""
         from qdrant_client import models
 
         if self._shapes is None:
@@ -267,7 +267,7 @@ def connect(address: str):
 
 
 def point_id(id: str) -> str:
-    """Qdrant takes numbers and UUIDs only; equal ids always come to the same one."""
+    """Qdrant takes numbers and UUIDs only; equal ids always give the same one."""
     return str(uuid.uuid5(POINT_NAMESPACE, id))
 
 

@@ -1,7 +1,7 @@
 """An audit with the marks that people make: in which order its pairs are looked at, and what has become of them.
 
 Rows are those of the audit, most suspicious first; a list is an array of rows in the order in which they are shown. A
-pair may have several rows, one mark is that of all of them.
+pair may have several rows; one mark counts for all of them.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from clip_itm.retrieval.app_audit import AuditTable
 
 LINE = 0.5  # a pair below it is more likely wrong than right
 ORDERS = {"worst": "worst first", "informative": "most informative first", "sample": "random sample"}
-MOST_SHOWN = 20  # pairs of one answer
+MOST_SHOWN = 20  # pairs in one answer
 MOST_OF_A_GROUP = 10_000  # pairs that are marked at once: as many as a browser keeps while the server is away
 FEWEST_OF_A_TEXT = 10  # pairs with the same caption that are a group within their group
 MOST_TEXTS = 20
@@ -33,7 +33,7 @@ class NoSuchPairError(ValueError):
 
 @dataclass(frozen=True)
 class List:
-    """What is looked at: an order (of ORDERS), of all pairs, of those of a group, or of those with one caption in it.
+    """What is shown: all pairs, those of a group, or those in it with one caption, in an order of ORDERS.
 
     Raises ValueError for another order.
     """
@@ -49,10 +49,10 @@ class List:
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """The marks that count, by the hash of the pair, of the first `lines` of `source`.
+    """The marks that count among the first `lines` of `source`, by the hash of their pair.
 
-    bool [N], a row each: `marked`, whether it has one; `decided`, whether that is another than "skipped"; `sampled`,
-    whether it is one of the random sample.
+    bool [N], one per row: `marked`, whether it has a mark; `decided`, whether that is not "skipped"; `sampled`, whether
+    it was made in the random sample.
     """
 
     source: Sequence[Mark]
@@ -63,7 +63,7 @@ class Said:
     sampled: np.ndarray
 
     def done(self, shown: List) -> np.ndarray:
-        """bool [N]: a list does not show it again. What was marked for another reason says nothing of the sample."""
+        """bool [N]: a list does not show it again. Marks made for another reason say nothing about the sample."""
         return self.sampled if shown.order == "sample" else self.marked
 
 
@@ -116,7 +116,7 @@ class Review:
             return np.arange(len(self.table))
         if order == "sample":
             return np.array([self.row_of(pair) for pair in self._weights], dtype=np.int64)
-        # here, as it imports seconds of libraries that nobody needs who looks at the worst first
+        # here, as it imports for seconds what the order "worst" does not need
         from clip_itm.auditing.sampling import most_informative
         from clip_itm.training.clean_probability import CleanProbability
 
@@ -124,9 +124,9 @@ class Review:
 
     @cached_property
     def _weights(self) -> dict[str, float]:
-        """Of each pair of the random sample, in its order: for how many pairs it stands.
+        """For each pair of the random sample, in its order: how many pairs it stands for.
 
-        The sample is drawn of what was judged without marks, so that it stays what it is when they are heeded.
+        The sample is drawn from what was judged without marks, so that it stays the same once they are applied.
         """
         from clip_itm.auditing.sampling import draw_sample
         from clip_itm.training.clean_probability import CleanProbability
@@ -153,7 +153,7 @@ class Review:
         }
 
     def groups(self) -> list[dict]:
-        """Of each group `group`, `text` ("" or a caption that many of it share), `pairs` and how many are `marked`."""
+        """For each group `group`, `text` ("" or a caption that many of it share), `pairs` and how many are `marked`."""
         marked = self.said().marked
         found = []
         for name, rows in self._members.items():
@@ -165,7 +165,7 @@ class Review:
         return found
 
     def members(self, shown: List) -> dict:
-        """`pairs`: hashes of those of a list that have no mark, MOST_OF_A_GROUP at most; `more`: how many are left."""
+        """`pairs`: hashes of the unmarked pairs of a list, MOST_OF_A_GROUP at most; `more`: how many are left."""
         rows = self.rows(shown)
         rows = rows[~self.said().done(shown)[rows]]
         pairs = list(dict.fromkeys(self.hashes.take(pa.array(rows)).to_pylist()))
@@ -183,7 +183,7 @@ class Review:
         return [{"place": place, **self._pair(row, said)} for place, row in zip(places.tolist(), found, strict=True)]
 
     def pair(self, shown: List, pair: str) -> dict:
-        """One pair, at its place of the list, or before all of it. Raises NoSuchPairError."""
+        """One pair, with its place in the list, or -1 if it is not there. Raises NoSuchPairError."""
         row = self.row_of(pair)
         places = np.flatnonzero(self.rows(shown) == row)
         place = int(places[0]) if len(places) else -1
@@ -204,7 +204,7 @@ class Review:
         }
 
     def state(self, shown: List) -> dict:
-        """How far a list and all pairs are marked, and how many of those that are not decided are probably wrong."""
+        """How many of a list and of all pairs are marked, and how many undecided ones are probably wrong."""
         said, rows = self.said(), self.rows(shown)
         suspect = self.probability < LINE
         left = 1 - self.probability[~said.decided]
@@ -217,11 +217,11 @@ class Review:
         }
 
     def add(self, marks: Sequence[Mark]) -> None:
-        """Write marks, with what the audit knows of their pairs; those that are in the file already are not doubled.
+        """Write marks, with what the audit knows about their pairs; those in the file already are not repeated.
 
         Those that were made in the random sample (`sampled`) get the weight of their pair there.
 
-        Raises NoSuchPairError, naming the pairs, where the audit does not have one of them, and writes nothing then.
+        Raises NoSuchPairError, naming the pairs that the audit does not have, and writes nothing then.
         """
         wanted = pa.array([mark.pair for mark in marks], pa.string())
         rows = pc.index_in(wanted, value_set=self.hashes)
@@ -239,7 +239,7 @@ class Review:
     def photo(self, pair: str, side: int) -> bytes:
         """A JPEG of the photo that the audit names for a pair, `side` pixels long at most.
 
-        Raises NoSuchPairError, and ValueError where the photo cannot be read.
+        Raises NoSuchPairError, and ValueError if the photo cannot be read.
         """
         row = self.table.slice(self.row_of(pair), 1).to_pylist()[0]
         if (path := row["image"]) is None:
@@ -250,7 +250,7 @@ class Review:
 
 
 def mark_of(said: Said, pair: str) -> dict | None:
-    """The mark that counts of a pair, as the page shows it."""
+    """The mark that counts for a pair, as the page shows it."""
     mark = said.marks.get(pair)
     return mark and {
         "mark": mark.mark,

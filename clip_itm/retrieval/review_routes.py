@@ -33,7 +33,7 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "frame-ancestors 'none'",  # a page of others shows no buttons of this one
+    "Content-Security-Policy": "frame-ancestors 'none'",  # no other page shows buttons of this one
 }
 
 
@@ -49,7 +49,7 @@ def review_routes(review: Review) -> list[Route]:
             return refused(HTTPStatus.NOT_FOUND, "this audit has no such pair", pairs=list(error.args))
         except OSError as error:
             return refused(HTTPStatus.INSUFFICIENT_STORAGE, f"{review.file.path.name}: {error.strerror or error}")
-        except ValueError as error:  # where the file lies is nobody's business
+        except ValueError as error:  # where the file is remains private
             why = str(error).replace(str(review.file.path), review.file.path.name)
             return refused(HTTPStatus.BAD_REQUEST, why)
 
@@ -81,7 +81,7 @@ def review_routes(review: Review) -> list[Route]:
             if side is None:
                 raise NoSuchPairError(f"expected {' or '.join(SIDES)}")
             jpeg = review.photo(request.path_params["pair"], side)
-        except ValueError as error:  # of a photo that cannot be read it names the file, which is nobody's business
+        except ValueError as error:  # it may name the file of the photo, which remains private
             why = str(error) if isinstance(error, NoSuchPairError) else "the photo cannot be read"
             return refused(HTTPStatus.NOT_FOUND, why)
         return Response(jpeg, media_type="image/jpeg", headers={**HEADERS, "Cache-Control": "private, max-age=600"})
@@ -119,7 +119,7 @@ def review_page(review: Review, place: str) -> str:
     """The page; `place` tells marks of this file from those of others in the browser."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # nobody has a name here
+    except (OSError, KeyError):  # the user has no name here
         user = ""
     return render(
         "review_page.html",
@@ -137,7 +137,7 @@ def refused(status: HTTPStatus, why: str, **more: Any) -> Response:
 
 
 def list_of(query: QueryParams) -> List:
-    """Raises ValueError for an order that there is not."""
+    """Raises ValueError for an unknown order."""
     return List(query.get("order", "worst"), query.get("group", ""), query.get("text", ""))
 
 
@@ -149,7 +149,7 @@ def whole(query: QueryParams, name: str) -> int:
 
 
 def marks_of(body: bytes) -> list[Mark]:
-    """Raises ValueError for what is no list of marks that a page sends."""
+    """Raises ValueError for anything but a list of marks as a page sends it."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -162,7 +162,7 @@ def marks_of(body: bytes) -> list[Mark]:
 
 
 def checked(mark: Mark) -> Mark:
-    """A mark with nothing in it but what a person said: the rest is known of its pair."""
+    """A mark with nothing in it but what a person said: the audit knows the rest."""
     text, author = mark.text if mark.mark == "fixed" else None, " ".join(mark.author.split())
     for name, value, most in (("text", text or "", MOST_CHARACTERS), ("author", author, MOST_OF_A_NAME)):
         if len(value) > most:

@@ -20,7 +20,7 @@ KEPT_OPEN = 75  # seconds without a request
 def serve_review(review: Review, host: str, port: int, other_names: Sequence[str] = ()) -> None:
     """Run until Ctrl-C or SIGTERM; requests for names that are not its own are refused (`app_guard.py`).
 
-    Raises ValueError where the port cannot be had, and for what is no name.
+    Raises ValueError if the port cannot be had, and for what is no name.
     """
     names = Names.of(host, other_names)
     others = [
@@ -30,13 +30,13 @@ def serve_review(review: Review, host: str, port: int, other_names: Sequence[str
     with listening(host, port) as server, uploads_of_a_server() as uploads, suppress(KeyboardInterrupt):
         guarded = Guard(Starlette(routes=[*others, *review_routes(review)]), names, uploads)
         print(f"open http://{address(host)}:{port}/review (Ctrl-C ends it)", flush=True)
-        # longer than a busy browser waits between two looks: a connection that closes under a request is an error there
+        # longer than a busy browser waits between requests: a connection that closes during one is an error there
         settings = {"log_level": "error", "lifespan": "off", "timeout_keep_alive": KEPT_OPEN}
         uvicorn.Server(uvicorn.Config(guarded, **settings)).run(sockets=[server])
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens, before anybody is told so. Raises ValueError where the port cannot be had."""
+    """A socket that listens before its address is printed. Raises ValueError if the port cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host.strip("[]"), port), family=family)
@@ -45,7 +45,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def address(host: str) -> str:
-    """Under which a browser on this machine finds it."""
+    """The host as a browser on this machine has to name it."""
     if host in ("0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host.strip('[]')}]" if ":" in host else host

@@ -1,8 +1,8 @@
 """Tensors of an index in memory or mapped from a file, and the files that hold them.
 
-A file of tensors has, beside each, the XXH3-64 of its bytes in blocks of 64 KiB. `index.json` has the checksum of the
-header and of these numbers, which is compared when the file is opened; a block is compared before it is first used. So
-a mapped file costs nothing that is not read anyway, and no flipped bit gets into a score.
+A file of tensors also holds, for each, the XXH3-64 of its bytes in blocks of 64 KiB. `index.json` has the checksum of
+the header and of these numbers, which is compared when the file is opened; a block is compared before it is first used.
+So nothing is read only to be compared, and no flipped bit gets into a score.
 """
 
 import json
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from clip_itm.files import replacing
 
-BLOCK = 2**16  # bytes that a checksum stands for
-CHECKSUMS = "_xxh3"  # behind the name of the tensor that they are of
+BLOCK = 2**16  # bytes per checksum
+CHECKSUMS = "_xxh3"  # suffix to the name of their tensor
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
 REMEDY = "restore it from a copy, or index the gallery again"
 Parts = tuple[torch.dtype, tuple[int, ...], Iterable[Tensor]]
@@ -30,8 +30,8 @@ Parts = tuple[torch.dtype, tuple[int, ...], Iterable[Tensor]]
 class Rows:
     """A tensor [n, ...] by its rows (a number, a slice or an int64 tensor of numbers).
 
-    `checksums` int64 [blocks]: of a tensor that is mapped from the file `path`; None where there is nothing to compare.
-    Reading raises ValueError, naming the file, where a block is not what was saved.
+    `checksums` int64 [blocks]: of a tensor that is mapped from the file `path`; None if there is nothing to compare.
+    Reading raises ValueError, naming the file, if a block is not what was saved.
     """
 
     def __init__(self, tensor: Tensor, checksums: Tensor | None = None, path: Path | None = None):
@@ -51,7 +51,7 @@ class Rows:
 
     def _check(self, rows: int | slice | Tensor) -> None:
         if isinstance(rows, Tensor):
-            # +1 where a row begins, -1 behind its end: above 0 are the blocks that any row touches
+            # +1 where a row begins, -1 after its end: above 0 are the blocks that any row touches
             steps = np.zeros(len(self._unseen) + 1, np.int64)
             np.add.at(steps, rows.numpy() * self._row_bytes // BLOCK, 1)
             np.add.at(steps, -((rows.numpy() + 1) * -self._row_bytes // BLOCK), -1)
@@ -126,12 +126,12 @@ def _head(types: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
         start, end = end, end + int(np.prod(shape)) * dtype.itemsize
         header[name] = {"dtype": SAFETENSORS_TYPES[dtype], "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of 8
+    encoded += b" " * (-len(encoded) % 8)  # the data begin at a multiple of 8
     return len(encoded).to_bytes(8, "little") + encoded
 
 
 def read_tensors(path: Path, checksums: str | None) -> dict[str, Rows]:
-    """The tensors of a file, mapped. `checksums` is what index.json says of it, None for a file of version 1."""
+    """The tensors of a file, mapped. `checksums` is what index.json says about it, None for a file of version 1."""
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -21,15 +21,15 @@ ITEM_COLUMNS = pa.schema(
         ("stamp", pa.uint64()),
     ]
 )
-ROWS_AT_ONCE = 4096  # of what is copied: 8 MiB of vectors of 512
+ROWS_AT_ONCE = 4096  # copied at a time: 8 MiB of vectors of 512
 
 
 @dataclass(eq=False)
 class Segment:
-    """`vectors` [n, D]; `embeddings` [n, ...], None where they are the vectors; `table` has n rows of ITEM_COLUMNS.
+    """`vectors` [n, D]; `embeddings` [n, ...], None if they are the vectors; `table` has n rows of ITEM_COLUMNS.
 
     `jpegs` uint8: all thumbnails; that of row k is `jpegs[offsets[k] : offsets[k + 1]]`, and there is none if empty.
-    `files`: what index.json says of its files; None while it is in memory only.
+    `files`: what index.json says about its files; None while it is in memory only.
     """
 
     vectors: Rows
@@ -62,7 +62,7 @@ class Segment:
         """Many at once, fast without their thumbnails."""
         if thumbnails and len(self.jpegs):
             return [self.item(row) for row in rows.tolist()]
-        # an array of Arrow's own: what is converted to one makes pyarrow import pandas
+        # from a buffer: converting a NumPy array makes pyarrow import pandas
         buffer = pa.py_buffer(np.ascontiguousarray(rows, np.int64))
         taken = self.table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, buffer]))
         return [Item(**values) for values in taken.to_pylist()]

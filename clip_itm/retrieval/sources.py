@@ -66,7 +66,7 @@ def _folder(folder: Path, modality: str | None) -> Source:
 
 
 def holds_shards(gallery: Path) -> bool:
-    """Whether photos lie in tars or in Parquet files there."""
+    """Whether photos are in tars or in Parquet files there."""
     from clip_itm.data.recognised import recognised
 
     found = recognised(gallery)

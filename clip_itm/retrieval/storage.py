@@ -2,12 +2,12 @@
 
     index.json                      what there is, with size and checksum of every file; replaced last: the commit
     vectors-TOKEN.safetensors       [n, D] of one segment, in the type that the index stores
-    embeddings-TOKEN.safetensors    [n, ...], only where they are more than the vectors
+    embeddings-TOKEN.safetensors    [n, ...], only if they are not the vectors
     items-TOKEN.parquet             id, path, caption, and what is known of the content (see `Item`)
-    thumbnails-TOKEN.safetensors    uint8 of all JPEGs in a row and their offsets, only where there are any
+    thumbnails-TOKEN.safetensors    uint8 of all JPEGs in a row and their offsets, only if there are any
     deleted-TOKEN.npz               positions of deleted items
     hnsw-TOKEN.faiss                graph or lists of an approximate search
-    .clip_itm.pending               names of files, while somebody saves: those of the new index and of the old one
+    .clip_itm.pending               names of files, during a save: those of the new index and of the old one
 
 Every save has a token of its own. It writes its files, then index.json, then removes what was listed as pending and is
 not named by index.json: the files of the former index after a commit, its own after a failure; what a killed writer
@@ -67,7 +67,7 @@ def require_index_folder(folder: Path) -> None:
         read_index_file(folder)
         return
     names = sorted(path.name for path in folder.iterdir() if not is_temporary(path))
-    own = {LOCK_FILE, PENDING, *_pending(folder)}  # read after what it announced, in case somebody writes now
+    own = {LOCK_FILE, PENDING, *_pending(folder)}  # read after the names: a writer announces its files first
     others = [name for name in names if name not in own]
     if others and not (folder / INDEX_FILE).exists():
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -107,13 +107,13 @@ def _checksum_of(content: dict) -> str:
 
 
 def committed(folder: Path) -> str | None:
-    """The sha256 of the folder's index.json, None where there is none."""
+    """The sha256 of the folder's index.json, None if there is none."""
     path = folder / INDEX_FILE
     return sha256_of(path) if path.is_file() else None
 
 
 def announce(folder: Path, names: Collection[str]) -> None:
-    """List files that may have to go: before the first of them is written."""
+    """List files that may have to be removed, before the first of them is written."""
     write_json(folder / PENDING, {"format": FORMAT, "files": sorted({*names, *_pending(folder)})})
 
 
@@ -128,7 +128,7 @@ def commit(folder: Path, content: dict, before: str | None) -> str:
 
 
 def clear(folder: Path, names: Collection[str] = ()) -> None:
-    """Remove files that were announced, and these, unless index.json names them. For who holds the lock."""
+    """Remove files that were announced, and these, unless index.json names them. The caller holds the lock."""
     if not names and not (folder / PENDING).is_file():
         return
     named = set()
@@ -158,7 +158,7 @@ def named_files(content: dict) -> list[dict]:
 
 
 def index_files(folder: Path) -> list[Path]:
-    """The files that an index consists of: others may lie beside them."""
+    """The files that an index consists of; others may be next to them."""
     return [folder / INDEX_FILE, *(folder / entry["name"] for entry in named_files(read_index_file(folder)[0]))]
 
 
@@ -230,7 +230,7 @@ def check_size(folder: Path, entry: dict) -> Path:
 
 
 def write_segment(folder: Path, token: str, selection: Selection) -> dict:
-    """Write the selected rows in small parts; returns what index.json says of them."""
+    """Write the selected rows in small parts; returns what index.json says about them."""
     first, count, offsets = selection.segments[0], len(selection), selection.offsets()
     files = {"count": count}
 
@@ -273,7 +273,7 @@ def open_tensors(folder: Path, entry: dict) -> dict[str, Rows]:
 
 def read_items(path: Path, count: int) -> pa.Table:
     try:
-        with pq.ParquetFile(path) as file:  # `read_table` would import pandas: a second, where a search takes moments
+        with pq.ParquetFile(path) as file:  # `read_table` would import pandas: a second, while a search takes moments
             table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a Parquet file ({error}); {REMEDY}") from None
