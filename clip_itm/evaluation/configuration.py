@@ -22,16 +22,14 @@ def require_own(protocols) -> None:
 class EvaluationSection(Section):
     """How recall is computed: on val at every evaluation during training, and on the final split."""
 
-    split: Literal["test", "val"] = Field(
-        "test", description="split of the final table; val where a source has no test"
-    )
+    split: Literal["test", "val"] = Field("test", description="split of the final table; val if a source has no test")
     protocols: tuple[ProtocolName, ...] = Field(
         ("all",), min_length=1, description="cxc and eccv: the COCO test split, with the extra eccv"
     )
-    batch_size: PositiveInt = Field(128, description="photos, and captions, that are encoded at once")
+    batch_size: PositiveInt = Field(128, description="photos or captions encoded at once")
     same_caption: bool = Field(
         False,
-        description="protocol all: every photo of an equal caption is right for it, on val, too; tables then say so",
+        description="protocol all: photos of all equal captions are right for a caption, on val, too; tables say so",
     )
     bootstrap: NonNegativeInt = Field(1000, description="resamples for the 95 % intervals; 0: none")
 

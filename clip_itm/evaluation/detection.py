@@ -25,7 +25,7 @@ def auc(scores: np.ndarray, is_positive: np.ndarray) -> float | None:
 
 
 def precision_at(scores: np.ndarray, is_positive: np.ndarray, count: int) -> float:
-    """Fraction of positives among the `count` highest scores; where scores tie for the last ranks, the expected one.
+    """Fraction of positives among the `count` highest scores; if scores tie for the last ranks, the expected one.
 
     `scores` [N], `is_positive` bool [N]. Raises ValueError unless 1 <= count <= N, for NaN and for different shapes.
 

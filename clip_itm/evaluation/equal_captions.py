@@ -1,4 +1,4 @@
-"""Recall where captions repeat: every photo of an equal caption is right for it, every equal caption for the photo."""
+"""Recall for repeated captions: the photos of equal captions are right for each of them, and the other way round."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from clip_itm.evaluation.ranking import Ranks
 
 
 class EqualCaptions(Protocol):
-    """The whole split, everything against everything; a query is answered by the best of all that are right for it.
+    """The whole split, everything against everything; of all right answers to a query, the best one counts.
 
-    `caption_numbers` int [Nt], the same for captions that are equal. Of captions that all differ, the ranks are those
-    of the protocol `all`.
+    `caption_numbers` int [Nt], the same for captions that are equal. If all captions differ, the ranks are those of the
+    protocol `all`.
     """
 
     name = "all, equal captions right"
@@ -25,7 +25,7 @@ class EqualCaptions(Protocol):
         self.numbers = np.unique(np.asarray(caption_numbers), return_inverse=True)[1]
 
     def select(self, split: EmbeddedSplit) -> list[JudgedSplit]:
-        """The split with its right answers; ValueError where there is not one number for every caption."""
+        """The split with its right answers; ValueError unless there is one number for every caption."""
         owner = split.caption_image
         if len(self.numbers) != len(owner):
             raise ValueError(f"there are {len(self.numbers)} numbers of captions for {len(owner)} captions")
@@ -38,7 +38,7 @@ class EqualCaptions(Protocol):
 
 
 def right_answers(owner: np.ndarray, numbers: np.ndarray) -> tuple[Positives, Positives]:
-    """Of images and of captions, by the image `owner` int64 [Nt] and the number int64 [Nt], from 0, of every caption.
+    """For images and captions, from the image `owner` int64 [Nt] and the number int64 [Nt], from 0, of every caption.
 
     Example:
         >>> to_texts, to_images = right_answers(np.array([0, 1, 1]), np.array([0, 0, 1]))
@@ -62,7 +62,7 @@ def right_answers(owner: np.ndarray, numbers: np.ndarray) -> tuple[Positives, Po
 def _joined(
     queries: np.ndarray, wanted: np.ndarray, ordered: np.ndarray, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every query [m] with each place whose value is the wanted one [m]; `ordered`: all places, by their `values`."""
+    """Every query [m] with each place whose value is the wanted one [m]; `ordered`: all places, sorted by `values`."""
     counts = np.bincount(values)
     first = np.cumsum(counts) - counts
     many = counts[wanted]

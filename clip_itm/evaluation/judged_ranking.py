@@ -1,4 +1,4 @@
-"""Ranks where a query has right answers beyond the captions (or the image) it came with."""
+"""Ranks of queries with right answers beyond the captions (or the image) they came with."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

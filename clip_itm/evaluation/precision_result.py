@@ -62,7 +62,7 @@ def bootstrap_precisions(both: Sequence[PositiveRanks], replicates: int, seed: i
 
 @dataclass(frozen=True, eq=False)
 class PrecisionResult:
-    """The counterpart of `RetrievalResult` where all right answers count: metrics in percent, 95 % intervals, tie gaps.
+    """The counterpart of `RetrievalResult` if all right answers count: metrics in percent, 95 % intervals, tie gaps.
 
     `tie_gap` says how many points of each metric depend on how ties are counted; `replicates` is the size of the
     bootstrap (0: no intervals), `seed` its seed.

@@ -38,8 +38,8 @@ class EmbeddedSplit(NamedTuple):
 class Protocol(ABC):
     """Which images and captions of a split compete, how they are ranked, and what becomes of the ranks.
 
-    `name` is its name in recipes and results. By default, what is ranked is the best of an image's own captions and a
-    caption's own image, and the result is recall, averaged over the parts.
+    `name` is its name in recipes and results. By default, the best of an image's own captions and a caption's own
+    image are ranked, and the result is recall, averaged over the parts.
     """
 
     name: str

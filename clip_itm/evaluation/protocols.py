@@ -130,7 +130,7 @@ def evaluate_retrieval(
 
     images, texts, caption_image, similarity, block_size, device: see `compute_ranks`. `bootstrap` is the number of
     replicates (0: no intervals); eccv and cxc need `image_ids` [Ni] and `caption_ids` [Nt]. With `caption_numbers` int
-    [Nt], the same for equal captions, all images of an equal caption are right for it (protocol all only). Raises
+    [Nt], the same for equal captions, the images of all equal captions are right (protocol all only). Raises
     ValueError for an unknown protocol and for a split that a protocol is not defined for, before anything is scored.
     Warns if equal scores decide a metric at its second decimal.
 

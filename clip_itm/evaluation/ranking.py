@@ -4,9 +4,9 @@ A rank is counted rather than sorted: 1 + the number of candidates with a strict
 answer is read from the block that holds its rivals, because the same dot product in a block of another shape may be
 rounded differently, and a different last bit turns equal scores into a lost (or won) rank.
 
-Dot products are made once for both directions, in blocks of images. A caption meets its rivals in several of them, so
-rivals within the rounding of float32 of its image's score cannot be told from it there; what has such rivals is scored
-again in one block with all of them.
+Dot products are computed once for both directions, in blocks of images. A caption meets its rivals in several of them,
+so rivals within float32 rounding of its image's score cannot be told from it there; captions with such rivals are
+scored again in one block with all of them.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def compute_ranks(
     similarity: see `Scorer`; by default the dot product in float32 (normalise the embeddings first for cosines).
     block_size: queries (images, then captions) scored at once against all candidates; by default as many as fit into
         64 MiB of float32 scores. A block that holds all images is scored once and serves both directions, and so does
-        every block of dot products (of a similarity with `is_dot_product`), but for captions with near rivals.
+        every block of dot products (of a similarity with `is_dot_product`), except for captions with near rivals.
     device: where the scores are computed (default: where the embeddings are).
 
     Autocast and reduced-precision matrix products are off inside. Raises ValueError for empty or mismatched input,
@@ -141,7 +141,7 @@ def count_rivals(scores: Tensor, threshold: Tensor, dim: int, scratch: Tensor) -
 
 
 def count_where(compare: Callable, scores: Tensor, threshold: Tensor, dim: int, scratch: Tensor) -> Tensor:
-    """How many scores [b, c] compare so with the threshold, along `dim`: int64."""
+    """How many scores [b, c] satisfy `compare` with the threshold, along `dim`: int64."""
     # Zeros and ones in float32, added in float32: ten times faster on a CPU than the sum of a boolean mask. The memory
     # is reused, because fresh pages cost as much as the counting, and laid out like the scores.
     mask = scratch[: scores.numel()]
@@ -154,8 +154,8 @@ class Near:
     """Images that score above each caption's own, counted over blocks that may round its score differently.
 
     Two sums of the same D products, in any order, differ by at most 2 gamma |x| |y| with gamma = D u / (1 - D u), u the
-    unit roundoff (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). What one product decides between two
-    scores, scores of other products decide in the same way where they are more than 4 gamma |x| |y| apart.
+    unit roundoff (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). Two scores that are more
+    than 4 gamma |x| |y| apart in one product are in the same order in every other.
     """
 
     def __init__(self, images: Tensor, texts: Tensor, owner: Tensor):

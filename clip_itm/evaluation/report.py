@@ -58,7 +58,7 @@ def terminal_table(rows: Sequence[Row], title: str | None = None, intervals: boo
 
 
 def as_text(table: Table) -> str:
-    """A table as it is printed where there is no terminal."""
+    """A table as it is printed without a terminal."""
     file = io.StringIO()
     Console(file=file, width=TEXT_WIDTH).print(table)
     return file.getvalue().rstrip("\n")

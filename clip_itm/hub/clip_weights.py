@@ -1,4 +1,4 @@
-"""The ViT of CLIP under two names: open_clip's (which are OpenAI's) and those of `transformers.CLIPModel`."""
+"""The weights of CLIP's ViT under two sets of names: those of open_clip (and OpenAI) and `transformers.CLIPModel`."""
 
 import re
 from dataclasses import asdict
@@ -16,7 +16,7 @@ EPSILON = 1e-5  # of every LayerNorm in open_clip
 SHARED_VISION = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
 SHARED_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 
-# (open_clip, transformers), as beginnings of names; the first that fits counts
+# (open_clip, transformers), as beginnings of names; the first match counts
 TOWERS = (
     ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
     ("visual.class_embedding", "vision_model.embeddings.class_embedding"),

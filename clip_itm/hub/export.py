@@ -80,7 +80,7 @@ def require_plain_head(model: ItmModel) -> None:
 def check(model: ItmModel, processor: ItmProcessor, folder: Path, embed) -> float:
     """The largest difference between embeddings of `model` and those of `embed(folder, images, captions)`.
 
-    `images` is what the processor makes of them, by name. Raises ValueError if the difference is above `TOLERANCE`, and
+    `images` are as the processor returns them, by name. Raises ValueError if the difference is above `TOLERANCE`, and
     for a processor that is not the model's.
     """
     draw = np.random.default_rng(0)
@@ -123,7 +123,7 @@ class PixelGap:
 
 
 def pixel_gap(processor, ours: Tensor, theirs: Tensor) -> PixelGap:
-    """The gap between pixels [P, 3, H, W], or patches [P, T, p * p * 3], of two processors that scale as `processor`.
+    """The gap between pixels [P, 3, H, W], or patches [P, T, p * p * 3], of two processors that scale like `processor`.
 
     Raises ValueError for different shapes.
     """
@@ -146,7 +146,7 @@ def draw_samples(height: int, width: int) -> list[Image.Image]:
 
 
 def describe_pixels(processor: ItmProcessor, folder: Path, target: str, pixels) -> str:
-    """A sentence for README.md on `pixels(folder, images)`, which has to be what `processor` makes of them.
+    """A sentence for README.md on `pixels(folder, images)`, which have to be those that `processor` returns.
 
     Raises ValueError if it is not. open_clip has only its own crop: a CLIP of transformers, whose processor cuts images
     at another pixel, gets open_clip's, and the sentence says what that changes.

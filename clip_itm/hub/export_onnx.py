@@ -110,7 +110,7 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
 
 @contextmanager
 def _traceable(backbone: Backbone) -> Iterator[None]:
-    """A `PaddedGru` instead of a GRU meanwhile; what is written is later compared with the tower itself."""
+    """Within, a `PaddedGru` instead of a GRU; what is written is later compared with the tower itself."""
     tower = getattr(backbone, "text_tower", None)
     if not isinstance(tower, GruTower):
         yield

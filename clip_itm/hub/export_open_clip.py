@@ -35,7 +35,7 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
         state = to_open_clip(towers.model.state_dict())
     shape = [1] if model_cfg.get("nonscalar_logit_scale") else []
     state["logit_scale"] = model.head.scale().detach().log().reshape(shape)
-    if "init_logit_bias" in model_cfg:  # 0 where the model was trained without; sigmoid users expect one
+    if "init_logit_bias" in model_cfg:  # 0 if the model was trained without; sigmoid users expect one
         bias = model.head.bias().detach()
         state["logit_bias"], model_cfg["init_logit_bias"] = bias.reshape(shape), bias.item()
     write_json(folder / CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg(processor.image_processor)})

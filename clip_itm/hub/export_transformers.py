@@ -47,7 +47,7 @@ def write(model: ItmModel, processor: ItmProcessor, folder: Path) -> None:
 
 
 def _native(model: ItmModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """The class for the towers, with random weights, and theirs; a backbone has no temperature."""
+    """The class for the towers, with random weights, and the towers' weights; a backbone has no temperature."""
     section, towers = model.backbone.config, model.backbone
     if "transformers" not in section.exports_to:
         raise ValueError(f"transformers has no class for the towers of {section.kind}; --to onnx can hold them")

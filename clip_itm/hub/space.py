@@ -13,8 +13,8 @@ from clip_itm.task import TASK
 def space_files(model: str, revision: str | None = None, with_index: bool = False) -> dict[str, bytes | Path]:
     """Content by path, for a Space that loads `model` from the Hub and, `with_index`, its indexes.
 
-    The package comes along as source, so that the Space needs no package index that has it. Raises ValueError if gradio
-    is not installed: the Space runs the version that is installed here.
+    The package is included as source, so that the Space need not find it in a package index. Raises ValueError if
+    gradio is not installed: the Space runs the version that is installed here.
     """
     try:
         gradio = version("gradio")
@@ -27,7 +27,7 @@ def space_files(model: str, revision: str | None = None, with_index: bool = Fals
         if path.is_file() and "__pycache__" not in path.parts
     }
     needed = [line for line in requires("clip-itm") or [] if ";" not in line]
-    if with_index:  # which may be one of faiss
+    if with_index:  # which may need faiss
         needed += [line.split(";")[0] for line in requires("clip-itm") or [] if 'extra == "search"' in line]
     return {
         "README.md": _readme(model, gradio).encode(),

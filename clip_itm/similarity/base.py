@@ -10,9 +10,9 @@ from clip_itm.backbones.features import Features
 class Similarity(nn.Module, ABC):
     """From features to embeddings, and from embeddings to scores.
 
-    An embedding is one tensor per item: a vector, a set or a grid of them; all of a split stack.
+    An embedding is one tensor per item: a vector, a set or a grid of them; those of a split can be stacked.
     `needs_tokens`: whether it reads `Features.tokens`. `is_dot_product`: whether scores are dot products of
-    embeddings [B, D], so that an index of vectors gives them itself and no candidate has to be ranked again.
+    embeddings [B, D], so that an index of vectors gives the scores itself and no candidate has to be ranked again.
     """
 
     needs_tokens = False
@@ -32,4 +32,4 @@ class Similarity(nn.Module, ABC):
 
     @abstractmethod
     def vectors(self, embeddings: Tensor) -> Tensor:
-        """One vector [B, D] an embedding, by whose dot products a search picks its candidates."""
+        """One vector per embedding [B, D]; a search picks its candidates by their dot products."""

@@ -20,7 +20,7 @@ class TokenSection(Section):
         None, description="width of new linear layers on tokens; default: tokens as the backbone gives them"
     )
     max_words: PositiveInt = Field(
-        32, description="places of a caption that are compared; embeddings of captions have so many vectors"
+        32, description="positions of a caption that are compared; its embedding has as many vectors"
     )
 
 
@@ -63,10 +63,10 @@ class GraphSection(TokenSection):
     """What SAF and SGR have in common."""
 
     regions: PositiveInt = Field(
-        36, description="tokens of a photo: 36 published regions, 49 patches of ViT-B/32, places of a CNN's grid"
+        36, description="tokens of a photo: 36 published regions, 49 patches of ViT-B/32, positions of a CNN's grid"
     )
     similarity_dim: PositiveInt = Field(256, description="width of the similarity vectors")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.4, description="where global vectors are made")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.4, description="in the layers of global vectors")
 
 
 class SafSection(GraphSection):

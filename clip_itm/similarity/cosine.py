@@ -1,4 +1,4 @@
-"""The cosine of pooled features: one vector per image and a caption."""
+"""The cosine of pooled features: one vector per image and per caption."""
 
 import torch
 import torch.nn.functional as F

@@ -16,7 +16,7 @@ from clip_itm.similarity.tokens import EPSILON, l2, linear
 class CaptionNorm(nn.BatchNorm1d):
     """A batch norm of one channel whose batch is a caption with all images (docs/papers/crcl.md 6.10)."""
 
-    # those of torch may be None, where statistics are not tracked
+    # in torch they may be None, if statistics are not tracked
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -76,7 +76,7 @@ class Saf(GraphSimilarity):
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
         """Scores [Ni, Nt] in (0, 1); in training also updates the running statistics of the gates."""
         scores, means, variances = zip(*self.blocks(images, texts), strict=True)
-        if self.training:  # here, and not where a block is computed, which may happen twice
+        if self.training:  # here, not where a block is computed: that may happen twice
             self.gate_norm.track(torch.cat(means), torch.cat(variances))
         return torch.cat(scores, dim=1)
 

@@ -34,7 +34,7 @@ def attended_regions(images: Tensor, texts: Tensor) -> Tensor:
 class GlobalVector(nn.Module):
     """One unit vector [B, D] from a token grid [B, T, D]: tokens weighted by what they share with their mean (6.4).
 
-    With `regions` both branches have a batch norm, that of the tokens over the positions of the grid: T is fixed.
+    With `regions` both branches have a batch norm; that of the tokens has a channel per position, so T is fixed.
     """
 
     def __init__(self, dim: int, dropout: float, regions: int | None = None):
