@@ -3,9 +3,9 @@
     python benchmarks/ablations.py pretrained --seeds 0 1 2      # or scratch; needs the files that the recipes name
 
 Three groups: what the folds are (each a whole run), what is made of their scores (the same folds, other weights), and
-how the weights are trained on (the same weights). A row: the share of wrong captions found, AUC and calibration error
+how training uses the weights (the same weights). A row: the share of wrong captions found, AUC and calibration error
 of the weights, rsum on val and test of the model that is best on val, and the difference of the test rsum from the
-recipe as it stands, with its paired 95 % interval over test images. Means over seeds. Runs that are finished are kept.
+recipe as it is, with its paired 95 % interval over test images. Means over seeds. Runs that are finished are kept.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class Judging:
 
 @contextmanager
 def recorded() -> Iterator[Judging]:
-    """What a run within judges."""
+    """Record what a run within judges."""
     seen, score, estimate = Judging(), of_folds.score_pairs, of_trainer.judge
 
     def scoring(*inputs):
@@ -94,7 +94,7 @@ def scored_again(seen: Judging, scale: float | None = None, seed: int | None = N
 
 
 def weights_of(draws: list[list[FoldScores]], count: int, reweighted: bool = True) -> tuple[np.ndarray, float]:
-    """`judge`, from several draws of made mismatches together; and the share of wrong pairs."""
+    """The weights of `judge` from several draws of made mismatches together, and the share of wrong pairs."""
     z, r = np.empty((2, count))
     image = np.empty(count, dtype=np.int64)
     z0, r0, owner, made, first = [], [], [], [], 0

@@ -1,17 +1,17 @@
-"""How right an audit is, where the truth is known: share, order and probabilities of every score, by kind of noise.
+"""How accurate an audit is when the truth is known: share, order and probabilities of every score, by kind of noise.
 
     clip-itm train recipes/flickr8k/pretrained/clip.yaml --output_dir runs/judge
     python benchmarks/audit.py runs/judge --coco ../shared/data/coco_mini --outside ../shared/data/f30k_precomp/*.txt
 
 The run trained on the training photos of its data, without noise; it judges those of val and test together, which it
 has not seen. They are encoded once. Noise is drawn among their captions (by caption, image, neighbour, noun), or the
-captions come from elsewhere (`--outside`, text files of a caption a line), and each cell is `auditing.estimate` of
-embeddings, as `clip-itm audit` does it. Figures are means of the draws (`--draws`), and the largest deviation from it.
+captions come from elsewhere (`--outside`, text files with a caption per line), and each cell is `auditing.estimate` of
+embeddings, as in `clip-itm audit`. Figures are the mean of the draws (`--draws`) and the largest deviation from it.
 
     share      found, its error, and how often the 95 % interval holds the true one
     auc        of finding wrong pairs
-    precision  the fraction of wrong ones among as many most suspicious pairs as are wrong
-    ece        calibration error of the probabilities, where a score claims any
+    precision  the fraction of wrong ones among the n most suspicious pairs, where n pairs are wrong
+    ece        calibration error of the probabilities, if a score claims any
 
 Then data in which nothing was exchanged: val and test as they are, `--coco` (val2017 of a COCO folder), the drawn
 sample, and the training photos, which the run has seen. Prints Markdown, and writes --json FILE.
@@ -87,7 +87,7 @@ def noisy(judged: Judged, level: str, ratio: float, seed: int) -> tuple[torch.Te
 
 
 def figures(found: Estimate, wrong: np.ndarray) -> dict[str, Any]:
-    """Of one draw; `wrong` bool [N]."""
+    """Figures of one draw; `wrong` bool [N]."""
     true = float(wrong.mean())
     rows = {}
     for name, score in found.scores.items():
@@ -116,7 +116,7 @@ def cells(judged: Judged, judge: Callable[..., Estimate], draws: int) -> Iterato
 
 
 def clean_row(name: str, found: Audit) -> dict[str, Any]:
-    """What is said of data as they are, and the captions at the head of the list."""
+    """What an audit says about data as they are, and the captions at the head of its list."""
     share, low, high = found.share
     worst = [(row["image_id"], row["caption"], row["clean_probability"]) for row in found.head(40)]
     row = {"data": name, "pairs": len(found.clean.values), "share": share, "low": low, "high": high}
@@ -156,7 +156,7 @@ def spread(values: list[float | None], digits: int = 3) -> str:
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """Two of them in Markdown: shares, and figures of every score."""
+    """In Markdown: shares, and the figures of every score."""
     groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["level"], row["ratio"]), []).append(row)

@@ -1,11 +1,11 @@
-"""An audit of 200,000 pairs: time and memory of every stage, and the same after a kill.
+"""An audit of 200,000 pairs: time and memory of every stage, and the same result after a kill.
 
     python benchmarks/audit_large.py MODEL --pairs 200000      # needs the photos of Flickr8k
 
-The photos of Flickr8k again and again, under other names and ids, with their captions, 40 % of which are exchanged:
-`clip-itm audit` in a process of its own from an empty cache; then, from an empty cache again, killed (SIGKILL) as soon
-as half of the photos are encoded and kept, and started again. Its table must be the same to the byte. Seconds are those
-of the processor, which other work on the machine hardly moves. Writes OUT/large.json.
+The data are the photos of Flickr8k again and again, under other names and ids, with 40 % of their captions exchanged.
+`clip-itm audit` runs in a process of its own from an empty cache; then, from an empty cache again, it is killed
+(SIGKILL) as soon as half of the photos are encoded and kept, and started again. Its table must be the same to the byte.
+Seconds are processor time, which other work on the machine hardly affects. Writes OUT/large.json.
 """
 
 import argparse
@@ -43,7 +43,7 @@ STAGES = {  # the functions that `audit` calls, in the module that calls them
 
 
 def made_data(flickr: Path, folder: Path, pairs: int) -> int:
-    """A folder of links and a table; the number of its pairs."""
+    """Make a folder of links and a table; returns the number of its pairs."""
     rows = json.loads((flickr / "dataset_flickr8k.json").read_text(encoding="utf-8"))["images"]
     count, copy = 0, 0
     folder.mkdir(parents=True)
@@ -103,9 +103,9 @@ def timed_audit(words: list[str], file: str) -> None:
 
 
 def killed_half_way(words: list[str], cache: Path, photos: int) -> int:
-    """Start the command, kill it when half of the photos are kept, and say how many are.
+    """Start the command, kill it when half of the photos are kept, and return how many are.
 
-    They are kept as embeddings, or first as features where the tower of the judge is frozen.
+    They are kept as embeddings, or first as features if the tower of the judge is frozen.
     """
     kept_at_once = {"features/photos-*.part.npy": IMAGES_AT_ONCE, "embeddings/photos-*.npy": PART}
     with subprocess.Popen([sys.executable, "-m", "clip_itm.cli", *words], stderr=subprocess.DEVNULL) as process:
@@ -120,7 +120,7 @@ def killed_half_way(words: list[str], cache: Path, photos: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="who judges: a run, a model folder or a name on the Hub")
+    parser.add_argument("model", help="what judges: a run, a model folder or a name on the Hub")
     parser.add_argument("--pairs", type=int, default=200_000)
     parser.add_argument("--flickr", type=Path, default=Path("../shared/data/flickr8k"))
     parser.add_argument("--out", type=Path, default=Path("runs/audit_large"))

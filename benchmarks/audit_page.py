@@ -1,10 +1,10 @@
-"""The picture of an audit's page in the documentation: drawn scenes with faults that were put in, under a model.
+"""The picture of an audit's page in the documentation: drawn scenes with planted faults, judged by a model.
 
     clip-itm train recipes/sample/clip.yaml
     python benchmarks/audit_page.py runs/sample/clip
 
-Needs Chromium. One caption in twenty is that of another scene; among the rest are names of files, words of a page,
-a copy of a scene, and scenes that the other split has, too.
+Needs Chromium. One caption in twenty is that of another scene; among the rest are names of files, words of a web
+page, a copy of a scene, and scenes that the other split has, too.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/cost.py pretrained        # or scratch; needs the files that the recipes name
 
-Flickr8k with 40 % shuffled captions, seed 0, features kept (run it twice where they are not yet). Each run has a
-process and one thread of its own; the clock is the processor time of that process, which other work on the machine
-hardly moves. "Training" is everything between the untrained and the trained model, evaluations on val included: a bank,
-an estimator's look, folds. Memory is the peak of the process. Writes runs/cost/BENCH.json.
+Flickr8k with 40 % shuffled captions, seed 0, features kept (run it twice if they are not yet). Each run has a process
+and one thread of its own; the clock is the processor time of that process, which other work on the machine hardly
+affects. "Training" is everything between the untrained and the trained model: a bank, the passes of an estimator,
+folds, evaluations on val. Memory is the peak of the process. Writes runs/cost/BENCH.json.
 """
 
 import argparse

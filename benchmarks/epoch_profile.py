@@ -1,4 +1,4 @@
-"""Where an epoch of training goes: the run of `benchmarks/train.py`, photos as they are, under torch's profiler.
+"""Where the time of an epoch goes: the run of `benchmarks/train.py`, photos as they are, under torch's profiler.
 
     python benchmarks/epoch_profile.py                 about two minutes on one core
 
@@ -42,7 +42,7 @@ class Profiled(TrainerCallback):
         whole = time.perf_counter() - self.began
         self.profiler.stop()
         found = self.profiler.key_averages()
-        # the operations of reading are a part of it; of all others its own time counts
+        # the operations of reading are part of it; for all others their own time counts
         times = {each.key: each.self_cpu_time_total / 1e3 for each in found if each.key != READING}
         reading = next((each.cpu_time_total / 1e3 for each in found if each.key == READING), 0.0)
         self.epochs.append({"epoch": 1e3 * whole, READING: reading, **times})

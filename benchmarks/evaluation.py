@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py
 
-Prints a table and writes runs/benchmarks/evaluation.json; exit status 1 where a target is missed: at most 1.5 times one
+Prints a table and writes runs/benchmarks/evaluation.json; exit status 1 if a target is missed: at most 1.5 times one
 bare product, at most 300 MB beyond the embeddings. The work is done in a fresh process, whose peak memory is that of
 the ranks. The argsort loop starts thousands of small operations and suffers most from other work on the machine.
 """
@@ -28,7 +28,7 @@ SORTED_STEP = 20
 
 
 def embeddings(photos: int, captions_each: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random unit vectors; every caption lies near its photo."""
+    """Random unit vectors; every caption is near its photo."""
     generator = torch.Generator().manual_seed(0)
     owner = torch.arange(photos).repeat_interleave(captions_each)
     images = torch.randn(photos, width, generator=generator)
@@ -83,7 +83,7 @@ def measure(sizes: tuple[int, int, int], repeats: int) -> dict:
     extra = memory_megabytes("VmHWM") - before
 
     times = {"one product": [], "product in blocks": [], "ranks": []}
-    for _ in range(repeats):  # interleaved, so that other work on the machine meets all alike
+    for _ in range(repeats):  # interleaved, so that other work on the machine affects all alike
         times["one product"].append(seconds(product, images, texts))
         times["product in blocks"].append(seconds(product_in_blocks, images, texts))
         times["ranks"].append(seconds(compute_ranks, images, texts, owner))

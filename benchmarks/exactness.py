@@ -2,9 +2,9 @@
 
     python benchmarks/exactness.py                     1, 2 and 4 gloo processes on the CPU, about two minutes
 
-One step on one global batch of 12 pairs (photos repeat, captions have other lengths, no dropout) in float64. The
+One step on one global batch of 12 pairs (photos repeat, captions differ in length, no dropout) in float64. The
 reference is one process that encodes and scores the batch at once and keeps everything. A figure is the largest
-difference from it of any number: of the loss as a share of the loss, of a gradient as a share of the largest gradient
+difference from it in any number: in the loss as a share of the loss, in a gradient as a share of the largest gradient
 of its weight. For npc the trial weights count, too. Cached: 2 rows at a time. Accumulated: what `training.accumulate:
 cached` makes of two batches of 6 pairs.
 """
@@ -74,7 +74,7 @@ HEADS = {
 PAIRS = 12
 IMAGE_IDS = torch.tensor([0, 1, 0, 2, 3, 0, 4, 4, 5, 5, 1, 2])  # photos repeat within a process and across them
 CAPTION_IDS = torch.tensor([0, 1, 2, 3, 4, 5, 1, 6, 7, 8, 9, 3])
-LENGTHS = torch.tensor([6, 3, 5, 4, 6, 2, 3, 5, 6, 4, 2, 3])  # words of captions, the last one is the end
+LENGTHS = torch.tensor([6, 3, 5, 4, 6, 2, 3, 5, 6, 4, 2, 3])  # words of captions, the end token included
 FRACTION = 0.9  # of the gradient of npc's step: a batch of several
 
 
@@ -115,7 +115,7 @@ def make_pairs() -> Pairs:
 
 
 def make_model(case: str) -> ItmModel:
-    """The same weights whenever it is called; with what training would have given the method until now."""
+    """The same weights in every call, with what training would have given the method by now."""
     torch.manual_seed(0)
     backbone = OpenClipBackbone(model="tiny", model_config_dict={"model_cfg": TINY}, special_token_ids=(0, 99))
     model = ItmModel(ItmConfig(backbone=backbone.model_dump(mode="json"), head=HEADS[case])).double().train()
@@ -213,7 +213,7 @@ def differences(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) 
         case, setting, name = key.split(" | ")
         expected = reference[f"{case} | plain | {name}"]
         assert value.dtype == np.float64, f"{key} is {value.dtype}"
-        # what is 0 but for rounding, such as the gradient of a bias in front of a softmax, has no size of its own
+        # what is 0 except for rounding, such as the gradient of a bias before a softmax, has no size of its own
         size = max(np.abs(expected).max(), 1e-4)
         apart = float(np.abs(value - expected).max() / size)
         largest[case, setting] = max(largest.get((case, setting), 0.0), apart)

@@ -4,12 +4,12 @@
     python benchmarks/heads.py --device cuda
     python benchmarks/heads.py --parts step polyloss --photos 200
 
-Features stand for a backbone: pooled vectors, and tokens where a head reads them, of the widths given; their gradient
-is part of a step, as it would go on into the towers. A step is outputs, loss, backward and AdamW of what the head
+Features stand for a backbone: pooled vectors, and tokens if a head reads them, of the widths given; their gradient is
+part of a step, as it would flow on into the towers. A step is outputs, loss, backward and AdamW of what the head
 learns, the median of several; an evaluation embeds features and ranks 1,000 photos against 5,000 captions. NPC's own
-steps are in benchmarks/step.py: here is its loss. AAHR has all its terms on and a full queue, its keys included.
+steps are in benchmarks/step.py: here is only its loss. AAHR has all its terms on and a full queue, its keys included.
 
-Besides: PolyLoss of one batch, forward and backward, against a loop over samples, and the ranks of 5,000 x 25,000 sets
+Also: PolyLoss of one batch, forward and backward, against a loop over samples, and the ranks of 5,000 x 25,000 sets
 of 4 by smooth-Chamfer. Each case runs in a process of its own. Memory is the peak beyond features (or sets); on the
 CPU, where the clock is the processor time of one thread, that of the process. Prints tables and writes
 runs/benchmarks/heads.json (or --json FILE).
@@ -204,7 +204,7 @@ def measure_sets(_: str, args: argparse.Namespace) -> dict:
 def measured(function: Callable[[], None], args: argparse.Namespace, repeats: int = 1) -> dict:
     """Median seconds of the calls, and peak megabytes beyond what was there before them.
 
-    Where there are several, one more goes before them; its memory counts.
+    Several calls are preceded by one more, whose memory counts.
     """
     on_gpu = args.device == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time

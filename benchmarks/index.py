@@ -9,8 +9,8 @@ cosine of about 0.6, the others of about 0.
 Every engine runs in a process of its own. Build: all threads, from a mapped file to an index that answers (ours: from a
 saved folder). Latency: single queries, one thread, top 10, with items (ours) or numbers (the others). Memory: the peak
 of anonymous memory during build and queries beyond that before; mapped files are not counted. Recall@10 is against
-exact scores. CPU columns (all threads of a build, the one thread of a query) tell less of other work on the machine.
-Prints a table a size and writes runs/benchmarks/index.json (or --json FILE).
+exact scores. CPU columns (all threads of a build, the one thread of a query) depend less on other work on the machine.
+Prints a table per size and writes runs/benchmarks/index.json (or --json FILE).
 """
 
 import argparse
@@ -71,7 +71,7 @@ def numpy_argpartition(vectors: np.ndarray, folder: Path) -> Search:
 
 
 def plain_faiss(kind: str) -> Callable[[np.ndarray, Path], Search]:
-    """faiss alone, with the parameters of ours."""
+    """faiss alone, with our parameters."""
 
     def build(vectors: np.ndarray, folder: Path) -> Search:
         import faiss
@@ -125,7 +125,7 @@ ENGINES = {
 
 
 class AnonymousMemory:
-    """The peak of this process's anonymous memory, looked at every 20 ms (Linux)."""
+    """The peak of this process's anonymous memory, sampled every 20 ms (Linux)."""
 
     def __enter__(self) -> "AnonymousMemory":
         self.before = self.peak = self.now()
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--time-limit", type=float, default=3600, help="seconds an engine may take")
+    parser.add_argument("--time-limit", type=float, default=3600, help="seconds that an engine may take")
     parser.add_argument("--work", help="folder for temporary files (4 GB for a million vectors)")
     parser.add_argument("--json", default="runs/benchmarks/index.json")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)

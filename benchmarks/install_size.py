@@ -1,7 +1,7 @@
 """What the package and each of its extras put on the disk: the sum of the files of all distributions that they need.
 
-Read from the metadata of the environment that runs this, so `make setup` goes before; what is not installed is named.
-Compiled bytecode is left out: pip writes it or not.
+Read from the metadata of the environment that runs this, so run `make setup` first; what is not installed is named.
+Compiled bytecode is left out: pip may or may not write it.
 """
 
 import sys

@@ -1,10 +1,9 @@
-"""What checksums cost: loading a saved ViT-B/32 and a checkpoint with its optimizer, with and without looking at them.
+"""What checksums cost: loading a saved ViT-B/32 and a checkpoint with its optimizer, with and without checking them.
 
 python benchmarks/integrity.py [--json FILE] [--repeats 3] [--folder DIR]
 
 Needs about 2.5 GB in DIR. "warm": the files are in the page cache; "cold": they were dropped from it before (Linux;
-a virtual machine's host may still hold them). Of several tries, by turns,
-the fastest counts.
+a virtual machine's host may still hold them). Tries alternate, and the fastest counts.
 """
 
 import argparse
@@ -80,8 +79,8 @@ def make_model(folder: Path) -> ItmModel:
 
 
 def make_checkpoint(model: ItmModel, folder: Path) -> Callable[[], object]:
-    """The same with what AdamW remembers, two moments for each weight; returns what a run that goes on does with it:
-    a model is made, and weights and moments are loaded."""
+    """The same with the state of AdamW, two moments for each weight; returns what a resumed run does with it: make a
+    model, and load weights and moments."""
     model.save_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0)
     for parameter in model.parameters():
@@ -99,7 +98,7 @@ def make_checkpoint(model: ItmModel, folder: Path) -> Callable[[], object]:
 
 
 def photo_cost(repeats: int) -> dict:
-    """Microseconds to decode a resized photo of a short side of 256, and to compare its checksum."""
+    """Microseconds to decode a resized photo with a short side of 256, and to compare its checksum."""
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     photo, encoded = Image.fromarray(noise).resize((341, 256), Image.Resampling.BICUBIC), BytesIO()
     photo.save(encoded, "JPEG", quality=95, subsampling=0)
@@ -118,7 +117,7 @@ def photo_cost(repeats: int) -> dict:
 
 
 def features_cost(folder: Path, repeats: int) -> dict:
-    """Reading 256 MiB of kept features once, which their check does, and encoding nothing."""
+    """Reading 256 MiB of kept features once, as their check does, without encoding anything."""
     path = folder / "features.npy"
     with new_array(path, np.float32, (65536, 1024), "") as array:
         array[:] = 1

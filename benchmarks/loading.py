@@ -2,9 +2,9 @@
 
     python benchmarks/loading.py [--photos FOLDER] [--workers 0] [--short-side 256]
 
-Everything is measured beside a plain torch Dataset (PIL and torchvision transforms, one photo per pair) on the same
-photos in the same run, in rounds that alternate, and the median round counts. COCO photos of the neighbouring folder
-../shared/data are used where they are, else JPEGs of 640 x 480 that the program makes.
+Everything is compared with a plain torch Dataset (PIL and torchvision transforms, one photo per pair) on the same
+photos in the same run, in alternating rounds, and the median round counts. COCO photos in the neighbouring folder
+../shared/data are used if they are there, else JPEGs of 640 x 480 that the program makes.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class PlainDataset(torch.utils.data.Dataset):
-    """What one writes without a toolkit: a pair an item, its photo decoded each time."""
+    """What one writes without a toolkit: one pair per item, its photo decoded each time."""
 
     def __init__(self, paths: list[str], pairs_per_photo: int):
         self.paths, self.pairs_per_photo = paths, pairs_per_photo

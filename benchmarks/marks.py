@@ -5,12 +5,12 @@
 
 The run trained on the training photos of its data, without noise; it judges those of val and test together, which it
 has not seen, with noise drawn among their captions (`--draws` of each kind). A reviewer looks at pairs of a random
-sample (`draw_sample`, `--repeats` samples) and says the truth, or its contrary in a part of the cases (`--errors`).
-"Again": who errs most looks once more at what contradicts the probability (wrong from .5 on, right below it), and errs
-as often:
+sample (`draw_sample`, `--repeats` samples) and marks them as they are, or the opposite in a part of the cases
+(`--errors`). "Again": the reviewer with the most errors looks once more at marks that contradict the probability (wrong
+from .5 on, right below it), and errs as often:
 
-    share     of wrong captions: how far off (mean of the deviations, and root of the mean of their squares), how wide
-              its interval is, and how often that holds the true one
+    share     of wrong captions: how far off it is (mean deviation, root mean square), how wide its interval is, and how
+              often that holds the true one
     ece, auc  calibration error and order of the probabilities
 
 Then the orders: after 200 marks of the reviewer, in a random sample, most informative or worst first, how many pairs
@@ -49,7 +49,7 @@ NEIGHBOURS = 50
 
 
 def judged(run: RunFolder, draws: int) -> Iterator[tuple[str, CleanProbability, np.ndarray]]:
-    """A name, probabilities and bool [N], which pairs are wrong, of every draw of noise."""
+    """For every draw of noise a name, probabilities, and bool [N]: which pairs are wrong."""
     recipe = run.recipe()
     splits = load_splits(recipe.data)
     split = Split("test", concatenate_datasets([splits["val"].rows, splits["test"].rows]))
@@ -71,7 +71,7 @@ def reviewed(
     rng: np.random.Generator,
     doubted: np.ndarray | None = None,
 ) -> MarkedPairs:
-    """What the reviewer says of `pairs`; of a sample, with weights. What contradicts `doubted` is looked at twice."""
+    """What the reviewer says of `pairs`, with weights for a sample. What contradicts `doubted` is looked at twice."""
     said = wrong[pairs] ^ (rng.random(len(pairs)) < errors)
     if doubted is not None:
         said = np.where(said == doubted[pairs], said, wrong[pairs] ^ (rng.random(len(pairs)) < errors))
@@ -101,7 +101,7 @@ def of_sample(
 
 
 def of_order(clean: CleanProbability, wrong: np.ndarray, order: str, errors: float, seed: int) -> dict[str, float]:
-    """Figures after the most marks in one order."""
+    """Figures after the largest number of marks, in one order."""
     count, rng = COUNTS[-1], np.random.default_rng(seed)
     if order == "random":
         drawn = draw_sample(clean, count, seed)

@@ -86,7 +86,7 @@ def main() -> None:
     columns: list[dict[int, dict]] = []
     for chunk in (0, args.chunk):
         words = [sys.executable, __file__, "--of", str(chunk), "--sizes", *map(str, sizes)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True)  # it is killed where memory is not enough
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True)  # it is killed if memory runs out
         columns.append({found["pairs"]: found for found in map(json.loads, done.stdout.splitlines())})
     table = Table(title=f"one step; chunks of {args.chunk}")
     for name in ("pairs", "MB", "MB, cached", "seconds", "seconds, cached"):

@@ -4,7 +4,7 @@
 
 One row per noise and method: test rsum of the checkpoint that is best on val, mean and sample standard deviation over
 seeds; differences from the plain loss and from gce over their common seeds, with their paired 95 % interval over test
-images; the mean as a part of the oracle's. Then how many captions are wrong and which, by what the methods found.
+images; the mean as a part of the oracle's. Then how well the methods found how many captions are wrong, and which.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def found(runs: Runs) -> Iterator[tuple]:
 
 
 def ordered(runs: Runs) -> list[tuple[str, str]]:
-    """By noise, numbers first, then as `ORDER` has the methods."""
+    """By noise, numbers first, then by method as in `ORDER`."""
     place = {name: number for number, name in enumerate(ORDER)}
     return sorted(runs, key=lambda key: (not key[0][0].isdigit(), key[0], place.get(key[1], len(place)), key[1]))
 

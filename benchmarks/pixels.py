@@ -1,12 +1,13 @@
-"""How far the pixels of every kind of backbone are from those of its own reference processor, over 40 sizes of photos
-in files of six modes: RGB, grey, CMYK, palette, 16-bit grey and turned by EXIF. The reference gets the RGB photo that
+"""How far the pixels of every kind of backbone are from those of its own reference processor, over 40 sizes of photos.
+
+Files have six modes: RGB, grey, CMYK, palette, 16-bit grey and turned by EXIF. The reference gets the RGB photo that
 our reader makes of such a file.
 
     python benchmarks/pixels.py [--exports] [--thin] [--speed FOLDER]
 
-`--exports`: also of what `clip-itm export` writes, read by the target's own loader. `--thin`: peak memory and time of
-thin photos, each in a process of its own. `--speed`: photos per processor second, of the JPEGs in a folder. Models are
-small and made here, of random weights; no network.
+`--exports`: also for what `clip-itm export` writes, read by the target's own loader. `--thin`: peak memory and time for
+thin photos, each in a process of its own. `--speed`: photos per processor second, for the JPEGs in a folder. Models are
+small and made here, with random weights; no network.
 """
 
 import argparse
@@ -145,7 +146,7 @@ def print_kinds(folder: Path) -> None:
 
 
 def print_exports(folder: Path) -> None:
-    """Of a model of open_clip, and of a CLIP of transformers, against the processor that it was trained with."""
+    """The exports of a model of open_clip, against the processor that it was trained with."""
     from clip_itm.hub.export import export
     from clip_itm.model import ItmModel
 

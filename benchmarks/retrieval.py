@@ -1,12 +1,12 @@
-"""Recall of a run's searches beside the evaluator's, for every kind of index.
+"""Recall of a run's searches compared with the evaluator's, for every kind of index.
 
     python benchmarks/retrieval.py runs/flickr8k/clip
 
-Photos and captions of the split are indexed through the pipeline and searched by each other, ten results a query.
-Exact search must give the evaluator's recalls to the last digit: it scores the same embeddings, each on its own. What
-an approximate index loses is the difference. Below some thousand vectors `hnsw` and `ivf-pq` are searched exactly, too,
-so they are also compared with exact search in a gallery of all captions of the data set (40,000 on Flickr8k), searched
-by the photos of the split. `benchmarks/index.py` has larger galleries.
+Photos and captions of the split are indexed through the pipeline and searched by each other, ten results per query.
+Exact search must give the evaluator's recalls to the last digit: it scores the same embeddings, each on its own. The
+difference is what an approximate index loses. Below some thousand vectors `hnsw` and `ivf-pq` are searched exactly as
+well, so they are also compared with exact search in a gallery of all captions of the data set (40,000 on Flickr8k),
+searched by the photos of the split. `benchmarks/index.py` has larger galleries.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def evaluator_recalls(pipe, split) -> dict[str, float]:
 def recalls(split, captions_of_photos: list[list[Hit]], photos_of_captions: list[list[Hit]]) -> dict[str, float]:
     """The share of queries with a right answer of rank k or better among the results.
 
-    The best right answer's rank decides: a tie with it counts as won, as the evaluator has it.
+    The best right answer's rank decides: a tie with it counts as won, as in the evaluator.
     """
     image_ids = split.pairs.image_ids.to_pylist()
     right = {"i2t": map(set, split.rows["caption_ids"]), "t2i": ({image_ids[k]} for k in split.pairs.image)}

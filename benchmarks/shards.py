@@ -1,12 +1,12 @@
-"""What reading photos costs where they lie in files, in tars and in Parquet, and what a million pairs in tars cost.
+"""What reading photos costs from files, from tars and from Parquet, and what a million pairs in tars cost.
 
     python benchmarks/shards.py rates [--photos FOLDER]
     python benchmarks/shards.py scale [--pairs 1000000]
 
-`rates`: photos a processor second, one thread, of whole training batches (read, decoded, resized to 224, normalised;
-captions tokenized), beside the `webdataset` package, where it is installed, and a plain torch Dataset, on the same
-photos in rounds that alternate; the median round counts. Ranges come through fsspec from the same disk: measured is
-the way, not a network. COCO photos of ../shared/data are used where they are.
+`rates`: photos per processor second, one thread, of whole training batches (read, decoded, resized to 224, normalised;
+captions tokenized), compared with the `webdataset` package, if it is installed, and a plain torch Dataset, on the same
+photos in alternating rounds; the median round counts. Ranges come through fsspec from the same disk: this measures the
+code, not a network. COCO photos of ../shared/data are used if they are there.
 
 `scale`: tars of 10,000 photos of 16 x 16 pixels are made; then, each in a process of its own, the first start (the
 index is made), a second start, and an epoch of batches. Memory is what is the process's own (anonymous), and what is
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--batches", type=int, help="of the epoch (default: all)")
-    parser.add_argument("--folder", type=Path, help="where tars are made, and stay (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="where tars are made and kept (default: a temporary one)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def rates(photos: Path, place: Path, rounds: int) -> dict[str, float]:
-    """Photos a processor second of each way."""
+    """Photos per processor second of each way."""
     paths = sorted(photos.glob("*.jpg")) or made_photos(place / "made")
     cache = str(place / "cache")
     (place / "tiny.json").write_text(json.dumps(MODEL), encoding="utf-8")
@@ -138,7 +138,7 @@ def rates(photos: Path, place: Path, rounds: int) -> dict[str, float]:
 
 
 def batches_of(split: Split, processor, cache: ImageCache | None = None) -> int:
-    """Read all batches of an epoch; the number of photos."""
+    """Read all batches of an epoch; returns the number of photos."""
     tokens = CaptionTokens(split.pairs.captions, processor)
     pixels, noise = Pixels(processor), CaptionNoise.clean(split.pairs)
     dataset = PairDataset(split, noise, processor, image_cache=cache, tokens=tokens, pixels=pixels)
@@ -170,7 +170,7 @@ def made_photos(folder: Path, count: int = 200) -> list[Path]:
 
 
 def with_splits(paths: list[Path]) -> Iterator[tuple[str, int, Path]]:
-    """All photos in train, and copies of a few in val, which nothing here looks at."""
+    """All photos in train, and copies of a few in val, which are not measured."""
     yield from (("train", number, path) for number, path in enumerate(paths))
     yield from (("val", len(paths) + number, path) for number, path in enumerate(paths[:4]))
 
@@ -232,7 +232,7 @@ def scale(place: Path, args: argparse.Namespace) -> dict[str, float]:
 
 
 def many_tars(folder: Path, pairs: int) -> int:
-    """Tars of tiny photos with captions of about 50 characters; their bytes."""
+    """Tars of tiny photos with captions of about 50 characters; returns their bytes."""
     if folder.is_dir():
         return sum(path.stat().st_size for path in folder.iterdir())
     folder.mkdir(parents=True)
@@ -252,7 +252,7 @@ def many_tars(folder: Path, pairs: int) -> int:
 
 
 def add(file, name: str, content: bytes) -> None:
-    """A member of a tar, at a tenth of the price of `tarfile`."""
+    """Write a member of a tar, at a tenth of the cost of `tarfile`."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     file.write(member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512))
@@ -266,7 +266,7 @@ def memory() -> dict[str, int]:
 
 
 def start(place: Path) -> dict[str, float]:
-    """Until batches could be drawn."""
+    """Seconds and bytes until batches could be drawn."""
     before, clock, processor_time = memory(), time.perf_counter(), time.process_time()
     train = load_splits(data_of(place))["train"]
     loaded = memory()
@@ -286,7 +286,7 @@ def start(place: Path) -> dict[str, float]:
 
 
 def epoch(place: Path, batches: int | None) -> dict[str, float]:
-    """Batches of 1,024 photos to 32 x 32 pixels, and what memory has grown by."""
+    """Rate of batches of 1,024 photos at 32 x 32 pixels, and how much memory has grown."""
     model = MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"image_size": 32}}
     (place / "tiny.json").write_text(json.dumps(model), encoding="utf-8")
     processor = build_processor(OpenClipBackbone(model=str(place / "tiny.json")), None)

@@ -1,9 +1,9 @@
-"""What a command costs before it does any work: each in processes of its own, on a model and photos that are tiny.
+"""What a command costs before it does any work: each in processes of its own, on a tiny model and tiny photos.
 
     python benchmarks/startup.py [--rounds 3]
 
 Processor seconds are those of the process and of what it started, with one thread. Rounds alternate between the cases
-and the median counts; ratios are to `import torch` of the same run, and hold on other machines better than seconds do.
+and the median counts; ratios are to `import torch` of the same run, and carry over to other machines better.
 The lines `libraries` are the floor: what a model of that kind imports before the first line of this package runs.
 Nothing is read from the Hub. Prints a table and writes runs/benchmarks/startup.json (or --json FILE).
 """
@@ -59,7 +59,7 @@ def make_model(folder: Path) -> None:
 
 
 def make_cases(folder: Path) -> dict[str, tuple[str, list[str]]]:
-    """Name -> code and the words behind it."""
+    """Name -> code and the words after it."""
     model, photos, index = (str(folder / name) for name in ("model", "photos", "index"))
     data = [*SAMPLE, "--data.cache_dir", str(folder / "cache"), "--evaluation.bootstrap", "0"]
     return {

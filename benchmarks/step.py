@@ -3,11 +3,11 @@
     python benchmarks/step.py                    a small ViT in float32 on one core, about two minutes
     python benchmarks/step.py --device cuda      ViT-B/32, 256 pairs, bf16 autocast, with peak memory
 
-Beside the measured ratio stands the count of docs/papers/npc.md 10, in units of F, the forward pass of the B pairs of a
+Next to the measured ratio is the count of docs/papers/npc.md 10, in units of F, the forward pass of the B pairs of a
 batch; a backward pass counts 2 F. Steps are those of training: forward, backward, clipping, AdamW; reading photos is
-not in them. The count leaves out AdamW, which NPC runs a second time for its trial and whose cost depends on the
+not included. The count leaves out AdamW, which NPC runs a second time for its trial and whose cost depends on the
 number of weights alone: its share is printed, and the ratio without it. Methods take turns in every round, medians
-count. On the CPU the clock is the processor time of one thread, which other work on the machine hardly moves.
+count. On the CPU the clock is the processor time of one thread, which other work on the machine hardly affects.
 """
 
 import argparse
@@ -50,7 +50,7 @@ SMALL = {
     "vision_cfg": {"image_size": 64, "layers": 6, "width": 256, "patch_size": 8, "head_width": 64},
     "text_cfg": {"context_length": 32, "vocab_size": 4096, "width": 256, "heads": 4, "layers": 4},
 }
-TOKENS = 16  # of a caption: about those of COCO
+TOKENS = 16  # of a caption: about as many as in COCO
 PUBLISHED_UNITS = 12  # F of a step of the released NPC program (docs/papers/npc.md 10); it is not run here
 TRAINING = TrainingSection(max_grad_norm=10)
 
@@ -181,7 +181,7 @@ class Steps:
 
 
 def measure(backbone: OpenClipBackbone, batch: int, device: str, rounds: int, steps: int) -> dict:
-    """Every method `steps` times a round, from a fresh optimiser and behind one step that does not count."""
+    """Every method `steps` times a round, from a fresh optimiser and after one step that does not count."""
     model = ItmModel.from_backbone(backbone).to(device)
     dataset = RandomPairs(3 * batch, model.backbone.config.model_config_dict["model_cfg"])
     times: dict[str, list[tuple[float, float]]] = {method.name: [] for method in METHODS}
@@ -234,7 +234,7 @@ def figures(method: Method, times: dict[str, list[tuple[float, float]]], peak: f
 
 
 def medians(steps: list[tuple[float, float]]) -> list[float]:
-    """Seconds of a step, of its AdamW, and of all else in it."""
+    """Seconds of a step, of its AdamW, and of the rest of it."""
     columns = zip(*((whole, adamw, whole - adamw) for whole, adamw in steps), strict=True)
     return [statistics.median(column) for column in columns]
 

@@ -1,11 +1,11 @@
-"""What would be right, for the suspects of a run with drawn noise: how often the right caption is found.
+"""How often suggestions for the suspects of a run with drawn noise find the right caption or photo.
 
     python benchmarks/suggestions.py runs/flickr8k/pretrained/crossfit     # noise.ratio 0.4
 
 Suspects are the pairs that the run itself finds more likely wrong than right (`clean_probability.npz`, else judged by
-its best model). Of those that are wrong in truth:
+its best model). Of those that are really wrong:
 
-    in the data      their right captions (those of the photo, which stand elsewhere) are left where they are: how often
+    in the data      their right captions (those of the photo, now at other pairs) are left where they are: how often
                      is one of them among the first 1, 5, 10; how often is the first proposed, and how often is it right
     not in the data  all of them are taken away: how often is something proposed
 
@@ -66,7 +66,7 @@ def measure(fits: suggestions.Fits, owner: np.ndarray, wrong: np.ndarray) -> dic
 def without_captions(fits, owner: np.ndarray, wrong: np.ndarray, candidates: np.ndarray) -> float:
     """How often a caption is proposed to a photo whose captions are all taken away, over parts of the photos.
 
-    A twentieth of the photos at once: the captions of 95 others stay, as they would.
+    A twentieth of the photos at a time: the captions of the other 95 % stay, as they would.
     """
     proposed = []
     part = np.random.default_rng(0).permutation(len(fits.images)) % 20

@@ -1,20 +1,20 @@
-"""An epoch of training, against what others need for it: the same towers, photos of original size, batch and workers.
+"""An epoch of training, compared with other programs: the same towers, photos of original size, batch and workers.
 
     python benchmarks/train.py                         about ten minutes on one core
     python benchmarks/train.py --only raw cached bare  some of the rows
 
 - bare loop: open_clip's towers, loss and AdamW in ten lines, on the photos and 77 tokens of every pair as tensors in
   memory; nothing is read. `bare, channels_last` has pixels and weights in that layout; `bare, our batches` gets what a
-  `PairDataset` makes: a photo once a batch, captions trimmed.
+  `PairDataset` makes: a photo once per batch, captions trimmed.
 - raw, cached: `clip_itm.train`, from files as they are, or with `data.cache_images`; `raw, compiled` with
   `training.compile`.
-- open_clip_train: open_clip's own program on a CSV, with what it needs for shards alone left out where that is missing.
-- sentence-transformers: its trainer with a CLIP of transformers of the same sizes, where it is installed.
+- open_clip_train: open_clip's own program on a CSV; packages that it needs only for shards are mocked if missing.
+- sentence-transformers: its trainer with a CLIP of transformers of the same sizes, if it is installed.
 
 Every row is a process of its own. Epochs count from the second one on, without evaluation and checkpoints; rounds
 alternate, and medians of epochs count. Processor time is that of the process, its threads and its loader processes:
-other work on the machine hardly moves it. Rates are per second of it. "Waiting" is the share of the wall time in which
-the loop stood in the `next` of its loader, for every program alike.
+other work on the machine hardly affects it. Rates are per second of it. "Waiting" is the share of the wall time that
+the loop spent in the `next` of its loader, for every program alike.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def run_one(name: str, args: argparse.Namespace) -> dict:
     from clip_itm.allocator import keep_freed_memory
 
     if name not in ("open_clip_train", "sentence-transformers"):
-        keep_freed_memory()  # as our command line does; a floor that does not would be none
+        keep_freed_memory()  # as our command line does; without it the bare loop would be no floor
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

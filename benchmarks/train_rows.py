@@ -22,7 +22,7 @@ RATE = 1e-4
 
 
 class Clock:
-    """Seconds of epochs: processor and wall, and of these in `next` of any DataLoader."""
+    """Seconds of epochs, processor and wall, and the share of the latter in `next` of any DataLoader."""
 
     def __init__(self):
         self.epochs: list[dict[str, float]] = []
@@ -54,7 +54,7 @@ class Clock:
 
 
 def processor_seconds() -> float:
-    """Of this process with its threads, and of its children, loader processes among them (Linux: /proc)."""
+    """Those of this process with its threads, and of its children, loader processes included (Linux: /proc)."""
     own, ticks = os.times(), os.sysconf("SC_CLK_TCK")
     living = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -73,7 +73,7 @@ def peak_megabytes() -> float:
 
 
 class Data:
-    """The folder of COCO, its pairs as tables for every program, and an epoch of batches."""
+    """The folder of COCO, and its pairs as tables for every program."""
 
     def __init__(self, coco: Path, work: Path):
         self.coco, self.work = coco, work
@@ -86,7 +86,7 @@ class Data:
         self.pairs = [(path, text) for path, texts in self.captions.items() for text in texts]
 
     def write_jsonl(self) -> Path:
-        """Training photos, and four of them again as val: nothing is measured there."""
+        """Training photos, and four others as val: nothing is measured there."""
         rows = [{"image": path, "captions": texts, "split": "train"} for path, texts in self.captions.items()]
         small = sorted((self.coco / "train2017").glob("*.jpg"))[:4]
         rows += [{"image": str(path), "captions": [f"photo {k}"], "split": "val"} for k, path in enumerate(small)]

@@ -1,8 +1,8 @@
-"""As many tries for each method that has settings of its own: rsum on val at 40 % wrong captions, seed 0.
+"""Equally many tries for each method that has settings of its own: rsum on val at 40 % wrong captions, seed 0.
 
 python benchmarks/tuning.py pretrained      # or scratch; needs the files that the recipes name
 
-The first try of a method is its recipe as it stands, and the best one is what the recipe has. Test is not looked at.
+The first try of a method is its recipe as it is, and the best one is what the recipe has. The test split is not used.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Run notebooks and store what they show: python notebooks/store.py [NAME.ipynb ...]
 
-Progress bars and warnings are left out, and so are the names of temporary folders: they are of one machine and one run.
+Progress bars, warnings and the names of temporary folders are left out: they belong to one machine and one run.
 """
 
 import re
@@ -32,7 +32,7 @@ def kept(output: dict) -> dict | None:
 
 
 def store(path: Path) -> float:
-    """Run a notebook and write it with its outputs; seconds that it took."""
+    """Run a notebook and write it with its outputs; returns the seconds that it took."""
     notebook = nbformat.read(path, as_version=4)
     start = time.monotonic()
     NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(FOLDER)}}).execute()

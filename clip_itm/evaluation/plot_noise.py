@@ -13,8 +13,8 @@ def plot_noise(rows: Sequence[dict], path: str | Path, title: str) -> bool:
     """Plot rows of one protocol and stage (from `summarise`: method, noise, level, rsum, rsum_std) as a PNG.
 
     A panel per level that has several ratios; rows without noise are in all of them. The bands are one sample standard
-    deviation over seeds. Returns False, and writes nothing, if matplotlib is missing, no level has several ratios, or there are
-    more methods than colours.
+    deviation over seeds. Returns False, and writes nothing, if matplotlib is missing, no level has several ratios, or
+    there are more methods than colours.
     """
     methods = dict.fromkeys(row["method"] for row in rows)
     panels = {level: [row for row in rows if row["level"] == level or not row["noise"]] for level in levels_of(rows)}
