@@ -227,7 +227,7 @@ def differences(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) 
 
 
 def in_processes(count: int, cases: list[str]) -> dict[str, np.ndarray]:
-    """What `find` finds in so many gloo processes."""
+    """What `find` finds in `count` gloo processes."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         out = str(Path(folder) / "found.npz")

@@ -28,7 +28,7 @@ def serve(
 
     Without `host` it is 127.0.0.1, or what a Space sets; without `port` the first free one from 7860. Requests for
     another host are refused, except for `other_names`, under which a proxy may show it. `routes` are answered besides
-    the app. Raises ValueError if the port cannot be had, and for what is no name.
+    the app. Raises ValueError if the port is not available, and for what is no name.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     names = None if os.environ.get("SPACE_ID") else Names.of(host, other_names)  # a Space is public
@@ -86,7 +86,7 @@ def launch(
 def ended_like_ctrl_c() -> Iterator[None]:
     """SIGTERM and SIGHUP raise KeyboardInterrupt, too, unless they have a handler already."""
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    own = threading.current_thread() is threading.main_thread()  # other threads may not
+    own = threading.current_thread() is threading.main_thread()  # only that one may set handlers
     taken = [index for index in known if own and signal.getsignal(index) is signal.SIG_DFL]
     for index in taken:
         signal.signal(index, signal.default_int_handler)

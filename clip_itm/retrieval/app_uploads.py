@@ -26,12 +26,12 @@ class Uploads:
         self.under_way = 0  # bytes
 
     def has_room(self, size: int) -> bool:
-        """Whether so many bytes may come in addition to those that are under way."""
+        """Whether `size` bytes may come in addition to those under way."""
         return self.under_way + size <= self.most_bytes
 
     @contextmanager
     def coming(self, size: int) -> Iterator[None]:
-        """Count so many bytes as under way, while they come in."""
+        """Count `size` bytes as under way, while they come in."""
         self.under_way += size
         self.make_room()
         try:

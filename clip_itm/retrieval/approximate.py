@@ -32,14 +32,14 @@ LARGEST_TAIL_PART = 1 / 16  # or this part of all: every change rewrites the who
 HNSW_NEIGHBOURS = 32  # links per vector and level, twice as many on the lowest: what hundreds of dimensions need
 HNSW_CONSTRUCTION = 80  # candidates of an insertion: 160 doubles the time and adds 0.001 of recall
 HNSW_SEARCH = 128  # candidates of a query, at least twice top_k: recall@10 of 0.999 on clustered vectors
-HNSW_SHORTLIST = 4  # times top_k is scored exactly: float16 swaps close neighbours only
+HNSW_SHORTLIST = 4  # times top_k are scored exactly: float16 swaps only close neighbours
 
 IVF_LISTS = 4  # times the root of the number of vectors: comparing centroids then costs about as much as scanning lists
 IVF_TRAINING = 39  # vectors per centroid, the fewest that faiss considers enough
 IVF_PROBED = 64  # lists that a query scans at most: recall is lost at borders between lists
 PQ_WIDTH = 8  # dimensions per byte
 PQ_CODES = 256
-IVF_SHORTLIST = 40  # times top_k is scored exactly: codes of one byte for 8 dimensions order neighbours badly
+IVF_SHORTLIST = 40  # times top_k are scored exactly: codes of one byte for 8 dimensions order neighbours badly
 FEWEST_FOR_IVF = IVF_TRAINING * PQ_CODES
 
 

@@ -1,8 +1,8 @@
 """Bringing an index up to date with a gallery: what is already there and has not changed is not encoded again.
 
 An item is identified by what it was made from: a caption by its text, an image by the content of its file. If size and
-times of a file are the same, it counts as unchanged without being read; if they differ, the content decides. What is
-behind a URL is not fetched again to compare.
+times of a file are the same, it counts as unchanged without being read; if they differ, the content decides. An
+image at a URL is not fetched again to compare.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -55,7 +55,7 @@ class QdrantIndex(SearchIndex):
     def __init__(self, address: str, modality: str | None = None, model_sha256: str | None = None):
         self.address = address
         self._client, self._collection = connect(address)
-        self._close = weakref.finalize(self, self._client.close)  # at exit; later, an embedded client fails to close
+        self._close = weakref.finalize(self, self._client.close)  # at exit if not before: embedded ones fail later
         with self._naming():
             known = self._client.collection_exists(self._collection)
             info = self._client.get_collection(self._collection) if known else None

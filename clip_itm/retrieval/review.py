@@ -116,7 +116,7 @@ class Review:
             return np.arange(len(self.table))
         if order == "sample":
             return np.array([self.row_of(pair) for pair in self._weights], dtype=np.int64)
-        # here, as it imports for seconds what the order "worst" does not need
+        # imported here: it takes seconds, and the order "worst" does not need it
         from clip_itm.auditing.sampling import most_informative
         from clip_itm.training.clean_probability import CleanProbability
 

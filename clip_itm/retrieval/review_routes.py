@@ -49,7 +49,7 @@ def review_routes(review: Review) -> list[Route]:
             return refused(HTTPStatus.NOT_FOUND, "this audit has no such pair", pairs=list(error.args))
         except OSError as error:
             return refused(HTTPStatus.INSUFFICIENT_STORAGE, f"{review.file.path.name}: {error.strerror or error}")
-        except ValueError as error:  # where the file is remains private
+        except ValueError as error:  # the path of the file remains private
             why = str(error).replace(str(review.file.path), review.file.path.name)
             return refused(HTTPStatus.BAD_REQUEST, why)
 

@@ -20,7 +20,7 @@ KEPT_OPEN = 75  # seconds without a request
 def serve_review(review: Review, host: str, port: int, other_names: Sequence[str] = ()) -> None:
     """Run until Ctrl-C or SIGTERM; requests for names that are not its own are refused (`app_guard.py`).
 
-    Raises ValueError if the port cannot be had, and for what is no name.
+    Raises ValueError if the port is not available, and for what is no name.
     """
     names = Names.of(host, other_names)
     others = [
@@ -36,7 +36,7 @@ def serve_review(review: Review, host: str, port: int, other_names: Sequence[str
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens before its address is printed. Raises ValueError if the port cannot be had."""
+    """A socket that listens before its address is printed. Raises ValueError if the port is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host.strip("[]"), port), family=family)

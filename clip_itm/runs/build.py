@@ -117,7 +117,7 @@ def val_metrics(
     compute_metrics: ComputeMetrics | None = None,
     captions: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Recall on val, and what `compute_metrics` adds. Raises ValueError if that is no dict of numbers by new names."""
+    """Recall on val, and what `compute_metrics` adds; ValueError unless that is a dict of numbers under new names."""
     protocol = PROTOCOLS["all"] if captions is None else EqualCaptions(captions)
     (part,) = protocol.select(EmbeddedSplit(embeddings.images, embeddings.texts, embeddings.caption_image))
     ranks = protocol.rank(part, scoring(model), None, None)
@@ -135,10 +135,7 @@ def val_metrics(
 
 
 def zero_shot_metric(recipe: Recipe, data: TrainingData, encoder: Encoder) -> Callable[[], dict[str, float]]:
-    """A function that returns the accuracy on the class photos that the guard watches, under the current weights.
-
-    It returns {} if there are no such photos.
-    """
+    """A function that returns the current accuracy on the class photos that the guard watches; {} without them."""
     classes = data.classes
     if classes is None:
         return dict

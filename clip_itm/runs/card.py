@@ -278,7 +278,7 @@ NO_LICENCE = "None is given for the weights: whoever shares them says under whic
 
 
 def licence_section(metadata: Mapping[str, str]) -> str:
-    """`metadata`: `license` and the like of the card, empty where no licence is known."""
+    """`metadata`: `license` and the like of the card, empty if no licence is known."""
     weights = NO_LICENCE if not metadata else licence_of_weights(metadata.get("license_name", metadata["license"]))
     return f"""## Requirements and licence
 

@@ -22,7 +22,7 @@ DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}
 
 
 def card_data(recipe: Recipe, results: dict) -> ModelCardData:
-    """Metadata of a run: base models and data set where they have names on the Hub, results with intervals.
+    """Metadata of a run: base models and data set if they have names on the Hub, results with intervals.
 
     A split that is too small gives no results: the Hub ranks models by them.
     """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clip_itm.reading import read_json, reading
 
-# since version 0.1.0; the values are unchanged
+# names of version 0.1.0 and those of today; the values are unchanged
 RENAMED = {"best_dev_rsum": "best_val_rsum", "dev_history": "val_history", "photos": "images", "left_out": "skipped"}
 STAGES = ("zero_shot", "best", "last")
 OF_RESULT = ("protocol", "images", "captions", "metrics", "intervals", "tie_gap", "folds", "bootstrap")

@@ -174,7 +174,7 @@ def _save(model: ItmModel, folder: Path) -> None:
 
 
 def _data(data: Any, keys: dict[str, Any], path: Path) -> Any:
-    """The `data` section, or what is in memory; the error for an unknown argument names the nearest one."""
+    """The `data` section, or what is in memory; the error for an unknown argument names a similar one."""
     if isinstance(data, DataSection) or (isinstance(data, Mapping) and "source" in data):
         known: list[str] = []
     else:
