@@ -165,7 +165,7 @@ def run_photos(stored: list[dict], processor, batch_size: int) -> tuple[int, int
 def run_pairs(dataset: PairDataset, mode: str, split: Split, args: argparse.Namespace) -> tuple[int, int]:
     sampler = PairBatchSampler(split.pairs.image, mode, args.batch_size, CAPTIONS_PER_PHOTO)
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=as_it_is, num_workers=args.workers)
-    sizes = [(len(batch["pixel_values"]), len(batch["photo"])) for batch in loader]
+    sizes = [(len(batch["pixel_values"]), len(batch["image_index"])) for batch in loader]
     return tuple(np.sum(sizes, axis=0).tolist())
 
 

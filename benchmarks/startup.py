@@ -43,7 +43,7 @@ except SystemExit as ended:
 with open(sys.argv[1], "w", encoding="utf-8") as file:
     file.write(str(len(sys.modules)))
 """
-SAMPLE = ["--data.source", "sample", "--data.train_photos", "16", "--data.val_photos", "8", "--data.test_photos", "8"]
+SAMPLE = ["--data.source", "sample", "--data.train_images", "16", "--data.val_images", "8", "--data.test_images", "8"]
 
 
 def make_model(folder: Path) -> None:
