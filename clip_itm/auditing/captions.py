@@ -1,15 +1,15 @@
-"""Captions that say nothing of a photo, whatever the photo: found in the text alone, before any model.
+"""Captions that say nothing about any photo: found from the text alone, before any model runs.
 
-Rules are narrow on purpose. A caption falls under the first one that fits, so that the groups add up:
+The rules are narrow on purpose. The first one that fits a caption decides, so that the groups add up:
 
-    file name      a name that a camera, a phone or a program gave: "IMG_2031", "DSC0001.jpg"
+    file name      a name given by a camera, a phone or a program: "IMG_2031", "DSC0001.jpg"
     link           an address and hardly anything else
     interface      words of the page around a photo: "click to enlarge", "image not available"
-    placeholder    words that stand for a caption: "untitled", "caption"
-    no words       nothing, digits, punctuation, one letter
+    placeholder    words in place of a caption: "untitled", "caption"
+    no words       nothing but digits, punctuation or one letter
     same text      one text under many photos
-    frame          a text whose beginning or end stands under many photos, and whose words stand nowhere else
-    language       another language than that of most captions (`languages.py`)
+    frame          a beginning or end that many captions share, in words that hardly occur elsewhere
+    language       a language other than that of most captions (`languages.py`)
 """
 
 import re
@@ -23,11 +23,11 @@ from clip_itm.auditing.languages import foreign
 
 REPEATED = 10  # photos with one text, at least,
 REPEATED_PART = 0.002  # and this part of all: on COCO "a man riding a wave on top of a surfboard" is right 100 times
-FRAME_WORDS = 3  # of a beginning or an end, at least
+FRAME_WORDS = 3  # the shortest beginning or end
 LONGEST_FRAME = 30  # words
-FRAME_PART = 0.005  # of the photos, and at least REPEATED of them
-BOUND = 0.95  # of the texts with a word of a frame have the frame, so that the word is bound to it,
-BOUND_WORDS = 2  # of that many words at least: those of "a man in a red shirt" are elsewhere too, "group" is not
+FRAME_PART = 0.005  # of the photos have a frame, and at least REPEATED of them
+BOUND = 0.95  # a word is bound to a frame if this fraction of the texts with the word have the frame
+BOUND_WORDS = 2  # the fewest bound words of a frame: those of "a man in a red shirt" occur elsewhere, "group" does not
 
 ENDINGS = frozenset(
     "jpg jpeg png gif bmp tif tiff webp heic heif avif svg raw cr2 cr3 nef arw dng psd pdf mp4 mov avi webm".split()  # noqa: SIM905
@@ -40,7 +40,7 @@ CAMERA = re.compile(
 )
 IDENTIFIER = re.compile(r"(?=(?:\D*\d){4})(?=\S*[\d_])[A-Za-z0-9_-]{6,}")  # one word with four digits
 LINK = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\w+|[\w-]+\.(?:com|net|org|edu|gov|info|shop)\b\S*", re.IGNORECASE)
-LINK_WORDS = 2  # beside a link, at most
+LINK_WORDS = 2  # next to a link, at most
 
 _PHOTO = r"(?:images?|photos?|pictures?|pics?|thumbnails?|videos?)"
 INTERFACE = re.compile(
@@ -70,7 +70,7 @@ PLACEHOLDERS = frozenset(
 
 
 class _Separators(dict):
-    """For `str.translate`: marks, symbols and white space to a space, invisible characters to nothing."""
+    """For `str.translate`: turns marks, symbols and white space into spaces, and drops invisible characters."""
 
     def __missing__(self, code: int) -> str:
         category = unicodedata.category(chr(code))
@@ -82,7 +82,7 @@ _SEPARATORS = _Separators()
 
 
 def cleaned(text: str) -> str:
-    """The words of a text, which the rules read: one case, one form of each character, no punctuation at all.
+    """The words of a text as the rules read them: one case, one form of each character, no punctuation.
 
     Example:
         >>> cleaned(" A  dog, running. ") == cleaned("a dog running")
@@ -92,11 +92,11 @@ def cleaned(text: str) -> str:
 
 
 def caption_faults(captions: Sequence[str], image: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Pairs by rule and, within a rule, by what they have in common: ascending int64 arrays; no rule without pairs.
+    """Pairs by rule and, within a rule, by what they have in common, as ascending int64 arrays.
 
-    `captions` [N] of the pairs and `image` int64 [N], their photos. Within "same text" and "frame" a key is the text
-    (a frame with "..." where it goes on), within "language" the language, elsewhere "". The largest first.
-    Raises ValueError where the two differ in length.
+    `captions` [N] of the pairs; `image` int64 [N], their photos. Inner keys are the text for "same text" and "frame"
+    (with "..." where captions continue), the language for "language", else "". The largest groups come first; rules
+    without pairs are left out. Raises ValueError if the two differ in length.
 
     Example:
         >>> caption_faults(["a red mug", "IMG_2031"], np.array([0, 1]))
@@ -134,7 +134,7 @@ def caption_faults(captions: Sequence[str], image: np.ndarray) -> dict[str, dict
 
 
 def _empty(text: str, key: str) -> str | None:
-    """The rule under which one caption falls by itself."""
+    """The rule that one caption meets by itself, or None."""
     stem, _, ending = text.rpartition(".")
     if (stem and ending.casefold() in ENDINGS and not stem[-1].isspace() and len(text.split()) <= 4) or (
         CAMERA.fullmatch(text) or IDENTIFIER.fullmatch(text)
@@ -198,7 +198,7 @@ def _bound(frame: tuple[str, ...], spread: Counter, count: int) -> int:
 
 
 def _longest_frame(texts: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The longest beginning that nearly all of some texts with the same first words share, and those that have it."""
+    """The longest beginning shared by nearly all `texts` (with the same first words), and the texts that have it."""
     size = FRAME_WORDS
     while size < LONGEST_FRAME:
         following = Counter(text[size] for text in texts if len(text) > size + 1).most_common(1)

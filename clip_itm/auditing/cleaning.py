@@ -31,13 +31,13 @@ def kept_pairs(
     budget: int | None = None,
     by_marks: bool = False,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """bool [N], which pairs stay, and the rule in words of `cleaned.json`.
+    """bool [N], which pairs stay, and the rule as `cleaned.json` has it.
 
-    below: those of a lower probability go. drop_fraction: that share goes, the most suspicious ones. down_weight: none
-    goes. by_marks: those go that were marked wrong. Without any of them, as many go as there are wrong ones by the
-    estimate, and of these `budget` at most. Raises ValueError for `by_marks` without a mark of these pairs.
+    below: pairs with a lower probability go. drop_fraction: this share goes, the most suspicious pairs. down_weight:
+    none goes. by_marks: pairs marked wrong go. Without any of these, as many pairs go as the estimate finds wrong, but
+    at most `budget`. Raises ValueError for `by_marks` without a mark of these pairs.
 
-    Whatever the rule, pairs that were marked wrong go first, and those that were marked right, or fixed, stay.
+    Whatever the rule, pairs marked wrong go first, and those marked right or fixed stay.
     """
     count = len(audit.clean.values)
     keep = np.ones(count, dtype=bool)
@@ -69,13 +69,13 @@ def kept_pairs(
 
 
 def objections(audit: Audit, keep: np.ndarray, out: LeftOut) -> list[str]:
-    """What speaks against leaving out the pairs that are not kept (bool [N]), and those that are left `out` for their
-    groups, too: a sentence each, none if all is well.
+    """Objections to leaving out these pairs, a sentence each; none if all is well.
 
-    Groups do not count towards the interval, and photos that go as copies may lose all captions.
+    keep: bool [N]. out: what is also left out because of its groups; these pairs do not count towards the interval, and
+    photos that go as copies may lose all captions.
     """
     found, dropped = [], int((~keep).sum())
-    doubtful = ~keep & ~said(audit)[0]  # a person said so of the others
+    doubtful = ~keep & ~said(audit)[0]  # for the others, a person said so
     allowed = int(np.ceil(audit.most * len(keep)))
     if dropped > allowed:
         found.append(
@@ -99,7 +99,7 @@ def objections(audit: Audit, keep: np.ndarray, out: LeftOut) -> list[str]:
 
 
 def beside_the_line(audit: Audit, keep: np.ndarray, shown: int = SHOWN) -> tuple[list[dict], list[dict]]:
-    """Rows of the table: the last ones that go, and the first ones that stay, both nearest to the line first."""
+    """Rows of the table: the last ones that go and the first ones that stay, both nearest to the line first."""
     order = audit.clean.order()
     stays = keep[order]
     last = np.flatnonzero(~stays)[::-1][:shown]
@@ -121,7 +121,7 @@ def clean(
     copy_images: bool = False,
     force: bool = False,
 ) -> dict[str, int]:
-    """The data without the pairs that `kept_pairs` leaves out, into an empty folder: see `write_kept`."""
+    """Write the data without the pairs that `kept_pairs` leaves out into an empty folder: see `write_kept`."""
     keep, rule = kept_pairs(audit, below, drop_fraction, down_weight, budget, by_marks)
     settings = {"down_weight": down_weight, "copy_images": copy_images, "force": force}
     return write_kept(audit, keep, rule, left_out(audit, leave_out), Path(folder), layout, **settings)
@@ -139,10 +139,10 @@ def write_kept(
     copy_images: bool = False,
     force: bool = False,
 ) -> dict[str, int]:
-    """`keep` bool [N], by `rule`, as data in a layout (`data/cleaned_layouts.py`): how many pairs and photos stayed.
+    """Write the pairs of `keep` bool [N] in a layout (`data/cleaned_layouts.py`); returns counts of pairs and photos.
 
-    out: what goes for its groups, too (`left_out`). down_weight: captions weigh their probability. Raises ValueError
-    with what speaks against it, unless `force`.
+    rule: how `keep` was made. out: what also goes because of its groups (`left_out`). down_weight: captions are
+    weighted by their probability. Raises ValueError with the `objections`, unless `force`.
     """
     against = objections(audit, keep, out) if keep.any() else []
     if against and not force:

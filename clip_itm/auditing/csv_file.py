@@ -10,14 +10,14 @@ from pyarrow import csv
 from clip_itm.auditing.rows import AT_ONCE
 from clip_itm.files import replacing
 
-FORMULA = r"^(['=+\-@\t\r\n＝＋－＠])"  # how a text begins that a spreadsheet may execute, or that looks escaped
+FORMULA = r"^(['=+\-@\t\r\n＝＋－＠])"  # beginnings of texts that a spreadsheet may execute, or that look escaped
 
 
 def write_csv(path: Path, table: pa.Table) -> None:
-    """Every row, a header, lines that end in CR LF; nothing for null.
+    """Write a header and every row, with lines that end in CR LF; null is an empty cell.
 
-    A text that begins with = + - @, a tab, a line break or an apostrophe gets an apostrophe before it: taken off, it is
-    the text again. Lists are JSON.
+    A text that begins with = + - @, a tab, a line break or an apostrophe gets an apostrophe in front; taking it off
+    gives the text back. Lists are JSON.
     """
     options = csv.WriteOptions(eol="\r\n", quoting_style="needed")
     with replacing(path) as temporary:

@@ -1,8 +1,8 @@
-"""Near-duplicate photos and captions, within a split and across splits, in memory of a block.
+"""Near-duplicate photos and captions, within a split and across splits, one block in memory at a time.
 
 Links are found first, by hash (`near_hashes`), by embedding (`near_vectors`) or by text (`equal_texts`), then gathered
 (`gather`). A group is a star: one photo, and those near to it. Connected components would chain the frames of a film,
-the first and the last of which have nothing in common; in a star no two are further apart than two links.
+though the first and the last have nothing in common; in a star no two are more than two links apart.
 """
 
 import numpy as np
@@ -14,11 +14,11 @@ from clip_itm.auditing.photo_hash import BITS, PhotoHashes
 from clip_itm.evaluation.ranking import BLOCK_BYTES
 from clip_itm.precision import exact_float32
 
-RADIUS = 8  # bits of 63: resized, compressed again, lighter, 2 % cut off; equal halves make distances even
+RADIUS = 8  # bits of 63: resized, recompressed, lighter, 2 % cut off; halves of equal size make all distances even
 ALIKE = 0.9  # correlation of the small pictures; of Flickr8k's 33 million pairs of photos only a copy passes both
-LINKS = 50  # a photo has to earlier ones by embedding at most, the nearest: identical ones would have all with all
-NEAR_PART = 8  # vectors are near at an eighth of the distance at which a photo has its tenth neighbour
-NEIGHBOUR, SAMPLE = 10, 1000  # the tenth, so that up to nine copies do not count; of a sample
+LINKS = 50  # by embedding, from a photo to the nearest earlier ones: identical photos would all link to each other
+NEAR_PART = 8  # vectors are near within an eighth of a photo's distance to its tenth neighbour
+NEIGHBOUR, SAMPLE = 10, 1000  # the tenth, so that up to nine copies do not count; photos in the sample
 ROWS, COLUMNS = 1024, 4096  # cosines at once: what they are compared with stays in the cache
 COMPARED = 2**22  # hashes at once
 
@@ -26,7 +26,7 @@ COMPARED = 2**22  # hashes at once
 def near_hashes(hashes: PhotoHashes, radius: int = RADIUS, alike: float = ALIKE) -> np.ndarray:
     """Links int64 [E, 2] of photos whose hashes differ in at most `radius` bits, and whose small pictures correlate.
 
-    The smaller number first, ascending. Of photos with one hash, each is linked to the first only.
+    The smaller number is first; links ascend. Photos with equal hashes are linked only to the first of them.
     """
     usable = np.flatnonzero(hashes.usable)
     bits, first, inverse = np.unique(hashes.bits[usable], return_index=True, return_inverse=True)
@@ -38,9 +38,9 @@ def near_hashes(hashes: PhotoHashes, radius: int = RADIUS, alike: float = ALIKE)
 
 
 def near_bits(bits: np.ndarray, radius: int) -> np.ndarray:
-    """Places int64 [E, 2] of different `bits` uint64 [U], of 63 bits, at most `radius` bits apart.
+    """Places int64 [E, 2] of distinct `bits` uint64 [U], 63 bits each, that are at most `radius` bits apart.
 
-    Cut into `radius` + 1 parts, two such numbers have one part in common: only numbers with an equal part are compared.
+    Cut into `radius` + 1 parts, two such numbers share at least one part: only numbers with an equal part are compared.
     """
     parts = np.array_split(np.arange(BITS, dtype=np.uint64), radius + 1)
     found = [np.empty((0, 2), dtype=np.int64)]
@@ -71,8 +71,8 @@ def _is_first_part(bits: np.ndarray, links: np.ndarray, earlier: list[np.ndarray
 def near_vectors(vectors: Tensor, threshold: float, group: np.ndarray | None = None) -> np.ndarray:
     """Links int64 [E, 2] of unit `vectors` [M, D] with a cosine of at least `threshold`, the smaller number first.
 
-    group: int64 [M]; what is of one group is not linked (captions of one photo). Each vector keeps the nearest `LINKS`
-    of those before it, the first of equally near ones. Time grows with the square of M: minutes for 200,000 of 256.
+    group: int64 [M]; members of one group (captions of one photo) are not linked. Each vector keeps its links to the
+    nearest `LINKS` before it, the first on a tie. Time grows with the square of M: minutes for 200,000 vectors of 256.
     """
     vectors = vectors.float()
     own = None if group is None else torch.as_tensor(group)
@@ -102,7 +102,7 @@ def near_vectors(vectors: Tensor, threshold: float, group: np.ndarray | None = N
 def threshold_of(vectors: Tensor, seed: int = 0) -> float:
     """A cosine for `near_vectors`, from the unit `vectors` [M, D] themselves: every model has its own.
 
-    1 - cosine is an eighth of what it is, in the median of a sample, to the tenth nearest. 1 for ten vectors or fewer.
+    1 - cosine is an eighth of that to the tenth nearest vector, by the median of a sample. 1 for ten vectors or fewer.
     """
     vectors = vectors.float()
     if len(vectors) <= NEIGHBOUR:
@@ -118,17 +118,17 @@ def threshold_of(vectors: Tensor, seed: int = 0) -> float:
 
 
 def equal_texts(text_id: np.ndarray) -> np.ndarray:
-    """Links int64 [E, 2] of captions with equal texts (int64 [N], of `number_captions`): each to the first."""
+    """Links int64 [E, 2] of captions with equal texts (int64 [N], from `number_captions`): each to the first."""
     _, first, inverse = np.unique(text_id, return_index=True, return_inverse=True)
     links = np.stack([first[inverse], np.arange(len(text_id))], axis=1)
     return links[links[:, 0] < links[:, 1]]
 
 
 def gather(links: np.ndarray, count: int) -> list[np.ndarray]:
-    """Groups of `count` items by their links int64 [E, 2]: ascending int64 arrays of two items and more.
+    """Groups of `count` items by their links int64 [E, 2], as ascending int64 arrays of at least two items.
 
-    The item with most links that are still open takes all these (of equal ones the smaller number), then the next; an
-    item is in one group.
+    The item with the most open links takes all its open neighbours (the smaller number on a tie), then the next; an
+    item is in one group at most.
 
     Example:
         >>> gather(np.array([[0, 1], [1, 2], [2, 3], [3, 4]]), 6)  # a chain of five: the ends are not together
@@ -141,7 +141,7 @@ def gather(links: np.ndarray, count: int) -> list[np.ndarray]:
     open_links = np.array([len(near) for near in neighbours])
     free = np.ones(count, dtype=bool)
     groups = []
-    # links only close: who has most is found in buckets by their number, from above
+    # links only close, so buckets by the number of open links, from above, find the item with the most
     buckets: list[list[int]] = [[] for _ in range(open_links.max() + 1)]
     for item in np.flatnonzero(open_links)[::-1].tolist():
         buckets[open_links[item]].append(item)
@@ -163,7 +163,7 @@ def gather(links: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def across(groups: list[np.ndarray], split: np.ndarray) -> list[np.ndarray]:
-    """Those groups whose items are of several splits (`split` [M], a number or a name for each item): leaks."""
+    """Leaks: the groups whose items are from several splits (`split` [M], a number or a name for each item)."""
     return [members for members in groups if len(np.unique(split[members])) > 1]
 
 

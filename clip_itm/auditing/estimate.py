@@ -1,4 +1,4 @@
-"""How many captions are wrong and which, from embeddings: every score that can be had, by the same made mismatches."""
+"""How many captions are wrong, and which, from embeddings: all available scores, by the same made mismatches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,17 +16,17 @@ from clip_itm.calibration.scores import BLOCK, FoldScores, Score, made_mismatche
 from clip_itm.calibration.siblings import has_siblings
 from clip_itm.distributed import process_index
 
-CANDIDATES = 50_000  # with more pairs than these, each is compared with so many at random
-FEW_CANDIDATES = 1_000  # the same of similarities that are no dot products
-MISFIT = 0.02  # how far the share that a score implies may lie outside of the interval
+CANDIDATES = 50_000  # with more pairs than this, each is compared with this many at random
+FEW_CANDIDATES = 1_000  # the same for similarities that are not dot products
+MISFIT = 0.02  # how far the share that a score implies may be outside the interval
 
 
 @dataclass(frozen=True, eq=False)
 class PairScore:
     """One score of N pairs: `suspicion` float64 [N], larger is more suspicious, NaN where it is not defined.
 
-    `probability` float64 [N]: that a pair is right; NaN where the score is not defined; None where the score only
-    ranks, for the reason `why`.
+    `probability` float64 [N]: that a pair is right; NaN where the score is not defined; None if the score only ranks,
+    for the reason `why`.
     """
 
     suspicion: np.ndarray
@@ -36,11 +36,11 @@ class PairScore:
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """What was found of N pairs: scores by name, the `default` one first, and how many captions are wrong.
+    """What was found for N pairs: scores by name, the `default` one first, and how many captions are wrong.
 
-    `share`, `low`, `high`: the share of wrong pairs and its 95 % interval; 0 where no random mismatches were found,
-    and then every probability is 1. `missing`: name of a score -> why it is not there. `is_weak`: the judge ranks too
-    many right pairs like mismatches to tell how many are wrong; then `share` and `low` are 0, and `high` is all that is
+    `share`, `low`, `high`: the share of wrong pairs and its 95 % interval; `share` is 0 if no random mismatches were
+    found, and then every probability is 1. `missing`: name of a score -> why it is missing. `is_weak`: the judge ranks
+    too many right pairs like mismatches to tell how many are wrong; then `share` and `low` are 0, and only `high` is
     known.
     """
 
@@ -57,7 +57,7 @@ class Estimate:
 
     @property
     def probability(self) -> np.ndarray:
-        """That of the default score."""
+        """The probability of the default score."""
         found = self.scores[self.default].probability
         assert found is not None, "the default score is calibrated"
         return found
@@ -83,12 +83,12 @@ def estimate(
     image, text: int64 [N], the image of every pair, and a number that equal captions share.
     scale: positive factor of similarities, such as exp(logit_scale).
     score: similarities [p, b], rows are images.
-    vectors: unit vectors of captions, from `texts`; None where `texts` are unit vectors compared by their dot product,
+    vectors: unit vectors of captions, from `texts`; None if `texts` are unit vectors compared by their dot product,
         which LEMoN needs.
     has_loss: whether the contrastive loss is a score, too (it is what the model of a run was trained on).
     seed: of mismatches, candidates and bootstrap. candidates, equal: see `score_pairs`.
 
-    Raises ValueError for fewer than two images, and where all captions are the same.
+    Raises ValueError for fewer than two images, and if all captions are the same.
     """
     generator = np.random.default_rng([seed, len(image)])
     mismatch = made_mismatches(image, generator, equal)
@@ -132,7 +132,7 @@ def calibrated(
 ) -> Estimate:
     """Probabilities of all scores by one made null; the default is crossfit's z, which `fold` has.
 
-    With the evidence of the other captions of an image, unless these are wrong together.
+    It includes the evidence of an image's other captions, unless these are wrong together.
     """
     null = made_null([fold], len(fold.z), seed, is_made)
     scores = {name: pair_score(both, null) for name, both in found.items()}
@@ -143,10 +143,10 @@ def calibrated(
 
 
 def pair_score(both: Scores, null: MadeNull) -> PairScore:
-    """Probabilities of a score, unless the judge is weak, or they contradict the share: then wrong pairs are not like
-    the mismatches to it.
+    """A score with its probabilities, unless the judge is weak or they contradict the share.
 
-    So it is of siblings, where all captions of an image are wrong together and say the same.
+    If they do, wrong pairs are not like the mismatches to this score: so it is with siblings if all captions of an
+    image are wrong together and say the same.
     """
     if null.is_weak:
         return PairScore(both.pairs, None, "the model knows such photos too little")

@@ -23,7 +23,7 @@ RESERVED = ("id", "label", "confidence", "logits", "tags")  # of a label of Fift
 
 
 def write_samples(folder: Path, table: pa.Table, photos: list[str], threshold: float) -> None:
-    """`data.json` (a path for each sample) and `labels.json` into `folder`; samples have the rank of the pair as name.
+    """Write `data.json` (a path for each sample) and `labels.json` into `folder`; a sample is named by its pair's rank.
 
     photos: path of every image of the split [P]. threshold: a pair below it is called wrong.
     """

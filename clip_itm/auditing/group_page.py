@@ -18,7 +18,7 @@ NO_PHOTOS = "no captions without content (there are no photos to compare)"
 
 
 class Example(NamedTuple):
-    """A photo of a group. `split`: where it is from, if that matters."""
+    """A photo of a group. `split`: which one it is from, if that matters."""
 
     image_id: str
     captions: list[str]
@@ -34,7 +34,7 @@ class ShownGroup(NamedTuple):
 
 
 def shown_groups(audit: Audit) -> tuple[list[Group], list[tuple[str, int, int]]]:
-    """At most `SHOWN` of a kind, and of what is left out the kind, the number of groups and that of pairs."""
+    """At most `SHOWN` groups of a kind; for the others: kind, number of groups, number of pairs."""
     kinds = dict.fromkeys(group.kind for group in audit.groups)
     of_kind = {kind: [group for group in audit.groups if group.kind == kind] for kind in kinds}
     rest = [
@@ -46,12 +46,12 @@ def shown_groups(audit: Audit) -> tuple[list[Group], list[tuple[str, int, int]]]
 
 
 def nothing_found(audit: Audit) -> str:
-    """What was looked for in vain, where there are no groups."""
+    """What was looked for in vain, if there are no groups."""
     return NOTHING if len(audit.photos) else NO_PHOTOS
 
 
 def with_examples(audit: Audit, groups: list[Group]) -> list[ShownGroup]:
-    """The first pairs of groups of captions, and the first photos that have copies."""
+    """Groups with examples: the first pairs of groups of captions, and the first photos that have copies."""
     image = audit.split.pairs.image
     parts = [
         [part[:COPIES] for part in group.parts[:PARTS]] if group.parts else [group.pairs[:PAIRS]] for group in groups

@@ -1,4 +1,4 @@
-"""What is wrong with many pairs for one reason: groups to decide on at once, before single pairs are looked at."""
+"""Groups of pairs that share a fault, to be decided on at once, before single pairs are looked at."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Group:
     """Pairs that share a fault. A pair may be in several groups.
 
     `kind`: the rule, such as "file name". `title`, `sentence` (why) and `advice` (what to do) are for people; all three
-    may quote a caption, which is text of others: show it through `visible`. `pairs` int64, ascending. `parts`: what
+    may quote a caption, which is untrusted text: show it through `visible`. `pairs` int64, ascending. `parts`: what
     belongs together within the group, int64 arrays of photos ("leak", "copies", "similar") or of pairs ("alike").
     """
 
@@ -40,18 +40,18 @@ class Words(NamedTuple):
 LEAVE_OUT = "They say nothing of the photo: leave them out, or write captions."
 WORDS = {
     "file name": Words("File names", "A camera or a program gave this name, and nobody described the photo.", ""),
-    "link": Words("Links", "The caption is an address and hardly a word beside it.", ""),
+    "link": Words("Links", "The caption is an address and hardly anything else.", ""),
     "interface": Words("Words of a page", "The text belongs to the page around the photo, not to the photo.", ""),
     "placeholder": Words("Placeholders", "The text stands where a caption should have been written.", ""),
     "no words": Words("Without words", "Nothing but digits, punctuation or a single letter is left.", ""),
     "same text": Words(
         "The same text: {name}",
-        "It stands under {photos:,} photos, of each of which it can hardly be the description.",
+        "It is the caption of {photos:,} photos, and can hardly describe each of them.",
         "Look at a few photos; if it does not describe them, leave it out everywhere.",
     ),
     "frame": Words(
         "The same {end}: {name}",
-        "{photos:,} photos have it in different captions, and its words hardly stand anywhere else.",
+        "{photos:,} photos have it in different captions, and its words hardly occur anywhere else.",
         "If it says nothing of the photos, cut it off and keep the rest of the captions.",
     ),
     "language": Words(
@@ -82,7 +82,7 @@ ALIKE = Words(
 )
 FIRST = ("file name", "link", "interface", "placeholder", "no words", "same text", "frame", "language")
 EMPTY = FIRST[:6]  # kinds of captions that fit no photo
-KINDS = ("leak", *FIRST, "copies")  # of faults; "similar" and "alike" are to be looked at
+KINDS = ("leak", *FIRST, "copies")  # of faults; "similar" and "alike" are only to be looked at
 
 
 def groups_of(
@@ -93,15 +93,15 @@ def groups_of(
     caption_groups: Sequence[np.ndarray] = (),
     similar_groups: Sequence[np.ndarray] = (),
 ) -> list[Group]:
-    """What is found, in the order in which it is best decided on: leaks, captions without content, copies.
+    """Groups in the order in which they are best decided on: leaks, captions without content, copies.
 
     captions: [N], of the pairs. image: int64 [N], their photos.
-    photo_groups: copies, from `duplicates.gather`. split: the name of each photo's split where the photos of several
-        are numbered together; those of the pairs come first and are all of the first name.
-    similar_groups: photos of the pairs that are near to each other and no copies: often no fault, either.
+    photo_groups: copies, from `duplicates.gather`. split: the name of each photo's split, if the photos of several
+        are numbered together; the photos of the pairs come first, all of the first split.
     caption_groups: pairs whose captions are almost the same, from `duplicates.gather`: often no fault.
+    similar_groups: photos of the pairs that are near to each other but not copies: often no fault, either.
 
-    Nothing found gives an empty list. Raises ValueError for arguments of different lengths.
+    Empty if nothing is found. Raises ValueError for arguments of different lengths.
 
     Example:
         >>> [(group.title, group.pairs.tolist()) for group in groups_of(["a mug", "IMG_2031"], np.array([0, 1]))]
@@ -127,7 +127,7 @@ def groups_of(
 
 
 def kinds_of_pairs(groups: Sequence[Group], count: int) -> pa.ListArray:
-    """For each of `count` pairs the kinds of the groups that it is in, each once, in the order of the groups.
+    """For each of `count` pairs, the kinds of the groups that it is in, each once, in the order of the groups.
 
     Example:
         >>> kinds_of_pairs(groups_of(["a mug", "IMG_2031"], np.array([0, 1])), 2).to_pylist()

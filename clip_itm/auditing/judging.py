@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from clip_itm.runs.trainer import ItmTrainer
 
 METHOD = "score of crossfit under the model, calibrated by made mismatches"
-MIXTURE = "mixture of two components on the losses of the best model"  # of an earlier version, and no probability
+MIXTURE = "mixture of two components on the losses of the best model"  # of an earlier version; not a probability
 ON_ITS_OWN = "an estimate that the run made of its own while it trained"
 
 
@@ -55,12 +55,12 @@ def audit(
 ) -> Audit:
     """Which captions are probably wrong, and how many: all pairs by how suspicious they are.
 
-    audit(run): a trainer that has trained, or the folder of a run: its training pairs, by what the run found of them,
+    audit(run): the training pairs of a trainer that has trained, or of a run folder, by what the run found about them,
     else by its best model. audit(data, model): the pairs of a recipe (an object or a file), a folder, "hub:NAME", a
     `Split`, a `Dataset` or a list of {"image", "caption"}; `model` is what `load_model` takes.
-    overrides: keys of the recipe, such as "--data.root", "FOLDER". split: of the data, which is judged. keys: of the
-    data section, where the data are in memory, such as `caption_column`. marks: a file of what people said of pairs,
-    or several, which the answer heeds.
+    overrides: keys of the recipe, such as "--data.root", "FOLDER". split: the one to judge. keys: of the data section,
+    for data in memory, such as `caption_column`. marks: one or several files of what people said about pairs, which the
+    answer takes into account.
 
     Raises ValueError for a run that is not finished, for data without this split, for fewer than two images, and for
     files that hold no marks.
@@ -86,8 +86,8 @@ def audit(
 def audit_run(folder: Path, overrides: Sequence[str] = (), name: str = "train") -> Audit:
     """Pairs of a finished run. Raises ValueError for a folder without one, and for data that are not those of the run.
 
-    What the run kept of its training pairs comes first where it is calibrated; else its best model judges them, and
-    what is found is kept in the run.
+    What the run kept about its training pairs comes first if it is calibrated; otherwise its best model judges them,
+    and what it finds is kept in the run.
     """
     run = RunFolder(folder)
     recipe = run.recipe(overrides)
@@ -180,8 +180,8 @@ def judge_split(
 ) -> Estimate:
     """All scores of the pairs of a split, with the captions that `noise` gives them, under the encoder's model.
 
-    `captions` int64 [N]: where equal captions fit all of their images, a number that they share (`EqualCaptions`).
-    `embeddings`: of the split, if they have been made.
+    `captions` int64 [N]: a number that equal captions share, if they fit all of their images (`EqualCaptions`).
+    `embeddings`: those of the split, if they have been made.
     """
     embeddings = embeddings or kept_embeddings(encoder, split)
     similarity, device = encoder.model.head.similarity, encoder.model.device
@@ -215,14 +215,14 @@ def as_probabilities(found: Estimate, noise: CaptionNoise, model: str | Path, is
 
 
 def doubtful(found: Estimate) -> Estimate:
-    """Of a model that was trained on the pairs: only the default score keeps its probabilities, which are too high."""
+    """For a model that was trained on the pairs: only the default score keeps its probabilities, which are too high."""
     first, why = found.default, "the model was trained on these pairs"
     scores = {name: PairScore(one.suspicion, None, why) for name, one in found.scores.items() if name != first}
     return replace(found, scores={first: found.scores[first], **scores})
 
 
 def with_kept(found: Estimate, kept: CleanProbability, name: str) -> Estimate:
-    """The scores of a model beside what the run found, which is the default where it is calibrated."""
+    """The scores of a model next to what the run found, which is the default if it is calibrated."""
     suspicion = kept.suspicion().astype(np.float64)
     if not kept.is_calibrated:
         return replace(found, scores={**found.scores, name: PairScore(suspicion, None, ON_ITS_OWN)})
@@ -237,9 +237,9 @@ def with_kept(found: Estimate, kept: CleanProbability, name: str) -> Estimate:
 
 
 def kept_by_run(folder: Path, noise: CaptionNoise) -> CleanProbability | None:
-    """What a run found of its training pairs; None if nothing, or if an audit left it there.
+    """What a run found about its training pairs; None if nothing, or if an audit left it there.
 
-    Raises ValueError when the kept file names other pairs.
+    Raises ValueError if the kept file names other pairs.
     """
     if not (folder / FILE).is_file():
         return None
@@ -250,7 +250,7 @@ def kept_by_run(folder: Path, noise: CaptionNoise) -> CleanProbability | None:
 
 
 def keep(folder: Path, clean: CleanProbability) -> None:
-    """Leave the probabilities in the run, for the audit of another day and for `head.weights` of other runs."""
+    """Leave the probabilities in the run, for later audits and for `head.weights` of other runs."""
     state = process_state()
     if state.is_main_process:
         record_added(folder, FILE)
@@ -277,7 +277,7 @@ def _cache(keys: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _saw(model: str, split: Split) -> bool:
-    """Whether a model is known to have been trained on the captions of this split: its folder says on which."""
+    """Whether a model is known to have been trained on the captions of this split: its folder names them."""
     try:
         folder = model_folder(Path(model))
     except (ValueError, OSError):

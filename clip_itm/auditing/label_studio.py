@@ -13,7 +13,7 @@ import pyarrow as pa
 from clip_itm.auditing.rows import name_of, plain_rows
 from clip_itm.data.formats.label_studio import CAPTION, MARK, PAIR, RIGHT, TEXT, WRONG
 
-TASKS = 10_000  # in a file: Label Studio advises against more than 100,000 in a project
+TASKS = 10_000  # per file: Label Studio advises against more than 100,000 in a project
 PHOTO = "photo"
 CONFIG = f"""<View>
   <Image name="{PHOTO}" value="$image"/>
@@ -42,10 +42,10 @@ README = """Import the tasks into Label Studio, most suspicious first (tasks-000
 
 
 def write_tasks(folder: Path, table: pa.Table, photos: list[str], threshold: float, judge: str) -> None:
-    """`tasks-0001.json` and so on, in the order of the table, `labeling.xml` and `README.txt`, into `folder`.
+    """Write `tasks-0001.json` and so on, in the order of the table, `labeling.xml` and `README.txt` into `folder`.
 
     photos: path of every image of the split [P]. threshold: a pair below it is predicted to be wrong. judge: whose
-    predictions they are. A task has the row of the table as its data.
+    predictions they are. The data of a task is its row of the table.
     """
     root, storages = _roots(photos)
     for number, start in enumerate(range(0, len(table), TASKS), 1):
@@ -80,7 +80,7 @@ def _task(row: dict, path: str, root: str, threshold: float, judge: str) -> dict
 
 
 def _roots(photos: list[str]) -> tuple[str, list[str]]:
-    """The document root, and the storages, which have to lie below it."""
+    """The document root, and the storages, which have to be below it."""
     common = Path(os.path.commonpath([os.path.dirname(path) for path in photos]))
     if common != common.parent:
         return str(common.parent), [str(common)]

@@ -1,15 +1,15 @@
-"""Captions in another language than most: by the script of their letters and, in Latin script, by function words.
+"""Captions in a language other than that of most: by the script of their letters and, in Latin, by function words.
 
-No model and no list of a language's words: twenty small words tell a sentence of one language from that of another,
-and a caption that has none of them ("rugby match") is of no language. What is not among the languages below is found
-only where its script is another one.
+Neither a model nor a dictionary is needed: twenty small words tell sentences of one language from those of another,
+and a caption with none of them ("rugby match") has no language. A language that is not listed below is found only if
+its script differs.
 """
 
 import unicodedata
 from collections import Counter, defaultdict
 from functools import cache
 
-FUNCTION_WORDS = {  # without words that mean something else in English captions: as, no, do, die, den, van, due, i, on
+FUNCTION_WORDS = {  # without those that mean something else in English captions: as, no, do, die, den, van, due, i, on
     "English": "the a an of in on with is are and at to his her through near by while from their",
     "German": "der das ein eine einen einem einer und mit auf ist im dem sind von zwei vor durch neben wird",
     "French": "le la les un une des et avec dans sur est du au aux en deux qui sont devant pour",
@@ -22,17 +22,17 @@ FUNCTION_WORDS = {  # without words that mean something else in English captions
     "Turkish": "bir ve ile bu iki için üzerinde var olan önünde",
 }
 _WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
-FEWEST_WORDS = 2  # different function words, at least,
+FEWEST_WORDS = 2  # distinct function words of a caption, one of them not in OF_NAMES
 OF_NAMES = frozenset(
     ("el", "la", "los", "las", "le", "les", "de", "del", "di", "da", "du", "en", "van")
-)  # and one that is in no name: Los Angeles
+)  # in names, such as Los Angeles
 MAJORITY = 0.5  # of the captions that have a script, or a language, are in it: else there is no majority to differ from
 _SCRIPTS = {"CJK": "Chinese or Japanese", "HIRAGANA": "Chinese or Japanese", "KATAKANA": "Chinese or Japanese"}
 _SCRIPTS |= {"HANGUL": "Korean"}
 
 
 def foreign(texts: dict[int, str]) -> dict[str, list[int]]:
-    """Numbers of cleaned `texts` by language or script, of those that differ from the majority's; ascending.
+    """Ascending numbers of the cleaned `texts` whose language or script is not the majority's, by language or script.
 
     Example:
         >>> foreign({0: "a dog in the snow", 1: "a man on a bike", 2: "ein hund auf dem sofa", 3: "собака на снегу"})
@@ -61,7 +61,7 @@ def foreign(texts: dict[int, str]) -> dict[str, list[int]]:
 
 
 def script_of(text: str) -> str | None:
-    """The script of most letters of a text (of the first one where two have as many), None without letters."""
+    """The script of most letters of a text (the first on a tie), None without letters."""
     counts = Counter(script for letter in text if (script := _script(letter)))
     return counts.most_common(1)[0][0] if counts else None
 
@@ -75,7 +75,7 @@ def _script(character: str) -> str | None:
 
 
 def _language(words: list[str]) -> str | None:
-    """The language with most function words among the different ones of a caption."""
+    """The language with the most distinct function words in a caption."""
     distinct = set(words)
     hits = {language: len(distinct & own) for language, own in _WORDS.items()}
     best = max(hits, key=hits.__getitem__)

@@ -1,4 +1,4 @@
-"""Pairs that a cleaned data set leaves out for their groups, whatever their probability."""
+"""Pairs that a cleaned data set leaves out because of their groups, whatever their probability."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ from clip_itm.auditing.table import Audit
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """What is left out for its groups: `pairs` bool [N], `images` bool [P] (with all of their captions, on purpose),
-    and how many pairs of each `kind`."""
+    """What is left out because of its groups: `pairs` bool [N] and `images` bool [P] (with all captions, on purpose).
+
+    `kinds`: how many pairs of each kind.
+    """
 
     pairs: np.ndarray
     images: np.ndarray
@@ -20,15 +22,14 @@ class LeftOut:
 
 
 def require_kinds(kinds: Sequence[str]) -> None:
-    """ValueError for a kind of groups that is not known."""
+    """Raise ValueError for an unknown kind of group."""
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         names = ", ".join(f'"{kind}"' if " " in kind else kind for kind in KINDS)
         raise ValueError(f"--leave-out {unknown[0]}: there are no groups of this kind; expected {names}")
 
 
 def said(audit: Audit) -> tuple[np.ndarray, np.ndarray]:
-    """bool [N] each: pairs that were marked wrong, so that they go, and that were marked right or fixed, so that they
-    stay."""
+    """bool [N] each: pairs marked wrong, which go, and pairs marked right or fixed, which stay."""
     goes, stays = np.zeros((2, len(audit.clean.values)), dtype=bool)
     if audit.marked is not None:
         kinds = np.array([mark.mark for mark in audit.marked.marks], dtype=str)
@@ -40,8 +41,8 @@ def said(audit: Audit) -> tuple[np.ndarray, np.ndarray]:
 def left_out(audit: Audit, kinds: Sequence[str]) -> LeftOut:
     """The pairs of all groups of some `kinds` (of `KINDS`).
 
-    Of photos of which another split has a copy all goes; of copies within the split one photo stays, whose captions are
-    the most probable on average. Captions that were marked right, or fixed, stay where their photo does.
+    Photos of which another split has a copy go with all their captions; of copies within the split, the photo stays
+    whose captions are the most probable on average. Captions marked right or fixed stay if their photo does.
     """
     image, values = audit.split.pairs.image, audit.clean.values
     out = LeftOut(np.zeros(len(image), dtype=bool), np.zeros(len(audit.split), dtype=bool), {})

@@ -1,4 +1,4 @@
-"""LEMoN: a caption is suspicious where captions of similar images, or images of similar captions, are far from it.
+"""LEMoN: a caption is suspicious if captions of similar images, or images of similar captions, are far from it.
 
 Zhang et al., ICML 2025 (arXiv 2407.18941), with the fixed settings of the paper. From vectors alone, without training.
 
@@ -9,9 +9,9 @@ Zhang et al., ICML 2025 (arXiv 2407.18941), with the fixed settings of the paper
     s_m      1/k sum over j in M(y) of d(x, x_j) exp(-tau1 d(y, y_j)) exp(-tau2 d(x_j, y_j))
     score    d(x, y) + beta s_n + gamma s_m
 
-Captions of one image are all equally near to x, and equal texts to y: where only some of them have a place among the k,
-all share it. So neighbours are searched among images and distinct texts, and their sums are linear in y and in x.
-The released program weighs by exp(tau1 * inner product) instead: a constant factor exp(tau1) on s_n and s_m.
+Captions of one image are all equally near to x, and equal texts to y: if only some of them fit among the k, all share
+the places. So neighbours are searched among images and distinct texts, and their sums are linear in y and in x.
+The released program weights by exp(tau1 * inner product) instead: a constant factor exp(tau1) on s_n and s_m.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ TAU1, TAU2 = 0.1, 5.0
 
 
 class _Groups(NamedTuple):
-    """Pairs with the same image (or text), in G groups: the vector that they share, and sums of what they weigh.
+    """Pairs with the same image (or text), in G groups: the vector that they share, and sums of their weights.
 
     `vectors` [G, D]; `number` int64 [G], of images (or texts), ascending; `size` [G]: pairs; `weight` [G]: sum of
     exp(-tau2 d(x_j, y_j)); `others` [G, D]: the same times the vector of the caption (or image).
@@ -81,7 +81,7 @@ def lemon_scores(
             nearest = _nearest(y, of_texts, own, k)
             for kind, pairs in enumerate((now, torch.from_numpy(borrower)[now])):
                 x = images[owners[pairs]]
-                # the pair itself is no neighbour of the mismatch that stands in its place
+                # the pair itself is not a neighbour of the mismatch that takes its place
                 replaced = captions[pairs] if kind else torch.full_like(own, -1)
                 replaced = replaced.masked_fill(~is_compared[pairs], -1)
                 s_m = _among_texts(x, of_texts, nearest, replaced, k)
@@ -104,7 +104,7 @@ def _at_once(groups: _Groups, k: int, cells: int) -> int:
 
 
 def _nearest(queries: Tensor, groups: _Groups, own: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The nearest groups to queries [b, D] but their `own` number [b]: similarities and places, [b, <= k + 1].
+    """The groups nearest to queries [b, D], except their `own` number [b]: similarities and places, [b, <= k + 1].
 
     One more than k, because a pair of one of them may be left out.
     """
@@ -114,7 +114,7 @@ def _nearest(queries: Tensor, groups: _Groups, own: Tensor, k: int) -> tuple[Ten
 
 
 def _shared(similarity: Tensor, size: Tensor, k: int) -> Tensor:
-    """What a pair of each group counts [b, K]: exp(-tau1 d), times its part of the places among k that are left."""
+    """The weight of a pair of each group [b, K]: exp(-tau1 d), times its part of the k places that are left."""
     left = (k - size.cumsum(1) + size).clamp(min=0)
     return torch.exp(-TAU1 * (1 - similarity)) * (left.minimum(size) / size.clamp(min=1))
 
@@ -131,10 +131,10 @@ def _among_images(images: Tensor, groups: _Groups, k: int, cells: int) -> tuple[
 
 
 def _among_texts(x: Tensor, groups: _Groups, nearest: tuple[Tensor, Tensor], replaced: Tensor, k: int) -> Tensor:
-    """s_m [b] of images `x` [b, D], whose captions have the `nearest` groups; a pair of the texts
-    `replaced` [b] (-1: none) is gone.
+    """s_m [b] of images `x` [b, D], whose captions have the `nearest` groups.
 
-    What is left out is a pair of the image x itself, which adds d(x, x) = 0, but takes no place.
+    A pair of the texts `replaced` [b] (-1: none) is left out. It is one of the image x itself: it would add
+    d(x, x) = 0, and must not take a place.
     """
     similarity, place = nearest
     size = groups.size[place] - (groups.number[place] == replaced[:, None]).long()

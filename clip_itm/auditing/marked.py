@@ -1,15 +1,15 @@
-"""What marks say of all pairs: how many are wrong, and probabilities that heed them.
+"""What marks say about all pairs: how many are wrong, and probabilities that take the marks into account.
 
-Two answers are weighed by how well they foretell the marks of the random sample, stratified as it was drawn
-(`sampling.py`). In stratum h, of N_h pairs, k of n marks say wrong, and the audit says that q_h are:
+Two answers are weighted by how well they predict the marks of the random sample, stratified as it was drawn
+(`sampling.py`). In stratum h of N_h pairs, k of n marks say wrong, and the audit says that the share q_h is:
 
-    believed    theta_h ~ Beta(nu q_h, nu (1 - q_h)), nu one of SCATTER: made mismatches are right but for some scatter
+    believed    theta_h ~ Beta(nu q_h, nu (1 - q_h)), nu one of SCATTER: made mismatches are right up to some scatter
     distrusted  nothing is known but the marks: the stratified mean, parts with Beta(1/2H + k_h, 1/2H + n_h - k_h)
 
-Both have even odds before the marks; after them, their evidence decides (Bayesian model averaging; of "distrusted" that
-of theta_h ~ Beta(1/2, 1/2)). So marks that agree with the audit narrow its answer, and a few that contradict it, as
-where wrong captions are near misses, leave the stratified mean alone, which is unbiased. A reviewer's own errors count
-as believed ones as long as they are few (EASILY_WRONG).
+Both have even odds before the marks; after them, their evidence decides (Bayesian model averaging; the evidence of
+"distrusted" is that of theta_h ~ Beta(1/2, 1/2)). So marks that agree with the audit narrow its answer. A few that
+contradict it, as when wrong captions are near misses, leave only the stratified mean, which is unbiased. A reviewer's
+own errors do not count against the audit as long as they are few (EASILY_WRONG).
 """
 
 from dataclasses import replace
@@ -23,10 +23,10 @@ from clip_itm.training.clean_probability import CleanProbability
 from clip_itm.visible import counted
 
 FEWEST = 10  # marks of the sample that say something
-PART = 20  # marks of each part of a stratified mean: of fewer, the scatter within a part is not seen
-SCATTER = (5, 10, 30, 100)  # pairs' worth of belief, a stratum
-EASILY_WRONG = 0.02  # of the marks, before a stratum of which all are right contradicts them
-EDGE = 0.001  # no stratum is certain; so logits are finite
+PART = 20  # marks in each part of a stratified mean: with fewer, the scatter within a part is not seen
+SCATTER = (5, 10, 30, 100)  # strength of the belief in each stratum, in pairs
+EASILY_WRONG = 0.02  # of the marks may say wrong in a stratum where all are believed right, and vice versa
+EDGE = 0.001  # no stratum is certain, so that logits are finite
 DRAWS = 4000
 ENDS = (0.025, 0.975)
 
@@ -37,10 +37,10 @@ def by_marks(
     """Probabilities with marks, and the share of wrong pairs with its 95 % interval.
 
     clean: as judged, with its share. marked: of these pairs. seed: of the draws behind the interval. believed: whether
-    the judge may be; not so one that does not know, or that was trained on the pairs.
+    the judge may be believed; not one that does not know, or that was trained on the pairs.
 
-    With FEWEST marks of a sample, fewer if the data are no more, probabilities and share heed them; otherwise only the
-    marked pairs change: right is 1, wrong 0. Without any mark both are returned as they are.
+    With FEWEST marks of a sample (fewer if there are fewer pairs), they change all probabilities and the share;
+    otherwise only the marked pairs change: right is 1, wrong 0. Without any mark both are returned as they are.
     """
     assert clean.share is not None, "audits estimate it"
     share, values = clean.share, clean.values
@@ -95,7 +95,7 @@ def _weighed(
     drawn = np.where(chosen < len(SCATTER), believed, distrusted)
     low, high = np.quantile(drawn, ENDS)
 
-    within = np.where((q == 0) & (k == 0), 0, (nu * near + k) / (nu + n))  # nothing was found, and nothing is
+    within = np.where((q == 0) & (k == 0), 0, (nu * near + k) / (nu + n))  # neither the audit nor a mark says wrong
     trust = 1 - odds[-1]
     share = odds[:-1] @ (k + (size - n) * within).sum(axis=1) / total + (1 - trust) * mean
     level = odds[:-1] @ within + (1 - trust) * _falling((k + mean) / (n + 1), n + 1)
@@ -104,7 +104,7 @@ def _weighed(
 
 
 def _counts(stratum: np.ndarray, wrong: np.ndarray, weight: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many marks each stratum has and how many say wrong, float64 [count]: effective ones, where weights differ."""
+    """How many marks each stratum has and how many say wrong, float64 [count]: effective numbers if weights differ."""
     total = np.bincount(stratum, weight, minlength=count)
     squares = np.bincount(stratum, weight**2, minlength=count)
     said = np.bincount(stratum, weight * wrong, minlength=count)
@@ -113,7 +113,7 @@ def _counts(stratum: np.ndarray, wrong: np.ndarray, weight: np.ndarray, count: i
 
 
 def _evidence(a: np.ndarray | float, b: np.ndarray | float, n: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """log of the chance of such marks where strata are Beta(a, b): [...], summed over strata."""
+    """log of the probability of the marks if strata are Beta(a, b): [...], summed over strata."""
 
     def log_beta(x, y) -> np.ndarray:
         x, y = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64)
@@ -125,7 +125,7 @@ def _evidence(a: np.ndarray | float, b: np.ndarray | float, n: np.ndarray, k: np
 def _stratified(
     clean: CleanProbability, pairs: np.ndarray, wrong: np.ndarray, weight: np.ndarray, rng: np.random.Generator
 ) -> tuple[float, np.ndarray]:
-    """The stratified mean of the marks and draws of what it may be [DRAWS], in parts of PART marks."""
+    """The stratified mean of the marks, in parts of PART marks, and draws of what it may be [DRAWS]."""
     parts = max(1, min(len(pairs) // PART, STRATA))
     stratum = strata_of(clean, parts)
     size = np.bincount(stratum, minlength=parts)
@@ -138,14 +138,14 @@ def _stratified(
 
 
 def _falling(rate: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The rates of strata, made to fall from the most suspicious one on."""
+    """The rates of strata, made to fall from the most suspicious stratum on."""
     from sklearn.isotonic import IsotonicRegression
 
     return IsotonicRegression(increasing=False).fit_transform(np.arange(len(rate)), rate, sample_weight=weight)
 
 
 def _moved(wrong: np.ndarray, stratum: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Probabilities [N] with their logits moved, a stratum at once, so that its mean is its `level` [H]."""
+    """Probabilities [N] with the logits of each stratum moved together, so that its mean is its `level` [H]."""
     kept = np.clip(wrong, EDGE, 1 - EDGE)
     logit = np.log(kept / (1 - kept))
     low, high = (np.full(len(level), end) for end in (-20.0, 20.0))

@@ -1,4 +1,4 @@
-"""The best of many for each of some queries, in blocks; equal scores in the order of the data."""
+"""The best of many candidates for each query, in blocks; ties in the order of the data."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from clip_itm.evaluation.ranking import BLOCK_BYTES
 from clip_itm.precision import exact_float32
 
-ROUNDING = 1e-4  # of two scores in float32, generously: those that near are compared again in float64
+ROUNDING = 1e-4  # of two float32 scores, generously: scores this close are compared again in float64
 
 Block = Callable[[Tensor, Tensor], Tensor]
 Again = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,9 +20,9 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `k` nearest of unit `vectors` [M, D] to those of `queries` int64 [S]: rows int64 [S, k] and cosines [S, k].
 
-    Evidence for a suspect: the photos near its photo (with what is written under them), the captions near its caption.
-    What is of the query's own `group` (int64 [M]) is left out: itself, captions of the same photo. candidates: int64
-    [C], ascending, the rows to look at (such as one for each text). -1 and -inf where there are fewer.
+    Evidence for a suspect: the photos near its photo (with their captions), the captions near its caption. Members of
+    the query's own `group` (int64 [M]) are left out: itself, captions of the same photo. candidates: int64 [C],
+    ascending, the rows to look at (such as one for each text). -1 and -inf where there are fewer.
     """
     rows = np.arange(len(vectors)) if candidates is None else np.asarray(candidates)
     order = np.argsort(group[rows], kind="stable")
@@ -47,9 +47,9 @@ def nearest(
 def top(
     queries: np.ndarray, others: np.ndarray, taken: Callable[[int], np.ndarray], size: int, block: Block, again: Again
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Columns int64 [Q, size] of the best `others` [C] for each query, and their scores: -1, -inf where fewer.
+    """Columns int64 [Q, size] of the best `others` [C] for each query, and their scores: -1 and -inf if fewer.
 
-    `taken(query)` are columns that are no answer; -1 among them is none. Equal scores in the order of `others`.
+    `taken(query)` gives the columns that are no answer; -1 among them is ignored. Ties are in the order of `others`.
     """
     columns = np.full((len(queries), size), -1, dtype=np.int64)
     best = np.full((len(queries), size), -np.inf, dtype=np.float32)
@@ -64,7 +64,7 @@ def top(
                 gone = taken(query)
                 scores[place, torch.from_numpy(gone[gone >= 0])] = -torch.inf
             last = scores.topk(min(size, len(others))).values[:, -1:]
-            # never -inf: what is taken is no answer even where fewer are left
+            # never -inf: taken columns are no answer even if too few are left
             row, column = (scores >= (last - ROUNDING).clamp(min=torch.finfo(scores.dtype).min)).nonzero(as_tuple=True)
             value = again(some[row], every[column], scores[row, column]).float().numpy()
         row, column = row.numpy(), column.numpy()

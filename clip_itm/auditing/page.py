@@ -12,12 +12,15 @@ from clip_itm.pages import render
 from clip_itm.visible import counted
 
 SIDE, LARGE = 176, 480  # pixels of photos, and of those that stay sharp when they are enlarged
-ENLARGED = 100  # of the worst pairs, which also show photos that are not proposed: all 500 would make a page of 30 MB
+ENLARGED = 100  # worst pairs, which also show photos that are not proposed: all 500 would make a page of 30 MB
 
 
 def audit_page(audit: Audit, top: int) -> str:
-    """The page of all groups, and of the `top` most suspicious pairs, without any that is certainly right: so of none,
-    where no wrong captions were found. An image that cannot be read leaves an empty place."""
+    """The page of all groups and of the `top` most suspicious pairs.
+
+    Pairs that are certainly right are left out, which is all of them if no wrong captions were found. An image that
+    cannot be read leaves an empty place.
+    """
     groups, more_groups = shown_groups(audit)
     rows = audit.table.slice(0, min(top, audit.doubted)).to_pylist()
     for place, row in enumerate(rows):
@@ -60,7 +63,7 @@ def _siblings(audit: Audit, pair: int) -> list[tuple[str, float]]:
 
 
 def _suggested(audit: Audit, pair: int, with_photos: bool) -> Suggested | None:
-    """What is suggested for a pair; of photos only those that are proposed, unless it is `with_photos`."""
+    """What is suggested for a pair; only those photos that are proposed, unless `with_photos`."""
     found = audit.suggestions.get(pair)
     if found is None or with_photos:
         return found
@@ -104,7 +107,7 @@ def facts_of(audit: Audit) -> list[tuple[str, str]]:
 def lines_of_scores(audit: Audit) -> list[tuple[str, ...]]:
     """A table of the scores side by side, the default first, with a header.
 
-    Agreement: the part of the worst pairs of the default score that are among a score's own worst.
+    Agreement: the fraction of the worst pairs of the default score that is among a score's own worst.
     """
     figures = audit.figures()
     known = [name for name in ("auc", "precision", "ece") if any(name in row for row in figures)]
@@ -121,7 +124,7 @@ def lines_of_scores(audit: Audit) -> list[tuple[str, ...]]:
 
 
 def _of_default(audit: Audit) -> str:
-    """What its probabilities are."""
+    """What the probabilities of the default score are."""
     if audit.estimate.is_weak:
         return "by marks" if audit.is_by_marks else "none: how many are wrong is not known"
     return "too high" if audit.is_lower_bound else "calibrated"

@@ -2,8 +2,8 @@
 
 The grey photo is shrunk to 32 x 32; of its cosine transform the 8 x 8 lowest frequencies, without the mean, are
 compared with their median: 63 bits. Bits alone take two sunsets for one, so a small grey picture (16 x 16) is kept with
-them, and photos are near only where these correlate, too. What is cut off by more than a few per cent, turned or
-mirrored has another hash: embeddings find some of that (`duplicates.near_vectors`).
+them, and photos are near only if these correlate, too. A photo cropped by more than a few per cent, turned or mirrored
+has another hash: embeddings find some of these (`duplicates.near_vectors`).
 """
 
 import os
@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 
 from clip_itm.data.images import read_image
 
-SIDE, LOW, SMALL = 32, 8, 16  # the shrunk photo, frequencies a direction, and the picture that is kept
+SIDE, LOW, SMALL = 32, 8, 16  # the shrunk photo, frequencies per direction, and the picture that is kept
 BITS = LOW * LOW - 1
 DRAFT = 128  # a JPEG is decoded at this size or above: its 32 x 32 then differ by less than a grey level
-FLAT = 4  # grey levels: what varies less, as a blank photo, has no structure to compare
-TINY = 8  # pixels of the shorter side: nor has an icon or a spacer
-VERSION = 1  # of what is computed: hashes that are kept belong to it
+FLAT = 4  # grey levels: a photo that varies less, such as a blank one, has no structure to compare
+TINY = 8  # pixels of the shorter side: neither has an icon or a spacer
+VERSION = 1  # of the computation: kept hashes belong to it
 AT_ONCE = 1024  # photos handed to the threads, so that rows are not read ahead of the decoding
 
 
@@ -42,9 +42,9 @@ class PhotoHashes:
 
     @classmethod
     def of_rows(cls, rows: Dataset, workers: int | None = None, bar: tqdm | None = None) -> "PhotoHashes":
-        """Of the photos of rows (`data.rows.ROW_FEATURES`), decoded by `workers` threads (default: one per core).
+        """Hashes of the photos of rows (`data.rows.ROW_FEATURES`).
 
-        bar: counts them.
+        workers: threads that decode (default: one per core). bar: counts the photos.
         """
         images = rows.select_columns(["image"])
         parts = []
@@ -57,12 +57,12 @@ class PhotoHashes:
 
     @classmethod
     def of_images(cls, images: list[Image.Image]) -> "PhotoHashes":
-        """Of decoded photos."""
+        """Hashes of decoded photos."""
         return _hashes(map(_grey, images))
 
     @classmethod
     def joined(cls, parts: list["PhotoHashes"]) -> "PhotoHashes":
-        """Photos of several, such as those of all splits, one after the other."""
+        """Hashes of several parts, such as all splits, one after the other."""
         empty = _hashes([])
         return cls(*(np.concatenate([getattr(part, name) for part in [empty, *parts]]) for name in vars(empty)))
 

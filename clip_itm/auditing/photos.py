@@ -20,7 +20,7 @@ from clip_itm.data.rows import Split
 from clip_itm.files import DamagedError
 from clip_itm.training.feature_cache import NO_ROOM, image_identities
 
-PART = 4096  # photos whose hashes are lost when the program is killed
+PART = 4096  # photos in a file of hashes: at most these are lost when the program is killed
 WIDTH = 8 + SMALL * SMALL + 1  # bytes of a photo: bits, small picture, whether it is usable
 MOST_COMPARED = 200_000  # photos by embedding: that takes minutes, and grows with the square of their number
 
@@ -29,7 +29,7 @@ MOST_COMPARED = 200_000  # photos by embedding: that takes minutes, and grows wi
 class Photos:
     """Photos of several splits, one split after the other: M in all, by a number 0..M-1. Regions have no photos.
 
-    `splits`: by name, the one that is audited first, whose photos so have the numbers of their rows.
+    `splits`: by name, the audited one first, so that its photos are numbered like its rows.
     """
 
     splits: Mapping[str, Split]
@@ -46,7 +46,7 @@ class Photos:
 
     @cached_property
     def names(self) -> np.ndarray:
-        """[M], of the split of each photo."""
+        """[M], the split of each photo."""
         return np.repeat(list(self.splits), [len(split) for split in self.splits.values()])
 
     def row(self, number: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Photos:
 def similar_photos(vectors: Tensor, copies: list[np.ndarray]) -> list[np.ndarray]:
     """Groups of photos whose unit `vectors` [P, D] are nearly the same, without those that are `copies` already.
 
-    None of more than `MOST_COMPARED` photos.
+    Empty for more than `MOST_COMPARED` photos.
     """
     if len(vectors) > MOST_COMPARED:
         return []
@@ -85,16 +85,16 @@ def has_photos(split: Split) -> bool:
 
 
 def kept_hashes(split: Split, folder: Path | None) -> PhotoHashes:
-    """Hashes of the photos of a split, `PART` at a time, from files in `folder` where they are there.
+    """Hashes of the photos of a split, `PART` at a time, from files in `folder` if they exist.
 
-    A file is named by paths, sizes and times of its photos, or their bytes. What is damaged is made again.
+    A file is named by paths, sizes and times of its photos, or their bytes. Damaged files are made again.
     """
     parts = []
     with tqdm(total=len(split), desc=f"comparing photos of {split.name}", unit="photo", leave=False) as bar:
         for start in range(0, len(split), PART):
             rows = split.rows.select(range(start, min(start + PART, len(split))))
             parts.append(_part(rows, folder, bar))
-            bar.update(start + len(rows) - bar.n)  # of those that were kept
+            bar.update(start + len(rows) - bar.n)  # counts those that were kept
     return PhotoHashes.joined(parts)
 
 
@@ -118,7 +118,7 @@ def _part(rows: Dataset, folder: Path | None, bar: tqdm) -> PhotoHashes:
 
 
 def _file(rows: Dataset, folder: Path) -> Path | None:
-    """None where a photo is missing, which may be there next time."""
+    """The file of these hashes; None if a photo is missing, which may be there next time."""
     try:
         own = image_identities(rows)
     except OSError:

@@ -16,11 +16,11 @@ COLUMNS, SIDE = 4, 224  # photos in a row, and their pixels
 
 
 def draw_audit(audit: Audit, file: Path, pairs: int = 12) -> int:
-    """The `pairs` most suspicious ones, worst first, as a PNG: photo, caption, and how likely the caption is right.
+    """Draw the `pairs` most suspicious pairs, worst first: photo, caption, and how likely the caption is right.
 
-    Where the truth is known, captions that are really wrong have a red frame, right ones a green one. Returns how many
-    were drawn: none, and no file, where no caption is doubted. Raises ValueError without matplotlib, and for regions,
-    which have no photos.
+    Writes a PNG. If the truth is known, captions that are really wrong have a red frame, right ones a green one.
+    Returns how many were drawn; 0, and no file is written, if no caption is doubted. Raises ValueError without
+    matplotlib, and for regions, which have no photos.
     """
     try:
         from matplotlib import rc_context

@@ -18,7 +18,7 @@ PHOTOS = "photos"  # folder of photos that the data set itself holds
 
 
 def plain_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows as JSON has them: numbers with the digits that they have, None for what is not defined."""
+    """Rows of JSON values: numbers with their significant digits only, None for what is not defined."""
     for batch in table.to_batches(max_chunksize=AT_ONCE):
         for row in batch.to_pylist():
             yield {name: _plain(value) for name, value in row.items()}
@@ -38,7 +38,7 @@ def name_of(row: Mapping[str, Any]) -> str:
 def photo_files(rows: Dataset, out: Path) -> list[str]:
     """The absolute path of every image of a split [P]; those that the data set itself holds are written below `out`.
 
-    Raises ValueError, naming the image, for one of these that is no photo.
+    Raises ValueError, naming the image, if one of the latter is not a photo.
     """
     paths = image_paths(rows)
     if None not in paths:

@@ -1,7 +1,7 @@
 """Which pairs a person looks at next: a random sample that tells how many are wrong, or those that decide most.
 
-Orders are int64 arrays of pairs; whoever shows them leaves out what is marked already. Only `draw_sample` tells how
-many are wrong: a pair that was drawn counts (`Mark.sampled`), even if it was marked before it was its turn.
+Orders are int64 arrays of pairs; whoever shows them leaves out pairs that are already marked. Only `draw_sample` tells
+how many are wrong: a pair that was drawn counts (`Mark.sampled`), even if it was marked before its turn.
 """
 
 from typing import NamedTuple
@@ -12,24 +12,26 @@ from clip_itm.training.clean_probability import CleanProbability
 
 SIZE = 200  # pairs of a sample
 STRATA = 10
-SURPRISE = 0.2  # standard deviation of "is wrong" at least, as if 1 in 25 were not what the audit believes
+SURPRISE = 0.2  # least standard deviation of "is wrong", as if the audit were mistaken about 1 in 25
 THRESHOLD = 0.5  # a pair below it is more likely wrong than right
 
 
 class Draw(NamedTuple):
-    """`pairs` int64 [n], distinct, in the order to look at them; `weight` float64 [n]: for how many pairs each stands,
-    up to a common factor (`Mark.weight`)."""
+    """Pairs to look at: `pairs` int64 [n], distinct and in order.
+
+    `weight` float64 [n]: how many pairs each represents, up to a common factor (`Mark.weight`).
+    """
 
     pairs: np.ndarray
     weight: np.ndarray
 
 
 def strata_of(clean: CleanProbability, count: int = STRATA) -> np.ndarray:
-    """int64 [N]: pairs from the most suspicious on, cut into `count` parts (fewer if pairs are fewer) of one
-    uncertainty.
+    """The stratum of each pair, int64 [N]: `count` parts of equal uncertainty, from the most suspicious pairs on.
 
-    A pair has sqrt(p (1 - p)), at least SURPRISE. So equally many draws of each part are what Neyman's allocation
-    gives (JRSS 1934): parts about which the audit is certain are large. Without any doubt they are quantiles.
+    There are fewer parts if there are fewer pairs. The uncertainty of a pair is sqrt(p (1 - p)), at least SURPRISE, so
+    that equally many draws from each part are Neyman's allocation (JRSS 1934): parts about which the audit is certain
+    are large. Without any doubt they are quantiles.
 
     Example:
         >>> clean = CleanProbability(np.array([1, 1, 0.5, 1]), np.arange(4.0), "by hand", "")
@@ -45,13 +47,12 @@ def strata_of(clean: CleanProbability, count: int = STRATA) -> np.ndarray:
 
 
 def draw_sample(clean: CleanProbability, size: int = SIZE, seed: int = 0) -> Draw:
-    """A random sample of pairs, stratified by suspicion; every beginning of it is one, too, so that one may stop.
+    """A random sample of pairs, stratified by suspicion; every prefix of it is one, too, so that one may stop early.
 
-    clean: probabilities without marks, so that the sample stays what it is while they are made. size: of all strata
-    together; the sample is smaller where pairs are fewer. seed: the same one gives the same sample.
+    clean: probabilities without marks, so that the sample stays the same while marks are made. size: of all strata
+    together; the sample is smaller if there are fewer pairs. seed: the same one gives the same sample.
 
-    Rounds follow each other, in each of which every stratum gives one pair, strata in random order. A pair stands for
-    those of its stratum.
+    In each round every stratum gives one pair, strata in random order. A pair represents those of its stratum.
     """
     rng = np.random.default_rng([seed, len(clean.values)])
     stratum = strata_of(clean)
@@ -71,11 +72,11 @@ def worst_first(clean: CleanProbability) -> np.ndarray:
 
 
 def most_informative(clean: CleanProbability) -> np.ndarray:
-    """All pairs int64 [N], those first that are nearest to the line between wrong and right.
+    """All pairs int64 [N], those nearest to the line between wrong and right first.
 
     A mark settles whether a pair is left out, and without it that decision is wrong with probability min(p, 1 - p),
-    which is largest at the line. Nearness is that of places in the order, so that equal probabilities do not tie.
-    Where nothing is below the line, this is `worst_first`.
+    which is largest at the line. Nearness is measured in places in the order, so that equal probabilities do not tie.
+    If nothing is below the line, this is `worst_first`.
 
     clean: probabilities that heed the marks made so far (`Audit.clean`).
 

@@ -1,8 +1,8 @@
-"""How suspicious each pair is, by scores of several kinds, beside mismatches that were made and scored alike.
+"""How suspicious each pair is, by scores of several kinds, next to made mismatches that are scored the same way.
 
 Every score takes unit vectors (or other embeddings) of the images [P, ...] and of the caption of every pair [N, ...],
-and gives its value for the N pairs and for the N mismatches (`made_mismatches`), larger is more suspicious. A mismatch
-is scored as if it stood in the place of its pair. `calibration/scores.py` has the score of crossfit, `lemon.py` LEMoN.
+and gives its value for the N pairs and for the N mismatches (`made_mismatches`); larger is more suspicious. A mismatch
+is scored as if it were in the place of its pair. `calibration/scores.py` has the score of crossfit, `lemon.py` LEMoN.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from clip_itm.methods.pair_losses import seeded_batches
 from clip_itm.precision import exact_float32
 
 PAIRS_AT_ONCE = 64  # a similarity that is no dot product compares all images of a block with all its captions
-BATCH = 256  # pairs of which the loss of one is made
+BATCH = 256  # pairs in a batch of the contrastive loss
 
 
 class Scores(NamedTuple):
@@ -30,7 +30,7 @@ class Scores(NamedTuple):
 
 
 def clip_scores(images: Tensor, texts: Tensor, image: np.ndarray, mismatch: np.ndarray, score: Score) -> Scores:
-    """The CLIP score turned round: minus the similarity of image and caption.
+    """The negative CLIP score: minus the similarity of image and caption.
 
     images: [P, ...] embeddings. texts: [N, ...], of the caption of every pair. image: int64 [N], the image of every
     pair. mismatch: int64 [N], the pair whose caption its image is given. score: similarities [p, b], rows are images.
@@ -59,8 +59,7 @@ def rank_scores(
     candidates: np.ndarray | None = None,
     cells: int = 2**24,
 ) -> Scores:
-    """The ranks in both directions, the image among images and the caption among captions, as normal quantiles: their
-    mean.
+    """The mean rank in both directions (image among images, caption among captions), as normal quantiles.
 
     images, texts, image, mismatch, score: see `clip_scores`. p, p0: [N], the ranks among images (`FoldScores`).
     candidates: int64 [C], ascending, the captions to compare with; if None, all. cells: similarities held at once.
@@ -137,10 +136,10 @@ def loss_scores(
     seed: int = 0,
     batch_size: int = BATCH,
 ) -> Scores:
-    """The symmetric contrastive loss of every pair in a batch of others, as `pair_losses` has it.
+    """The symmetric contrastive loss of every pair in a batch of others, as in `pair_losses`.
 
     images, texts, image, mismatch, score: see `clip_scores`. scale: factor of similarities. seed: of the batches.
-    The loss of a mismatch is that of its pair's place in the batch, with the caption it is given instead.
+    The loss of a mismatch is that at its pair's place in the batch, with the caption that the image is given instead.
     """
     found = np.empty((2, len(image)))
     with torch.inference_mode(), exact_float32(images.device):

@@ -1,4 +1,4 @@
-"""What would be right for some pairs of an audit, with texts and ids: `suggestions.py` for people."""
+"""What would be right for some pairs of an audit: the answers of `suggestions.py` with texts and ids, for people."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ ANSWERS = 3  # captions, and photos, for a pair
 
 class Answer(NamedTuple):
     """A caption or a photo. `index`: a pair that has the caption, or the number of the photo in its split. `text`: the
-    caption, or the id of the photo. `p`: the share of searches without a right answer in which one stands out as far.
+    caption, or the id of the photo. `p`: the share of searches without a right answer whose best stands out as far.
     """
 
     index: int
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
     @property
     def is_proposed(self) -> bool:
-        """Whether it fits so well that chance hardly does as much; else it is only the best there is."""
+        """Whether it fits so well that chance rarely does as well; otherwise it is only the best there is."""
         return self.p <= CERTAIN
 
 
@@ -49,11 +49,11 @@ def suggested(
     trusted: np.ndarray,
     has_content: np.ndarray,
 ) -> dict[int, Suggested]:
-    """For each of `pairs` int64 [S], by its number.
+    """What is suggested for each of `pairs` int64 [S], by the number of the pair.
 
     images, texts: unit vectors [P, D] and [N, D] on the CPU. image: int64 [N], the photo of each pair. captions: [N].
-    image_ids: [P]. trusted: bool [N], pairs that are probably right. has_content: bool [N], those whose captions may be
-    suggested, and that a photo can be found for.
+    image_ids: [P]. trusted: bool [N], pairs that are probably right. has_content: bool [N], pairs whose captions may be
+    suggested, and for which a photo can be found.
     """
     if not len(pairs):
         return {}

@@ -1,15 +1,15 @@
-"""What would be right: for a suspect pair the captions of the data that fit its photo, and the photos for its caption.
+"""What would be right for a suspect pair: captions of the data that fit its photo, and photos that fit its caption.
 
-A photo i and a caption c fit, from kept embeddings, with s the similarity and t_i the mean vector of those captions of
-the photo that are trusted (nothing where there are none):
+How well a photo i and a caption c fit, from kept embeddings, with s the similarity and t_i the mean vector of the
+photo's trusted captions (zero if there are none):
 
     fit(i, c) = s(i, c) - hub(i) / 2 - hub(c) / 2 + 2 <t_i, c>
 
 `hub` is the mean of the ten largest similarities to a sample of the other side: what is near to everything is no
-answer to anything. There is always a best one, so an answer also says how far it stands out: its fit above the mean of
-the best ten. The same is made of photos whose captions are all trusted, with these taken away: what stands out there
-does so by chance. `p` is the share of such made searches in which the first stands out as far, and where it is above
-.05 nothing is proposed, though the list can be looked at.
+answer to anything. There is always a best answer, so each also says how far it stands out: its fit above the mean of
+the best ten. The same search is made for photos whose captions are all trusted, with these captions taken away: what
+stands out there does so by chance. `p` is the share of such searches in which the first answer stands out as far; if it
+is above .05 nothing is proposed, though the list can be looked at.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ from clip_itm.precision import exact_float32
 CERTAIN = 0.05  # at most this share of searches without a right answer proposes something
 SIBLINGS = 2.0  # weight of the other captions of a photo: on Flickr8k with 40 % shuffled, right first 16 % -> 40 %
 HUB = 10  # largest similarities
-STANDS_OUT = 10  # answers above whose mean fit one stands out
+STANDS_OUT = 10  # best answers: one stands out by its fit above their mean
 HUB_SAMPLE = 2048
 MADE = 1000  # searches without a right answer, at most
-FEWEST_MADE = 50  # below: photos with some trusted captions, whose others may stand elsewhere, so that p is too large
+FEWEST_MADE = 50  # if fewer, photos with some trusted captions, whose others may be elsewhere, so that p is too large
 
 
 class Suggestions(NamedTuple):
-    """The best answers for S suspects, k each, best first; equal fits in the order of the data.
+    """The best answers for S suspects, k each, best first; ties in the order of the data.
 
     `index` int64 [S, k]: pairs (whose caption is meant) or photos; -1 where there are fewer.
     `fit` float32 [S, k], -inf where there are fewer.
@@ -48,7 +48,7 @@ class Suggestions(NamedTuple):
 
     @property
     def proposed(self) -> np.ndarray:
-        """bool [S, k]: fits so well that chance does as much in a twentieth of the searches at most."""
+        """bool [S, k]: fits so well that chance does as well in at most a twentieth of the searches."""
         return self.p <= CERTAIN
 
 
@@ -82,7 +82,10 @@ class Fits:
         return fit
 
     def again(self, photos: Tensor, pairs: Tensor, fit: Tensor) -> Tensor:
-        """Fits [m] of photos int64 [m] with captions of pairs int64 [m], alike for alike vectors: `fit` to that end."""
+        """Fits [m] of photos int64 [m] with captions of pairs int64 [m], equal for equal vectors; else `fit` as given.
+
+        They are computed again only for dot products of unit vectors (`exact`).
+        """
         if not self.exact:
             return fit
         fit = dot(self.images[photos], self.texts[pairs])
@@ -104,10 +107,10 @@ def fits_of(
 
     images: [P, ...]; texts: [N, ...], a row for each pair; on the CPU, unit vectors unless `similarity` is given.
     image: int64 [N], the photo of each pair. text_id: int64 [N], equal for equal texts.
-    trusted: bool [N], pairs that are probably right (such as a probability of .5 and more).
+    trusted: bool [N], pairs that are probably right (such as a probability of .5 or more).
     similarity: as in `evaluation.ranking`; by default the dot product.
-    text_vectors: unit vectors [N, D] by which captions are compared with each other; by default `texts` where those are
-        matrices and no similarity is given, else captions of the same photo are no evidence.
+    text_vectors: unit vectors [N, D] by which captions are compared with each other; by default `texts` if these are
+        a matrix and no similarity is given, otherwise captions of the same photo are no evidence.
     seed: of the sample in which hubs are found.
 
     Raises ValueError for shapes that do not fit together.
@@ -130,11 +133,11 @@ def fits_of(
 
 
 def suggest_captions(fits: Fits, suspects: np.ndarray, k: int = 5, candidates: np.ndarray | None = None) -> Suggestions:
-    """The `k` best captions for the photo of each suspect pair int64 [S]: `index` are pairs, the first with a text.
+    """The `k` best captions for the photo of each suspect pair int64 [S]: `index` has the first pair with each text.
 
-    Texts that stand under the photo already are none of them, whether right (`standing`) or wrong; of equal texts there
-    is one. candidates: bool [N], the pairs whose captions may be suggested (default: all). Where captions were
-    shuffled, `~fits.trusted` finds more: what is missing here stands wrongly elsewhere.
+    Texts that the photo already has are left out, whether right (`standing`) or wrong; equal texts are suggested once.
+    candidates: bool [N], the pairs whose captions may be suggested (default: all). If captions were shuffled,
+    `~fits.trusted` finds more: what is missing here is wrongly elsewhere.
     """
     allowed = np.flatnonzero(np.ones(len(fits.image), dtype=bool) if candidates is None else candidates)
     pairs = np.sort(allowed[np.unique(fits.text_id[allowed], return_index=True)[1]])
@@ -156,9 +159,9 @@ def suggest_captions(fits: Fits, suspects: np.ndarray, k: int = 5, candidates: n
 
 
 def suggest_photos(fits: Fits, suspects: np.ndarray, k: int = 5, candidates: np.ndarray | None = None) -> Suggestions:
-    """The `k` best photos for the caption of each suspect pair int64 [S]: `index` are photos.
+    """The `k` best photos for the caption of each suspect pair int64 [S]: `index` has photos.
 
-    Photos under which this text stands already are none of them. candidates: bool [P] (default: all photos).
+    Photos that already have this text are left out. candidates: bool [P] (default: all photos).
     """
     count = len(fits.images)
     photos = np.arange(count) if candidates is None else np.flatnonzero(candidates)
@@ -186,7 +189,7 @@ def suggest_photos(fits: Fits, suspects: np.ndarray, k: int = 5, candidates: np.
 
 
 def standing(fits: Fits, suspects: np.ndarray) -> list[np.ndarray]:
-    """For each suspect pair the trusted pairs of its photo with another text, ascending: they stand there rightly."""
+    """For each suspect pair, the trusted pairs of its photo with another text, ascending: these are rightly there."""
     by_photo, starts = _by_photo(fits)
     found = []
     for pair in suspects:
@@ -216,7 +219,7 @@ def _answers(found, null: np.ndarray, row: np.ndarray, others: np.ndarray, k: in
 
 
 def _standing_out(fit: np.ndarray) -> np.ndarray:
-    """Fits [Q, m], best first, above the mean of the first `STANDS_OUT` of a row; 0 where that are fewer than two."""
+    """Fits [Q, m], best first, above the mean of the first `STANDS_OUT` of a row; 0 if there are fewer than two."""
     first = fit[:, :STANDS_OUT]
     found = np.isfinite(first)
     mean = np.where(found, first, 0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
@@ -245,7 +248,7 @@ def _own(vectors: Tensor, image: np.ndarray, trusted: np.ndarray, count: int) ->
 
 
 def _by_photo(fits: Fits) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs in the order of their photos, and where each photo's begin."""
+    """Pairs in the order of their photos, and where those of each photo begin."""
     order = np.argsort(fits.image, kind="stable")
     return order, np.searchsorted(fits.image[order], np.arange(len(fits.images) + 1))
 

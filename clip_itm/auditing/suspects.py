@@ -10,7 +10,7 @@ from clip_itm.visible import visible
 
 
 class Suspects(list[dict[str, Any]]):
-    """Rows of an audit, as dicts; printed, a table."""
+    """Rows of an audit as dicts; printed as a table."""
 
     def __str__(self) -> str:
         table = Table()

@@ -40,16 +40,16 @@ TOP = 500
 class Audit:
     """Pairs of a data set, how likely each of them is right, and by what.
 
-    `title`: the run, or the data. `model`: who judged. `source`: of which kind the data are. `splits`: all of the data,
-    `name`: the one that was judged, `noise`: which captions its pairs have. `estimate`: all scores; `clean`: the
-    default one as probabilities. `is_trained`: whether the probabilities come from a model that was trained on these
-    very pairs. `run`: the folder of a run that was audited; `recipe_sha256`: the hash of its recipe. `marked`: what
-    people said of pairs, which `estimate` and `clean` heed then; `judged`: `clean` without them (see `unmarked`).
+    `title`: the run, or the data. `model`: who judged. `source`: the kind of data. `splits`: all of the data, `name`:
+    the one that was judged, `noise`: which captions its pairs have. `estimate`: all scores; `clean`: the default one as
+    probabilities. `is_trained`: whether the probabilities come from a model that was trained on these very pairs.
+    `run`: the folder of a run that was audited; `recipe_sha256`: the hash of its recipe. `marked`: what people said
+    about pairs, which `estimate` and `clean` then include; `judged`: `clean` without marks (see `unmarked`).
     `embeddings`: of the split under the model, if it compares two vectors. `cache_folder`: of the data, where hashes of
-    photos are kept. `top`: for how many of the worst pairs something is suggested. `data`: the section that the splits
-    were read by, if they were not in memory.
+    photos are kept. `top`: for how many of the worst pairs something is suggested. `data`: the section by which the
+    splits were read, if they were not in memory.
 
-    Groups and suggestions are looked for when they are asked for, and so is `table`, which has both.
+    Groups, suggestions and `table`, which has both, are made when they are asked for.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Audit:
         return self.splits[self.name]
 
     def with_marks(self, marks: Iterable[Mark]) -> "Audit":
-        """The audit as it heeds these marks (oldest first), in place of those that it heeded before."""
+        """The audit with these marks (oldest first), which replace its earlier ones."""
         marked = MarkedPairs.of(self.split.pairs, self.noise, marks)
         believed = not (self.is_trained or self.estimate.is_weak)
         clean, (share, low, high) = by_marks(self.unmarked, marked, believed=believed)
@@ -84,7 +84,7 @@ class Audit:
 
     @property
     def unmarked(self) -> CleanProbability:
-        """Probabilities and share as judged, whatever was marked; of these a random sample is drawn."""
+        """Probabilities and share as judged, whatever was marked; a random sample is drawn from these."""
         return self.judged or self.clean
 
     @property
@@ -94,12 +94,12 @@ class Audit:
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether the share is one, as a model has it that was trained on the pairs and nobody corrects."""
+        """Whether the share is a lower bound: the model was trained on the pairs, and no marks correct it."""
         return self.is_trained and not self.is_by_marks
 
     @cached_property
     def known_wrong(self) -> np.ndarray | None:
-        """bool [N]: the caption was written for another image; None where no noise was drawn, so that nobody knows."""
+        """bool [N]: the caption was written for another image; None if no noise was drawn, so that nobody knows."""
         truth = self.noise.truth(self.split.pairs)
         return None if truth is None else ~truth
 
@@ -110,7 +110,7 @@ class Audit:
 
     @cached_property
     def doubted(self) -> int:
-        """How many pairs are not certainly right: 0 where no wrong captions were found."""
+        """How many pairs are not certainly right: 0 if no wrong captions were found."""
         if self.estimate.share == 0:
             return 0
         return int((self.clean.values < 1).sum()) or len(self.clean.values)  # a blind judge believes all of them
@@ -122,12 +122,12 @@ class Audit:
 
     @cached_property
     def found(self) -> dict[str, float | int] | None:
-        """`wrong`, `auc` and `precision` as in `wrong_pairs_found`; None where the truth is not known."""
+        """`wrong`, `auc` and `precision` as in `wrong_pairs_found`; None if the truth is not known."""
         return wrong_pairs_found(self.clean, self.known_wrong)
 
     @property
     def share(self) -> tuple[float, float, float]:
-        """Of captions that are wrong, with the ends of its 95 % interval; 0 where no random mismatches were found."""
+        """The share of wrong captions with the ends of its 95 % interval; 0 if no random mismatches were found."""
         return self.estimate.share, self.estimate.low, self.estimate.high
 
     @property
@@ -157,7 +157,7 @@ class Audit:
 
     @cached_property
     def worst(self) -> dict[str, np.ndarray]:
-        """For every score bool [N]: the pair is among the most suspicious, as many as there are wrong ones."""
+        """For every score, bool [N]: the pair is among the most suspicious; as many are as there are wrong ones."""
         count = round(self.estimate.share * len(self.clean.values))
         found = {}
         for name, score in self.estimate.scores.items():
@@ -169,8 +169,11 @@ class Audit:
         return found
 
     def figures(self) -> list[dict[str, Any]]:
-        """For every score: whether it is calibrated, how many of the worst pairs of the default score it has among its
-        own, and `auc`, `precision`, `ece` where the truth is known."""
+        """For every score: whether it is calibrated, how far it agrees with the default one, and how well it does.
+
+        `agreement`: the fraction of the default score's worst pairs among its own worst. `auc`, `precision`, `ece`: if
+        the truth is known.
+        """
         rows, wrong = [], self.known_wrong
         default = self.worst[self.estimate.default]
         for name, score in self.estimate.scores.items():
@@ -196,15 +199,14 @@ class Audit:
 
     @cached_property
     def photos(self) -> Photos:
-        """Of all splits, those of the one that was judged first."""
+        """The photos of all splits, those of the judged split first."""
         return Photos.of(self.splits, self.name)
 
     @cached_property
     def groups(self) -> list[Group]:
-        """What is wrong with many pairs for one reason: leaks, captions without content, copies of photos, and photos
-        that are nearly the same to the model.
+        """Groups of pairs: leaks, captions without content, copies of photos, photos nearly the same to the model.
 
-        The first time all photos of all splits are decoded; their hashes are kept.
+        The first call decodes all photos of all splits and keeps their hashes.
         """
         folder = None if self.cache_folder is None else self.cache_folder / "hashes"
         copies = self.photos.copies(folder)
@@ -216,8 +218,8 @@ class Audit:
     def suggestions(self) -> dict[int, Suggested]:
         """What would be right, by number of the pair, for the `top` most suspicious ones that are not certainly right.
 
-        Nothing where the model compares more than two vectors. Captions without content are not suggested, and no
-        photos are for them.
+        Empty if the model compares more than two vectors. Captions without content are not suggested, and no photos
+        are suggested for them.
         """
         if self.embeddings is None:
             return {}
@@ -238,8 +240,10 @@ class Audit:
 
     @cached_property
     def table(self) -> pa.Table:
-        """`scored` with `groups`, the kinds of groups that a pair is in, and `suggestion`, the caption that is proposed
-        first, with its `suggestion_p`; both null where none is."""
+        """`scored` with `groups`, the kinds of groups that a pair is in, and with the caption that is proposed first.
+
+        That is `suggestion` with its `suggestion_p`; both are null if none is proposed.
+        """
         answers = [found.proposed for found in self.suggestions.values()]  # of the first rows, in this order
         answers += [None] * (len(self.captions) - len(answers))
         kinds = kinds_of_pairs(self.groups, len(self.captions)).take(pa.array(self.clean.order()))
@@ -283,7 +287,7 @@ class Audit:
         return pa.table(columns).replace_schema_metadata(made_from)
 
     def _marks(self, order: np.ndarray) -> dict[str, pa.Array]:
-        """Columns of the table: what was said of pairs in this order, null of the others."""
+        """Columns of the table: what was said about pairs, in this order; null for the others."""
         place, marks = np.full(len(order), -1), [] if self.marked is None else self.marked.marks
         if self.marked is not None:
             place[self.marked.pair] = np.arange(len(marks))
@@ -306,7 +310,7 @@ class Audit:
     def write(self, *formats: str, folder: str | Path = "audit") -> dict[str, Path]:
         """The table in formats of other programs, into `folder`: "csv", "label-studio", "fiftyone" (`written.py`).
 
-        Gives the file, or folder, of each. Raises ValueError where a file is in the way that no audit wrote.
+        Returns the file or folder of each. Raises ValueError if a file that no audit wrote is in the way.
 
         >>> audit("photos", "openai/clip-vit-base-patch32").write("csv", "label-studio")
         """

@@ -11,7 +11,7 @@ from clip_itm.data.images import thumbnail
 
 
 def make_thumbnails(photos: Photos, numbers: Iterable[int], side: int) -> dict[int, bytes | None]:
-    """By number, a JPEG with at most `side` pixels a side; None where there is no photo, or none that can be read."""
+    """By number, a JPEG with at most `side` pixels per side; None if there is no photo, or none that can be read."""
     numbers = sorted(set(numbers))
     if not len(photos):
         return dict.fromkeys(numbers)

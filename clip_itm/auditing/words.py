@@ -18,7 +18,7 @@ ADVICE = "a model that has not seen them judges better: --model OTHER, or a run 
 
 
 def words_of_marks(marked: MarkedPairs, is_by_marks: bool) -> str:
-    """What was marked, how and by whom. is_by_marks: whether the share is by them."""
+    """What was marked, how and by whom. is_by_marks: whether the share comes from marks."""
     lost = f"{marked.unmatched:,} of no pair of these data" if marked.unmatched else ""
     if not marked.marks:
         return f"none; {lost}" if lost else "none"

@@ -1,4 +1,4 @@
-"""What an audit found, in the formats of other programs, beside its table; files of others stay."""
+"""What an audit found, in the formats of other programs, next to its table; other programs' files stay."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ FORMATS = {"csv": "audit.csv", "label-studio": "label-studio", "fiftyone": "fift
 
 
 def require_audit(out: Path) -> None:
-    """ValueError where an audit would replace files of its names that no audit wrote, or a folder has one of them."""
+    """Raise ValueError if an audit would replace files that no audit wrote, or if a folder has the name of one."""
     taken = [path for path in (out / TABLE, out / PAGE) if path.exists()]
     if _is_audit(out / TABLE):
         taken = [path for path in taken if path.is_dir()]
@@ -37,7 +37,7 @@ def _is_audit(table: Path) -> bool:
 
 
 def require_formats(out: Path, formats: Iterable[str]) -> None:
-    """ValueError for a format that is not known, and where it would replace files that no audit wrote."""
+    """Raise ValueError for an unknown format, and if it would replace files that no audit wrote."""
     formats = list(formats)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"{unknown[0]!r} is no format of an audit; expected {', '.join(FORMATS)}")
@@ -59,8 +59,8 @@ def write_formats(
     """Write `table` (that of an `Audit`) into the folder `out` in `formats`: name of the format -> file or folder.
 
     image: int64 [N], the image of every row of the table. rows: of the split [P], for its photos. threshold: below it
-    a pair counts as wrong. judge: by what. Only what an earlier call wrote is replaced; ValueError if something else
-    is in the way, or a photo cannot be read.
+    a pair counts as wrong. judge: whose judgement it is. Only what an earlier call wrote is replaced; raises ValueError
+    if something else is in the way, or a photo cannot be read.
     """
     formats = list(dict.fromkeys(formats))
     require_formats(out, formats)
