@@ -1,10 +1,10 @@
-"""Images that a caption of another pair fits as well, because they have an equal one: no rivals, and no mismatches."""
+"""Images that another pair's caption fits as well, because they have an equal one: neither rivals nor mismatches."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-TRIES = 100  # places
+TRIES = 100  # random places
 
 
 class EqualCaptions:
@@ -21,10 +21,10 @@ class EqualCaptions:
         return np.isin(self.caption[others] * self.images + self.image[pairs], self.known)
 
     def keep_apart(self, mismatch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The permutation `mismatch` [n] with two places exchanged wherever the image of pair k would get the caption
-        of a pair `mismatch[k]` that fits it, if one of 100 random places will do.
+        """The permutation `mismatch` [n], changed where an image would get a caption that fits it.
 
-        Raises ValueError if all captions are equal.
+        A place k of which the caption of pair `mismatch[k]` fits the image is exchanged with one of 100 random places,
+        if one of them will do. Raises ValueError if all captions are equal.
         """
         count = len(mismatch)
         if not self.caption.max():

@@ -14,17 +14,16 @@ from clip_itm.calibration.words import share_in_words
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What was found of N pairs.
+    """What was found for N pairs.
 
     `weights` float64 [N] in [0, 1]: the probability that the pair is right.
-    `weights_before_siblings` float64 [N]: the same without what the other captions of its image say.
-    `share`, `low`, `high`: of the pairs that is wrong, and its 95 % interval; `share` is 0 where no random mismatches
-    were found, and then every weight is 1.
+    `weights_before_siblings` float64 [N]: the same without the evidence of its image's other captions.
+    `share`, `low`, `high`: the share of wrong pairs and its 95 % interval; `share` is 0 if no random mismatches were
+    found, and then every weight is 1.
     `z`, `r` float64 [N]: scores of the pairs, standardised per fold, and their ranks as normal quantiles, larger is
-    more suspicious; `z0`, `r0` float64 [N]: of the mismatches that were made of their images.
+    more suspicious; `z0`, `r0` float64 [N]: those of the mismatches that were made of their images.
     `noise_sha256` names the pairs (`CaptionNoise.sha256`). `is_weak`: the judge ranks too many right pairs like
-    mismatches to tell how many are wrong; then `share` and `low` are 0, every weight is 1, and `high` is all that is
-    known.
+    mismatches to tell how many are wrong; then `share` and `low` are 0, every weight is 1, and only `high` is known.
     """
 
     weights: np.ndarray
@@ -64,7 +63,7 @@ def judge(
     folds: scores of all pairs, each of them in one fold.
     seed: of the bootstrap.
     siblings: whether other captions of an image count as evidence; the folds then need `texts`.
-    null: what `made_null` gave for these folds, where it is known already.
+    null: what `made_null` gave for these folds, if it is known already.
 
     Raises ValueError if the folds do not hold every pair once, or have no texts.
     """
@@ -86,11 +85,11 @@ def judge(
 
 @dataclass(frozen=True, eq=False)
 class MadeNull:
-    """What wrong pairs look like, and how many there are: by it every score that has made mismatches is calibrated.
+    """What wrong pairs look like, and how many there are: this calibrates every score that has made mismatches.
 
     `share`, `low`, `high`, `r`, `r0`, `is_weak`: see `Judgement`. `image` int64 [N]: the image of every pair, over all
-    folds. `is_made` bool [N]: whether the mismatch in the place of a pair is one. `weight` [M], for those that are:
-    what each counts, so that together they look like the wrong pairs.
+    folds. `is_made` bool [N]: whether the mismatch in the place of a pair is one. `weight` [M]: the weight of each of
+    those that are, so that together they look like the wrong pairs.
     """
 
     share: float
@@ -104,10 +103,10 @@ class MadeNull:
     is_weak: bool = False
 
     def probability(self, x: np.ndarray, x0: np.ndarray) -> np.ndarray:
-        """The probability that each pair is right, float64 [N], by a score of the pairs and one of the mismatches [N].
+        """The probability that each pair is right, float64 [N], from the scores of pairs and of mismatches [N].
 
-        1 for all where none were found to be wrong. NaN where the score of the pair is NaN; a mismatch whose score is
-        NaN does not count.
+        1 for all if none were found to be wrong. NaN where the score of the pair is NaN; a mismatch whose score is NaN
+        does not count.
         """
         known, made = ~np.isnan(x), self.is_made & ~np.isnan(x0)
         if self.share == 0 or not made.any():
@@ -138,7 +137,7 @@ def made_null(folds: Sequence[FoldScores], count: int, seed: int, is_made: np.nd
     interval = share_interval(r, r0, image, np.random.default_rng(seed), made)
     low, high = np.clip(interval, 0, 1).tolist()
     is_weak = low > 0 and high < BLIND and spread_of_right(r, r0[made], share) > WEAK
-    if low == 0 or is_weak:  # the interval contains it: no random mismatches found
+    if low == 0 or is_weak:  # the interval contains 0: no random mismatches found
         return MadeNull(0.0, 0.0, high, r, r0, image, made, np.ones(int(made.sum())), is_weak)
     by_rank = clean_probability(r, r0[made], share)
     return MadeNull(share, low, high, r, r0, image, made, reweighted_null(by_rank, owner[made]))

@@ -1,4 +1,4 @@
-"""Pictures of a judgement: scores of pairs beside those of made mismatches, and expected against observed."""
+"""Pictures of a judgement: scores of pairs next to those of made mismatches, and expected against observed."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ Z95 = 1.96
 def draw_judgement(judgement: Judgement, path: Path) -> bool:
     """Write a PNG: how many pairs and mismatches have which score, and the probability that a pair is right.
 
-    Returns False, and writes nothing, where matplotlib is missing.
+    Returns False, and writes nothing, if matplotlib is missing.
     """
     if not has_matplotlib():
         return False
@@ -28,7 +28,7 @@ def draw_judgement(judgement: Judgement, path: Path) -> bool:
 
 
 def draw_scores(axes, judgement: Judgement) -> None:
-    """Both groups in the same bins; mismatches as an outline, and filled as many of them as there are wrong pairs."""
+    """Draw both groups in the same bins: mismatches as an outline, and filled, scaled to the share of wrong pairs."""
     z, z0, share = judgement.z, judgement.z0, judgement.share
     low, high = np.quantile(np.concatenate([z, z0]), (0.0005, 0.9995))
     bins = np.linspace(low, high, 61)
@@ -45,7 +45,7 @@ def draw_scores(axes, judgement: Judgement) -> None:
 
 
 def draw_probability(axes, judgement: Judgement) -> None:
-    """The probability that a pair is right over its score, without what siblings say."""
+    """Draw the probability that a pair is right against its score, without the evidence of siblings."""
     order = np.argsort(judgement.z)
     axes.plot(judgement.z[order], judgement.weights_before_siblings[order], color=INK, linewidth=1.6)
     axes.set_ylim(-0.05, 1.05)
@@ -57,7 +57,7 @@ def draw_probability(axes, judgement: Judgement) -> None:
 def draw_reliability(probability: np.ndarray, is_right: np.ndarray, path: Path) -> bool:
     """Write a PNG: observed against expected, with 95 % intervals, and how many pairs have which probability.
 
-    `probability` [N] that a pair is right, `is_right` bool [N], the truth. Returns False, and writes nothing, where
+    `probability` [N] that a pair is right, `is_right` bool [N], the truth. Returns False, and writes nothing, if
     matplotlib is missing.
     """
     if not has_matplotlib():

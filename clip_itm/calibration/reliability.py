@@ -6,7 +6,7 @@ import numpy as np
 
 
 class ReliabilityBin(NamedTuple):
-    """Pairs whose probability lies in one bin: how many, their mean probability, and the fraction that is right."""
+    """Pairs whose probability is in one bin: how many, their mean probability, and the fraction that is right."""
 
     pairs: int
     expected: float

@@ -1,7 +1,7 @@
-"""How suspicious each pair is to a model that has not seen it, beside mismatches that were made.
+"""How suspicious each pair is to a model that has not seen it, next to made mismatches.
 
-What a wrong caption looks like need not be guessed: pair every image with the caption of another one, and score those
-pairs as the others are.
+There is no need to guess what a wrong caption looks like: pair every image with the caption of another one, and score
+these pairs like the others.
 """
 
 import math
@@ -28,10 +28,10 @@ class FoldScores:
     `pairs` int64 [n]: their indices in the training split. `image` int64 [n]: their images, 0 to `images` - 1.
     `mismatch` int64 [n]: the pair (of the fold) whose caption the image of pair k is given.
     `z`, `z0` float64 [n]: the score of the pair and of its mismatch; larger is more suspicious.
-    `p`, `p0` float64 [n]: the share of the other images that fit the caption at least as well, ties half. Uniform where
-    a caption has nothing to do with the image, whatever caption it is.
+    `p`, `p0` float64 [n]: the share of the other images that fit the caption at least as well, ties half. Uniform if a
+    caption has nothing to do with the image, whatever caption it is.
     `texts` float32 [n, D]: unit vectors of the captions, by which captions of one image are compared; or None.
-    `fits` bool [n]: where the mismatch is equal to a caption of the image after all; None: equal captions do not count.
+    `fits` bool [n]: the mismatch is equal to a caption of the image after all; None: equal captions do not count.
     """
 
     pairs: np.ndarray
@@ -55,8 +55,8 @@ class FoldScores:
 def made_mismatches(pair_image: np.ndarray, rng: np.random.Generator, equal: EqualCaptions | None = None) -> np.ndarray:
     """A permutation of the pairs, int64 [n]: the image of pair k is given the caption of pair `mismatch[k]`.
 
-    Never one of the same image (`pair_image` int64 [n]), unless one image holds more than half of the pairs: then as
-    rarely as possible. With `equal` (of the same pairs) never one that is equal to a caption of the image, either,
+    Never one of the same image (`pair_image` int64 [n]), unless one image has more than half of the pairs: then as
+    rarely as possible. With `equal` (of the same pairs), never one that is equal to a caption of the image either,
     unless no other can be found. Raises ValueError if all pairs have the same image, or equal captions.
 
     Example:
@@ -109,7 +109,7 @@ def score_pairs(
     scale: positive factor of the similarities, such as `exp(logit_scale)`.
     score: similarities [p, b] of images [p, ...] and captions [b, ...], rows are images.
     block: captions compared at once. Memory: about five float32 matrices [P, block], never one [P, n].
-    candidates: compare with this many images and captions only, drawn by `rng`, where n * P similarities are too many;
+    candidates: compare with only this many images and captions, drawn by `rng`, if n * P similarities are too many;
         the cost is then n * (candidates + 2 * block) + P * candidates. If None, with all of them, in one pass.
     equal: of the same pairs; other images with an equal caption are then left out wherever a caption is compared with
         images, and captions that are equal to one of an image wherever it is compared with captions.
@@ -164,12 +164,12 @@ def _over_texts(
     some: Tensor | None,
     equal: EqualCaptions | None,
 ) -> tuple[Tensor, ...]:
-    """What one pass over the captions tells, float64 on the CPU.
+    """The results of one pass over the captions, float64 on the CPU.
 
     Similarities of pairs and of mismatches [n], ranks of both [n], and log sums of exp, without those of right pairs,
-    over images for every caption [n], and over captions for every image [P]. `some` int64 [Q]: the images to compare
-    with; the last log sums are then of these [Q]; if None, all. And how many images were left out for every caption
-    [n], and captions for each of these images, as `equal` says.
+    over images for every caption [n], and over captions for every image [P]; then how many images were left out for
+    every caption [n], and captions for every image [P], because of `equal`. `some` int64 [Q]: the images to compare
+    with, to which [P] then shrinks; if None, all.
     """
     borrower = torch.argsort(moved)  # the pair whose image is given this caption
     rows = len(images) if some is None else len(some)
@@ -214,7 +214,7 @@ def _over_images(
 ) -> tuple[Tensor, Tensor]:
     """Log sums of exp over captions for every image [P], without its own; `chosen`: the captions, block by block.
 
-    And how many captions were left out for every image [P], as `equal` says.
+    Also how many captions were left out for every image [P], because of `equal`.
     """
     of_image = torch.full((len(images),), -torch.inf, dtype=torch.float64)
     out_of_image = torch.zeros(len(images), dtype=torch.int64)
@@ -227,9 +227,9 @@ def _over_images(
 
 
 def _leave_out(scores: Tensor, now: Tensor, rows: Tensor | None, equal: EqualCaptions | None) -> tuple[Tensor, Tensor]:
-    """Minus infinity into `scores` [Q, b] where captions `now` [b] meet other images with an equal caption.
+    """Write minus infinity into `scores` [Q, b] where captions `now` [b] meet other images with an equal caption.
 
-    How many cells that are of every caption [b], and of every row [Q]; `rows` [Q]: which images.
+    Returns how many cells of every caption [b] and of every row [Q] these are. `rows` [Q]: which images.
     """
     if equal is None:
         return torch.zeros(len(now), dtype=torch.int64), torch.zeros(len(scores), dtype=torch.int64)
@@ -242,7 +242,7 @@ def _leave_out(scores: Tensor, now: Tensor, rows: Tensor | None, equal: EqualCap
 
 
 def _place_of(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `images` [m] stand in `rows` [Q], which ascend, and whether they do: [m] each."""
+    """The places of `images` [m] in the ascending `rows` [Q], and whether they are there: [m] each."""
     place = torch.searchsorted(rows, images).clamp(max=len(rows) - 1)
     return place, rows[place] == images
 
@@ -257,10 +257,10 @@ def _candidates(total: int, number: int | None, rng: np.random.Generator | None)
 
 
 def _rank(scores: Tensor, threshold: Tensor, is_row: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
-    """The share of images (rows of `scores` [Q, b], but the own one) at or above `threshold` [b], ties half.
+    """The share of images (rows of `scores` [Q, b], except the own one) at or above `threshold` [b], ties half.
 
     `is_row` bool [b]: whether the own image is one of the rows, where it ties with itself. `out` int64 [b]: how many
-    rows are left out; where that is all of them, a half.
+    rows are left out; if that is all of them, the share is a half.
     """
     greater, at_least = ranking.count_rivals(scores, threshold[None], 0, scratch)
     itself = is_row.long()
@@ -269,7 +269,7 @@ def _rank(scores: Tensor, threshold: Tensor, is_row: Tensor, out: Tensor, scratc
 
 
 def _without_own(scores: Tensor, own: Tensor, rows: Tensor | None) -> Tensor:
-    """Scores [Q, b], minus infinity where a caption meets its own image `own` [b]; `rows` [Q]: which images."""
+    """Scores [Q, b] with minus infinity where a caption meets its own image `own` [b]; `rows` [Q]: which images."""
     column = torch.arange(len(own))
     if rows is not None:
         place, is_there = _place_of(own, rows)

@@ -1,9 +1,9 @@
-"""How many of the pairs are wrong: the tail of their ranks beside that of made mismatches.
+"""How many of the pairs are wrong: the tail of their ranks next to that of made mismatches.
 
 The rank of the own image among all images is uniform for a caption that has nothing to do with it, and small for a
-right one; so what lies in the upper tail is wrong (Storey, JRSS B 2002). But for right pairs that are hard: a weak
-judge ranks 3 in 100 of them there. They get fewer towards the end of the tail, where wrong pairs are as many
-everywhere, and that tells them apart (the estimates are read off at u = 1: Storey and Tibshirani, PNAS 2003).
+right one; so what is in the upper tail is wrong (Storey, JRSS B 2002), except for hard right pairs: a weak judge ranks
+3 in 100 right pairs there. These get fewer towards the end of the tail, while wrong pairs are spread evenly over it,
+and that tells them apart (the estimates are read off at u = 1: Storey and Tibshirani, PNAS 2003).
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ import torch
 TENTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TAILS = TENTHS[-4:]  # a single u with the least error is biased downwards where few pairs are wrong
 LINES = (4, 6, 8)  # tenths under a straight line: a short one sees small shares, a long one few pairs
-BLIND = 0.95  # an interval that reaches so far says that pairs look like mismatches to the judge
-# of the right pairs among the worse mismatches: the tail may hold as many right ones all along. Judges whose AUC on
-# right captions is .84 and more stay below .26, however many are wrong; one of photos that judges drawings has .44
+BLIND = 0.95  # an interval that reaches this far says that pairs look like mismatches to the judge
+# of the right pairs rank among the worse mismatches: then the tail may hold as many right pairs all along. Judges with
+# an AUC of .84 or more on right captions stay below .26, however many are wrong; one of photos has .44 on drawings
 WEAK = 0.3
-MISFIT = 1 / 3  # how much of what falls along the shortest line it may miss at its end, being no curve
+MISFIT = 1 / 3  # of what falls along the shortest line may be missed at its end, because it is not a curve
 
 
 def rank_score(p: np.ndarray, images: int | np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def wrong_share(r: np.ndarray, r0: np.ndarray, clipped: bool = True) -> float:
     """The share of wrong pairs, from rank scores `r` [n] of the pairs and `r0` [m] of made mismatches.
 
     The mean over u in TAILS of mean(r > t_u) / (1 - u), t_u the u-quantile of r0; unless `clipped` to [0, 1], it is
-    unbiased for pairs of which none is wrong or all are.
+    unbiased if none or all of the pairs are wrong.
 
     Example:
         >>> r0 = np.linspace(-2, 2, 1000)
@@ -41,15 +41,15 @@ def wrong_share(r: np.ndarray, r0: np.ndarray, clipped: bool = True) -> float:
 
 
 def tail_shares(r: np.ndarray, r0: np.ndarray) -> np.ndarray:
-    """The share of wrong pairs as each u in TENTHS has it, float64 [len(TENTHS)], not clipped."""
+    """The share of wrong pairs by each u in TENTHS, float64 [len(TENTHS)], not clipped."""
     return tail_counts(r, r0).mean(axis=0) / (1 - np.array(TENTHS))
 
 
 def spread_of_right(r: np.ndarray, r0: np.ndarray, share: float) -> float:
-    """Which part of the right pairs the judge ranks no better than it ranks four in five mismatches.
+    """The fraction of the right pairs that the judge ranks no better than it ranks four in five mismatches.
 
-    r, r0: rank scores of pairs [n] and of made mismatches [m]. share: of the pairs that is wrong, below 1: they have
-    their part of that range, and what else is there is right.
+    r, r0: rank scores of pairs [n] and of made mismatches [m]. share: of wrong pairs, below 1: they take their part of
+    that range, and the rest of it is right.
 
     Example:
         >>> r0 = np.linspace(-2, 2, 1000)
@@ -60,12 +60,12 @@ def spread_of_right(r: np.ndarray, r0: np.ndarray, share: float) -> float:
 
 
 def lasting_shares(shares: np.ndarray) -> np.ndarray:
-    """What of the tail does not fall, from `tail_shares` [..., len(TENTHS)]: [..., len(LINES)], below 0 for nothing.
+    """The part of the tail that does not fall, from `tail_shares` [..., len(TENTHS)]: [..., len(LINES)].
 
-    The density of the ranks in the last tenths as a straight line (least squares), read off at u = 1. Ranks of right
-    pairs fall more slowly the further, so that a long line ends too low rather than too high. The shortest one may
-    miss the end by a third of what falls (the mean estimate less that end): with judges of seven kinds, on right
-    captions of Flickr8k, it was -.3 to +.3.
+    The density of the ranks in the last tenths as a straight line (least squares), read off at u = 1; below 0 if
+    nothing lasts. Ranks of right pairs fall ever more slowly, so that a long line ends too low rather than too high.
+    The shortest one may miss the end by a third of what falls (the mean estimate less that end): with judges of seven
+    kinds, on right captions of Flickr8k, it was -.3 to +.3.
 
     Example:
         >>> lasting_shares(np.full(8, 0.2)).round(3)
@@ -81,7 +81,7 @@ def lasting_shares(shares: np.ndarray) -> np.ndarray:
 
 
 def _end_of_line(tenths: int) -> np.ndarray:
-    """Weights of the densities in the last tenths, by which the least squares line through them has its value at 1."""
+    """Weights of the densities in the last tenths that give the value at 1 of the least squares line through them."""
     to_end = np.arange(tenths)[::-1] / 10 + 0.05
     return np.linalg.pinv(np.stack([np.ones(tenths), to_end], axis=1))[0]
 
@@ -89,7 +89,7 @@ def _end_of_line(tenths: int) -> np.ndarray:
 def tail_counts(x: np.ndarray, r0: np.ndarray) -> np.ndarray:
     """float64 [len(x), len(TENTHS)]: 1 where x > t_u, the u-quantile of r0, 0 below.
 
-    Ranks among few images tie: at t_u itself it is the fraction with which the mean over r0 is 1 - u exactly.
+    Ranks among few images tie: at t_u itself it is the fraction that makes the mean over r0 exactly 1 - u.
     """
     x, ordered = np.asarray(x)[:, None], np.sort(r0)
     tenths = np.array(TENTHS)
@@ -112,13 +112,13 @@ def share_interval(
     r, r0 [n]: rank scores of pairs and of their made mismatches; `image` int64 [n]; `is_made` bool [n]: mismatches
     that count (all by default).
 
-    From the lower end of what lasts (the highest of `lasting_shares`) to the upper end of `wrong_share`: what falls
-    along the tail may be right. An interval that contains 0 (its lower end may be below) says that no random mismatches
-    were found: so it was with right captions in 98 of 100 draws, with judges of seven kinds, 80 to 6,000 images.
+    It goes from the lower end of what lasts (the highest of `lasting_shares`) to the upper end of `wrong_share`: what
+    falls along the tail may be right. An interval that contains 0 (its lower end may be below) says that no random
+    mismatches were found, as for right captions in 98 of 100 draws, with judges of seven kinds, 80 to 6,000 images.
 
-    Pairs of an image are drawn together. Thresholds stay, and the tail of the mismatches drawn takes the place of
-    1 - u, which is the same to first order and needs counts per image only; images with equal counts are drawn as one
-    class, so that 200,000 pairs take seconds.
+    Pairs of an image are drawn together. Thresholds stay fixed, and the tail of the drawn mismatches replaces 1 - u,
+    which is the same to first order and needs only counts per image; images with equal counts are drawn as one class,
+    so that 200,000 pairs take seconds.
     """
     is_made = np.ones(len(r), dtype=bool) if is_made is None else is_made
     null = tail_counts(r0, r0[is_made]) * is_made[:, None]
@@ -135,6 +135,6 @@ def share_interval(
     shares = drawn[:, :tenths] / pairs / expected
     found = shares[:, -len(TAILS) :].mean(axis=1)
     low = min(np.quantile(lasting_shares(shares), 0.025, axis=0).max(), np.quantile(found, 0.025))
-    # none in the tail: with 97.5 % the expected number of images there is below 3.7
+    # none in the tail: with 97.5 % confidence, the expected number of images there is below 3.7
     unseen = -np.log(0.025) / ((1 - TAILS[0]) * len(counts))
     return float(low), float(max(np.quantile(found, 0.975), unseen))

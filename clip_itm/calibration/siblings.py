@@ -1,8 +1,8 @@
 """Captions of the same image as evidence: a right one says much the same as the others.
 
-The evidence is fitted on the weights found so far, never against made mismatches: where all captions of an image are
-wrong together they agree, and what was fitted against mismatches would believe them. Fitted on the weights, a feature
-that tells nothing changes nothing.
+The evidence is fitted on the weights found so far, never against made mismatches: if all captions of an image are wrong
+together they agree, and evidence fitted against mismatches would believe them. Fitted on the weights, a feature that
+tells nothing changes nothing.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import numpy as np
 
 from clip_itm.calibration.scores import FoldScores
 
-PRIOR = 0.05  # what the mean similarity of strangers counts beside siblings of weight 1
-TRUSTED = 0.5  # the nearest sibling is looked for among those above
-FLOOR = -0.2  # the similarity to the nearest sibling where none is trusted
+PRIOR = 0.05  # weight of the mean similarity of strangers next to siblings of weight 1
+TRUSTED = 0.5  # the nearest sibling is looked for among those with a weight above this
+FLOOR = -0.2  # the similarity to the nearest sibling if none is trusted
 LEAST_WRONG = 0.005  # below this share of wrong pairs there is nothing to learn from
-CERTAIN = 0.001  # weights count as that far from 0 and 1, so that evidence can move them
+CERTAIN = 0.001  # weights are kept this far from 0 and 1, so that evidence can move them
 CELLS = 2**22  # similarities at once
 
 
@@ -28,8 +28,8 @@ def has_siblings(image: np.ndarray) -> np.ndarray:
 def sibling_features(fold: FoldScores, weights: np.ndarray) -> np.ndarray:
     """How near each caption is to the others of its image: float64 [n, 2]; `weights` [n], those of the fold's pairs.
 
-    The mean similarity, weighted, with a little of c0, the mean similarity of strangers; and the largest one to a
-    sibling of weight above .5. Where there is no sibling these are c0 and -.2.
+    The weighted mean similarity, with a little of c0, the mean similarity of strangers; and the largest similarity to
+    a sibling of weight above .5. Without a sibling these are c0 and -.2.
     """
     assert fold.texts is not None, "the caller has seen to it"
     strangers = float(np.einsum("nd,nd->n", fold.texts, fold.texts[fold.mismatch]).astype(np.float64).mean())
@@ -63,7 +63,7 @@ def with_siblings(features: np.ndarray, weights: np.ndarray, has_sibling: np.nda
     """Weights float64 [n] after the evidence of siblings: sigmoid(logit w + logit e - logit mean(w)).
 
     features: [n, 2], from `sibling_features`. weights: [n], so far. has_sibling: bool [n]; the others keep their
-    weight, as all do where hardly a pair is wrong. e is a logistic regression of the weights, as soft labels, on the
+    weight, as all do if hardly any pair is wrong. e is a logistic regression of the weights, as soft labels, on the
     features, standardised and to the second degree.
     """
     w = weights[has_sibling]

@@ -6,11 +6,11 @@ of all pairs and f0 that of wrong ones, a pair is right with probability 1 - pi 
 
 import numpy as np
 
-SMALLEST_NULL_WEIGHT = 0.001  # what a made mismatch counts whose caption is surely right where it comes from
+SMALLEST_NULL_WEIGHT = 0.001  # of a made mismatch whose caption is surely right where it comes from
 
 
 def standardised(z: np.ndarray, z0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both less the median of z0 and over its standard deviation, so that scores of several models compare."""
+    """Both minus the median of z0, over its standard deviation, so that scores of several models are comparable."""
     deviation = float(z0.std())
     scale = deviation if deviation > 0 else 1.0
     return (z - np.median(z0)) / scale, (z0 - np.median(z0)) / scale
@@ -45,17 +45,17 @@ def clean_probability(x: np.ndarray, x0: np.ndarray, share: float, null_weight: 
 
 
 def reweighted_null(rank_weights: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """What each made mismatch counts, float64 [m], so that together they look like the wrong pairs.
+    """The weight of each made mismatch, float64 [m], so that together they look like the wrong pairs.
 
-    A wrong caption is not just any caption: mostly its right image is not there. So a mismatch counts as much as its
-    caption is likely to be wrong where it comes from. `rank_weights` [N]: the probability that a pair is right, by its
-    rank; `owner` int64 [m]: the pair whose caption the mismatch was given.
+    A wrong caption is not just any caption: mostly its right image is missing. So the weight of a mismatch is the
+    probability that its caption is wrong where it comes from. `rank_weights` [N]: the probability that a pair is right,
+    by its rank; `owner` int64 [m]: the pair whose caption the mismatch was given.
     """
     return 1 - rank_weights[owner] + SMALLEST_NULL_WEIGHT
 
 
 def residual(weights: np.ndarray) -> float:
-    """The share of wrong pairs among what is kept, as the weights [n] have it: sum w (1 - w) / sum w; 1 of nothing.
+    """The share of wrong pairs among what is kept, by the weights [n]: sum w (1 - w) / sum w; 1 for nothing.
 
     Example:
         >>> residual(np.array([1.0, 0.5, 0.5]))

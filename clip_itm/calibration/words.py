@@ -1,4 +1,4 @@
-"""How many captions are wrong, in words: the same ones wherever a share is told."""
+"""How many captions are wrong, in words: the same ones wherever a share is reported."""
 
 
 def share_in_words(
