@@ -13,8 +13,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "app",
         help="search in the browser",
         description="Serve a page: search by text and by photo, a heat map of photos against captions, and an audit "
-        "to browse and to review. It needs no network, and shows nothing but what is indexed and audited. Needs the "
-        "extra app.",
+        "to browse and review. It needs no network, and shows only what is indexed and audited. Needs the extra app.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -25,23 +24,23 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="index of photos or of captions that clip-itm index made with this model; twice for one of each",
+        help="index of photos or captions that clip-itm index made with this model; repeat it for one of each",
     )
     parser.add_argument(
         "--audit", metavar="PATH", help="a run that was audited, the folder of an audit, or its audit.parquet"
     )
     parser.add_argument(
-        "--marks", metavar="FILE", help="where the review keeps its marks (default: marks.jsonl beside audit.parquet)"
+        "--marks", metavar="FILE", help="where the review keeps its marks (default: marks.jsonl next to audit.parquet)"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for other machines, too (default: 127.0.0.1)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also for other machines (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="also answer under this name, such as that of a proxy; may be given again (default: only under the names "
-        "of this machine)",
+        help="also answer under this name, such as that of a proxy; may be repeated (default: only the names of this "
+        "machine)",
     )
     parser.add_argument("--share", action="store_true", help="open it to the world, through a tunnel of gradio.live")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def review_of(audit: Path, marks: str | None):
-    """The `Review` of an audit. Raises ValueError where it is none, and where marks cannot be kept."""
+    """The `Review` of an audit. Raises ValueError if it is not an audit, or if marks cannot be kept."""
     from clip_itm.data.mark_file import MarkFile
     from clip_itm.retrieval.app_audit import AuditTable, audit_file
     from clip_itm.retrieval.review import Review
@@ -102,7 +101,7 @@ def review_of(audit: Path, marks: str | None):
 
 
 def pipeline_of(model: str, device: str | None, indexes: list[str]):
-    """The pipeline of a model with its indexes. Raises ValueError for what is none of its indexes."""
+    """The pipeline of a model with its indexes. Raises ValueError for an index that is not one of the model's."""
     from clip_itm.retrieval.pipeline import load_pipeline
 
     pipe = load_pipeline(model, device)

@@ -14,16 +14,16 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="show the captions that are probably wrong, or write the data without them",
         description="How many captions of a data set are wrong, and which: all pairs by how suspicious they are "
         "(audit.parquet), and the worst with their photos (audit.html). DATA is a folder of photos with a table of "
-        "captions or a text beside each, tars, Parquet files, a recipe, or hub:NAME, and is judged by --model; or give "
-        "the --run that trained on the data. With --clean-to, also write a data set without the suspects.",
+        "captions or a text file for each, tars, Parquet files, a recipe, or hub:NAME, and is judged by --model; or "
+        "give the --run that trained on the data. With --clean-to, also write a data set without the suspects.",
         epilog="If the data have moved: clip-itm audit --run runs/my --data.root FOLDER",
         allow_abbrev=False,
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help="a folder, tars, a recipe, or hub:NAME; needs --model")
     parser.add_argument(
-        "--model", help="who judges DATA: a run, a model folder, a name on the Hub, or MODEL:TAG of open_clip"
+        "--model", help="what judges DATA: a run, a model folder, a name on the Hub, or MODEL:TAG of open_clip"
     )
-    parser.add_argument("--run", help="folder of a finished run, in place of DATA and --model")
+    parser.add_argument("--run", help="folder of a finished run, instead of DATA and --model")
     parser.add_argument(
         "--split", choices=("train", "val", "test"), default="train", help="which captions (default: train)"
     )
@@ -38,8 +38,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="what people said of pairs (of clip-itm app, the page, or Label Studio): how many are wrong, which, and "
-        "what is right (may be repeated)",
+        help="what people said about pairs (from clip-itm app, the page, or Label Studio): how many are wrong, which, "
+        "and what is right (may be repeated)",
     )
     parser.add_argument(
         "--picture", type=OutputFile, metavar="FILE", help="also draw the worst twelve pairs as a PNG (extra plot)"
@@ -51,8 +51,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         default=[],
         choices=("csv", "label-studio", "fiftyone"),
         metavar="FORMAT",
-        help="all pairs for other programs, too, in the same folder: csv, label-studio (tasks and the interface to "
-        "label them), fiftyone (samples)",
+        help="also write all pairs for other programs, in the same folder: csv, label-studio (tasks and the interface "
+        "to label them), fiftyone (samples)",
     )
     clean = parser.add_argument_group("a cleaned data set")
     clean.add_argument("--clean-to", type=OutputFolder, metavar="DIR", help="write it into this empty folder")
@@ -68,10 +68,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     clean.add_argument(
         "--copy",
         action="store_true",
-        help="of a folder: copy the photos, too, instead of naming where they are",
+        help="with --clean-as folder: also copy the photos, instead of naming where they are",
     )
     clean.add_argument(
-        "--force", action="store_true", help="leave out more pairs than can be wrong, and photos without a caption left"
+        "--force", action="store_true", help="leave out more pairs than can be wrong, and photos that keep no caption"
     )
     clean.add_argument(
         "--leave-out",
@@ -81,7 +81,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help='leave out all pairs of groups of these kinds, too, such as leak, copies (one of each stays), "file name"',
     )
     which = clean.add_mutually_exclusive_group()
-    which.add_argument("--below", type=fraction, metavar="P", help="leave out pairs of a lower probability")
+    which.add_argument("--below", type=fraction, metavar="P", help="leave out pairs with a lower probability")
     which.add_argument(
         "--drop-fraction",
         type=fraction,
@@ -92,7 +92,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--budget",
         type=positive,
         metavar="N",
-        help="leave out as many pairs as are wrong, the worst, but no more than N",
+        help="leave out as many pairs as are found wrong, the worst, but at most N",
     )
     which.add_argument("--by-marks", action="store_true", help="leave out the pairs that were marked wrong in --marks")
     which.add_argument("--down-weight", action="store_true", help="keep all pairs, weighted by their probability")
@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stopped(args: argparse.Namespace) -> str:
-    """What to say when Ctrl-C has stopped it."""
+    """What to say when Ctrl-C has stopped the audit."""
     return "stopped; embeddings that were made are kept, and the same command goes on from there"
 
 

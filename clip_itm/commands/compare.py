@@ -10,9 +10,9 @@ def add_parser(verbs) -> None:
     parser = verbs.add_parser(
         "compare",
         help="run a grid of recipes, noises and seeds and print the tables",
-        description="Runs that are finished are not repeated and interrupted ones are resumed, so the same command "
-        "goes on where it stopped. All methods share one draw per noise, and are compared with the first recipe. "
-        "Keys may be set for all runs.",
+        description="Finished runs are not repeated and interrupted ones are resumed, so the same command continues "
+        "where it stopped. All methods share one draw per noise, and are compared with the first recipe. Keys may be "
+        "set for all runs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -33,7 +33,7 @@ def run(args) -> int:
     from clip_itm.offline import require_recipe
     from clip_itm.recipe import load_recipe
 
-    for file in args.recipes:  # told before torch is imported
+    for file in args.recipes:  # mistakes are reported before torch is imported
         load_recipe(file, args.overrides)
 
     from clip_itm.runs.compare import plan, require_comparison
@@ -97,7 +97,7 @@ def draw(rows: list[dict], source: str, split: str, file: Path) -> None:
 
 
 def stopped(args) -> str:
-    """What to say when Ctrl-C has stopped it."""
+    """What to say when Ctrl-C has stopped the comparison."""
     from clip_itm.commands.train import stopped_runs
     from clip_itm.runs.folder import RunFolder
 

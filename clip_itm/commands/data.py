@@ -12,7 +12,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
-        help="decode every photo, read every caption, report",
+        help="decode every photo, read every caption, and report",
         description="Report counts, caption lengths, duplicate, missing and damaged photos. Exit status 1 when "
         "training would fail, or when splits share photos.",
         epilog="The data set is the recipe's: `clip-itm data check recipes/coco/clip.yaml --data.root ~/coco`.",
@@ -25,7 +25,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "float16",
         help="copy a data set of regions with its features in float16",
         description="A folder in the layout of data.source: regions, in half the space; train with --data.root OUT. "
-        "What an earlier, interrupted call has written stays.",
+        "What an earlier, interrupted call wrote is kept.",
         allow_abbrev=False,
     )
     half.add_argument("root", help="folder with *_ims.npy and captions")
@@ -84,7 +84,7 @@ def refusals(recipe, splits: dict) -> list[str]:
     from clip_itm.runs.setup import check_protocols, final_split, make_sampler, noise_of
 
     if not {"train", "val"} <= splits.keys():
-        return []  # reported with the splits
+        return []  # reported together with the splits
     found = []
     for refuse in (
         lambda: recipe.noise.needs_neighbours or noise_of(recipe, splits),  # no photo is encoded to check photos

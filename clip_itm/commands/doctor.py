@@ -1,4 +1,4 @@
-"""`clip-itm doctor`: what is installed, on what machine, where things are kept, to be pasted into a report."""
+"""`clip-itm doctor`: what is installed, on what machine, and where things are kept, to paste into a report."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "doctor",
         help="say what is installed, on what machine, and what is broken",
         description="Versions, extras, devices, caches and free space, as text to paste into a report. It needs no "
-        "network, and no values of secrets are in it. Exit status 1 when a package is missing or cannot be imported.",
+        "network, and shows no values of secrets. Exit status 1 if a package is missing or cannot be imported.",
         allow_abbrev=False,
     )
     parser.add_argument("--json", type=OutputFile, metavar="FILE", help="write everything there (-: to the terminal)")
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines_of(found: dict) -> Iterator[str]:
-    """The text of a survey, a fact to the line."""
+    """The text of a survey, one fact per line."""
     for name in ("clip_itm", "python", "prefix", "platform", "encoding", "processors"):
         yield _line(name, found[name])
     if found["memory"]:

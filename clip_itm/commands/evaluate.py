@@ -110,7 +110,7 @@ def find_model(where: Path, overrides: list[str]):
 
 
 def recipe_of_model(folder: Path, overrides: list[str]):
-    """The recipe of a model folder that has none: towers as its configuration says, data as the user says."""
+    """The recipe of a model folder that has none: towers from its configuration, data from the user."""
     from clip_itm.reading import read_json
     from clip_itm.recipe import apply_overrides, parse_recipe
 

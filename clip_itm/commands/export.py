@@ -11,7 +11,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "export",
         help="write a model as a native open_clip or transformers folder, or as ONNX",
         description="Write the towers, the temperature and the preprocessing of a run's best model, or of a saved "
-        "model, so that they load without this package. What is written is loaded again and has to give the same "
+        "model, so that they load without this package. The result is loaded again and has to give the same "
         "embeddings. Adapters (LoRA) are merged into the weights.",
         allow_abbrev=False,
     )
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     from clip_itm.files import model_folder, require_free
 
-    model_folder(args.model)  # told before torch is imported, and so is a folder that is taken
+    model_folder(args.model)  # reported before torch is imported, as is a folder that is taken
     require_free(Path(args.out))
 
     from transformers.utils.logging import disable_progress_bar

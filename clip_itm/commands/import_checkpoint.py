@@ -11,9 +11,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "import",
         help="turn a released checkpoint (CLIP, NPC, VSE-infinity, SGRAF, CRCL) into a model folder",
-        description="Read the weights of a .pt file with OpenAI's names (the programs of CLIP_ITM and NPC save such) "
+        description="Read the weights of a .pt file with OpenAI's names (as the programs of CLIP_ITM and NPC save it) "
         "without executing anything in it, recognise the architecture, and write a folder that `clip-itm evaluate` "
-        "and from_pretrained load. With --vocabulary, the file is one of VSE-infinity, SGRAF or CRCL on regions.",
+        "and from_pretrained load. With --vocabulary, the file is from VSE-infinity, SGRAF or CRCL on regions.",
         allow_abbrev=False,
     )
     parser.add_argument("file", help="the checkpoint, such as epoch4.pt")
@@ -24,7 +24,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--text-heads",
         type=int,
         metavar="N",
-        help="attention heads of the text tower (default: width / 64, as in every CLIP that was released)",
+        help="attention heads of the text tower (default: width / 64, as in every released CLIP)",
     )
     parser.add_argument(
         "--vocabulary", metavar="FILE", help="the vocabulary (.json, .pkl) that a model on region features belongs to"
@@ -34,7 +34,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.overrides:
         raise ValueError(f"{args.overrides[0]}: an import takes no keys of a recipe; clip-itm evaluate does")
-    if not Path(args.file).exists():  # told before torch is imported
+    if not Path(args.file).exists():  # reported before torch is imported
         raise ValueError(f"{args.file} does not exist; expected the file of a checkpoint, such as epoch4.pt")
     if args.vocabulary is None:
         import_checkpoint(args.file, args.out, args.text_heads)
@@ -79,8 +79,8 @@ def import_checkpoint(file: str | Path, out: str | Path, text_heads: int | None 
 def import_regions(file: str | Path, vocabulary: str | Path, out: str | Path) -> None:
     """Write the VSE-infinity, SAF or SGR model in `file` as an `ItmModel` with its processor into the folder `out`.
 
-    Its architecture is inferred from the shapes of the weights. Raises `ValueError` for another file, for a vocabulary
-    of another size, and if `out` is not empty.
+    Its architecture is inferred from the shapes of the weights. Raises `ValueError` for another kind of file, for a
+    vocabulary of another size, and if `out` is not empty.
     """
     from pydantic import TypeAdapter
 

@@ -10,9 +10,9 @@ from clip_itm.visible import counted, say
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "index",
-        help="encode a folder of photos, or captions, to be searched",
+        help="encode a folder of photos, or captions, for search",
         description="Encode a gallery with a model and keep it in a folder. The same command adds what is new, and "
-        "goes on after an interruption. GALLERY is a folder of photos (with the folders below it) or of tars, or a "
+        "resumes after an interruption. GALLERY is a folder of photos (with the folders below it) or of tars, or a "
         "file of captions (.txt: one per line; .csv, .tsv, .jsonl, .json: a column of captions). Without it, --split "
         "takes a split of the model's own data; keys such as --data.root say where they are now.",
         allow_abbrev=False,
@@ -25,7 +25,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--split", choices=("train", "val", "test"), help="a split of the model's own data")
     parser.add_argument("--of", choices=("photos", "captions"), help="which side of the split (default: photos)")
     parser.add_argument("--kind", choices=("auto", "exact", "hnsw", "ivf-pq"), help="default: auto, by size")
-    parser.add_argument("--dtype", choices=("float32", "float16"), help="of stored vectors (default: float32)")
+    parser.add_argument("--dtype", choices=("float32", "float16"), help="type of stored vectors (default: float32)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read photos")
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="leave out photos and captions that cannot be read, and name them",
     )
     parser.add_argument(
-        "--thumbnails", action="store_true", help="keep small photos in the index, to show it elsewhere"
+        "--thumbnails", action="store_true", help="keep small photos in the index, to show it on other machines"
     )
     parser.add_argument("--prune", action="store_true", help="remove items that are no longer in the gallery")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
@@ -83,12 +83,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stopped(args: argparse.Namespace) -> str:
-    """What to say when Ctrl-C has stopped it."""
+    """What to say when Ctrl-C has stopped the indexing."""
     return f"stopped; what {args.out} holds is whole, and the same command adds the rest"
 
 
 def _check_out(out: str) -> None:
-    """Raise ValueError, before anything is loaded, for a folder of something else or one that is being written."""
+    """Raise ValueError, before anything is loaded, for a folder with other content or one that is being written."""
     if out.startswith("qdrant+"):
         return
     from clip_itm.lock import locked
@@ -101,7 +101,7 @@ def _check_out(out: str) -> None:
 
 
 def _given(gallery: Path, skip_broken: bool):
-    """The folder, or the captions of a file by id. Raises ValueError that names file and line."""
+    """The folder, or the captions of a file by id. Raises ValueError, naming file and line."""
     if gallery.is_dir():
         from clip_itm.retrieval.images import image_files
         from clip_itm.retrieval.sources import holds_shards

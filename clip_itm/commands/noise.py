@@ -22,7 +22,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
     info = actions.add_parser(
         "info",
-        help="print what is true of a draw",
+        help="print the facts of a draw",
         description="Print ratio, level, seed and hash of a noise file; with a recipe also how many of its training "
         "pairs are wrong and how many right captions the photos keep.",
         allow_abbrev=False,
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         recipe = recipe.model_copy(update={"noise": section})
     require_recipe(recipe, backbone=recipe.noise.needs_neighbours)
 
-    from clip_itm.runs.setup import noise_of  # here: a mistake is told before torch is imported
+    from clip_itm.runs.setup import noise_of  # here, so that a mistake is reported before torch is imported
 
     splits = _splits(recipe)
     noise = noise_of(recipe, splits)
@@ -116,7 +116,7 @@ LABELS = {
 
 
 def _table(facts: dict) -> str:
-    """Two columns; a line per number of right captions at the end."""
+    """The facts in two columns; at the end, a line per number of right captions."""
     rows = []
     for key, label in LABELS.items():
         if key in facts:

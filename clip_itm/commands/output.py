@@ -1,4 +1,4 @@
-"""Files and folders that a command is told to write: checked before anything is computed; "-" is standard output."""
+"""Files and folders that a command is asked to write: checked before anything is computed; "-" is standard output."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ class OutputFolder(str):
 
 @contextmanager
 def outputs_of(args: argparse.Namespace) -> Iterator[None]:
-    """To run a command in: if a file goes to standard output, everything else that is printed goes to stderr.
+    """The context of a command: if a file goes to standard output, everything else that is printed goes to stderr.
 
     Raises ValueError for a folder in the way of a file, a file in the way of a folder, and two files for one output.
     """

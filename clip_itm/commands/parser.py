@@ -1,4 +1,4 @@
-"""The parser of the command line, which answers what it does not know with the nearest that it knows."""
+"""The parser of the command line, which suggests the nearest known word for an unknown one."""
 
 import argparse
 import difflib
@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str):
-        """A verb or a choice that does not exist, with the nearest one; then the usual exit."""
+        """Name the nearest verb or choice for one that does not exist, then exit as usual."""
         found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
         if found:
             near = difflib.get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1)
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def exit(self, status: int = 0, message: str | None = None):
-        """What was typed is quoted visibly."""
+        """Exit as usual, with what was typed quoted visibly."""
         super().exit(status, message and visible(message, kept="\n"))
 
 
@@ -44,14 +44,14 @@ def without_unknown(parser: Parser, words: list[str]) -> argparse.Namespace:
 
 
 def _recipe_keys() -> list[str]:
-    from clip_itm.keys import all_keys  # here, so that `--help` and a command without a recipe do not wait for it
+    from clip_itm.keys import all_keys  # here, so that `--help` and commands without a recipe do not wait for it
     from clip_itm.recipe import Recipe
 
     return list(dict.fromkeys(f"--{key}" for key, _ in all_keys(Recipe)))
 
 
 def _options(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
-    """Those of the verb that `words` name."""
+    """The options of the verb that `words` name."""
     found = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -63,7 +63,7 @@ def _options(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
 
 
 def did_you_mean(flag: str, options: list[str], keys: list[str]) -> list[str]:
-    """The options, or else the keys of a recipe, whose last word is the one of `flag`, or else the nearest to it."""
+    """The options, else the recipe keys, with the same last word as `flag`; without any, those nearest to it."""
     if inner := [key for key in keys if key.startswith(f"{flag}.")]:
         return [key for key in inner if key.endswith((".kind", ".source"))][:1] or inner[:MOST_SHOWN]  # of a section
     leaf = _leaf(flag)

@@ -11,23 +11,23 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "push",
         help="put a model, its card and code, and an app on the Hub",
         description="One commit with the best model of a run, or with a saved model: weights, processor, the code that "
-        "loads it without this package, recipe, hashes and model card. Log in before, with `hf auth login`.",
+        "loads it without this package, recipe, hashes and model card. Log in first, with `hf auth login`.",
         allow_abbrev=False,
     )
     parser.add_argument("model", help="run folder or model folder")
-    parser.add_argument("repo", help="name on the Hub, such as me/my-model; made where it does not exist")
+    parser.add_argument("repo", help="name on the Hub, such as me/my-model; created if it does not exist")
     parser.add_argument(
         "--index",
         action="append",
         default=[],
         metavar="DIR",
-        help="also push this index of clip-itm index, below index/; twice for one of photos and one of captions",
+        help="also push this index from clip-itm index, below index/; repeat it for one of photos and one of captions",
     )
     parser.add_argument("--space", action="store_true", help="also push a Gradio Space of the same name that shows it")
     parser.add_argument(
         "--license",
         metavar="NAME",
-        help="licence of the weights, such as mit (default: that of the base model where its card is here, else none)",
+        help="licence of the weights, such as mit (default: that of the base model if its card is here, else none)",
     )
     parser.add_argument("--private", action="store_true", help="make new repositories private")
     parser.add_argument("--revision", metavar="NAME", help="branch of the model to push to (default: main)")
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(kind: str, repo: str, files: dict[str, Path | bytes]) -> None:
-    """A table of what would be pushed."""
+    """Print a table of what would be pushed."""
     from rich.table import Table
 
     from clip_itm.commands.terminal import cell, print_table

@@ -11,7 +11,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "search",
         help="search an index by text or photo",
-        description="A query is text, or the path or URL of a photo (it ends like the name of a photo file).",
+        description="A query is text, or the path or URL of a photo (ending like the name of a photo file).",
         allow_abbrev=False,
     )
     parser.add_argument("model", help="the model that made the index: run folder, model folder or name on the Hub")
@@ -28,7 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _as_typed(query: str) -> str:
-    """A query with the characters that an ASCII locale could not read; names of images stay as the system has them."""
+    """A query with characters that an ASCII locale could not read; names of images stay as the system has them."""
     try:
         query.encode()
     except UnicodeEncodeError:
@@ -42,7 +42,7 @@ def _as_typed(query: str) -> str:
 
 
 def _require_model_and_index(args: argparse.Namespace) -> None:
-    """Raises ValueError for what is missing, before anything heavy is imported."""
+    """Raise ValueError for what is missing, before anything heavy is imported."""
     from clip_itm.files import require_model
 
     require_model(args.model)

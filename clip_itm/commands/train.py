@@ -17,7 +17,7 @@ def add_parser(verbs) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="YAML file, such as recipes/sample/clip.yaml")
-    parser.add_argument("--overwrite", action="store_true", help="delete what a run wrote there, and start again")
+    parser.add_argument("--overwrite", action="store_true", help="delete what a run wrote there and start again")
 
 
 def _keys() -> str:
@@ -31,7 +31,7 @@ def run(args) -> int:
     from clip_itm.recipe import load_recipe
     from clip_itm.runs.folder import RunFolder
 
-    recipe = load_recipe(args.recipe, args.overrides)  # a wrong key is told before torch is imported
+    recipe = load_recipe(args.recipe, args.overrides)  # a wrong key is reported before torch is imported
     if not RunFolder(Path(recipe.output_dir)).is_finished:
         require_recipe(recipe)
 
@@ -52,7 +52,7 @@ def run(args) -> int:
 
 
 def stopped(args) -> str:
-    """What to say when Ctrl-C has stopped it."""
+    """What to say when Ctrl-C has stopped the run."""
     from clip_itm.recipe import load_recipe
     from clip_itm.runs.folder import RunFolder
 

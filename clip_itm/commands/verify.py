@@ -1,4 +1,4 @@
-"""`clip-itm verify PATH`: what is kept, compared with its checksums."""
+"""`clip-itm verify PATH`: stored files, compared with their checksums."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "verify",
         help="find damaged files of a run, model, cache, index or bank",
-        description="Read every file in PATH that carries a checksum and compare. Exit status 1 when one is damaged or "
+        description="Read every file in PATH that has a checksum and compare. Exit status 1 if one is damaged or "
         "missing; each is named.",
         allow_abbrev=False,
     )
