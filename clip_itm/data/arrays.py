@@ -19,8 +19,8 @@ NPY = b"\x93NUMPY"
 def new_array(path: Path, dtype: type, shape: tuple[int, ...], remedy: str) -> Iterator[np.ndarray]:
     """A mapped array that becomes the file `path` at the end of the block, unless there was an error.
 
-    Raises ValueError ending with `remedy` if the disk has no room for it: filling the holes of a sparse file would kill
-    the process (SIGBUS).
+    Raises ValueError ending with `remedy` if the disk has no room for it: filling the holes of a sparse file would then
+    kill the process (SIGBUS).
     """
     with replacing(path) as temporary:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -41,7 +41,7 @@ def new_array(path: Path, dtype: type, shape: tuple[int, ...], remedy: str) -> I
 def _fill_holes(file: Path, free: int) -> None:
     """Allocate the space of a sparse file if the system can; otherwise check that there is enough."""
     size = file.stat().st_size
-    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+    if hasattr(os, "posix_fallocate"):  # not on macOS or Windows
         try:
             with file.open("r+b") as stream:
                 os.posix_fallocate(stream.fileno(), 0, size + LENGTH)
@@ -58,7 +58,7 @@ def cached_array(path: Path, length: int) -> np.ndarray | None:
     """The mapped array of a file from `new_array` or from an earlier clip_itm (without a seal); None if there is none.
 
     All of it is read once and compared with the seal. Raises DamagedError if it is not what was written or does not
-    have `length` rows, and ValueError if the file is not an array of NumPy.
+    have `length` rows, and ValueError if the file is not a NumPy array.
     """
     if not path.exists():
         return None

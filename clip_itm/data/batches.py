@@ -1,4 +1,4 @@
-"""Training batches, read whole: images decoded once, captions trimmed, and what comes along with them."""
+"""Training batches, read as a whole: images decoded once, captions trimmed, and what comes along with them."""
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from clip_itm.data.tokens import CaptionTokens
 
 
 def find_rows(wanted: np.ndarray, known: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """Index int64 [M] of each of `wanted` [M] in known + more, and more: the values not in `known`, each once."""
+    """Index int64 [M] of each of `wanted` [M] in `known` + more; and more, the values not in `known`, each once."""
     row = dict(zip(known[::-1].tolist(), range(len(known) - 1, -1, -1), strict=True))
     more = [value for value in dict.fromkeys(wanted.tolist()) if value not in row]
     row |= dict(zip(more, range(len(known), len(known) + len(more)), strict=True))
@@ -24,22 +24,22 @@ def find_rows(wanted: np.ndarray, known: np.ndarray) -> tuple[Tensor, np.ndarray
 
 
 class PairDataset(Dataset):
-    """Training pairs, read a whole batch at a time: `__getitems__` gives the tensors, `collate_fn` passes them on.
+    """Training pairs, read one whole batch at a time: `__getitems__` gives the tensors, `collate_fn` passes them on.
 
     Pair k shows image `split.pairs.image[k]` with caption `noise.source[k]`. An image is read and preprocessed once
     per batch, however many captions it has there. Cached outputs of a frozen tower, if given, replace images or
     captions: `image_features`, arrays by image index (`image_features` [images, C], `image_tokens` [images, T, C']),
-    and `text_features` [N, C] in the order of the original captions. So do `tokens`, the captions tokenized beforehand,
-    and the regions of a split that has them.
+    and `text_features` [N, C] in the order of the original captions. `tokens`, the captions tokenized beforehand, and
+    the regions of a split that has them do the same.
 
     With `random_crop` < 1 an image is cropped, before `processor`, to its own aspect ratio and a random fraction of its
     area between `random_crop` and 1, at a random position: a function of (seed, epoch, image), whichever worker reads
     it.
 
     `memory`: pair indices (for every image int64 [images], for every pair int64 [N]) whose images and captions come
-    along with each batch; None: no such entries. `caption_numbers` int64 [N], the same for pairs whose captions are
-    equal, come along if given. With `pixels`, `pixel_values` are what its `read` gives and its `normalize` expects, and
-    `kept` keeps those that are not cropped. Raises ValueError if `noise` was made for other captions.
+    along with each batch; None: no such entries. `caption_numbers` int64 [N], the same for pairs with equal captions,
+    come along if given. With `pixels`, `pixel_values` are what its `read` gives and its `normalize` expects, and `kept`
+    keeps those that are not cropped. Raises ValueError if `noise` was made for other captions.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class PairDataset(Dataset):
 
         `memory_image_index` and `memory_caption` int64 [2 B] are the rows of the entries in the two together,
         `memory_image_ids` int64 [2 B] their images in the training split, `memory_caption_ids` the numbers of their
-        captions, if there are such.
+        captions, if there are `caption_numbers`.
         """
         image_entry, caption_entry = self.memory
         entries = np.concatenate([image_entry[self.pair_image[pair_ids]], caption_entry[pair_ids]])

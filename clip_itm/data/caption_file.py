@@ -1,4 +1,4 @@
-"""A file of captions without images, to be indexed: a caption per line, or a table with a column of captions."""
+"""A file of captions without images, for an index: a caption per line, or a table with a column of captions."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ def read_caption_file(file: Path, skipped: list[str] | None = None) -> dict[str,
 
     An id is made from the caption itself, with a counter if the caption occurs again, so that lines added or removed
     above do not change it. Raises ValueError, naming the line, for a caption that is empty or not text; if `skipped` is
-    given, that sentence is appended to it instead. A file that is not such a table, or has no captions left, is always
-    an error.
+    given, the message is appended to it instead. A file that is not such a table, or has no captions left, is always an
+    error.
 
     Example:
         >>> import tempfile
@@ -53,7 +53,7 @@ def caption_id(caption: str, occurrence: int = 1) -> str:
 
 
 def _cells(file: Path) -> Iterator[tuple[str, object]]:
-    """(where it is, for messages; cell) of every row."""
+    """(place for messages, cell) of every row."""
     if file.suffix.lower() == ".txt":
         yield from ((f"{file.name}:{number}", line) for number, line in written_lines(file))
         return

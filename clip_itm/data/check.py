@@ -47,7 +47,7 @@ class SplitReport:
     formats: dict[str, int] = field(default_factory=dict)
     traits: dict[str, list[str]] = field(default_factory=dict)  # CMYK, greyscale, ... -> images
     regions: str | None = None  # precomputed regions per image: their number, width and type
-    damaged_regions: list[str] = field(default_factory=list)  # images whose features are not finite or all zero
+    damaged_regions: list[str] = field(default_factory=list)  # images whose features are all zero or not all finite
 
 
 @dataclass
@@ -197,7 +197,7 @@ def _inspect_row(rows: Dataset, row: int) -> tuple[str, bytes | None, ImageFacts
     stored = rows[row]
     shown_name = image_name(stored)
     image = stored["image"] | {"path": shown_name}
-    identity = image_identity(image)  # before it is decoded: an image that is replaced meanwhile is not known
+    identity = image_identity(image)  # before decoding, so that an image replaced meanwhile does not count as known
     return shown_name, identity, inspect_image(image)
 
 

@@ -1,4 +1,4 @@
-"""Images in one subfolder per class, and the sentences that a zero-shot classifier makes of the classes."""
+"""Images in one subfolder per class, and the sentences that a zero-shot classifier makes from the classes."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -38,12 +38,12 @@ class ClassFolder:
 
     @cached_property
     def prompts(self) -> pa.Array:
-        """Every name in every template, the prompts of a class one after another."""
+        """Every name in every template, with the prompts of a class one after another."""
         return pa.array([template.replace("{}", name) for name in self.names for template in self.templates])
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of prompts, labels, and the photos by folder, name and size: the root may be another one."""
+        """Hash of prompts, labels, and the photos by folder, name and size: it does not depend on the root."""
         paths = [Path(row["image"]["path"]) for row in self.rows]
         photos = [f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in paths]
         return hash_strings(pa.array([*self.prompts.to_pylist(), *map(str, self.labels), *photos]))
@@ -52,9 +52,9 @@ class ClassFolder:
 def read_class_folder(root: str | Path, templates: Path | None = None, classes: Path | None = None) -> ClassFolder:
     """The images below `root`, classes in the order of their folders' names.
 
-    The name of a class is that of its folder, with spaces for underscores, or the one that the table `classes` (CSV,
-    TSV, JSONL or JSON, with the columns `folder` and `name`) gives it. `templates`: a file with a sentence per line, {}
-    where the name goes. Raises ValueError for fewer than two classes, a class without images, and names that do not
+    The name of a class is that of its folder, with spaces for underscores, or the one given by the table `classes`
+    (CSV, TSV, JSONL or JSON, with the columns `folder` and `name`). `templates`: a file with a sentence per line, {}
+    in place of the name. Raises ValueError for fewer than two classes, a class without images, and names that do not
     match the folders.
     """
     root = Path(root)
@@ -83,7 +83,7 @@ def read_class_folder(root: str | Path, templates: Path | None = None, classes: 
 def without_broken(classes: ClassFolder, config: DataConfig) -> ClassFolder:
     """The classes without images that cannot be read, if `config.skip_broken` is set.
 
-    Otherwise raises BrokenImagesError for such images; ValueError if a class has none left.
+    Otherwise raises BrokenImagesError for such images. Raises ValueError if a class has none left.
     """
     images = [row["image"] for row in classes.rows]
     features = Features({name: ROW_FEATURES[name] for name in ("image", "image_id")})

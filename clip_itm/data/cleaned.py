@@ -48,10 +48,10 @@ def write_cleaned(
     """Write a layout and `cleaned.json` (`origin` and the counts, which are returned) into an empty folder.
 
     `keep` bool [N] says which pairs of the split `cleaned` stay, with the captions that `noise` gives them, `weight`
-    float32 [N] in [0, 1] how much each counts (None: all 1). `fixed`: what stands in place of the caption of a pair;
-    where there are such, a row has `original_captions`, too, None for what is as it was. `layout`: one of `LAYOUTS`;
+    float32 [N] in [0, 1] how much each counts (None: all 1). `fixed`: texts that replace the captions of pairs; if
+    there are any, rows also have `original_captions`, None where nothing changed. `layout`: one of `LAYOUTS`;
     `copy_images`: see `write_table`. An image that keeps no caption leaves the split. Raises ValueError if nothing is
-    left of it, if `folder` is not empty, for precomputed regions, and where a layout has no place for such data.
+    left of it, if `folder` is not empty, for precomputed regions, and if a layout has no place for such data.
     """
     check_free(folder)
     if not keep.any():
@@ -87,7 +87,7 @@ def _rows(split: Split) -> Iterator[tuple[int, dict]]:
 def _cleaned_rows(
     split: Split, noise: CaptionNoise, keep: np.ndarray, weight: np.ndarray | None, fixed: Mapping[int, str]
 ) -> Iterator[tuple[int, dict]]:
-    """The same for the captions that the images got, without those that are dropped."""
+    """Like `_rows`, for the captions that the images got, without those that are dropped."""
     pairs, captions = split.pairs, noise.apply(split.pairs)
     caption_ids, image_ids = pairs.caption_ids, pairs.image_ids
     starts = np.searchsorted(pairs.image, np.arange(len(split) + 1))

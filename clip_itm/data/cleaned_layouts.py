@@ -1,7 +1,7 @@
 """How a cleaned data set is laid out in its folder: for the source `folder`, for `datasets`, WebDataset and DataComp.
 
 A writer gets the new folder, a split, and for each of its images that stay the row and its texts: `image_id`,
-`captions`, `caption_ids`, and, where there are any, `caption_weights` and `original_captions` (of those that a person
+`captions`, `caption_ids`, and, if there are any, `caption_weights` and `original_captions` (of those that a person
 fixed).
 """
 
@@ -34,7 +34,7 @@ UID = re.compile(r"[0-9a-fA-F]{32}")
 
 
 def write_table(folder: Path, split: Split, rows: Rows, copy_images: bool = False) -> None:
-    """Lines of `metadata.jsonl`, which `data.source: folder` reads.
+    """Write lines of `metadata.jsonl`, which `data.source: folder` reads.
 
     An image in a file is named by its absolute path or, with `copy_images`, copied to `photos/`; one that is stored as
     bytes, or in a tar, is written there.
@@ -64,7 +64,7 @@ def _format(image: dict) -> str:
 
 
 def write_parquet(folder: Path, split: Split, rows: Rows) -> None:
-    """`data/train-00000-of-00002.parquet` and so on, photos inside, which `datasets.load_dataset(folder)` reads."""
+    """Write `data/train-00000-of-00002.parquet` and so on, photos inside, for `datasets.load_dataset(folder)`."""
     data = folder / "data"
     data.mkdir(exist_ok=True)
     files: list[Path] = []
@@ -107,8 +107,10 @@ def _features(texts: dict) -> Features:
 
 
 def write_shards(folder: Path, split: Split, rows: Rows) -> None:
-    """`train-000000.tar` and so on for WebDataset: a sample for every caption, with the photo as it is, `.txt` and
-    `.json`. The same data give the same bytes."""
+    """Write `train-000000.tar` and so on for WebDataset: a sample for every caption.
+
+    A sample has the photo as it is, `.txt` and `.json`. The same data give the same bytes.
+    """
     for shard, samples in groupby(enumerate(_samples(split, rows)), key=lambda found: found[0] // SHARD_SAMPLES):
         with tarfile.open(
             folder / f"{split.name}-{shard:06d}.tar", "w", format=tarfile.USTAR_FORMAT, encoding="utf-8"
@@ -121,7 +123,7 @@ def write_shards(folder: Path, split: Split, rows: Rows) -> None:
 
 
 def _samples(split: Split, rows: Rows) -> Iterator[dict[str, bytes]]:
-    """Files of a sample by name."""
+    """The files of every sample, by name."""
     for row, texts in rows:
         image = split.rows[row]["image"]
         suffix = _format(image).replace("jpeg", "jpg")
@@ -140,10 +142,10 @@ def _samples(split: Split, rows: Rows) -> Iterator[dict[str, bytes]]:
 
 
 def write_uids(folder: Path, split: Split, rows: Rows) -> None:
-    """`kept_uids.npy` for the resharder of DataComp: an array of dtype `u8,u8`, ascending, the 128 bits of every uid.
+    """Write `kept_uids.npy` for the resharder of DataComp: ascending, dtype `u8,u8`, the 128 bits of every uid.
 
     https://github.com/mlfoundations/datacomp. The ids of the images are the uids. Raises ValueError for other ids, and
-    for an image with several captions, of which DataComp has none.
+    for an image with several captions, which DataComp does not have.
     """
     found = []
     for row, texts in rows:
@@ -163,7 +165,7 @@ def write_uids(folder: Path, split: Split, rows: Rows) -> None:
 
 
 def write_card(folder: Path, splits: Iterable[str], sentence: str) -> None:
-    """`README.md` beside Parquet files: by it `datasets` finds the splits."""
+    """Write `README.md` next to the Parquet files, by which `datasets` finds the splits."""
     lines = [line for name in splits for line in (f"  - split: {name}", f"    path: data/{name}-*.parquet")]
     head = "\n".join(["configs:", "- config_name: default", "  data_files:", *lines])
     (folder / "README.md").write_text(f"---\n{head}\n---\n\n{sentence}\n", encoding="utf-8")

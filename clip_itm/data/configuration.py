@@ -20,11 +20,11 @@ class DataSection(Section):
     gives_regions: ClassVar[bool] = False  # instead of images; `global_vectors` says whether vectors come along
     missing_split_advice: ClassVar[str] = ""  # the end of the error if there is no train or val
 
-    skip_missing: bool = Field(False, description="go on without photos that are missing, and say how many")
-    skip_broken: bool = Field(False, description="go on without photos that cannot be read and captions that are empty")
+    skip_missing: bool = Field(False, description="leave out photos that are missing, and say how many")
+    skip_broken: bool = Field(False, description="leave out photos that cannot be read and captions that are empty")
     max_images: PositiveInt | None = Field(None, description="keep only the first photos of every split (a quick look)")
     marks: str | None = Field(
-        None, description="what people said of training pairs (JSONL): wrong ones weigh 0, fixed texts take their place"
+        None, description="what people said about training pairs (JSONL): wrong ones weigh 0, fixed texts are used"
     )
     cache_images: PositiveInt | None = Field(None, description="short side, in pixels, of a cache of resized photos")
     cache_dir: str | None = Field(None, description="folder of all caches (default: ~/.cache/clip_itm)")
@@ -67,7 +67,7 @@ class FlickrData(DataSection):
     images: str | None = Field(None, description="photo folder (default: the first of the usual names found in root)")
     layout: Literal["auto", "token", "karpathy", "scan_split"] = Field("auto", description=LAYOUT)
     annotations: str | None = Field(None, description="token file or Karpathy JSON (default: looked for in root)")
-    split_seed: Seed = Field(0, description="seed of the hash split where no split files exist")
+    split_seed: Seed = Field(0, description="seed of the hash split if no split files exist")
     captions_per_image: PositiveInt = Field(5, description="scan_split layout only")
 
 
@@ -81,10 +81,10 @@ class Cc120kData(DataSection):
 
 
 class HashedSplit(DataSection):
-    """Sources that may come without splits: then a seeded hash of the image's id decides."""
+    """Sources that may come without splits; a seeded hash of the image's id then decides."""
 
-    val_fraction: Fraction = Field(0.1, description="share of photos in val where the split is by hash")
-    test_fraction: Fraction = Field(0.1, description="share of photos in test where the split is by hash")
+    val_fraction: Fraction = Field(0.1, description="share of photos in val if the split is by hash")
+    test_fraction: Fraction = Field(0.1, description="share of photos in test if the split is by hash")
     split_seed: Seed = Field(0, description="seed of the hash split")
 
     @model_validator(mode="after")
@@ -132,7 +132,7 @@ class HubData(HashedSplit):
 
 
 class WebDatasetData(HashedSplit):
-    """Tars of WebDataset and img2dataset, read where they lie: photos, captions in .txt or .json."""
+    """Tars of WebDataset and img2dataset, read where they are: photos, captions in .txt or .json."""
 
     missing_split_advice: ClassVar[str] = "; name them, such as --data.splits '{train: train-*, val: val-*}'"
 
@@ -140,7 +140,7 @@ class WebDatasetData(HashedSplit):
     root: str = Field(
         min_length=1,
         description="a folder of .tar files, one of them, a glob, or a pattern such as data/{00000..00012}.tar; also "
-        "below s3://, hf:// and what else fsspec reads",
+        "below s3://, hf:// and whatever else fsspec reads",
     )
     splits: SplitNames | None = Field(
         None,
@@ -152,10 +152,10 @@ class WebDatasetData(HashedSplit):
     )
     id_key: str | None = Field(None, description="key of .json that is a photo's id (default: uid, image_id, its name)")
     check_photos: bool | None = Field(
-        None, description="decode every photo before training (default: where the tars are on this machine)"
+        None, description="decode every photo before training (default: if the tars are on this machine)"
     )
     remote_cache_gb: Annotated[float, Field(gt=0)] = Field(
-        50.0, description="remote tars: most gigabytes of photos to keep in cache_dir; those read longest ago go"
+        50.0, description="remote tars: gigabytes of photos to keep in cache_dir at most; those read longest ago go"
     )
 
     @property
@@ -188,7 +188,7 @@ class ParquetData(HashedSplit):
 
 
 class TextFilesData(HashedSplit):
-    """Photos with a text file of the same name beside each, a caption per line."""
+    """Photos, each with a text file of the same name next to it, a caption per line."""
 
     source: Literal["text_files"] = "text_files"
     root: str = Field(min_length=1, description="folder of dog.jpg and dog.txt, and of more folders of them")
@@ -202,14 +202,14 @@ class RegionsData(DataSection):
 
     source: Literal["regions"] = "regions"
     root: str = Field(min_length=1, description="folder of train_ims.npy, train_caps.txt or .tsv, dev_..., test_...")
-    test: Literal["test", "testall"] = Field("test", description="of the test split (COCO: testall has 5,000 photos)")
+    test: Literal["test", "testall"] = Field("test", description="which test split (COCO: testall has 5,000 photos)")
     captions_per_image: PositiveInt = Field(5, description="captions of a photo, on neighbouring lines (CC152K: 1)")
     whole_val: bool = Field(False, description="all of val; published programs read its first 5,000 captions")
     global_vectors: bool = Field(
         False,
         description="read another model's vectors (..._clip_ims.npy, ..._clip_caps.npy) for backbone.global_dim",
     )
-    images: str | None = Field(None, description="photo folder, where photos are to be shown; needs id_mapping")
+    images: str | None = Field(None, description="photo folder, if photos are to be shown; needs id_mapping")
     id_mapping: str | None = Field(None, description="JSON from the ids of ..._ids.txt to names of photos in images")
 
     @model_validator(mode="after")
@@ -255,10 +255,10 @@ class NoiseSection(Section):
     ratio: Fraction = Field(0.0, description="share of training captions that are exchanged")
     level: Literal["caption", "image", "neighbour", "noun"] = Field(
         "caption",
-        description="captions are shuffled alone, or all of a photo together; or pairs get the caption of a photo that "
-        "looks alike, or one that shares a noun (English)",
+        description="captions are shuffled one by one, or all of a photo together; or pairs get the caption of a photo "
+        "that looks alike, or a caption that shares a noun (English)",
     )
-    neighbours: PositiveInt = Field(50, description="level neighbour: captions are of so many nearest photos")
+    neighbours: PositiveInt = Field(50, description="level neighbour: captions come from this many nearest photos")
     model: str | None = Field(
         None,
         min_length=1,

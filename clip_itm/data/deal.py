@@ -1,4 +1,4 @@
-"""Pairs dealt to batches in which neither an image nor a caption stands twice.
+"""Pairs dealt to batches in which neither an image nor a caption occurs twice.
 
 Pairs are edges between images and captions, batches are colours: an edge colouring of a bipartite graph (Koenig 1916),
 in which every colour is used equally often (de Werra 1971). Both exist whenever no image and no caption has more pairs
@@ -16,8 +16,8 @@ TRIES = 20  # random batches that a pair is offered, before all of them are look
 def most_batches(images: np.ndarray, captions: np.ndarray, batch_size: int) -> int:
     """Number of full batches of pairs of images int64 [N] with captions int64 [N], none of either twice in a batch.
 
-    0 where both an image and a caption have more pairs than there would be batches: which of them to leave out has no
-    simple answer there.
+    0 if both an image and a caption have more pairs than there would be batches: which of these to leave out then has
+    no simple answer.
 
     Example:
         >>> most_batches(np.arange(6), np.array([0, 0, 0, 1, 1, 2]), batch_size=2)
@@ -37,8 +37,8 @@ def deal(
 ) -> np.ndarray:
     """Pair indices int64 [batches, batch_size], none twice, without an image or a caption twice in a batch.
 
-    `images`, `captions` int64 [N] of every pair; `batches` at most `most_batches(...)`. Of what has more pairs than
-    there are batches, and of the pairs that fill no whole batch, others are left out each time.
+    `images`, `captions` int64 [N] of every pair; `batches` at most `most_batches(...)`. Which pairs are left out, of an
+    image or caption with more pairs than batches or because they fill no whole batch, differs each time.
 
     Example:
         >>> batches = deal(np.arange(6), np.array([0, 0, 0, 1, 1, 2]), 2, 3, np.random.default_rng(0))
@@ -59,7 +59,7 @@ def deal(
 
 
 def _place_in_group(values: np.ndarray) -> np.ndarray:
-    """How many equal values stand before each one: int64 [N]."""
+    """How many equal values come before each one: int64 [N]."""
     order = np.argsort(values, kind="stable")
     counts = np.bincount(values)
     place = np.empty_like(order)
@@ -76,7 +76,7 @@ class _Table:
         self.at: tuple[dict, dict] = ({}, {})  # of each side: (value, batch) -> its pair there
 
     def fill(self, generator: random.Random) -> None:
-        """Every pair into a batch, and every batch full."""
+        """Put every pair into a batch, and fill every batch."""
         has_room = list(range(len(self.members)))
         for pair in range(len(self.ends[0])):
             place = self._place(pair, has_room, generator)
@@ -92,7 +92,7 @@ class _Table:
         self._even_out()
 
     def _place(self, pair: int, has_room: list[int], generator: random.Random) -> int | None:
-        """Where in `has_room` a batch stands that has neither the image nor the caption; None if there is none."""
+        """The place in `has_room` of a batch that has neither the image nor the caption; None if there is none."""
         for _ in range(TRIES if has_room else 0):
             place = int(generator.random() * len(has_room))
             if all(self._is_free(side, pair, has_room[place]) for side in (0, 1)):
@@ -114,7 +114,7 @@ class _Table:
             del at[ends[pair], number]
 
     def _make_room(self, pair: int, generator: random.Random) -> None:
-        """Put a pair where its image is not yet, once its caption has moved from there to where it was not yet."""
+        """Put a pair into a batch without its image, after its caption has moved from there to one without it."""
         start = int(generator.random() * len(self.members))
         numbers = (*range(start, len(self.members)), *range(start))
         free = [next(number for number in numbers if self._is_free(side, pair, number)) for side in (0, 1)]
@@ -122,7 +122,7 @@ class _Table:
         self._put(pair, free[0])
 
     def _path(self, side: int, value: int, first: int, second: int) -> list[int]:
-        """The pairs from `value` on that are in the batches `first` and `second` by turns; it is not in `second`."""
+        """The pairs from `value` on that are alternately in the batches `first` and `second`; it is not in `second`."""
         found = []
         while (pair := self.at[side].get((value, first))) is not None:
             found.append(pair)
@@ -132,7 +132,7 @@ class _Table:
         return found
 
     def _swap(self, path: list[int], first: int, second: int) -> None:
-        """Pairs of a path from one batch to the other: still nothing stands twice in a batch."""
+        """Exchange the pairs of a path between two batches: still nothing occurs twice in a batch."""
         for pair in path[0::2]:
             self._take(pair, first)
         for pair in path[1::2]:

@@ -1,4 +1,4 @@
-"""Which captions are equal: one caption that stands under many photos, as product data have it."""
+"""Which captions are equal: one caption of many photos, as in product data."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ AT_THE_END = " .,;:!?\u2026\u3002\uff0c\uff01\uff1f"  # also of Chinese and Japa
 
 
 def plain_text(caption: str) -> str:
-    """What of a caption is compared: two captions are equal if this is the same text.
+    """The part of a caption that is compared: two captions are equal if this text is the same.
 
-    Composed Unicode (NFC) without case (`str.casefold`), every run of white space as one space, nothing of it at either
-    end, and without the punctuation `. , ; : ! ? ...` at the end. Everything else counts: other words, another order,
+    Composed Unicode (NFC) without case (`str.casefold`), every run of white space as one space, none at either end, and
+    without the punctuation `. , ; : ! ? ...` at the end. Everything else counts: other words, another order,
     punctuation within. A caption of punctuation alone is compared as it is.
 
     Example:
@@ -38,16 +38,16 @@ def number_captions(captions: Iterable[str]) -> np.ndarray:
 
 
 def numbers_of(pairs: Pairs) -> np.ndarray:
-    """int64 [Nt], of every caption of a split; see `number_captions`."""
+    """The numbers of all captions of a split, int64 [Nt]; see `number_captions`."""
     return number_captions(pairs.captions.to_pylist())
 
 
 def numbers_if_asked(head, pairs: Pairs, noise: CaptionNoise) -> np.ndarray | None:
-    """`caption_numbers` where the section `head` of a recipe has a `same_caption` other than negative, else None."""
+    """`caption_numbers` if the section `head` of a recipe has a `same_caption` other than negative, else None."""
     asked = getattr(head, "same_caption", "negative") != "negative"
     return caption_numbers(pairs, noise) if asked else None
 
 
 def caption_numbers(pairs: Pairs, noise: CaptionNoise) -> np.ndarray:
-    """int64 [N], of the caption that each pair has in training: that of `noise`, whatever it was before."""
+    """The number of the caption that each pair has in training (the one from `noise`), int64 [N]."""
     return numbers_of(pairs)[noise.source]

@@ -1,7 +1,7 @@
-"""Data that are given in Python: rows, data sets of `datasets`, or the name of a place, and the section they are.
+"""Data given in Python (rows, data sets of `datasets`, or the name of a place), and the section that describes them.
 
-What is in memory becomes a data set of two columns that can be saved, so that a recipe can name it. Encoded images stay
-as they are and paths stay paths; only what is decoded (PIL images, arrays) is encoded, as PNG, which loses nothing.
+Data in memory become a data set of two columns that can be saved, so that a recipe can name it. Encoded images stay as
+they are and paths stay paths; only decoded images (PIL, arrays) are encoded, as PNG, which loses nothing.
 """
 
 import io
@@ -75,9 +75,9 @@ def _buffers(column: pa.Array) -> Iterator[pa.Buffer | None]:
 
 
 def given_data(data: Any, keys: Mapping[str, Any], path: Path) -> dict[str, Any] | GivenData:
-    """What `data` is: the keys of a data section, or a data set in memory which is to be saved at `path`.
+    """What `data` is: the keys of a data section, or a data set in memory, to be saved at `path`.
 
-    `keys`: keys of the data section beside those that name the data. Raises ValueError for what is no data set.
+    `keys`: keys of the data section besides those that name the data. Raises ValueError if it is not a data set.
     """
     if isinstance(data, str | Path):
         return {**_place(data), **keys}
@@ -104,7 +104,7 @@ def given_data(data: Any, keys: Mapping[str, Any], path: Path) -> dict[str, Any]
 
 
 def _place(data: str | Path) -> dict[str, Any]:
-    """A folder, files, or a name on the Hub."""
+    """The keys for a folder, files, or a name on the Hub."""
     if (found := recognised(data)) is not None:
         logger.info("%s: %s", data, found.sentence)
         return dict(found.section)
@@ -114,7 +114,7 @@ def _place(data: str | Path) -> dict[str, Any]:
 
 
 def _rows(data: Any, where: str, keys: Mapping[str, Any]) -> Dataset:
-    """A data set of a list of rows; a data set as it is."""
+    """A data set made of a list of rows; a data set as it is."""
     if isinstance(data, Dataset):
         return data
     if isinstance(data, str | bytes) or not isinstance(data, Sequence):
@@ -192,7 +192,7 @@ def _short(value: Any) -> str:
 def chosen_columns(rows: Dataset, where: str, keys: Mapping[str, Any]) -> tuple[Dataset, dict[str, str]]:
     """The columns of a data set that a data section reads, and which of its keys name them.
 
-    Columns of images hold {"bytes", "path"} afterwards, neither decoded nor read. Raises ValueError where there is no
+    Columns of images hold {"bytes", "path"} afterwards, neither decoded nor read. Raises ValueError if there is no
     column of images or of captions.
     """
     names = list(rows.features)

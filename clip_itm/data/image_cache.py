@@ -1,4 +1,4 @@
-"""Images resized once to a short side: decoding them is several times cheaper than decoding the originals.
+"""Images resized once to a given short side: decoding them is several times cheaper than decoding the originals.
 
 The folder is a cache in the strict sense: deleting it loses nothing, and an entry is named after the original's path,
 size and modification time, so that a changed original is simply another entry. Every entry ends with a checksum; a
@@ -30,7 +30,7 @@ class ImageCache:
 
     Images that are not larger stay as they are (an empty entry says so). JPEGs become JPEGs of quality 95 without
     chroma subsampling, everything else becomes PNG; all are upright RGB. Files appear whole (written under a temporary
-    name and renamed), so an interrupted build is continued by the next one and several processes may build one folder.
+    name and renamed), so the next build resumes an interrupted one, and several processes may build one folder.
     """
 
     def __init__(self, folder: str | Path, short_side: int):
@@ -40,7 +40,7 @@ class ImageCache:
         self.description = f"resizing photos to {short_side} px"
 
     def image(self, image: dict[str, Any]) -> dict[str, Any]:
-        """What to read for a stored `image` (a dict with `path` and `bytes`): its copy, or `image` if there is none."""
+        """What to read for a stored `image` ({"path", "bytes"}): its copy, or `image` if there is none."""
         try:
             entry = self._entry(image)
             data = entry.read_bytes()
@@ -69,14 +69,14 @@ class ImageCache:
             )
 
     def is_ready(self, image: dict[str, Any]) -> bool:
-        """Whether the copy of a stored image is there, or it is known that it needs none."""
+        """Whether the copy of a stored image exists, or is known not to be needed."""
         try:
             return self._entry(image).stat().st_size > 0
         except OSError:  # no such image: making its copy says so
             return False
 
     def failures(self, images: Sequence[dict[str, Any]]) -> list[str | None]:
-        """Make the copies of stored images; for each None, or a sentence that says which is unreadable and why."""
+        """Make the copies of stored images; for each, None or a sentence that names it and says what failed."""
         return [self._make(image) for image in images]
 
     def _entry(self, image: dict[str, Any]) -> Path:

@@ -1,8 +1,8 @@
 """Finds all images that cannot be read, before anything depends on them.
 
 Each is decoded once, in threads, by the code that reads it in training (a JPEG at an eighth of its size: the whole file
-is read, but few pixels are computed). Those that were whole are recorded, so that the next start only looks at sizes
-and modification times.
+is read, but few pixels are computed). Sound images are recorded, so that the next start only looks at sizes and
+modification times.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class ImageChecker(Protocol):
         """Whether a stored image was read before, unchanged."""
 
     def failures(self, images: Sequence[dict]) -> list[str | None]:
-        """For each image a sentence that names it and says why it cannot be read; None for those that can."""
+        """For each image, a sentence that names it and says why it cannot be read; None for those that can."""
 
 
 class ReadImages:
@@ -67,7 +67,7 @@ class ReadImages:
         """Decode each image; None, or a sentence that names it and says why it cannot be read."""
         found, whole = [], []
         for image in images:
-            identity = image_identity(image)  # before it is decoded: it may be replaced meanwhile
+            identity = image_identity(image)  # before decoding: the image may be replaced meanwhile
             try:
                 read_image(image, draft_size=1)
             except UnreadableImageError as error:
@@ -79,7 +79,7 @@ class ReadImages:
         return found
 
     def keep(self, identities: Sequence[bytes | None]) -> None:
-        """Record images that could be read, in a single write, so that several threads and processes may do so."""
+        """Record images that could be read, in a single write, so that several threads and processes may do this."""
         lines = {identity for identity in identities if identity is not None} - self.known
         if not lines:
             return

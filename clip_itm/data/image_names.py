@@ -11,7 +11,7 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif"),
 )
-# what file managers and archives put next to images; so is whatever begins with a dot (._image.jpg, .DS_Store)
+# what file managers and archives put next to images, besides names that begin with a dot (._image.jpg, .DS_Store)
 NO_IMAGES = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini")
 
 

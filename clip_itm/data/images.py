@@ -22,7 +22,7 @@ else:
     register_heif_opener()
 
 ORIENTATION_TAG = 0x0112
-LARGEST_FILE = 2**30  # bytes: as many pixels as Pillow takes, 16 bits of four channels, not compressed, are fewer
+LARGEST_FILE = 2**30  # bytes; the most pixels that Pillow takes, uncompressed with four channels of 16 bits, are fewer
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that say nothing about an image
 TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -49,7 +49,7 @@ def open_image(image: dict) -> Image.Image:
         raise ValueError("the file is empty (0 bytes)")
     image = Image.open(io.BytesIO(data))
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        # Pillow itself only warns up to twice that, and a file of a few kilobytes may unfold to gigabytes
+        # Pillow itself only warns up to twice the limit, and a file of a few kilobytes may unpack to gigabytes
         raise Image.DecompressionBombError(
             f"{image.width} x {image.height} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS:,}"
         )
@@ -57,9 +57,9 @@ def open_image(image: dict) -> Image.Image:
 
 
 def image_bytes(image: dict) -> bytes:
-    """The encoded image: stored bytes, or the content of the file, which may lie in a tar (`tar_members.py`).
+    """The encoded image: stored bytes, or the content of the file, which may be in a tar (`tar_members.py`).
 
-    ValueError for a folder or a pipe in its place.
+    Raises ValueError for a folder or a pipe in place of a file.
     """
     if image["bytes"] is not None:
         return image["bytes"]
@@ -77,7 +77,7 @@ def image_bytes(image: dict) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer for ever
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # reading a pipe would wait forever for its writer
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -104,7 +104,7 @@ def small_jpeg(image: Image.Image, side: int) -> bytes:
 
 
 def thumbnail(image: dict, side: int) -> bytes | None:
-    """`small_jpeg` of a stored image ({"path", "bytes"}); None where it cannot be read."""
+    """`small_jpeg` of a stored image ({"path", "bytes"}); None if it cannot be read."""
     try:
         return small_jpeg(read_image(image, draft_size=side), side)
     except ValueError:
@@ -112,8 +112,10 @@ def thumbnail(image: dict, side: int) -> bytes | None:
 
 
 def image_paths(rows, column: str = "image") -> list[str | None]:
-    """The file of each image in a column of `datasets.Image(decode=False)`; None where the data set itself holds it,
-    as it does those in tars."""
+    """The file of each image in a column of `datasets.Image(decode=False)`; None if the data set itself holds it.
+
+    The data set also holds those in tars.
+    """
     paths = []
     for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         image = batch[column].combine_chunks()
@@ -124,7 +126,7 @@ def image_paths(rows, column: str = "image") -> list[str | None]:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF asks for a turn or a mirror image, of a decoded image. EXIF that cannot be read asks for nothing."""
+    """Whether EXIF asks to turn or mirror a decoded image. EXIF that cannot be read asks for nothing."""
     try:
         return image.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
     except Exception:  # a damaged EXIF block raises anything from SyntaxError to struct.error, and the pixels are fine
@@ -132,7 +134,7 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion cuts everything above 255 to white."""
+    """The image in 8 bits; Pillow's own conversion turns everything above 255 white."""
     grey = np.asarray(image).astype(np.float64)
     brightest = 65535 if grey.max(initial=0) <= 65535 else 2**31 - 1  # mode I holds 16 bits of most files, 32 of some
     return Image.fromarray((grey.clip(0) * (255 / brightest)).round().astype(np.uint8))
@@ -141,7 +143,7 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 class UnreadableImageError(ValueError):
     """An image that cannot be read; the message names it and says what to do.
 
-    From a loader process the message arrives with the traceback before it: only its own sentence is kept.
+    From a loader process the message arrives after a traceback: only its own sentence is kept.
     """
 
     def __init__(self, message: str):

@@ -1,4 +1,4 @@
-"""What a user may hand over as an image or a text, and reading the images among it."""
+"""What a user may pass as an image or a text, and how images are read from it."""
 
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from clip_itm.data.image_names import is_image_name
 from clip_itm.data.images import image_bytes, naming_image, read_image, to_rgb
 
 URLS = ("http://", "https://")
-LARGEST_DOWNLOAD = 64 * 2**20  # bytes of an image behind a URL
+LARGEST_DOWNLOAD = 64 * 2**20  # bytes of an image at a URL
 
 
 def modality_of(value: Any) -> str:
     """ "image" or "text".
 
-    Text that ends like the name of an image file, and a URL, mean that image; {"text": ...} and {"image": ...} say it.
-    Raises ValueError for anything that is neither image nor text.
+    Text that ends like the name of an image file, and a URL, mean that image; {"text": ...} and {"image": ...} leave no
+    doubt. Raises ValueError for anything that is neither image nor text.
     """
     if isinstance(value, dict) and len(value) == 1 and (key := next(iter(value))) in ("image", "text"):
         return key
@@ -36,12 +36,12 @@ def modality_of(value: Any) -> str:
 
 
 def load_image(value: Any) -> Image.Image:
-    """RGB from whatever `modality_of` calls an image. Raises ValueError that names it."""
+    """The RGB image of whatever `modality_of` calls an image. Raises ValueError, naming it."""
     return decode_image(fetch_image(value))
 
 
 def fetch_image(value: Any) -> dict | np.ndarray | Image.Image:
-    """An image that is encoded as {"path", "bytes"}, read from its file or URL; one that is decoded as it is."""
+    """An encoded image as {"path", "bytes"}, read from its file or URL; a decoded image as it is."""
     if isinstance(value, dict) and "image" in value:
         value = value["image"]
     if isinstance(value, str) and value.startswith(URLS):
@@ -60,7 +60,7 @@ def fetch_image(value: Any) -> dict | np.ndarray | Image.Image:
 
 
 def decode_image(image: dict | np.ndarray | Image.Image) -> Image.Image:
-    """RGB of what `fetch_image` gives."""
+    """The RGB image of what `fetch_image` gives."""
     if isinstance(image, dict):
         return read_image(image)
     with naming_image({"path": "a PIL image"}):

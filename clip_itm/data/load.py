@@ -1,4 +1,4 @@
-"""The one door from the `data:` section to splits, and the checks on them before anything trains.
+"""The single entry from the `data:` section to splits, and the checks on them before anything trains.
 
 A source is a file in `data/sources/` with `load(section) -> dict[str, Split]`, its section in `data/configuration.py`,
 and a line in `SOURCES`; docs/add_a_source.md adds one. Missing, broken and empty items are handled here, for all
@@ -103,7 +103,7 @@ def load_splits(
     if config.skip_missing or config.skip_broken:
         splits = {name: leave_out_empty_captions(split) for name, split in splits.items()}
     if config.skip_broken and config.reads_images:
-        if verify:  # whatever names and captions alone tell comes before minutes of decoding
+        if verify:  # what names and captions alone reveal comes before minutes of decoding
             _require_sound(_first_images(splits, config), None)
         checker = image_checker(config)
         splits = {name: leave_out_broken(split, checker, config.max_images) for name, split in splits.items()}
@@ -199,7 +199,7 @@ def split_problems(splits: dict[str, Split]) -> list[str]:
                 f"{shown(without)}); {advice}"
             )
         ids = columns_of(split.rows, "image_id")["image_id"]
-        hashes = string_hashes(ids)  # of millions of ids, few are looked at as objects
+        hashes = string_hashes(ids)  # of millions of ids, only a few become objects
         again = Counter(ids.filter(pa.array(repeated(hashes))).to_pylist())
         if twice := [image_id for image_id, count in again.items() if count > 1]:
             problems.append(

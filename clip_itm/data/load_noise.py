@@ -12,9 +12,9 @@ from clip_itm.data.rows import Pairs
 def load_noise(section: NoiseSection, pairs: Pairs, neighbours: Callable[[], Neighbours] | None = None) -> CaptionNoise:
     """The noise that a recipe asks for: a saved (`.npz`) or published (`.npy`, `.txt`) file, or a draw.
 
-    `pairs` are those of the training split; `neighbours` finds the photos nearest to each, and is called only where
-    the section `needs_neighbours`. Raises ValueError if the file belongs to other captions, is given together
-    with a ratio, or has another hash than `noise.sha256`.
+    `pairs` are those of the training split; `neighbours` finds the photos nearest to each, and is called only if the
+    section `needs_neighbours`. Raises ValueError if the file belongs to other captions, is given together with a ratio,
+    or has another hash than `noise.sha256`.
 
     Example:
         >>> import tempfile

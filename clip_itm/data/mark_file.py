@@ -1,4 +1,4 @@
-"""A file of marks that somebody else adds to at the same time: what is new in it, and nothing in it twice."""
+"""A file of marks to which others may add at the same time: what is new in it, and no mark written twice."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from clip_itm.reading import reading
 
 
 class MarkFile:
-    """The marks of a file, from the first to the last, as far as it was looked at; there need not be one yet.
+    """The marks of a file, first to last, as far as it was read; it need not exist yet.
 
     Safe to use from several threads.
     """
@@ -23,17 +23,17 @@ class MarkFile:
     def look(self) -> Sequence[Mark]:
         """All marks that are in the file now; the same list that only grows, unless the file was replaced.
 
-        Raises ValueError, naming the line, for what is no mark.
+        Raises ValueError, naming the line, for a line that is not a mark.
         """
         with self._lock:
             self._look()
             return self.marks
 
     def add(self, marks: Sequence[Mark]) -> int:
-        """Write those that are not there yet, and return how many that were; they are on the disk when this returns.
+        """Write those that are not there yet, and return how many these were; they are on disk when this returns.
 
-        A mark is the same if pair, mark, text, author and time are: somebody who got no answer may send it again.
-        Raises ValueError as `look` does, and OSError where it cannot be written.
+        Marks are the same if pair, mark, text, author and time are: somebody who got no answer may send one again.
+        Raises ValueError as `look` does, and OSError if the file cannot be written.
         """
         with self._lock:
             self._look()

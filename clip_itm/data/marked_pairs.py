@@ -1,4 +1,4 @@
-"""Which pairs of some data marks are about, and what they say of each."""
+"""Which pairs of a data set marks are about, and what they say about each."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ LABELS = {"right": RIGHT, "wrong": WRONG, "fixed": WRONG}
 
 @dataclass(frozen=True, eq=False)
 class MarkedPairs:
-    """`pair` int64 [M], ascending: the pairs of N that were looked at; `marks` [M]: what counts of each.
+    """`pair` int64 [M], ascending: which of N pairs were looked at; `marks` [M]: the mark that counts for each.
 
     `count`: N. `unmatched`: how many marks are of no pair of these data.
     """
@@ -33,7 +33,7 @@ class MarkedPairs:
 
     @classmethod
     def of(cls, pairs: Pairs, noise: CaptionNoise, marks: Iterable[Mark]) -> "MarkedPairs":
-        """Those of `marks` (oldest first, as `read_marks` gives them) that are of these pairs with their captions.
+        """Those of `marks` (oldest first, as from `read_marks`) that are of these pairs with their captions.
 
         Pairs of one photo with equal captions are marked together.
         """
@@ -48,12 +48,12 @@ class MarkedPairs:
 
     @cached_property
     def label(self) -> np.ndarray:
-        """float64 [M]: RIGHT, WRONG (fixed ones too), NaN for what was skipped."""
+        """float64 [M]: RIGHT, WRONG (also for fixed ones), NaN for skipped ones."""
         return np.array([LABELS.get(mark.mark, np.nan) for mark in self.marks])
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The same of all pairs, float64 [N]; NaN without a mark."""
+        """The labels of all pairs, float64 [N]; NaN without a mark."""
         labels = np.full(self.count, np.nan)
         labels[self.pair] = self.label
         return labels
@@ -65,12 +65,12 @@ class MarkedPairs:
 
     @cached_property
     def weight(self) -> np.ndarray:
-        """float64 [M]: for how many pairs one of the sample stands."""
+        """float64 [M]: how many pairs a pair of the sample represents."""
         return np.array([mark.weight or 1.0 for mark in self.marks])
 
     @property
     def texts(self) -> dict[int, str]:
-        """What is right in place of the caption of a pair, of those that were fixed."""
+        """The right text for each pair whose caption was fixed."""
         return {
             int(k): mark.text.strip()
             for k, mark in zip(self.pair, self.marks, strict=True)
@@ -79,12 +79,12 @@ class MarkedPairs:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many pairs were marked how: `right`, `wrong`, `fixed`, `skipped`."""
+        """How many pairs have each mark: `right`, `wrong`, `fixed`, `skipped`."""
         return dict(Counter(mark.mark for mark in self.marks))
 
     @property
     def authors(self) -> dict[str, int]:
-        """How many marks count of each author, the busiest first."""
+        """How many of the marks that count are by each author, the busiest first."""
         return dict(Counter(mark.author or "unknown" for mark in self.marks).most_common())
 
     @property
@@ -97,5 +97,5 @@ class MarkedPairs:
 
 
 def read_all_marks(files: Iterable[str | Path]) -> list[Mark]:
-    """The marks of several files, by their time, those of a file in its order; ValueError for what is no such file."""
+    """The marks of several files by time, those of one file in its order; ValueError for a file of anything else."""
     return list(merge(*map(read_marks, files), key=lambda mark: mark.time))

@@ -16,13 +16,12 @@ from clip_itm.data.rows import Split
 def with_marks(
     splits: dict[str, Split], noise: CaptionNoise, file: str | Path | None
 ) -> tuple[dict[str, Split], CaptionNoise]:
-    """The splits and noise of a run whose recipe has `data.marks: file`; those that it is given, where it has not.
+    """The splits and noise of a run whose recipe has `data.marks: file`; without `file`, the given ones.
 
-    Marks are of the captions that pairs got, so they are matched with noise. Of the training split a pair that was
-    marked wrong weighs 0 and has the label 0, one that was marked right, or whose caption was fixed, has the label 1;
-    the fixed text stands in place of its caption. All of that is in the split's hash. Raises ValueError for a file
-    that is not there, that holds no marks, or whose marks are all of other pairs, and for fixed texts where several
-    pairs got one caption.
+    Marks are of the captions that pairs got, so they are matched after noise. In the training split, a pair marked
+    wrong has weight 0 and label 0; a pair marked right, or whose caption was fixed, has label 1, and the fixed text
+    replaces its caption. All of that is in the split's hash. Raises ValueError for a file that does not exist, that
+    holds no marks, or whose marks are all of other pairs, and for fixed texts if several pairs got one caption.
 
     noise: as it was drawn, or as a run with these marks saved it.
     """
@@ -53,7 +52,7 @@ def with_marks(
 
 
 def _fixed(train: Split, noise: CaptionNoise, marked: MarkedPairs, file: str | Path) -> list[str]:
-    """Captions by number, with fixed texts in the places that the marked pairs got."""
+    """Captions by number, with fixed texts in place of those that the marked pairs got."""
     captions = train.pairs.captions.to_pylist()
     users = np.bincount(noise.source, minlength=len(captions))
     for pair, text in marked.texts.items():

@@ -1,10 +1,10 @@
-"""Marks: what people said of pairs, a line each, in a file that only grows.
+"""Marks: what people said about pairs, a line each, in a file that only grows.
 
     {"pair": "3f..", "mark": "fixed", "text": "a red mug", "image_id": "7.jpg", "caption": "IMG_2031", "author": "ana",
      "time": "2026-11-30T18:55:00+00:00", "sampled": true, "weight": 1240}
 
-The last mark of a pair counts, whoever made it; "undone" takes back the last one of its author. A line is on the disk
-before it counts as made, so that a reload, a second browser or a killed server lose nothing.
+The last mark of a pair counts, whoever made it; "undone" takes back the last one of its author. A line is on disk
+before it counts as made, so that a reload, a second browser or a killed server loses nothing.
 """
 
 import json
@@ -41,13 +41,13 @@ def pair_hashes(image_ids: Iterable[str], captions: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Mark:
-    """What one person said of one pair.
+    """What one person said about one pair.
 
     `pair`: its `pair_hash`. `mark`: "right", "wrong", "fixed" (wrong, and `text` is right), "skipped" (looked at,
     undecided), or "undone". `image_id`, `caption`: of the pair, for people. `author`, `time` (ISO 8601, UTC).
-    `sampled`: the pair came from a random sample, and not because it was suspicious, so that it tells how many are
-    wrong; `weight`: for how many pairs it stands there (`Draw.weight`; only ratios count, and None is as good while
-    the same scores judge the data).
+    `sampled`: the pair came from a random sample, not because it was suspicious, so that it tells how many are wrong;
+    `weight`: how many pairs it represents there (`Draw.weight`; only ratios count, and None is as good while the same
+    scores judge the data).
     """
 
     pair: str
@@ -62,7 +62,7 @@ class Mark:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Mark":
-        """Raises ValueError for what is no mark; keys that it does not know are left out."""
+        """A mark from JSON, without unknown keys. Raises ValueError for anything that is not a mark."""
         known = {name.name: content[name.name] for name in fields(cls) if content.get(name.name) is not None}
         if missing := [name for name in ("pair", "mark") if name not in known]:
             raise ValueError(f"it has no {missing[0]!r}")
@@ -81,14 +81,14 @@ class Mark:
 
 
 def now() -> str:
-    """The time of a mark."""
+    """The current time, as a mark has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def append_marks(path: str | Path, marks: Iterable[Mark]) -> None:
-    """Add lines at the end of a file, made if it is not there; they are on the disk when this returns.
+    """Append lines to a file, which is made if it does not exist; they are on disk when this returns.
 
-    One write of whole lines, so that two programs do not mix theirs. After a line that was cut off (a program was
+    Whole lines go in one write, so that two programs do not mix theirs. After a line that was cut off (a program was
     killed, or the disk was full) a new one begins.
     """
     lines = "".join(
@@ -112,7 +112,7 @@ def append_marks(path: str | Path, marks: Iterable[Mark]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the name of a new file is on the disk, too."""
+    """Write a folder to disk, so that the name of a new file is there, too."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders
@@ -126,8 +126,8 @@ def _sync_folder(folder: Path) -> None:
 def read_marks(path: str | Path) -> list[Mark]:
     """All lines, oldest first. A line that was cut off is left out: its mark was never made.
 
-    A JSON export of Label Studio is one, too, if its tasks are those of an audit. Raises ValueError, naming the line,
-    for what is no mark.
+    A JSON export of Label Studio is also accepted, if its tasks are those of an audit. Raises ValueError, naming the
+    line, for a line that is not a mark.
     """
     with reading(path, "a file of marks (JSONL)"):
         content = Path(path).read_bytes()
@@ -136,7 +136,7 @@ def read_marks(path: str | Path) -> list[Mark]:
 
 
 def marks_of_lines(lines: bytes, path: str | Path, first: int = 1) -> list[Mark]:
-    """`read_marks` of a part of the file `path`, whose first line has the number `first`."""
+    """`read_marks` for a part of the file `path` whose first line has the number `first`."""
     found = []
     for number, line in enumerate(lines.decode("utf-8-sig", errors="replace").split("\n"), first):
         if not line.strip():
@@ -161,9 +161,9 @@ def _exported(path: str | Path, content: str) -> list[Mark]:
 
 
 def marks_of_pairs(marks: Iterable[Mark]) -> dict[str, Mark]:
-    """The mark that counts of each pair, by its hash; a pair whose marks were all undone is not there.
+    """The mark that counts for each pair, by its hash; a pair whose marks were all undone is not there.
 
-    It is sampled if any mark of the pair is, as a second look does not take a pair out of the sample.
+    It is sampled if any mark of the pair is: a second look does not take a pair out of the sample.
 
     Example:
         >>> first, second = Mark("a", "wrong", author="ana"), Mark("a", "undone", author="ana")

@@ -71,7 +71,7 @@ def parse_json(text: str, path: Path, line: int = 1, **options) -> Any:
         raise ValueError(f"{path}, line {line + error.lineno - 1}: not valid JSON ({error.msg})") from None
     except RecursionError:
         raise ValueError(f"{path}, line {line}: JSON that is nested too deeply to be read") from None
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise ValueError(f"{path}, line {line}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
 
 
@@ -94,7 +94,7 @@ def check_text(text: str, where: str) -> str:
 
 
 def refuse_url(name: str, where: str) -> NoReturn:
-    """Raise the ValueError for a URL instead of a file; `where` is the row it was read from."""
+    """Raise the ValueError for a URL in place of a file; `where` is the row it was read from."""
     raise ValueError(
         f"{where}: {name[:80]!r} is a URL, and photos are read from files. Download them first, for example with "
         "img2dataset (--output_format files), and write the paths of its files, such as 00000/000000000.jpg, "

@@ -1,14 +1,14 @@
 """What is in a cell of a table: one text, or a list of them as JSON, Python and pandas write it.
 
-A text is a list where it begins, white space aside, with
+A text is a list if it begins, white space aside, with
 
 - `[` and a quote, maybe after more brackets or a call such as `array(`,
 - `(`, a quoted text and a comma (a tuple),
 - `{` and a quoted text before `,`, `:` or `}`,
 - a call of one of these with a quoted text, such as `dict_values(['` or `frozenset({'`,
 
-and where it is, as a whole, brackets around nothing or around numbers, None, nan, true and the like. JSON lists and
-Python's lists and tuples of strings and numbers are read; what else looks like a list (NumPy's `['a' 'b']`, nested
+or if it is, as a whole, brackets around nothing or around numbers, None, nan, true and the like. JSON lists and
+Python's lists and tuples of strings and numbers are read; whatever else looks like a list (NumPy's `['a' 'b']`, nested
 lists, dictionaries, lists that were cut) is an error that names the row. So "[untitled] a dog on a beach" and
 "[1] a dog" stay captions.
 """
@@ -43,7 +43,7 @@ BRACKETS = ("[", "(", "{", "array([", "np.array([", "numpy.array([")
 
 
 def list_of(cell: Any, where: str) -> Any:
-    """The list in a cell if there is one (for the rule see the top of this module), otherwise the cell unchanged.
+    """The list in a cell if there is one (the module's docstring has the rule), otherwise the cell unchanged.
 
     Raises ValueError, beginning with `where`, for text that looks like a list but cannot be read as one.
 
@@ -63,7 +63,7 @@ def list_of(cell: Any, where: str) -> Any:
         return values if isinstance(values, list) else _refuse(text, where)
     except (json.JSONDecodeError, RecursionError):
         pass
-    if PYTHON_LIST.fullmatch(text) is None:  # literal_eval would join NumPy's neighbours, and unfolds what is nested
+    if PYTHON_LIST.fullmatch(text) is None:  # literal_eval would join NumPy's neighbours, and accepts nesting
         _refuse(text, where)
     try:
         with warnings.catch_warnings(action="error"):  # of escapes that Python does not know

@@ -1,11 +1,11 @@
 """CSV and TSV, strictly: a row is read as it was written, or refused with its line.
 
-CSV is that of RFC 4180, of pandas and of spreadsheets: a field with commas, quotes or line breaks stands in double
-quotes, quotes in it are doubled, and a quote anywhere else is an error. A quote that opens by mistake swallows rows
-until another one closes it, so a field over several lines which look like rows is an error, too.
+CSV is that of RFC 4180, of pandas and of spreadsheets: a field with commas, quotes or line breaks is in double quotes,
+quotes in it are doubled, and a quote anywhere else is an error. A quote that opens by mistake swallows rows until
+another one closes it, so a field over several lines that look like rows is an error, too.
 
-TSV has no quoting: every line is a row and every quote is text. What looks as if a program had quoted it nevertheless
-is an error, because it would be another text than was meant.
+TSV has no quoting: every line is a row and every quote is text. What looks as if a program had quoted it anyway is an
+error, because its text would not be what was meant.
 """
 
 import re
@@ -22,9 +22,9 @@ WHOLE_FIELDS = {separator: re.compile(rf"(?:{field}{separator})*+") for separato
 NEXT_FIELD = {separator: re.compile(rf"({field})(?:{separator}|\Z)") for separator, field in FIELD.items()}
 IMAGE_NAME = re.compile(rf"\w(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\b", re.IGNORECASE)
 QUOTING = "a field with quotes, separators or line breaks in it needs double quotes around it, and quotes in it doubled"
-SEPARATING_COMMA = re.compile(r",(?=\S|$)")  # behind those of prose there is a space
+SEPARATING_COMMA = re.compile(r",(?=\S|$)")  # in prose a space follows
 SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
-MANY_LINES = 5  # of one field, where the table has one column, so that every line looks like a row
+MANY_LINES = 5  # of one field, if the table has one column, so that every line looks like a row
 
 Row = tuple[int, list[str]]  # number of its first line, fields
 
@@ -32,8 +32,8 @@ Row = tuple[int, list[str]]  # number of its first line, fields
 def read_delimited(path: Path, separator: str) -> tuple[list[str], Iterator[Row]]:
     """Header, and the rows below it as (number of their first line, fields); blank lines are skipped.
 
-    `separator` is "," (CSV) or a tab (TSV). Raises ValueError, naming the line, for what this module's head refuses,
-    for a header that is empty, names a column twice or has another separator, and for rows of other lengths.
+    `separator` is "," (CSV) or a tab (TSV). Raises ValueError, naming the line, for the errors in the module's
+    docstring, for a header that is empty, names a column twice or has another separator, and for rows of other lengths.
     """
     lines, end = split_lines(read_text(path))
     rows = _csv_rows(lines, end, path) if separator == "," else _tsv_rows(lines, end, path)
@@ -146,13 +146,13 @@ def _misquoted(record: str, number: int, end: str, path: Path) -> str:
 
 
 def _refuse_swallowed_rows(fields: list[str], columns: int, end: str, number: int, path: Path) -> None:
-    """ValueError where the lines of one field look like rows of their own: a quote opened by mistake."""
+    """Raise ValueError if the lines of one field look like rows of their own: a quote opened by mistake."""
     for column, field in enumerate(fields):
         lines = field.split(end)
         if len(lines) == 1:
             continue
-        # a quote closes in the column in which it opened: its first line has the columns from there, its last those
-        # up to there, and those between have all
+        # a quote closes in the column in which it opened: its first line has the columns from there on, its last line
+        # those up to there, and the lines between have all
         counts = [columns - column, *[columns] * (len(lines) - 2), column + 1]
         counted = [(line, count) for line, count in zip(lines, counts, strict=True) if line.strip()]
         are_several = any(count > 1 for _, count in counted) or len(counted) >= MANY_LINES
@@ -189,7 +189,7 @@ def _refuse_quoted_fields(fields: Sequence[str], number: int, path: Path) -> Non
 
 
 def _refuse_quoted_lines(lines: list[str], number: int, columns: int, end: str, path: Path) -> None:
-    """ValueError where a quoting program may have written one row over several lines, and they are no rows."""
+    """Raise ValueError if a quoting program may have written one row over several lines, and they are not rows."""
     record = _whole_record(lines[number - 1], ((k, lines[k]) for k in range(number, len(lines))), end)
     below = [line for line in record.split(end)[1:] if line.strip()]
     are_rows = all(line.count("\t") == columns - 1 and IMAGE_NAME.search(line) for line in below)

@@ -19,7 +19,7 @@ MOST = 10_000_000  # names of one pattern
 
 
 class ListedFile(NamedTuple):
-    """A file: `path` is absolute, or a URL; `label` is below the common folder; `stamp` changes when the file does."""
+    """A file: `path` is absolute or a URL; `label` is below the common folder; `stamp` changes when the file does."""
 
     path: str
     label: str
@@ -28,9 +28,9 @@ class ListedFile(NamedTuple):
 
 
 def find_files(root: str, suffixes: tuple[str, ...]) -> list[ListedFile]:
-    """The files with some suffixes that `root` names, in the order of their labels.
+    """The files with these suffixes that `root` names, in the order of their labels.
 
-    Raises ValueError where there is none, and for a name of a pattern with braces that is not there.
+    Raises ValueError if there is none, and if a name that a pattern with braces gives does not exist.
     """
     found: dict[str, tuple[int, str]] = {}
     absent = []
@@ -53,7 +53,7 @@ def find_files(root: str, suffixes: tuple[str, ...]) -> list[ListedFile]:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """What a shell makes of `{00000..00012}` and `{a,b}`, in its order.
+    """What a shell makes of `{00000..00012}` and `{a,b}`, in the same order.
 
     Example:
         >>> list(expand_braces("{train,val}-{08..10}.tar"))[:4]
@@ -109,8 +109,11 @@ def _common_folder(paths: list[str]) -> str:
 
 
 def splits_of(files: list[ListedFile], patterns: dict[str, str] | None, root: str) -> list[str | None]:
-    """The split of each file: by the patterns of `data.splits`, by the names of files or of their folders if these
-    name train and val, else None. Raises ValueError where a file has none and others have, and for one that has two."""
+    """The split of each file: by the patterns of `data.splits`, by the names of files or folders, else None.
+
+    Names decide if they name train and val. Raises ValueError if a file has no split and others have one, and if a file
+    has two.
+    """
     if patterns is None:
         own = [_named_split(file.label) for file in files]
         if not {"train", "val"} <= set(own):
@@ -136,7 +139,7 @@ def splits_of(files: list[ListedFile], patterns: dict[str, str] | None, root: st
 
 
 def _fits(file: ListedFile, pattern: str) -> bool:
-    """Whether a pattern means a file by its label, by its path, or by the folder that it lies in."""
+    """Whether a pattern means a file by its label, by its path, or by the folder that it is in."""
     return any(fnmatchcase(name, pattern.rstrip("/") + end) for name in (file.label, file.path) for end in ("", "/*"))
 
 

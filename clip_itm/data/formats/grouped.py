@@ -1,4 +1,4 @@
-"""Rows of one image joined to one row, in Arrow: a shard has a row for each caption, or an image several times."""
+"""Rows of one image joined into one row, in Arrow: a shard has a row for each caption, or an image several times."""
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ def string_hashes(strings: pa.ChunkedArray) -> np.ndarray:
 
 
 def repeated(hashes: np.ndarray) -> np.ndarray:
-    """bool [N]: whether a value is there more than once."""
+    """bool [N]: whether a value occurs more than once."""
     order = np.argsort(hashes, kind="stable")
     equal = hashes[order[1:]] == hashes[order[:-1]]
     found = np.zeros(len(hashes), dtype=bool)

@@ -10,7 +10,7 @@ from clip_itm.data.rows import image_row
 
 
 def read_karpathy(path: Path, locate: Callable[[dict], tuple[str, str]]) -> dict[str, list[dict]]:
-    """Rows by split; `restval` counts as train. `locate` gives image file and image id of an entry of `images`."""
+    """Rows by split; `restval` counts as train. `locate` gives the image file and image id of an entry of `images`."""
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise ValueError(f"{path}: expected an object with a list `images` (Karpathy's layout)")

@@ -11,8 +11,8 @@ RIGHT, WRONG = "right", "wrong"
 def mark_lines(tasks: list[Any]) -> Iterator[dict[str, Any]]:
     """The content of a mark for every annotation, oldest first.
 
-    A caption that was typed makes it "fixed", a task that was skipped "skipped". Raises ValueError, naming the task,
-    for tasks that no audit wrote.
+    A typed caption makes the mark "fixed", a skipped task makes it "skipped". Raises ValueError, naming the task, for
+    tasks that no audit wrote.
     """
     found = []
     for number, task in enumerate(tasks, 1):

@@ -8,7 +8,7 @@ from clip_itm.data.formats.annotation_files import parse_json, read_json, read_t
 from clip_itm.data.formats.delimited import read_delimited
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-TABLES = (  # by which a folder of photos is known
+TABLES = (  # names by which a folder of photos is recognised
     *("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.tsv", "captions.txt"),
     *("metadata.tsv", "metadata.json", "captions.json"),
 )
@@ -30,7 +30,7 @@ def is_table(path: Path) -> bool:
 
 
 def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it is, values by column) of every row; "where" is file:line (file[index] in JSON), for messages and ids.
+    """(place, values by column) of every row; the place is file:line (file[index] in JSON), for messages and ids.
 
     The suffix decides: .tsv has tabs and no quoting, .jsonl (.ndjson) an object per line, .json a list of objects or an
     object of columns, anything else is CSV. Blank lines are skipped. Raises ValueError, naming file and line, for

@@ -1,8 +1,8 @@
 """What is in many tars, kept as a file for each: every tar is read once, from its beginning to its end.
 
-An entry is an Arrow stream of `SAMPLE_FEATURES` with a seal behind it, named after the tar's path, size and time of
+An entry is an Arrow stream of `SAMPLE_FEATURES` followed by a seal, named after the tar's path, size and time of
 change, the options and the code that reads tars: another tar, or a changed one, is another entry. Entries appear whole,
-so a killed build goes on after the last tar that was done, and two builds at the same time only do the work twice.
+so a killed build resumes after the last finished tar, and two builds at the same time only do the work twice.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from clip_itm.reading import reading
 from clip_itm.seal import is_whole, seal
 
 BUFFER = 2**20  # bytes read at once
-ABOUT = b"clip_itm"  # key of the schema's metadata under which problems and what was left out are
+ABOUT = b"clip_itm"  # key of the schema's metadata for problems and for what was left out
 
 
 class TarIndex:
-    """The entries of `tars` in `folder`, made where they are not there, by a thread per core and with a bar."""
+    """The entries of `tars` in `folder`; missing ones are made by a thread per core, with a progress bar."""
 
     def __init__(self, folder: Path, tars: Sequence[ListedFile], indexer: TarIndexer):
         self.folder, self.tars, self.indexer = folder, tars, indexer

@@ -1,19 +1,19 @@
 """The members of a tar in one pass from its beginning, at the speed of the disk.
 
-`tarfile` makes an object of forty attributes of each member, at several times the price, and takes a file that was cut
-for a whole one. Read are POSIX (ustar and pax), GNU and old V7 archives; links, folders and devices are passed over.
+`tarfile` makes an object of forty attributes for each member, at several times the cost, and takes a truncated file for
+a whole one. POSIX (ustar and pax), GNU and old V7 archives are read; links, folders and devices are passed over.
 """
 
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
-LONGEST_NAME = 2**20  # bytes of a header that names the member behind it
+LONGEST_NAME = 2**20  # bytes of a header that names the member after it
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 
 
 class TarError(ValueError):
-    """A file that is no tar, or ends or is damaged in the middle of it."""
+    """A file that is not a tar, or a tar that is cut or damaged."""
 
 
 class Entry(NamedTuple):
@@ -25,13 +25,13 @@ class Entry(NamedTuple):
 
 
 def entries(file: BinaryIO, length: int) -> Iterator[Entry]:
-    """The regular files of a tar of `length` bytes, in their order; the caller may read each, or not, before the next.
+    """The regular files of a tar of `length` bytes, in order; the caller may read each, or not, before the next.
 
-    Raises TarError, which says where, for a header that is none and for a tar that was cut.
+    Raises TarError, which says where, for a header that is not one and for a tar that was cut.
     """
     if not length:
         raise TarError("the file is empty (0 bytes)")
-    place, name, size = 0, None, None  # the last two: of the header before
+    place, name, size = 0, None, None  # the last two: from the header before
     while place < length:
         file.seek(place)
         header = file.read(BLOCK)

@@ -2,8 +2,8 @@
 
     000000012.jpg  000000012.txt  000000012.json      (or .jpeg, .png, .webp; in any order)
 
-The name includes folders and ends at the first dot behind the last slash, as in WebDataset. The caption is in `.txt`
-(all of it is one caption) or under a key of `.json` (a text, or a list of them); `uid` or `image_id` there is the
+The name includes folders and ends at the first dot after the last slash, as in WebDataset. The caption is in `.txt`
+(all of it is one caption) or under a key of `.json` (a text, or a list of texts); `uid` or `image_id` there is the
 photo's id, otherwise its name is; `caption_id` and `caption_weight` are what `clip-itm audit --clean-as webdataset`
 writes.
 """
@@ -31,7 +31,7 @@ SAMPLE_FEATURES = Features({**WEIGHTED_ROW_FEATURES, "is_named": Value("bool")})
 
 @dataclass
 class TarSamples:
-    """`table` of `SAMPLE_FEATURES`, a row for each sample with a photo, in the order of the photos.
+    """The samples of a tar: `table` of `SAMPLE_FEATURES`, a row for each sample with a photo, in the photos' order.
 
     `problems`: a sentence for each thing that is wrong with the tar. `left_out`: how many samples have no photo, how
     many files are of other kinds, and the first name of each.
@@ -56,7 +56,7 @@ class TarIndexer:
         self.caption_key, self.id_key = caption_key, id_key
 
     def read(self, file: BinaryIO, length: int, tar: str, label: str) -> TarSamples:
-        """The samples of an open tar, of which all bytes are read; `tar` is where it lies, `label` what to call it.
+        """The samples of an open tar, all of which is read; `tar` is where it is, `label` what to call it.
 
         Raises ValueError for a compressed tar, in which nothing can be found.
         """

@@ -1,4 +1,4 @@
-"""Tables of URLs and captions, as LAION and DataComp are published: no photos, but what downloads them."""
+"""Tables of URLs and captions, as LAION and DataComp are published: refused with the command that downloads photos."""
 
 import json
 import shlex
