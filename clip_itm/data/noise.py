@@ -28,7 +28,7 @@ Level = Literal["caption", "image", "neighbour", "noun"]
 
 
 class Neighbours(NamedTuple):
-    """The images nearest to each image, int64 [images, k], and the `model` by whose features they are near."""
+    """The images nearest to each image, int64 [images, k], and the `model` whose features decide what is near."""
 
     images: np.ndarray
     model: str
@@ -46,10 +46,10 @@ class CaptionNoise:
     """Pair k gets original caption `source[k]`.
 
     `source` int64 [N] holds indices of captions; `ratio` is the nominal fraction (of captions, or of images) that was
-    exchanged, for imported files the fraction of pairs that got another caption; `level` says how (see `draw`); `seed`
-    is None for imported files; `captions_sha256` identifies the captions that `source` refers to
+    exchanged, or for imported files the fraction of pairs that got another caption; `level` says how (see `draw`);
+    `seed` is None for imported files; `captions_sha256` identifies the captions that `source` refers to
     (`Pairs.captions_sha256`). `details` are facts about a level: `neighbours` (how many) and `model`, or `without_noun`
-    (the selected pairs that share a noun with no other).
+    (the number of selected pairs that share no noun with another).
 
     Example:
         >>> import tempfile
@@ -90,9 +90,9 @@ class CaptionNoise:
             sets move only between images with equally many, so that every caption is used exactly once. With equal
             counts this is the published scheme of one image index per image.
         neighbour: each selected pair gets a caption of one of its image's `neighbours`, which this level needs.
-        noun: each selected pair gets a caption of another image that shares a noun with its own, where there is one.
+        noun: each selected pair gets a caption of another image that shares a noun with its own, if there is one.
 
-        Raises ValueError unless `ratio` is in [0, 1], and at level "neighbour" where there are no other images.
+        Raises ValueError unless `ratio` is in [0, 1], and at level "neighbour" if there are no other images.
         """
         if not 0 <= ratio <= 1:
             raise ValueError(f"noise.ratio must lie between 0 and 1, got {ratio}")
@@ -118,7 +118,7 @@ class CaptionNoise:
 
     @property
     def sha256(self) -> str:
-        """Hash of the captions and of which pair gets which: runs with equal hashes trained on the same pairs."""
+        """Hash of the captions and of their assignment to pairs: runs with equal hashes trained on the same pairs."""
         digest = hashlib.sha256(self.captions_sha256.encode())
         digest.update(self.source.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -143,7 +143,7 @@ class CaptionNoise:
         return pairs.image[self.source] == pairs.image
 
     def truth(self, pairs: Pairs) -> np.ndarray | None:
-        """`is_clean`; None if nothing was shuffled, so that nobody knows which pairs are right."""
+        """`is_clean`; None if nothing was shuffled, as nobody then knows which pairs are right."""
         return self.is_clean(pairs) if self.ratio > 0 else None
 
     def statistics(self, pairs: Pairs) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the captions of the selected pairs are drawn, a function per level: int64 [N], the caption that each pair gets.
+"""How the captions of the selected pairs are drawn, one function per level: int64 [N], the caption of each pair.
 
 All use NumPy's legacy generator, to reproduce the published files: seed 99 gives those of NPC. The same seed and ratio
 select the same pairs at every level but "image", which selects images.
@@ -35,8 +35,8 @@ def shuffled_captions(pairs: Pairs, ratio: float, generator: np.random.RandomSta
 def shuffled_sets(pairs: Pairs, ratio: float, generator: np.random.RandomState) -> np.ndarray:
     """All captions of the selected images, shuffled among the images with equally many; they stay in order.
 
-    With unequal counts, images and where they go to are matched within every count: the j-th of one to the j-th of the
-    other.
+    With unequal counts, images and their destinations are matched within each count: the j-th of one with the j-th of
+    the other.
     """
     counts = np.bincount(pairs.image, minlength=len(pairs.image_ids))
     starts = np.cumsum(counts) - counts
@@ -52,7 +52,7 @@ def shuffled_sets(pairs: Pairs, ratio: float, generator: np.random.RandomState) 
 def captions_of_neighbours(
     pairs: Pairs, ratio: float, generator: np.random.RandomState, neighbours: np.ndarray
 ) -> np.ndarray:
-    """For each selected pair one of the captions of its image's `neighbours` int64 [images, k], all equally likely.
+    """For each selected pair, one of the captions of its image's `neighbours` int64 [images, k], all equally likely.
 
     Captions are drawn with replacement: one may be used several times, another never. Raises ValueError unless
     `neighbours` names other images, with captions, for every image.
@@ -90,7 +90,7 @@ def _check_neighbours(neighbours: np.ndarray, counts: np.ndarray) -> None:
 
 
 def captions_with_a_noun(pairs: Pairs, ratio: float, generator: np.random.RandomState) -> tuple[np.ndarray, int]:
-    """For each selected pair a caption of another image that shares a noun with its own (see `nouns_of`).
+    """For each selected pair, a caption of another image that shares a noun with its own (see `nouns_of`).
 
     One of the caption's nouns is drawn, among those that captions of other images have, then one of these captions,
     with replacement. The pairs without such a noun are shuffled among themselves; the second result is their number.
@@ -107,7 +107,7 @@ def captions_with_a_noun(pairs: Pairs, ratio: float, generator: np.random.Random
     without = []
     for slot in select(len(pairs), ratio, generator):
         usable = []
-        for noun in nouns[slot]:  # the captions of the own image stand side by side in the list of a noun
+        for noun in nouns[slot]:  # the captions of the own image are next to each other in the list of a noun
             first, end = np.searchsorted(images_of[noun], [pairs.image[slot], pairs.image[slot] + 1])
             if others := len(captions_of[noun]) - (end - first):
                 usable.append((captions_of[noun], first, end, others))

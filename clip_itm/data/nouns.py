@@ -1,8 +1,8 @@
 """Concrete nouns that captions of photos use, English only: what `noise.level: noun` means by a shared noun.
 
-A word list, no tagger: a listed word counts wherever it stands ("a park bench" has `park` and `bench`), in the singular
-and in the plural, and what is not listed is no noun. Words that captions use mostly as verbs or adjectives ("watch",
-"can", "orange") are left out.
+A word list, not a tagger: a listed word counts wherever it occurs ("a park bench" has `park` and `bench`), in the
+singular and in the plural, and other words are not nouns. Words that captions use mostly as verbs or adjectives
+("watch", "can", "orange") are left out.
 """
 
 import re
@@ -81,7 +81,7 @@ def plurals(noun: str) -> set[str]:
 
 @cache
 def noun_forms() -> dict[str, str]:
-    """From every form of the listed nouns to the singular, in alphabetical order of these."""
+    """Every form of the listed nouns -> its singular, in alphabetical order of the singulars."""
     listed = " ".join((PEOPLE, BODY, ANIMALS, CLOTHES, PLACES, VEHICLES, SPORTS, FOOD, HOUSEHOLD, OUTDOORS, SHAPES))
     return {form: noun for noun in sorted(set(listed.split())) for form in (noun, *plurals(noun))}
 

@@ -1,7 +1,7 @@
-"""What an image processor does in two halves: resizing where photos are read, arithmetic where the model is.
+"""The work of an image processor in two halves: resizing where photos are read, arithmetic where the model is.
 
-Pixels stay bytes until then: a quarter of what would go between processes and to the device, and little enough to keep.
-The values are those of the whole processor, to the bit.
+Pixels stay bytes in between: a quarter of the data between processes and to the device, and little enough to keep. The
+values are those of the whole processor, bit for bit.
 """
 
 import copy
@@ -16,11 +16,11 @@ from clip_itm.image_processing import OpenClipImageProcessor, image_inputs
 from clip_itm.processing import ItmProcessor
 
 KEPT_BYTES = 2**30  # at most; 7,000 photos of 224 x 224
-KEPT_SHARE = 8  # at most one part in so many of the memory of the machine
+KEPT_SHARE = 8  # at most one part in this many of the machine's memory
 
 
 class Pixels:
-    """`read` of images and `normalize` of its `pixel_values` are what `processor` makes of them."""
+    """The two halves: `read` of images and `normalize` of its `pixel_values` give what `processor` makes of them."""
 
     def __init__(self, processor: ItmProcessor):
         whole = processor.image_processor
@@ -39,7 +39,7 @@ class Pixels:
             self._scale = {torch.device("cpu"): (mean, std)}
 
     def read(self, images: list) -> dict[str, Tensor]:
-        """See `image_inputs`; `pixel_values` are uint8, or float32 of a processor that cannot be divided."""
+        """See `image_inputs`; `pixel_values` are uint8, or float32 from a processor that cannot be divided."""
         return image_inputs(self.resizing, images)
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Pixels:
 class KeptPixels:
     """Pixels of photos in the memory of this process, by split and number of the photo, as long as there is room.
 
-    A loader process keeps nothing: what it kept, no other would see.
+    A loader process keeps nothing, because no other process would see it.
     """
 
     def __init__(self, limit: int | None = None):
@@ -67,7 +67,7 @@ class KeptPixels:
         self._kept: dict[tuple[str, int], Tensor] = {}
 
     def get(self, split: str, numbers: list[int]) -> dict[int, Tensor]:
-        """Those of the photos that are there: uint8 [3, H, W] each."""
+        """The kept pixels of these photos, uint8 [3, H, W] each; photos that are not kept are missing."""
         return {number: self._kept[split, number] for number in numbers if (split, number) in self._kept}
 
     def keep(self, split: str, numbers: list[int], pixels: Tensor) -> None:
@@ -81,8 +81,10 @@ class KeptPixels:
             self._kept[split, number] = own.clone()
 
     def read(self, split: str, numbers: list[int], read) -> dict[str, Tensor]:
-        """`pixel_values` of the photos `numbers`; `read(numbers)` gives those that are not there, and all of its inputs
-        where nothing is ever kept."""
+        """`pixel_values` of the photos `numbers`; `read(numbers)` gives those that are not kept.
+
+        If none is kept, the result has all inputs that `read` gives.
+        """
         known = self.get(split, numbers)
         missing = [number for number in numbers if number not in known]
         if missing:

@@ -1,4 +1,4 @@
-"""What kind of data a name means, where only a folder, a file or a pattern is given. Nothing here reads a photo."""
+"""What kind of data a name means, if only a folder, a file or a pattern is given. Nothing here reads a photo."""
 
 import os
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ class Recognised(NamedTuple):
 
 
 def recognised(data: str | Path) -> Recognised | None:
-    """The source for a folder, for a file of one of them, and for a glob or a URL of such; None for anything else.
+    """The source for a folder, for a single data file, and for a glob or a URL of such files; None for anything else.
 
     A folder is, in this order: a data set that `save_to_disk` wrote; one with a table of captions; photos with texts
-    beside them; photos, whose table is missing; and where there are none, tars (beside which img2dataset puts Parquet
+    next to them; photos whose table is missing; and if there are none, tars (next to which img2dataset puts Parquet
     files of its own), or Parquet files.
     """
     name, place = str(data), Path(data).expanduser()

@@ -1,4 +1,4 @@
-"""Precomputed region features instead of images: memory-mapped, a batch reads its rows and nothing reads a whole file.
+"""Precomputed region features instead of images: memory-mapped, so that a batch reads its rows, never a whole file.
 
 `sources/regions.py` describes the layout of the files. (This is a separate module because `datasets` replaces `np.load`
 in the modules of its builders by one that cannot map files.)
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLED = 64  # rows of a feature file that stand for its content
+SAMPLED = 64  # rows of a feature file that represent its content
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class RegionFeatures:
         return [_identity(file) for file in (self.file, self.image_file, self.caption_file) if file is not None]
 
     def damaged(self, block: int = 256) -> Iterator[tuple[int, list[int]]]:
-        """For every block of the split: its number of images, and the indices of those that are not finite or all zero.
+        """For every block of the split: its number of images, and the indices of those all zero or not all finite.
 
         Reads all features.
         """
@@ -112,7 +112,7 @@ def _identity(file: Path) -> str:
 
 
 def require_repeated_rows(file: Path, array: np.ndarray, rows_per_image: int) -> None:
-    """ValueError if rows that should repeat one image differ: then the captions belong to several images."""
+    """Raise ValueError if rows that should repeat one image differ: then the captions belong to several images."""
     if rows_per_image == 1:
         return
     for image in np.unique(np.linspace(0, len(array) // rows_per_image - 1, SAMPLED).astype(np.int64)):

@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 512
 
 
 def store_in_half_precision(root: str | Path, out: str | Path) -> list[Path]:
-    """Write the files of `root` to `out`, `*_ims.npy` [n, R, C] as float16; files that exist already stay.
+    """Write the files of `root` to `out`, `*_ims.npy` [n, R, C] as float16; existing files stay.
 
     Returns the files written. Raises ValueError if there are no features, `out` is `root`, or a value does not fit into
     float16.

@@ -2,7 +2,7 @@
 
 The cache is a folder of files, one for each range (a photo), bounded in size: the photos that were read longest ago go
 first. Several processes may share it: a file appears whole, one that is gone is fetched again, and only one process at
-a time clears. Where it is and how large it may grow is in the environment, for loader processes have to know it.
+a time clears. Its place and its limit are in the environment, because loader processes have to know them.
 """
 
 import os
@@ -18,7 +18,7 @@ from clip_itm.lock import locked
 PLACE, LIMIT = "CLIP_ITM_REMOTE_CACHE", "CLIP_ITM_REMOTE_CACHE_BYTES"
 READ_AHEAD = 2**23  # bytes that a stream asks for at once
 CLEARED_TO = 0.8  # of the limit
-SHARE = 0.05  # of the limit, that a process writes before it looks whether the cache is full
+SHARE = 0.05  # of the limit, which a process may write before it checks whether the cache is full
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "az": "azure"}
 
 
@@ -28,7 +28,7 @@ def is_remote(path: str) -> bool:
 
 
 def filesystem(url: str) -> Any:
-    """The file system of a URL, of this process; ValueError that says what to install."""
+    """The file system of a URL, for this process. Raises ValueError, saying what to install."""
     import fsspec
 
     protocol = url.partition("://")[0]
@@ -50,7 +50,7 @@ def remote_files(url: str) -> dict[str, tuple[int, str]]:
             found = system.find(url, detail=True)
     except FileNotFoundError:
         return {}
-    except Exception as error:  # of the library of the storage: no rights, no network, no such bucket
+    except Exception as error:  # from the library of the storage: no rights, no network, no such bucket
         raise ValueError(f"{url}: cannot be listed ({error})") from None
     return {
         f"{protocol}://{name.removeprefix(f'{protocol}://')}": (int(info["size"]), _stamp(info))
@@ -72,14 +72,14 @@ def open_remote(url: str) -> BinaryIO:
 
 
 def use_cache(folder: Path, limit: int) -> None:
-    """Keep what this process and those that it starts read from now on in `folder`, at most about `limit` bytes."""
+    """From now on, keep what this process and its children read in `folder`, at most about `limit` bytes."""
     os.environ[PLACE], os.environ[LIMIT] = str(folder), str(limit)
 
 
 def read_range(url: str, offset: int, size: int, xxh3: str) -> bytes:
-    """`size` bytes of a remote file, from the cache or into it. `xxh3` is the XXH3-64 of the bytes that are expected.
+    """`size` bytes of a remote file, from the cache or into it. `xxh3` is the XXH3-64 of the expected bytes.
 
-    Bytes that are not what is expected are given, for the caller to refuse, and are not kept.
+    Other bytes are returned, for the caller to refuse, but not kept.
     """
     place = os.environ.get(PLACE)
     kept = None if place is None else Path(place) / xxh3[:2] / f"{xxh3}-{size}"
@@ -95,13 +95,13 @@ def read_range(url: str, offset: int, size: int, xxh3: str) -> bytes:
     return content
 
 
-_written = 0  # bytes of this process since it last looked
+_written = 0  # bytes that this process wrote since it last checked
 
 
 def _keep(kept: Path, content: bytes) -> None:
     global _written
     temporary = kept.with_name(temporary_name(kept.name))
-    with suppress(OSError):  # a disk that is full: the photo is read all the same
+    with suppress(OSError):  # a full disk: the photo is read all the same
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, kept)
@@ -114,9 +114,9 @@ def _keep(kept: Path, content: bytes) -> None:
 
 
 def clear(folder: Path, limit: int) -> int:
-    """Delete what was read longest ago, down to `CLEARED_TO` of `limit` bytes if there is more; the bytes left.
+    """Delete what was read longest ago, down to `CLEARED_TO` of `limit` bytes; returns the bytes left.
 
-    Raises ValueError while another process does it.
+    Deletes nothing below `limit`. Raises ValueError while another process does it.
     """
     with locked(folder, "clear the cache of remote photos"):
         found = []

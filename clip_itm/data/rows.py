@@ -54,7 +54,7 @@ def hash_strings(*columns: pa.Array | pa.ChunkedArray) -> str:
             lengths = pc.binary_length(part).cast(pa.large_string())
             joined = pc.binary_join_element_wise(lengths, part, pa.scalar(" ", pa.large_string()))
             end = int(np.frombuffer(joined.buffers()[1], np.int64)[joined.offset + len(joined)])
-            digest.update(memoryview(joined.buffers()[2])[:end])  # "LENGTH string" one behind the other
+            digest.update(memoryview(joined.buffers()[2])[:end])  # "LENGTH string", one after the other
     return digest.hexdigest()
 
 
@@ -73,7 +73,7 @@ class Split:
     `rows` is a `datasets.Dataset` of `ROW_FEATURES` (one row per image, images not decoded). `skipped` lists what
     `skip_missing` and `skip_broken` left out. `regions` replaces the images of a data set of precomputed features.
     `missing_is_normal`: the annotations are known to name images that nobody has, which are left out instead of being
-    an error. `marks`: what is known of marks that its rows heed (`marked_training.py`).
+    an error. `marks`: what is known about marks that its rows include (`marked_training.py`).
     """
 
     name: str
@@ -103,7 +103,7 @@ class Split:
     def sha256(self) -> str:
         """Hash of the image ids, caption ids and captions in order, and of weights and labels if there are any.
 
-        It never covers pixels or paths: the same split on two machines has the same hash. Of regions it covers names,
+        It never covers pixels or paths: the same split on two machines has the same hash. For regions it covers names,
         shapes and some rows (`RegionFeatures.identity`).
         """
         pairs = self.pairs
@@ -133,7 +133,7 @@ class Pairs:
     `image` int64 [N] holds row indices, ascending; `captions` and `caption_ids` [N] and `image_ids` [images] are Arrow
     strings. `weight` float32 [N] in [0, 1] says how much pair k counts in training, whichever caption it gets; None
     means 1. `label` float32 [N]: 1 where a person said that pair k is right with the caption that it gets, 0 for wrong,
-    NaN where nobody did; None where nobody did of any.
+    NaN where nobody said either; None if nobody did for any pair.
     """
 
     image: np.ndarray
@@ -161,12 +161,12 @@ class Pairs:
         )
 
     def heeded(self, estimate: np.ndarray) -> np.ndarray:
-        """An estimate [N] of how right pairs are, with what people said of them in its place."""
+        """An estimate [N] of how right pairs are, replaced where people said what they are."""
         return estimate if self.label is None else np.where(np.isnan(self.label), estimate, self.label)
 
     @cached_property
     def captions_sha256(self) -> str:
-        """Hash of the captions in the order of the pairs: the part of the data that a noise draw belongs to."""
+        """Hash of the captions in the order of the pairs: the part of the data that a noise draw is made for."""
         return hash_strings(self.captions)
 
     def __len__(self) -> int:

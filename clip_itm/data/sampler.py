@@ -115,9 +115,9 @@ class PairBatchSampler(Sampler[list[int]]):
     dropped; `len()` is exact and the same in every epoch. The attribute `batch_size` counts the pairs of this
     process.
 
-    `pairs` int64 [n]: only these are drawn. `num_batches`: so many batches are an epoch; it goes on where the one
-    before has ended, and the pairs come in a new order whenever all of them have been drawn. `pair_caption`
-    int64 [N], a number of each pair's caption, with mode `unique`: no caption twice in a batch, either.
+    `pairs` int64 [n]: only these are drawn. `num_batches`: an epoch has this many batches; it continues where the one
+    before ended, and the pairs come in a new order whenever all of them have been drawn. `pair_caption` int64 [N], a
+    number of each pair's caption, with mode `unique`: no caption twice in a batch, either.
 
     Raises ValueError if not even one batch can be filled, or if the batch does not divide among the processes.
 
@@ -166,7 +166,7 @@ class PairBatchSampler(Sampler[list[int]]):
         self.num_batches = num_batches or self.batches_per_pass
 
     def of(self, pairs: np.ndarray, num_batches: int | None = None) -> "PairBatchSampler":
-        """The same for the pairs `pairs` int64 [n] of those that this one draws from."""
+        """The same sampler for `pairs` int64 [n], some of those that this one draws from."""
         return PairBatchSampler(
             self.pair_image,
             self.mode,

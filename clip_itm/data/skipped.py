@@ -25,7 +25,7 @@ SHOWN = 20
 
 
 class Absent(NamedTuple):
-    """A row without an image, as far as the listing of its folder shows."""
+    """A row without an image, according to the listing of its folder."""
 
     row: int
     name: str
@@ -38,7 +38,7 @@ class Absent(NamedTuple):
 def find_absent(rows: Dataset) -> list[Absent]:
     """Rows whose image is null, missing, of zero bytes or not a file, in row order; lists every folder once.
 
-    Those in tars are there: their tars were looked at when the rows were read.
+    Those in tars count as present: their tars were checked when the rows were read.
     """
     by_folder: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     absent = []
@@ -69,7 +69,7 @@ def find_absent(rows: Dataset) -> list[Absent]:
 
 
 def _states(folder: str, names: Collection[str]) -> dict[str, str | None]:
-    """What is wrong with those files of a folder that are among `names`; None for a sound file."""
+    """What is wrong with the files of a folder that are among `names`; None for a sound file."""
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name: _state(entry) for entry in entries if entry.name in names}
@@ -92,7 +92,7 @@ def _state(entry: os.DirEntry) -> str | None:
 
 
 def leave_out_absent(split: Split, every: bool = True) -> Split:
-    """The split without rows that have no image; `every=False`: without those that have something else instead."""
+    """The split without rows that have no image; `every=False`: only without those that have something else instead."""
     absent = find_absent(split.rows) if split.regions is None else []
     kind = "missing" if every else "broken"
     skipped = {
@@ -133,7 +133,7 @@ def leave_out_empty_captions(split: Split) -> Split:
     if not empty and not without:
         return split
 
-    texts = [name for name in split.rows.column_names if name.startswith("caption")]  # ids and weights go along
+    texts = [name for name in split.rows.column_names if name.startswith("caption")]  # including ids and weights
 
     def keep(*columns: list) -> dict:
         kept = [values for values in zip(*columns, strict=True) if values[texts.index("captions")].strip()]

@@ -1,9 +1,9 @@
-"""A photo in a tar, named by one string: the tar, where the photo lies in it, a checksum, and the photo's own name.
+"""A photo in a tar, named by one string: the tar, where in it the photo is, a checksum, and the photo's own name.
 
     /data/00000.tar#1536+20480+6c0f1d2a9b3e4f50/000000012.jpg
 
-stands where the path of a file would, so that rows, caches and messages know no more of it, and the photo is read
-without looking for it. Its checksum is that of the photo, so what is known of a photo stays true when its tar is moved.
+takes the place of a file's path, so that rows, caches and messages need no special case, and the photo is read without
+searching. The checksum is that of the photo, so what is known about a photo stays true when its tar is moved.
 """
 
 import os
@@ -32,12 +32,12 @@ class TarMember(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """What is the same wherever the same photo lies."""
+        """A string that is the same wherever the same photo is."""
         return f"{self.size}+{self.xxh3}"
 
 
 def tar_member(path: str | os.PathLike | None) -> TarMember | None:
-    """What a path of `TarMember.path` names; None for any other.
+    """The member that a string from `TarMember.path` names; None for any other.
 
     Example:
         >>> tar_member("/data/00000.tar#1536+20480+6c0f1d2a9b3e4f50/000000012.jpg").offset
@@ -54,7 +54,7 @@ def tar_member(path: str | os.PathLike | None) -> TarMember | None:
 
 
 def member_bytes(member: TarMember) -> bytes:
-    """The bytes of a photo in a tar. Raises OSError where the tar cannot be read, ValueError where it has changed."""
+    """The bytes of a photo in a tar. Raises OSError if the tar cannot be read, ValueError if it has changed."""
     if "://" in member.tar:
         from clip_itm.data.remote import read_range
 

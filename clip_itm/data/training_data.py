@@ -12,7 +12,7 @@ from clip_itm.data.rows import Split
 class TrainingData:
     """The splits of a recipe, the captions that its training pairs got, and the cache of resized images, if any.
 
-    `classes`: photos in folders of classes, where a run is to measure its zero-shot accuracy.
+    `classes`: photos in folders of classes, if a run is to measure its zero-shot accuracy.
     """
 
     splits: dict[str, Split]

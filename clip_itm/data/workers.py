@@ -4,7 +4,7 @@ import os
 from typing import Literal
 
 MOST = 16  # more do not read faster than one GPU trains
-FEW_IMAGES = 2000  # are in memory after one epoch (`KeptPixels`), before as many processes have paid for their start
+FEW_IMAGES = 2000  # are in memory after one epoch (`KeptPixels`), before loader processes pay for their start
 
 
 def cores_per_process() -> int:
@@ -16,8 +16,8 @@ def cores_per_process() -> int:
 def loader_processes(wanted: int | Literal["auto"], on_gpu: bool, images: int | None = None) -> int:
     """What `data.num_workers` means for `images` photos (None: nobody knows how many).
 
-    "auto": one less than the cores of each training process, which is busy itself, and at most 16. None where the model
-    runs on the same cores, which have no time to spare, and for few photos.
+    "auto": one less than the cores of each training process, which is busy itself, and at most 16. None (0) if the
+    model runs on the same cores, which have no time to spare, and for few photos.
 
     >>> loader_processes("auto", on_gpu=False)
     0

@@ -1,4 +1,4 @@
-"""The builders under every source that is read from files or drawn: rows or tables in, memory-mapped Arrow out.
+"""The builders of every source that is read from files or drawn: rows or tables in, memory-mapped Arrow out.
 
 They are instantiated directly (`datasets` no longer runs loading scripts). Only text is cached: an image is stored as
 its path. The key of the cache covers the values of the section, the content of everything that `depends_on` names, the
@@ -27,7 +27,7 @@ from clip_itm.data.formats.name_spelling import found_on_disk
 from clip_itm.data.rows import ROW_FEATURES, SPLIT_NAMES, Split
 
 Rows = Iterable[dict]
-REREAD = 2**33  # bytes of rows that are compared at every start; of more, which are mostly photos, only the sizes are
+REREAD = 2**33  # bytes of rows that are compared at every start; of more, mostly photos, only the sizes are compared
 
 
 class Prepared(datasets.DatasetBuilder, ABC):
@@ -53,7 +53,7 @@ class Prepared(datasets.DatasetBuilder, ABC):
         return []
 
     def stamps(self) -> list[str]:
-        """What else decides the rows, such as size and time of files that are too large to be read at every start."""
+        """Whatever else decides the rows, such as size and time of files too large to be read at every start."""
         return []
 
     def load(self) -> dict[str, Split]:
@@ -66,7 +66,7 @@ class Prepared(datasets.DatasetBuilder, ABC):
                 raise error.__cause__ from None
             raise
         if not (Path(self.cache_dir) / CHECKSUMS).exists():
-            kept = Path(self.cache_dir)  # where another process may be writing the same checksums
+            kept = Path(self.cache_dir)  # another process may be writing the same checksums there
             add_checksums(kept, [path.name for path in (*kept.glob("[!.]*.arrow"), *kept.glob("dataset_info.json"))])
         return {
             name: Split(name, self._spelled(self._read(name)), missing_is_normal=self.missing_is_normal)
@@ -123,7 +123,7 @@ class CaptionedImages(Prepared, datasets.GeneratorBasedBuilder):
 class CaptionedTables(Prepared, datasets.ArrowBasedBuilder):
     """The base of sources whose rows come as Arrow tables, a part of a split at a time: a subclass has `split_tables`.
 
-    For what is too large for a Python object per row.
+    For data too large for a Python object per row.
     """
 
     @abstractmethod
@@ -160,7 +160,7 @@ def _remove_damaged(kept: Path) -> None:
 
 
 def _missing_or_cut(kept: Path) -> list[str]:
-    """A sentence for each file that is not there, or has another size than when it was written."""
+    """A sentence for each file that is missing, or has another size than when it was written."""
     files = (read_checksums(kept) or {"files": {}})["files"]
     sizes = {path.name: path.stat().st_size for path in kept.iterdir()}
     return [f"{kept / name} was cut, or is gone" for name, entry in files.items() if sizes.get(name) != entry["bytes"]]

@@ -131,7 +131,7 @@ class FolderImages(CaptionedImages):
         return self._by_split(images, splits)
 
     def _image(self, values: dict, columns: Columns, where: str, images: dict[str, dict]) -> dict:
-        """The row of an image, one of `images` where it was named before."""
+        """The row of an image, one of `images` if it was named before."""
         try:
             name = check_name(values.get(columns.image), f"{where}: column {columns.image!r}")
         except BrokenRow as error:
@@ -203,7 +203,7 @@ class FolderImages(CaptionedImages):
         return path, image_id if spelled == image_id else os.path.normpath(spelled)
 
     def _row_captions(self, values: dict, columns: Columns, where: str) -> tuple[list[str], list[str]]:
-        """Captions and their ids; of several columns the empty ones only mean that there are fewer captions."""
+        """Captions and their ids; an empty one of several columns only means that there are fewer captions."""
         captions, positions = [], []
         several = len(columns.captions) > 1
         for column in columns.captions:

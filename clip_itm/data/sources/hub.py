@@ -1,7 +1,7 @@
 """Any data set of the Hub, or one written by `save_to_disk`: columns are mapped, images stay where they are.
 
-No builder is needed: `datasets` has the rows in Arrow already, and only the small text columns are built anew beside
-the untouched image column. Rows of the same image are one image, wherever they stand: `sources/hub_images.py`.
+No builder is needed: `datasets` has the rows in Arrow already, and only the small text columns are built anew next to
+the untouched image column. Rows of the same image are one image, wherever they are: `sources/hub_images.py`.
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ from clip_itm.visible import counted
 
 
 def load(data: HubData, given: Dataset | DatasetDict | None = None) -> dict[str, Split]:
-    """Splits: as `data.splits` maps them, by `split_column`, by a hash where there is one split, or by name.
+    """Splits: as `data.splits` maps them, by `split_column`, by a hash if there is only one split, or by name.
 
-    `given`: the data set, where it is in memory already.
+    `given`: the data set, if it is in memory already.
     """
     loaded = _load(data) if given is None else _as_dict(given)
     try:
@@ -74,7 +74,7 @@ def _load(data: HubData) -> DatasetDict:
             )
         else:
             loaded = datasets.load_dataset(data.path, data.name, revision=data.revision)
-    except Exception as error:  # of a dozen libraries below
+    except Exception as error:  # from a dozen libraries below
         raise ValueError(f"{data.path}: the data set cannot be loaded ({error})") from error
     return _as_dict(loaded)
 
@@ -121,7 +121,7 @@ def _to_rows(dataset: Dataset, data: HubData, name: str) -> tuple[Dataset, list[
     texts = Dataset.from_dict(columns, features=Features({key: ROW_FEATURES[key] for key in columns}))
     # rows are chosen after the columns are joined: joining would copy the images of chosen rows
     rows = datasets.concatenate_datasets([images, texts], axis=1)
-    rows.info.description = ""  # the Hub's text about the data set is no note of ours
+    rows.info.description = ""  # the Hub's text about the data set is not one of our notes
     if len(firsts) < len(rows):
         rows = rows.select(list(firsts.values()))
         rows.info.description = (

@@ -1,8 +1,8 @@
 """Which rows of a data set are one image: many sets have a row per caption, and a split must never tear them apart.
 
-An image is known by `data.image_id_column`, else by a column `image_id`, else by its bytes, or by its path where the
-data set only names it. That is its id, so a split by hash does not depend on where a row stands. A column `image_id`
-that the recipe does not name may number rows: an image that has several ids there keeps the first.
+An image is known by `data.image_id_column`, else by a column `image_id`, else by its bytes, or by its path if the data
+set only names it. That is its id, so a split by hash does not depend on where a row is. A column `image_id` that the
+recipe does not name may number rows: an image that has several ids there keeps the first.
 """
 
 import os
@@ -19,7 +19,7 @@ from clip_itm.data.configuration import HubData
 from clip_itm.data.formats.name_spelling import canonical, check_name
 from clip_itm.data.formats.tables import find_column
 
-BATCH = 100  # rows; their bytes are looked at where they lie
+BATCH = 100  # rows; their bytes are looked at in place
 TAIL = 1024  # bytes at the end of an image, in which those of one size nearly always differ
 
 
@@ -84,7 +84,7 @@ def image_ids_of(dataset: Dataset, images: Dataset, data: HubData, name: str) ->
 def _one_id_per_image(
     ids: list[str], images: Dataset, sizes: list[int | None], paths: list[str | None], name: str, column: str
 ) -> tuple[list[str], str]:
-    """The ids, where an image of several gets the first of them; and what tells images apart."""
+    """The ids, the first one for an image that has several; and what tells images apart."""
     alike: dict[tuple, list[int]] = defaultdict(list)
     if any(size is not None for size in sizes):
         for row, content in enumerate(_contents(images, name)):
@@ -117,7 +117,7 @@ def _sizes_and_paths(images: Dataset) -> tuple[list[int | None], list[str | None
 
 
 def _contents(images: Dataset, name: str) -> Iterator[pa.Buffer | None]:
-    """The bytes of every row, as a view of the file that the data set lies in."""
+    """The bytes of every row, as a view of the data set's file."""
     with tqdm(total=len(images), desc=f"photos of {name}", leave=False, disable=None) as bar:
         for batch in images.with_format("arrow").iter(batch_size=BATCH):
             for chunk in batch["image"].chunks:

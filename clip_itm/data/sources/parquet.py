@@ -1,6 +1,6 @@
 """Parquet files of photos and captions: a column of encoded photos (bytes, or {bytes, path}) or of their paths.
 
-A photo cannot be read out of Parquet alone: the rows are copied once into memory-mapped Arrow files in the cache, a
+A single photo cannot be read out of Parquet: the rows are copied once into memory-mapped Arrow files in the cache, a
 part of them at a time, whatever their size; that takes as much disk as the Parquet files do. Rows with the same id are
 one photo with several captions. A photo's id is in a column `uid`, `image_id` or `key`, else it is a hash of its bytes,
 or its path; the id of a caption is its file and row. A path begins at the folder of its file.
@@ -50,7 +50,7 @@ TEXTS = pa.schema(
 
 
 class Columns(NamedTuple):
-    """The names of a file's columns; None for what it does not have."""
+    """The names of a file's columns; None for those that it does not have."""
 
     image: str
     caption: str
@@ -61,7 +61,7 @@ class Columns(NamedTuple):
 
 
 def load(data: ParquetData) -> dict[str, Split]:
-    """The splits; ValueError where a file or a column is missing, or a row cannot be used."""
+    """The splits; ValueError if a file or a column is missing, or a row cannot be used."""
     return ParquetTables(data).load()
 
 
@@ -101,7 +101,7 @@ class ParquetTables(CaptionedTables):
         return found
 
     def _texts(self) -> pa.Table:
-        """What is in the rows beside the photos, in the order of files and rows."""
+        """What the rows have besides the photos, in the order of files and rows."""
         parts, broken, start = [], [], 0
         for file, split in zip(self.files, self.split_of_file, strict=True):
             for batch, columns, first in self._batches(file, with_photos=None):
@@ -164,7 +164,7 @@ class ParquetTables(CaptionedTables):
         return SPLIT_NAMES.index(hash_split(image_id, data.split_seed, data.val_fraction, data.test_fraction))
 
     def _require_same_photos(self, texts: pa.Table, again: np.ndarray) -> None:
-        """ValueError for an id that stands for two photos: all photos are read once more."""
+        """Raise ValueError for an id that stands for two photos: all photos are read once more."""
         seen: dict[str, tuple[str, str]] = {}
         row = 0
         for file in self.files:
@@ -197,8 +197,10 @@ class ParquetTables(CaptionedTables):
                 row += len(batch)
 
     def _batches(self, file: ListedFile, with_photos: bool | None) -> Iterator[tuple[pa.RecordBatch, Columns, int]]:
-        """(rows, columns, number of the first row) of a file; the column of photos alone, or all but this one where
-        `with_photos` is None and there are ids."""
+        """(rows, columns, number of the first row) of a file.
+
+        `with_photos`: only the column of photos; otherwise the other columns, and photos if there are no ids.
+        """
         with reading(file.path, "a Parquet file"):
             source = open_remote(file.path) if is_remote(file.path) else file.path
             with pq.ParquetFile(source, memory_map=not is_remote(file.path)) as parquet:
@@ -242,7 +244,7 @@ class ParquetTables(CaptionedTables):
 
 
 class Photo(NamedTuple):
-    """What a cell says of a photo; without bytes, `path` is where the file is, and `name` what the cell calls it."""
+    """What a cell says about a photo; without bytes, `path` is where the file is, and `name` what the cell calls it."""
 
     path: str | None
     content: bytes | None

@@ -28,7 +28,7 @@ def load(data: RegionsData) -> dict[str, Split]:
 
 
 class RegionsImages(CaptionedImages):
-    """The rows of a region data set: without images, unless `images` and `id_mapping` name their files."""
+    """The rows of a region data set, without images unless `images` and `id_mapping` name their files."""
 
     def __init__(self, data: RegionsData):
         self.root = existing_root(data.root)
@@ -97,7 +97,7 @@ class RegionsImages(CaptionedImages):
         return given_path(self.data.images, self.root) / files[image_id]
 
     def _ids(self, split: str, count: int) -> list[str]:
-        """One id per image; without a file of ids their indices."""
+        """One id per image; without a file of ids, its index."""
         name, per_image = self.names[split], self.data.captions_per_image
         file = self.root / f"{name}_ids.txt"
         if not file.exists():

@@ -1,8 +1,8 @@
 """The embedded data set: drawn scenes of coloured shapes, each described in five different ways.
 
-Two or three shapes of eight colours and two sizes lie on one of five backgrounds. A caption tells everything, or only
-a part, the way people do, in varying words; so a tiny model learns retrieval from 2,000 scenes in about a minute, and
-wrong captions hurt it as they hurt on images. Scene n of a split depends on (seed, split, n) alone: a larger data set
+Two or three shapes of eight colours and two sizes are on one of five backgrounds. A caption describes everything, or
+only a part, the way people do, in varying words; so a tiny model learns retrieval from 2,000 scenes in about a minute,
+and wrong captions hurt it as they do on photos. Scene n of a split depends on (seed, split, n) alone: a larger data set
 begins with the smaller one.
 """
 
@@ -63,7 +63,7 @@ RELATIONS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape of a scene; `x`, `y` is its centre, as fractions of the image's side, from the upper left corner."""
+    """One shape of a scene; `x`, `y` is its centre as fractions of the image's side, from the upper left corner."""
 
     kind: str
     colour: str
@@ -129,7 +129,7 @@ def draw_shape(generator: np.random.Generator) -> Shape:
 
 
 def pick(generator: np.random.Generator, choices):
-    """One of the choices (the keys, of a dictionary), each with the same probability."""
+    """One of the choices (for a dictionary, one of its keys), each with the same probability."""
     return list(choices)[generator.integers(len(choices))]
 
 
@@ -232,7 +232,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape, side: int, tint: tuple[
     box = (x - radius, y - radius, x + radius, y + radius)
 
     def corners(*directions: float) -> list[tuple[int, int]]:
-        reach = 1.2 * radius  # as much area as the circle, roughly
+        reach = 1.2 * radius  # roughly the area of the circle
         return [(round(x + reach * sin(shape.angle + a)), round(y - reach * cos(shape.angle + a))) for a in directions]
 
     match shape.kind:

@@ -1,10 +1,10 @@
-"""Photos with a text file of the same name beside each, in a folder and below it, as captioning programs leave them.
+"""Photos, each with a text file of the same name next to it, in a folder and below, as captioning programs leave them.
 
     root/dogs/0001.jpg  root/dogs/0001.txt       a caption per line; .caption is read, too
 
-The splits are folders `train`, `val` and `test` directly below the root where they are there, else a seeded hash of the
-photo's path. A text without a photo is left out and told; a photo without a text is a photo without captions, which is
-an error unless `data.skip_missing` leaves it out.
+The splits are folders `train`, `val` and `test` directly below the root if they exist, else a seeded hash of the
+photo's path. A text without a photo is left out and reported; a photo without a text is a photo without captions, which
+is an error unless `data.skip_missing` leaves it out.
 """
 
 import os
@@ -24,7 +24,7 @@ TEXTS = (".caption", ".txt")
 
 
 def load(data: TextFilesData) -> dict[str, Split]:
-    """The splits; ValueError where no photo has a text."""
+    """The splits; ValueError if no photo has a text."""
     return TextFiles(data).load()
 
 
@@ -44,7 +44,7 @@ class TextFiles(CaptionedImages):
         return [*map(str, self.photos.files), *self.photos.skipped, *kept]
 
     def split_rows(self) -> dict[str, Rows]:
-        """One row per photo; ValueError where no photo has a text, or two photos have one name."""
+        """One row per photo; ValueError if no photo has a text, or two photos have one name."""
         rows: dict[str, dict] = {}
         named: dict[str, Path] = {}
         for photo in self.photos.files:
@@ -86,7 +86,7 @@ def _texts_in(folders: set[Path]) -> dict[str, Path]:
     """{path without suffix: text} of the texts in some folders."""
     found: dict[str, Path] = {}
     for folder in sorted(folders):
-        for name in sorted(os.listdir(folder), key=str.lower):  # of two texts of a photo .txt is taken
+        for name in sorted(os.listdir(folder), key=str.lower):  # if a photo has two texts, .txt is taken
             if name.lower().endswith(TEXTS) and not is_litter(name):
                 found[os.path.splitext(folder / name)[0]] = folder / name
     return dict(sorted(found.items()))

@@ -1,11 +1,11 @@
-"""Tars of WebDataset and img2dataset, read where they lie: an index says where in which tar every photo is.
+"""Tars of WebDataset and img2dataset, read where they are: an index says where in which tar every photo is.
 
-So a photo is read as one in a file is, in any order, and exact resuming, hashes, noise, marks and the audit are those
-of every source. What a sample is, `formats/tar_samples.py` says; which tars there are, and which split is whose,
-`formats/file_list.py`. Samples with the same photo and the same id are one photo with several captions.
+So a photo is read like one in a file, in any order, and exact resuming, hashes, noise, marks and the audit work as for
+every source. `formats/tar_samples.py` says what a sample is, and `formats/file_list.py` which tars there are and to
+which split each belongs. Samples with the same photo and the same id are one photo with several captions.
 
-A name is a photo's id where its `.json` has none, and img2dataset gives names that are distinct within a data set.
-Where several tars use one name for different photos, as those of two data sets do, ids begin with the tar's.
+A name is a photo's id if its `.json` has none, and img2dataset gives names that are distinct within a data set. If
+several tars use one name for different photos, as those of two data sets do, ids begin with the tar's name.
 """
 
 from collections import Counter
@@ -74,7 +74,7 @@ class TarTables(CaptionedTables):
         return datasets.DatasetInfo(features=WEIGHTED_ROW_FEATURES)
 
     def split_tables(self) -> dict[str, Iterator[pa.Table]]:
-        """Tables of rows; ValueError for what is wrong in the tars, unless `data.skip_broken` goes on without it."""
+        """Tables of rows; ValueError for what is wrong in the tars, unless `data.skip_broken` leaves it out."""
         indexer = TarIndexer(self.data.caption_key, self.data.id_key)
         index = TarIndex(self.data.cache_folder / "tars", self.tars, indexer)
         index.build()
@@ -146,7 +146,7 @@ class TarTables(CaptionedTables):
 
 
 def _two_photos(tables: list[pa.Table], is_named: bool) -> str | None:
-    """A sentence about an id that stands for two photos; None if there is none. Looked at are ids of one kind."""
+    """A sentence about an id that stands for two photos; None if there is none. Only ids of one kind are checked."""
     parts = [table.filter(pc.equal(table["is_named"], is_named)) for table in tables]
     hashes = [string_hashes(part["image_id"]) for part in parts]
     again = repeated(np.concatenate(hashes))
@@ -168,7 +168,7 @@ def _place(path: str) -> str:
 
 
 def _with_tar(table: pa.Table, label: str) -> pa.Table:
-    """The table with `label`, without its suffix, before ids that are names, and before those of their captions."""
+    """The table with `label`, without its suffix, put before ids that are names, and before their captions' ids."""
     prefix = label[: -len(".tar")]
     named = table["is_named"].combine_chunks()
     ids = table["image_id"].combine_chunks()
