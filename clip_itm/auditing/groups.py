@@ -42,7 +42,7 @@ WORDS = {
     "file name": Words("File names", "A camera or a program gave this name, and nobody described the photo.", ""),
     "link": Words("Links", "The caption is an address and hardly anything else.", ""),
     "interface": Words("Words of a page", "The text belongs to the page around the photo, not to the photo.", ""),
-    "placeholder": Words("Placeholders", "The text stands where a caption should have been written.", ""),
+    "placeholder": Words("Placeholders", "The text takes the place of a caption.", ""),
     "no words": Words("Without words", "Nothing but digits, punctuation or a single letter is left.", ""),
     "same text": Words(
         "The same text: {name}",

@@ -13,8 +13,10 @@ ANSWERS = 3  # captions, and photos, for a pair
 
 
 class Answer(NamedTuple):
-    """A caption or a photo. `index`: a pair that has the caption, or the number of the photo in its split. `text`: the
-    caption, or the id of the photo. `p`: the share of searches without a right answer whose best stands out as far.
+    """A caption or a photo that is suggested.
+
+    `index`: a pair that has the caption, or the number of the photo in its split. `text`: the caption, or the id of the
+    photo. `p`: the share of searches without a right answer whose best stands out as far.
     """
 
     index: int

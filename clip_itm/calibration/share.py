@@ -13,8 +13,9 @@ TENTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TAILS = TENTHS[-4:]  # a single u with the least error is biased downwards where few pairs are wrong
 LINES = (4, 6, 8)  # tenths under a straight line: a short one sees small shares, a long one few pairs
 BLIND = 0.95  # an interval that reaches this far says that pairs look like mismatches to the judge
-# of the right pairs rank among the worse mismatches: then the tail may hold as many right pairs all along. Judges with
-# an AUC of .84 or more on right captions stay below .26, however many are wrong; one of photos has .44 on drawings
+# the fraction of right pairs among the worse mismatches from which on the tail may hold as many right pairs all along:
+# judges with an AUC of .84 or more on right captions stay below .26, however many are wrong; a judge of photos has .44
+# on drawings
 WEAK = 0.3
 MISFIT = 1 / 3  # of what falls along the shortest line may be missed at its end, because it is not a curve
 

@@ -66,7 +66,7 @@ def cached_array(path: Path, length: int) -> np.ndarray | None:
         begin = file.read(len(NPY))
     if begin and not NPY.startswith(begin):
         raise ValueError(
-            f"{path} is no array of NumPy, so somebody else's file stands where features are kept; move it, or choose "
+            f"{path} is no array of NumPy, so somebody else's file is where features are kept; move it, or choose "
             "another data.cache_dir"
         )
     array = checked_array(path)[0]

@@ -255,8 +255,8 @@ class NoiseSection(Section):
     ratio: Fraction = Field(0.0, description="share of training captions that are exchanged")
     level: Literal["caption", "image", "neighbour", "noun"] = Field(
         "caption",
-        description="captions are shuffled one by one, or all of a photo together; or pairs get the caption of a photo "
-        "that looks alike, or a caption that shares a noun (English)",
+        description="captions are shuffled individually, or all of a photo together; or pairs get the caption of a "
+        "photo that looks alike, or a caption that shares a noun (English)",
     )
     neighbours: PositiveInt = Field(50, description="level neighbour: captions come from this many nearest photos")
     model: str | None = Field(

@@ -80,7 +80,7 @@ def _is_header(header: bytes) -> bool:
 
 def _no_header(header: bytes, place: int) -> str:
     if place:
-        return f"what stands at byte {place:,} is no header of a member: the file is damaged or was cut"
+        return f"what is at byte {place:,} is no header of a member: the file is damaged or was cut"
     for begin, kind in COMPRESSED.items():
         if header.startswith(begin):
             return f"this is a {kind} file and no plain tar, so nothing can be found in it; unpack it first"
