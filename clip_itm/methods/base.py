@@ -1,4 +1,4 @@
-"""What every head has in common: embeddings, their similarity, a loss, and what it must remember between steps."""
+"""What every head has in common: embeddings, their similarity, a loss, and what it remembers between steps."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -13,11 +13,11 @@ from clip_itm.similarity.cosine import Cosine
 
 
 class Head(nn.Module, ABC):
-    """Embeddings of images and captions and their `similarity`, a module; a subclass brings the loss.
+    """Embeds images and captions, and compares them with the module `similarity`; subclasses add the loss.
 
-    `citation`: BibTeX of the method. `training_only`: names of submodules that a saved model does without. What a head
-    remembers about the training pairs from step to step (say, a label for each) is not part of the model: it lives in
-    plain attributes, and the trainer saves it next to the checkpoint. `epoch`: the current epoch, 0-based.
+    `citation`: BibTeX of the method. `training_only`: names of submodules that are left out of a saved model. What a
+    head remembers about the training pairs from step to step (say, a label for each) is not part of the model: it lives
+    in plain attributes, and the trainer saves it next to the weights. `epoch`: the current epoch, 0-based.
     """
 
     citation: str
@@ -37,7 +37,7 @@ class Head(nn.Module, ABC):
         initial_logit_scale: float | None = None,
         initial_logit_bias: float | None = None,
     ) -> "Head":
-        """See `build_head`. By default, for a head that takes its section and the similarity that the section names."""
+        """See `build_head`. This default is for heads made from their section and the similarity that it names."""
         return cls(config, build_similarity(config.similarity, widths))
 
     @property
@@ -54,7 +54,7 @@ class Head(nn.Module, ABC):
         return self.similarity.embed_texts(features)
 
     def image_outputs(self, features: Features) -> Tensor | tuple[Tensor, ...]:
-        """What the loss receives: embeddings, or a NamedTuple of tensors [B, ...] that begins with them."""
+        """What the loss receives: embeddings, or a NamedTuple of tensors [B, ...] whose first field is embeddings."""
         return self.embed_images(features)
 
     def text_outputs(self, features: Features) -> Tensor | tuple[Tensor, ...]:
@@ -68,11 +68,11 @@ class Head(nn.Module, ABC):
         return type(self.similarity) is Cosine and all(getattr(type(self), name) is getattr(Head, name) for name in own)
 
     def scale(self) -> Tensor:
-        """The multiplier of similarities under a softmax, 1 / temperature; losses without one take 0.05."""
+        """The multiplier of similarities under a softmax, 1 / temperature; losses without a temperature use 0.05."""
         return torch.tensor(20.0)
 
     def bias(self) -> Tensor:
-        """What is added to scaled similarities under a sigmoid; 0 unless the loss has a bias."""
+        """The bias that is added to scaled similarities under a sigmoid; 0 unless the loss has one."""
         return torch.tensor(0.0)
 
     @abstractmethod
@@ -88,6 +88,6 @@ class Head(nn.Module, ABC):
         """Loss (a scalar) of the local pairs against the global batch, and what to log.
 
         Its mean over processes is the loss of the global batch. `images`, `texts`: outputs [b, ...] (row k is pair k);
-        `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1] if the data set brings weights of its own;
+        `image_ids`, `pair_ids` int64 [b]; `pair_weight` [b] in [0, 1] if the data set has weights of its own;
         `caption_ids` int64 [b], equal for equal captions, only for heads whose `same_caption` is not "negative".
         """

@@ -1,4 +1,4 @@
-"""The head that a section of the recipe names."""
+"""Builds the head that a recipe names."""
 
 from importlib import import_module
 
@@ -12,8 +12,8 @@ def build_head(
 ) -> Head:
     """The untrained head of a `HeadConfig`, for a backbone with features of these `widths`.
 
-    `initial_logit_scale`: natural log of the pretrained multiplier of cosines, None from scratch; `initial_logit_bias`:
-    the bias of towers pretrained with a sigmoid loss.
+    `initial_logit_scale`: natural log of the pretrained multiplier of cosines, None from scratch;
+    `initial_logit_bias`: the bias of towers pretrained with a sigmoid loss.
     """
     module = import_module(f"clip_itm.methods.{config.kind}.head")
     head = getattr(module, f"{METHODS[config.kind]}Head")

@@ -1,4 +1,4 @@
-"""What a method does besides the loss of its head: the hooks by which the rest of the package sees it."""
+"""What a method does besides the loss of its head: the hooks through which the rest of the package uses it."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ class Method:
 
     `history`: a log entry with one of these keys belongs to the method's history in `results.json`. `state_files`: what
     its trainer saves next to the weights of a checkpoint. `keeps_whole`: why the model cannot be cut in parts, one for
-    each process, or None where it can.
+    each process, or None if it can.
     """
 
     history: tuple[str, ...] = ("method_epoch",)
@@ -42,12 +42,12 @@ class Method:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Hashes of what `open` has read, by name."""
+        """Hashes of what `open` read, by name."""
         return {}
 
     def trainer(self, data: TrainingData, encoder: Encoder, training: TrainingSection, **engine) -> "PairTrainer":
         """The trainer of this method; `engine`: the arguments that every `PairTrainer` takes."""
-        from clip_itm.training.trainer import PairTrainer  # here: an evaluation does not wait for what trains
+        from clip_itm.training.trainer import PairTrainer  # here, so that an evaluation does not wait for training code
 
         return PairTrainer(**engine)
 

@@ -1,4 +1,4 @@
-"""Clean or wrong, from the losses of all pairs: a mixture of two normal distributions (docs/papers/npc.md 4.1)."""
+"""Tells clean pairs from wrong ones by their losses: a mixture of two normal distributions (docs/papers/npc.md 4.1)."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Mixture:
     def clean_posterior(self, losses: np.ndarray) -> np.ndarray:
         """Responsibility of the clean component, float64 [N], for losses [N].
 
-        As published, and not monotone: next to a wide component, a narrow clean one loses even very small losses to it.
+        As published, and not monotone: a wide wrong component takes even very small losses from a narrow clean one.
         """
         losses = np.asarray(losses, dtype=np.float64)[..., None]
         log_density = np.log(self.weights) - (np.log(self.variances) + (losses - self.means) ** 2 / self.variances) / 2
@@ -25,8 +25,8 @@ class Mixture:
     def monotone_clean_posterior(self, losses: np.ndarray) -> np.ndarray:
         """The same, but never rising with the loss, for ranking suspects: float64 [N], for losses [N].
 
-        Losses below the clean mean count as the clean mean. If the clean component is the wider one, it would win again
-        far above the other; losses beyond that turning point count as the turning point.
+        Losses below the clean mean count as the clean mean. If the clean component is the wider one, its posterior
+        would rise again far above the other; losses beyond that turning point count as the turning point.
         """
         (clean, noisy), (clean_variance, noisy_variance) = self.means, self.variances
         turning = np.inf

@@ -12,9 +12,9 @@ from clip_itm.similarity.cosine import Cosine
 
 
 def seeded_batches(count: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
-    """A permutation of 0..count-1 in whole batches, each int64 [min(count, batch_size)], with a number of repeats.
+    """A permutation of 0..count-1 in whole batches, each int64 [min(count, batch_size)], with its number of repeats.
 
-    The last batch is filled up from the front with indices of the batch before: so many of its first ones are repeats.
+    The last batch is filled up with the last indices of the batch before, which come first in it: these are repeats.
 
     Example:
         >>> [(len(batch), repeats) for batch, repeats in seeded_batches(count=5, batch_size=2, seed=0)]
@@ -27,7 +27,7 @@ def seeded_batches(count: int, batch_size: int, seed: int) -> Iterator[tuple[np.
 
 
 def equal_captions(captions: np.ndarray, image: np.ndarray) -> Tensor:
-    """Bool [b, b]: which pairs of other images have an equal caption, by numbers int64 [b] of captions and images."""
+    """Bool [b, b]: True for pairs with equal captions and different images, given as numbers int64 [b]."""
     return torch.from_numpy((captions[:, None] == captions) & (image[:, None] != image))
 
 
@@ -47,11 +47,11 @@ def pair_losses(
 
     `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, by default unit vectors compared by cosine; pair k is image
     `pair_image[k]` with caption `source[k]`, both int64 [N]; `scale` multiplies similarities. Batches are parts of a
-    permutation drawn with `seed`, so that the captions of an image rarely meet: in dataset order (`seed` None) five
-    siblings share one image, and the text-to-image half of each of their losses is at least ln 5. A loss depends on the
-    size of its batch, and a small batch makes wrong pairs look clean, so the last batch is a full one, too. In dataset
-    order it is smaller, as published. `captions` int64 [N], equal for equal captions: pairs of other images with an
-    equal one are then no negatives.
+    permutation drawn with `seed`, so that the captions of an image rarely meet: in dataset order (`seed` None) an image
+    has its five captions in one batch, and the text-to-image half of each of their losses is at least ln 5. A loss
+    depends on the batch size, and a small batch makes wrong pairs look clean, so the last batch is full, too; in
+    dataset order it is smaller, as published. `captions` int64 [N], equal for equal captions: pairs of other images
+    with an equal caption are then not negatives.
 
     Example:
         >>> embeddings = torch.eye(4)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from clip_itm.distributed import gather_constant, gather_with_gradient, num_processes, process_index
 from clip_itm.similarity.base import Similarity
 
-SCORE_BYTES = 64 * 2**20  # of the scores of a block of rows; a loss needs several times as much
+SCORE_BYTES = 64 * 2**20  # for the scores of a block of rows; a loss needs several times as much
 RowLosses = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Losses [r] of scores [r, B], of `targets` int64 [r], and of the masks `same_image` and `same_caption` bool [r, B]."""
 
@@ -23,10 +23,10 @@ def both_directions(
     caption_ids: Tensor | None,
     caption_mode: str,
 ) -> Tensor:
-    """[b], the mean of `losses` of the rows of local images and of those of local captions (see `global_scores`).
+    """The mean [b] of the `losses` of local image rows and local caption rows (see `global_scores`).
 
-    `image_ids` None: the mask of the row's image marks its own pair. Scores that are dot products and take more than
-    `SCORE_BYTES` are made a block of rows at a time, and again in the backward pass: no process holds all of them.
+    If `image_ids` is None, the mask of the row's image marks only its own pair. Dot-product scores that take more than
+    `SCORE_BYTES` are computed a block of rows at a time, and again in the backward pass: no process holds all of them.
     """
     size = max(1, SCORE_BYTES // (max(4, images.element_size()) * len(images) * num_processes()))
     if not similarity.is_dot_product or size >= len(images):
@@ -93,8 +93,8 @@ def same_image(rows: Tensor, image_ids: Tensor | None) -> Tensor:
 def same_caption(rows: Tensor, image_ids: Tensor, caption_ids: Tensor | None, mode: str) -> Tensor | None:
     """Bool [b, B]: True for columns of another image with an equal caption, by `caption_ids` int64 [b].
 
-    None if they are negatives (`mode` "negative"). The same for rows of images and of captions. Columns of the row's
-    own image are never among them, whatever their caption. Raises ValueError without `caption_ids` in another mode.
+    None if they are negatives (`mode` "negative"). The mask is the same for image rows and caption rows. Columns of the
+    row's own image are never True, whatever their caption. Raises ValueError in another mode without `caption_ids`.
     """
     if mode == "negative":
         return None
@@ -103,7 +103,7 @@ def same_caption(rows: Tensor, image_ids: Tensor, caption_ids: Tensor | None, mo
 
 
 def require_caption_ids(caption_ids: Tensor | None, mode: str) -> None:
-    """ValueError where `mode` asks for them and there are none."""
+    """Raises ValueError if `mode` needs caption ids and there are none."""
     if caption_ids is None and mode != "negative":
         raise ValueError(
             f"head.same_caption: {mode} needs to know which captions are equal, and the batch has no "
@@ -119,19 +119,19 @@ def not_negatives(rows: Tensor, image_ids: Tensor, caption_ids: Tensor | None, c
 
 
 def merged(logits: Tensor, targets: Tensor, right: Tensor) -> Tensor:
-    """Logits [b, B] whose own column, `targets` int64 [b], stands for all that are `right` (bool [b, B], the own among
-    them): the log of the sum of their exponentials. The others of them are no candidates from now on.
+    """Logits [b, B] whose own column, `targets` int64 [b], is replaced by the logsumexp of all `right` columns.
 
-    A row with nothing else that is right keeps its bits.
+    `right` bool [b, B] includes the own column; the caller masks the others, which stay in the logits. A row with no
+    other right column keeps its bits.
     """
     together = logits.masked_fill(~right, -torch.inf).logsumexp(dim=1, keepdim=True)
     return logits.scatter(1, targets[:, None], together)
 
 
 def without_equal_captions(logits: Tensor, targets: Tensor, equal: Tensor | None, mode: str) -> Tensor:
-    """Logits [b, B] of a softmax in which the columns `equal` (see `same_caption`) are no rivals.
+    """Logits [b, B] of a softmax in which the columns `equal` (see `same_caption`) do not compete.
 
-    "mask": they are left out. "positive": they are left out, too, and the own column stands for all of them together.
+    "mask": they are left out. "positive": they are merged into the own column.
     """
     if equal is None:
         return logits

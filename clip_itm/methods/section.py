@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat
 from clip_itm.section import Section
 
 SAME_CAPTION = "an equal caption of another photo in a batch: a negative, left out"
-SameCaption = Annotated[Literal["negative", "mask", "positive"], Field(description=f"{SAME_CAPTION}, or right too")]
+SameCaption = Annotated[Literal["negative", "mask", "positive"], Field(description=f"{SAME_CAPTION}, or a positive")]
 MaskedCaption = Annotated[Literal["negative", "mask"], Field(description=SAME_CAPTION.replace(", left", ", or left"))]
 
 
@@ -25,17 +25,18 @@ class ContrastiveSection(HeadSection):
     """What the heads around the contrastive loss have in common."""
 
     same_image: Literal["negative", "mask", "positive"] = Field(
-        "mask", description="another caption of the photo in a batch: a negative (as published), left out, or right too"
+        "mask",
+        description="another caption of the photo in a batch: a negative (as published), left out, or a positive",
     )
     same_caption: SameCaption = "negative"
     temperature: PositiveFloat | None = Field(None, description="at the start; default: pretrained, 0.07 from scratch")
     max_logit_scale: PositiveFloat | None = Field(
-        None, description="cap on the learned multiplier 1 / temperature (pre-training habit: 100); default: none"
+        None, description="cap on the learned multiplier 1 / temperature (usual in pre-training: 100); default: none"
     )
 
 
 def warmup_conflict(epochs: int, training, method: str) -> str | None:
-    """A sentence where a warm-up of so many `epochs` leaves none of the `training:` section to `method`, else None."""
+    """A sentence if a warm-up of `epochs` leaves none of the epochs of `training:` to `method`, else None."""
     if epochs < training.epochs:
         return None
     return (

@@ -17,7 +17,7 @@ class AahrHeadConfig(HeadSection):
 
     kind: Literal["aahr"] = "aahr"
     preset: Literal["aahr", "aahr_release"] = Field(
-        "aahr", description="the method as described, or what the released program computes: other defaults below"
+        "aahr", description="the method as the paper describes it, or as released (with other defaults below)"
     )
 
     embed_dim: PositiveInt = Field(1024, description="width D of the embeddings")
@@ -44,7 +44,7 @@ class AahrHeadConfig(HeadSection):
     )
     reference_batch: PositiveInt = Field(
         128,
-        description="published batch, at which sums of hinges and gates in steps are as published (COCO: 256)",
+        description="published batch size, at which sums of hinges and gates in steps are as published (COCO: 256)",
     )
 
     prototypes: PositiveInt = Field(384, description="number K of prototypes (COCO: 768)")
@@ -62,7 +62,7 @@ class AahrHeadConfig(HeadSection):
     graph_dropout: Share = Field(0.6, description="in the graph convolutions")
     graph_bias: NonNegativeFloat = Field(1.0, description="weight of relevance in the graph's attention (COCO: 1.5)")
     neighbours: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="fraction of the batch that each photo and caption is connected with"
+        0.5, description="fraction of the batch that each photo and caption is connected to"
     )
     edge: Literal["mean", "mlp"] = Field(
         "mean", description="relevance across modalities: the mean of fragment scores, or plus an MLP of the best ten"

@@ -2,12 +2,11 @@
 
     L = T(f_i, f_t) + L_graph + 0.2 L_prototypes + 10 L_regulariser + L_queue
 
-Each term is 0 until its gate opens: prototypes after 2200 steps, the graph after 8000 (both of the published batch
-size, or after as many epochs as the recipe says), the queue when it is full. Behind a closed gate nothing has a
-gradient.
+Each term is 0 until its gate opens: prototypes after 2200 steps and the graph after 8000 (of the published batch size;
+or after the epochs that the recipe sets), the queue when it is full. A term whose gate is closed has no gradient.
 
-T sums hinges over a batch, the others are means. Here T is a mean over pairs, too, times `reference_batch`: at that
-batch size it is the published sum, at any other the terms keep their proportions.
+As published, T is a sum of hinges over a batch, and the others are means. Here T is a mean over pairs, too, times
+`reference_batch`: at that batch size it is the published sum, at any other the terms keep their proportions.
 """
 
 from typing import NamedTuple
@@ -85,7 +84,7 @@ class AahrCriterion(nn.Module):
         keys: tuple | None,
         caption_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses [b] of each term that takes part, weighted; in evaluation mode only those of the triplets.
+        """Weighted losses [b] of each term whose gate is open; in evaluation mode only those of the triplets.
 
         `scores`: see `global_scores`; `image_ids` int64 [b]; `keys`: embeddings [b, D] of images and of captions under
         the momentum encoders, None without a queue; `caption_ids` int64 [b] where `same_caption` masks.
@@ -116,7 +115,7 @@ class AahrCriterion(nn.Module):
         return losses
 
     def end_step(self, keys: tuple | None, image_ids: Tensor, caption_ids: Tensor | None = None) -> None:
-        """To be called after the loss of a batch: counts the step, and puts the keys into the queue."""
+        """Call this after the loss of a batch: it counts the step and puts the keys into the queue."""
         self.step += 1
         if keys is not None:
             self.queue.write(*keys, image_ids, caption_ids)
@@ -169,7 +168,7 @@ class AahrCriterion(nn.Module):
         image_ids: Tensor,
         caption_ids: Tensor | None = None,
     ) -> Tensor:
-        """L_queue [b]: captions are the keys of images, and the other way round."""
+        """L_queue [b]: captions are the keys of images, and vice versa."""
         queue, config = self.queue, self.config
         queue.move_to(keys[0])
         of_image = image_ids[:, None] == queue.ids

@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 class GuidedPooling(nn.Module):
-    """The global vector asks, local vectors answer (docs/papers/aahr.md 4.3)."""
+    """Attention of the global vector to the local vectors (docs/papers/aahr.md 4.3)."""
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
@@ -45,7 +45,7 @@ class GuidedPooling(nn.Module):
         query = self.query(pooled).unflatten(-1, heads)
         key = self.key(tokens).unflatten(-1, heads)
         pooled_tokens = torch.einsum("bhn,bnd->bhd", pooling_weights(query, key, mask).to(tokens.dtype), tokens)
-        # weights add up to 1, so the value map can follow the sum: H vectors to multiply instead of H * N
+        # weights add up to 1, so the value map can be applied after the sum: to H vectors instead of H * N
         weight = self.value.weight.unflatten(0, heads)
         bias = self.value.bias.unflatten(0, heads).mean(dim=0)
         return torch.einsum("bhd,hed->be", pooled_tokens, weight) / self.num_heads + bias
@@ -83,7 +83,7 @@ class TokenEncoder(nn.Module):
         self.pooled_projection = nn.Linear(pooled_width, width)
         nn.init.xavier_uniform_(self.pooled_projection.weight)
         nn.init.zeros_(self.pooled_projection.bias)
-        # not batch_first: its path without gradients zeroes padding, which mask_padding: false needs
+        # not batch_first: its fast path without gradients zeroes padding, which mask_padding: false needs
         self.transformer = nn.TransformerEncoderLayer(width, config.num_heads, width, config.dropout)
         self.pooling = GuidedPooling(width, config.pooling_heads)
         self.gate = nn.Linear(2 * width, width)

@@ -13,7 +13,7 @@ from clip_itm.similarity.base import Similarity
 
 
 class FusedDotProduct(Similarity):
-    """Dot product of embeddings in which a gate has mixed global and local features; they do not have unit length."""
+    """Dot product of embeddings that a gate mixes from global and local features; they do not have unit length."""
 
     needs_tokens = True
     is_dot_product = True
@@ -22,7 +22,7 @@ class FusedDotProduct(Similarity):
         super().__init__()
         self.image_encoder = TokenEncoder(config, widths.image_tokens, widths.pooled, config.image_projection)
         self.text_encoder = TokenEncoder(config, widths.text_tokens, widths.pooled)
-        self.text_encoder.projection.linear.reset_parameters()  # images have Xavier's, as published
+        self.text_encoder.projection.linear.reset_parameters()  # Xavier's is for images only, as published
 
     def embed_images(self, features: Features) -> Tensor:
         return self.image_encoder(features).fused

@@ -16,7 +16,7 @@ from clip_itm.distributed import gather_constant, process_index
 
 @torch.no_grad()
 def project_to_unit_length(prototypes: Tensor) -> None:
-    """In place, outside the autograd graph: a projection before every use, not a reparametrisation."""
+    """Normalise in place, outside the autograd graph: a projection before every use, not a reparametrisation."""
     prototypes.copy_(F.normalize(prototypes, dim=1))
 
 

@@ -13,10 +13,9 @@ from clip_itm.distributed import gather_constant
 class KeyQueue:
     """The latest keys of images and captions, `images` and `texts` [M, D], and the `ids` int64 [M] of their images.
 
-    `caption_ids` int64 [M], equal for equal captions, if they are written; else -1.
-
-    `pointer` is the row of the next key, `count` the number of keys so far, at most M. Every process holds all of them,
-    and they stay equal. They live on the device of the keys that are written.
+    `caption_ids` int64 [M] are equal for equal captions, or -1 if none are written. `pointer` is the row of the next
+    key, `count` the number of keys so far, at most M. Every process holds all of them, and they stay equal. They are on
+    the device of the keys that are written.
     """
 
     def __init__(self, length: int, width: int):
@@ -43,7 +42,7 @@ class KeyQueue:
         self.count = min(self.count + len(images), len(self.ids))
 
     def move_to(self, keys: Tensor) -> None:
-        """Take over device and type of `keys`."""
+        """Move to the device and dtype of `keys`."""
         self.images, self.texts = self.images.to(keys), self.texts.to(keys)
         self.ids, self.caption_ids = self.ids.to(keys.device), self.caption_ids.to(keys.device)
 
@@ -54,7 +53,7 @@ class KeyQueue:
         return state | {"place": torch.tensor([self.pointer, self.count])}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a `state_dict()`. Raises ValueError if it is of a queue of another size."""
+        """Load a `state_dict()`. Raises ValueError if it is that of a queue of another size."""
         if state["images"].shape != self.images.shape:
             raise ValueError(
                 f"the stored queue has the shape {list(state['images'].shape)}, this run's {list(self.images.shape)} "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clip_itm.distributed import gather_constant, gather_with_gradient
 
 BLOCK = 2**22  # fragment scores in memory at a time
-NORM_WORDS = 10  # the released program normalises over at least so many words, padding included
+NORM_WORDS = 10  # the released program normalises over at least this many words, padding included
 
 
 class Relation(NamedTuple):
@@ -44,14 +44,14 @@ class FragmentScores(NamedTuple):
 
 
 def distances(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean distances [Nl, Nr] of unit vectors [Nl, D] and [Nr, D]; below rounding they are 0, without gradient."""
+    """Euclidean distances [Nl, Nr] of unit vectors [Nl, D] and [Nr, D]; 0 without gradient if below rounding error."""
     squared = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1) - 2 * left @ right.T
     apart = squared > _rounding(squared)
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
 def _rounding(values: Tensor) -> float:
-    """How far products of unit vectors may be off."""
+    """A bound on the rounding error of products of unit vectors."""
     return 64 * torch.finfo(values.dtype).eps
 
 
@@ -66,7 +66,7 @@ def fragment_scores(
 ) -> FragmentScores:
     """Best scores of regions [b, R, D] and words [B, L, D], in blocks of captions.
 
-    `region_mask` bool [b, R]; `word_mask`, `normed` bool [B, L]: words that count, and those that |s_:r| runs over.
+    `region_mask` bool [b, R]; `word_mask`, `normed` bool [B, L]: words that count, and words that |s_:r| runs over.
     """
     regions, words = F.normalize(regions, dim=-1), F.normalize(words, dim=-1)
     block = max(1, BLOCK // (len(regions) * regions.shape[1] * words.shape[1]))
@@ -94,7 +94,7 @@ def mean_scores(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class EdgeMlp(nn.Module):
-    """A number from the ten best fragment scores in descending order; short captions are filled up with 0."""
+    """A number from the ten best fragment scores in descending order; short captions are padded with 0."""
 
     def __init__(self, best: int = 10):
         super().__init__()

@@ -1,4 +1,4 @@
-"""AAHR in training: momentum encoders, whose embeddings of the batch are keys, and gates counted in batches."""
+"""AAHR in training: momentum encoders, whose embeddings of the batch are the keys, and gates counted in batches."""
 
 import copy
 import warnings
@@ -18,10 +18,10 @@ STATE = "aahr_state.safetensors"
 
 
 class MomentumEncoders:
-    """A copy of a model, only for embeddings and without gradients, that follows what trains (docs/papers/aahr.md 8).
+    """A copy of a model that follows its weights, without gradients, and only embeds (docs/papers/aahr.md 8).
 
-    What is frozen is shared with the model. `decay`: weight of the copy's own weights at each step; with `mode` "eval"
-    it takes over running statistics as they are, with "train" it has its own.
+    Frozen weights are shared with the model. `decay`: weight of the copy's own weights at each step. With `mode` "eval"
+    it copies the model's running statistics, with "train" it has its own.
     """
 
     def __init__(self, model: nn.Module, decay: float, mode: str):
@@ -50,7 +50,7 @@ class MomentumEncoders:
         return {name: state[name] for name in (*self.names, *self.buffers)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.copy.load_state_dict(state, strict=False)  # without what is shared
+        self.copy.load_state_dict(state, strict=False)  # shared weights are not in it
 
 
 class AahrTrainer(PairTrainer):

@@ -1,4 +1,4 @@
-"""`head: {kind: osa}`: weights of the pairs from one look of a frozen estimator."""
+"""`head: {kind: osa}`: pair weights from one pass of a frozen estimator."""
 
 from typing import Literal
 
@@ -9,18 +9,18 @@ from clip_itm.methods.section import warmup_conflict
 
 
 class OsaHeadConfig(BoundedLossSection):
-    """One-step anti-noise: pairs weigh what their cosine under the model before training exceeds that of strangers."""
+    """One-step anti-noise: pairs weighted by how far their cosine before training exceeds that of unrelated ones."""
 
     kind: Literal["osa"] = "osa"
     weights: Literal["intended", "released"] = Field(
         "intended",
-        description="as described: beta from mismatched pairs, a constant weight for each pair; or what the released "
-        "program computes: beta from noise pixels and random tokens, weights relative to the largest cosine of a batch",
+        description="as the paper describes: beta from mismatched pairs, a constant weight for each pair; or as the "
+        "released program does: beta from noise pixels and random tokens, weights relative to a batch's largest cosine",
     )
     normalise: Literal["mean", "none"] = Field(
         "mean",
-        description="intended: divide by the mean weight of the training pairs, so that learning rates mean what they "
-        "mean for the plain head; or not, as published: weights near 0.01",
+        description="with weights intended: divide by the mean weight of the training pairs, so that learning rates "
+        "mean the same as for the plain head; or not, as published: weights near 0.01",
     )
     warmup_epochs: NonNegativeInt = Field(
         0, description="epochs without weights, after which the model is the estimator; needed from scratch"

@@ -1,4 +1,4 @@
-"""OSA: pairs weigh what their cosine under a frozen estimator exceeds that of unrelated ones (arXiv 2410.01944)."""
+"""OSA: pairs weighted by their cosine under a frozen estimator, above that of unrelated ones (arXiv 2410.01944)."""
 
 from torch import Tensor
 
@@ -11,8 +11,8 @@ class OsaHead(RobustHead):
     """Cosines with a weight for each pair.
 
     Training sets `excess` [N], by how much the cosine of every training pair exceeds that of unrelated ones under the
-    estimator (None: no weights), `unit`, the weight that counts as 1, and `right` bool [N], pairs that weigh `full`
-    because a person marked them.
+    estimator (None: no weights); `unit`, the weight that counts as 1; and `right` bool [N], pairs that have the weight
+    `full` because a person marked them right.
     """
 
     citation = (
@@ -29,7 +29,7 @@ class OsaHead(RobustHead):
         return cls(config, initial_logit_scale)
 
     def weights(self, pair_ids: Tensor) -> Tensor | None:
-        """[b], of the local pairs; the same however many processes train."""
+        """Weights [b] of the local pairs; the same for any number of processes."""
         if self.excess is None:
             return None
         x = self.excess[pair_ids]

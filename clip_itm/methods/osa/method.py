@@ -17,7 +17,7 @@ class OsaMethod(Method):
         )
 
     def trainer(self, data, encoder, training, **engine) -> OsaTrainer:
-        """Raises ValueError where `released` has no pixels to fill with noise."""
+        """Raises ValueError if `released` has no pixels to fill with noise."""
         if self.section.weights == "released" and data.train.regions is not None:
             raise ValueError(
                 "head.weights: released takes beta from images of noise, and these data are precomputed regions; use "

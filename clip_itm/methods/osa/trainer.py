@@ -1,4 +1,4 @@
-"""OSA in training: one look of the estimator at all pairs, from which their weights follow."""
+"""OSA in training: one pass of the estimator over all pairs, which gives their weights."""
 
 import math
 from pathlib import Path
@@ -27,12 +27,12 @@ from clip_itm.training.encoder import Encoder
 from clip_itm.training.trainer import PairTrainer
 
 STATE = "osa_state.safetensors"
-SAMPLE = 4096  # pairs, of which all mismatches give beta
+SAMPLE = 4096  # pairs; beta comes from all mismatches among them
 NOISE_TOKENS = 100  # the released program draws token ids below it
 
 
 class Look(NamedTuple):
-    """What the estimator said: cosines float32 [N] of the pairs, and of one made mismatch for each; and beta."""
+    """What the estimator found: cosines float32 [N] of the pairs and of one made mismatch for each, and beta."""
 
     cosines: Tensor
     mismatched: Tensor
@@ -58,10 +58,7 @@ class OsaTrainer(PairTrainer):
             self.log(self._describe())
 
     def _use(self, look: Look) -> None:
-        """Give the pairs their weights.
-
-        Raises ValueError if all of them are 0.
-        """
+        """Give the pairs their weights. Raises ValueError if all of them are 0."""
         x = excess(look.cosines, look.boundary.beta)
         if not x.any():
             raise ValueError(
@@ -77,10 +74,10 @@ class OsaTrainer(PairTrainer):
             if self.config.normalise == "mean":
                 head.unit = mean
             else:
-                head.full = mean  # what is 1 where weights are normalised
+                head.full = mean  # what normalised weights make 1
 
     def _describe(self) -> dict[str, float]:
-        """For the log: beta with its error, and how the weights lie; with the truth, whether cosines know it."""
+        """For the log: beta with its error, the weights, and, if the truth is known, how well cosines predict it."""
         cosines, boundary = self.look.cosines, self.look.boundary
         x = excess(cosines, boundary.beta)
         weights = intended_weights(x.double()).numpy()
@@ -112,7 +109,7 @@ class OsaTrainer(PairTrainer):
             self._use(Look(state["cosines"], state["mismatched"], Boundary(*state["boundary"].tolist())))
 
     def clean_probability(self) -> CleanProbability | None:
-        """From the cosines beside those of made mismatches. OSA's own weight is no probability."""
+        """From the cosines, compared with those of made mismatches. OSA's own weight is not a probability."""
         if self.look is None:
             return None
         suspicion, made = (-cosines.double().numpy() for cosines in (self.look.cosines, self.look.mismatched))
@@ -143,16 +140,16 @@ def look_at_pairs(data: TrainingData, encoder: Encoder, released: bool, section:
 
 
 def paired_cosines(images: Tensor, texts: Tensor, image: Tensor, text: Tensor) -> Tensor:
-    """float32 [N], of image `image[k]` with caption `text[k]`; unit vectors [Ni, D] and [Nt, D]."""
+    """Cosines float32 [N] of image `image[k]` with caption `text[k]`; unit vectors [Ni, D] and [Nt, D]."""
     parts = [(images[i] * texts[t]).sum(dim=1) for i, t in zip(image.split(8192), text.split(8192), strict=True)]
     return torch.cat(parts)
 
 
 @torch.inference_mode()
 def noise_boundary(encoder: Encoder, count: int, generator: np.random.Generator) -> Boundary:
-    """The mean cosine of `count` images of uniform noise in [0, 1) with as many rows of random tokens, all with all.
+    """The mean cosine of `count` images of uniform noise in [0, 1) with `count` rows of random tokens, all with all.
 
-    As the released program has it; photos and captions never look like that. Its error is not known (NaN).
+    As in the released program; photos and captions never look like that. Its error is not known (NaN).
     """
     model, processor = encoder.model, encoder.processor
     one = processor(images=[Image.new("RGB", (8, 8))])

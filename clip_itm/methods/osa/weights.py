@@ -1,8 +1,8 @@
 """Weights of OSA, from cosines under the estimator (Li et al., arXiv 2410.01944).
 
 x = max(0, s - beta)
-intended   w = x^2 (1 - x)                                 eq. 5, one number per pair for good
-released   w = x^2 (1 - x) (1 + x), x over the largest x of the batch: the surest pair of each batch gets 0
+intended   w = x^2 (1 - x)                                 eq. 5, one constant per pair
+released   w = x^2 (1 - x) (1 + x), x divided by the largest x of the batch: the surest pair of each batch gets 0
 """
 
 import math
@@ -20,12 +20,11 @@ class Boundary(NamedTuple):
 
 
 def mismatch_boundary(images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None) -> Boundary:
-    """From all images i and captions j of a sample of pairs that are not of one image, nor of equal `caption_ids` [M].
+    """Over all images i and captions j of a sample of pairs, except those of one image or of equal `caption_ids` [M].
 
     `images`, `texts` [M, D] unit vectors, row k is pair k; `image_ids` int64 [M]. Every image and every caption takes
     part in many mismatches, so the error is that of a mean over both (a U-statistic of two samples; Hoeffding 1948),
-    a little too large for few pairs.
-    Raises ValueError if all pairs are of one image.
+    a little too large for few pairs. Raises ValueError if all pairs are of one image.
 
     Example:
         >>> images, texts = torch.eye(3), torch.tensor([[0.0, 0.6, 0.8], [0.6, 0.0, 0.8], [0.6, 0.8, 0.0]])
@@ -51,12 +50,12 @@ def mismatch_boundary(images: Tensor, texts: Tensor, image_ids: Tensor, caption_
 
 
 def excess(cosines: Tensor, beta: float) -> Tensor:
-    """x [N]: by how much cosines [N] exceed beta, at least 0 and at most 1."""
+    """x [N]: by how much cosines [N] exceed beta, clamped to [0, 1]."""
     return (cosines - beta).clamp(0, 1)
 
 
 def intended_weights(x: Tensor) -> Tensor:
-    """w [b] in [0, 4 / 27], of x [b].
+    """w [b] in [0, 4 / 27] from x [b].
 
     Example:
         >>> intended_weights(torch.tensor([0.0, 0.1, 0.2]))
@@ -66,7 +65,7 @@ def intended_weights(x: Tensor) -> Tensor:
 
 
 def released_weights(x: Tensor, largest: Tensor) -> Tensor:
-    """w [b] in [0, 1 / 4], of x [b] and the `largest` of the global batch; all 0 where that is 0.
+    """w [b] in [0, 1 / 4] from x [b] and the `largest` x of the global batch; all 0 if that is 0.
 
     Example:
         >>> released_weights(torch.tensor([0.0, 0.1, 0.2]), torch.tensor(0.2))

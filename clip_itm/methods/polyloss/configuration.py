@@ -24,7 +24,7 @@ class PolyLossHeadConfig(HeadSection):
     negative: Quadratic = Field(
         (0.9, -0.4, 0.03), description="coefficients of the penalty of a negative, highest order first"
     )
-    form: Literal["max", "avg"] = Field("max", description="the hardest negative, or the mean over those in the margin")
+    form: Literal["max", "avg"] = Field("max", description="the hardest negative, or the mean of those in the margin")
     joint_clamp: bool = Field(False, description="clamp the sum of both polynomials at 0 instead of each")
     neg_floor: bool = Field(False, description="no penalty below the larger root, where the polynomial rises again")
     same_image: Literal["negative", "mask"] = Field(
@@ -50,7 +50,7 @@ class PolyLossHeadConfig(HeadSection):
 
     @property
     def floor(self) -> float | None:
-        """The similarity below which negatives cost nothing, where the recipe wants one: the larger root."""
+        """The similarity below which negatives cost nothing, the larger root; None without `neg_floor`."""
         if not self.neg_floor:
             return None
         a, b, c = self.negative

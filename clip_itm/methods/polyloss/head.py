@@ -30,8 +30,8 @@ class ScoreMap(nn.Module):
     def set_from(self, rows: Tensor, targets: Tensor, siblings: Tensor) -> None:
         """On the first call, map the mean positive of the global batch to 0.5 and the mean negative to 0.1.
 
-        `rows` [b, B], `targets` int64 [b], `siblings` bool [b, B]: see `polynomial_losses`. The same on every process,
-        because all add up the same numbers in the same order.
+        `rows` [b, B], `targets` int64 [b], `siblings` bool [b, B]: see `polynomial_losses`. The map is the same on
+        every process, because all of them add up the same numbers in the same order.
         """
         positives, negatives = global_means(rows, targets, siblings)
         slope = ((MAPPED_POSITIVES - MAPPED_NEGATIVES) / (positives - negatives).clamp(min=0)).clamp(max=LARGEST_SLOPE)
@@ -100,7 +100,7 @@ class PolyLossHead(Head):
 
 @torch.no_grad()
 def summary(rows: Anchors, columns: Anchors) -> dict[str, Tensor]:
-    """What to log so that a silent loss (gate, dead zone of Q) can be told from one that has converged."""
+    """What to log to distinguish a silent loss (gate, dead zone of Q) from one that has converged."""
     negatives = torch.cat([rows.negatives, columns.negatives])
     known = negatives.isfinite()
     return {

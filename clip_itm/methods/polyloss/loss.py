@@ -64,7 +64,7 @@ def polynomial_losses(
     """Polynomial loss of every row, in one direction (docs/papers/polyloss.md 3).
 
     `scores` [b, B]; `targets` int64 [b], the row's own column; `same_image` bool [b, B], columns that are not negatives
-    of the row, its own included. `form` "avg" replaces the hardest negative by the mean over all negatives that pass
+    of the row, its own included. `form` "avg" replaces the hardest negative with the mean over all negatives that pass
     the gate, each on its own.
 
     Example:
@@ -74,7 +74,7 @@ def polynomial_losses(
         (tensor([0.2140, 0.0000]), tensor([ True, False]))
     """
     positives = scores.gather(1, targets[:, None])
-    # argmax and not max: of equal negatives the first one gets the whole gradient, on every device
+    # argmax, not max: among equal negatives the first gets the whole gradient, on every device
     candidates = scores.masked_fill(same_image, -torch.inf)
     hardest = candidates.gather(1, candidates.argmax(dim=1, keepdim=True))
     gated = (positives < SATURATED) & (candidates + margin > positives)

@@ -6,9 +6,10 @@
     sce    -a log p + b A (1 - p), A = 4                             Wang et al., ICCV 2019, eq. 5 and 7
     tal    [m - S_k + tau log sum_{j != k} e^(S_j / tau)]_+          Qin et al., CVPR 2024, eq. 6
 
-A wrong pair keeps a large cross-entropy, and its pull on the model, to the end; here it pulls less the less it fits.
+A wrong pair keeps a large cross-entropy, and its pull on the model, to the end; here, the worse it fits, the less it
+pulls.
 
 When to use it: wrong captions, and no compute to spare: a step costs as much as one of the plain loss.
-What it needs: nothing; a q (or a lambda, a margin) that fits the share of wrong captions, which `q: auto` estimates.
+What it needs: a q (or a lambda, or a margin) that fits the share of wrong captions, which `q: auto` estimates.
 Where to read on: `loss.py` (pure functions), `head.py`, `trainer.py` (q: auto); docs/heads.md for the keys.
 """

@@ -1,4 +1,4 @@
-"""`head: {kind: robust}`: a bounded contrastive loss; and the options of these losses for methods that use one."""
+"""`head: {kind: robust}`: a bounded contrastive loss; also the options of these losses for other methods."""
 
 from typing import Annotated, Literal
 
@@ -25,18 +25,18 @@ class BoundedLossSection(ContrastiveSection):
 
     temperature: PositiveFloat | None = Field(
         None,
-        description="temperature at the start, kept with rince and tal; default: 0.015 with tal, else the pretrained "
+        description="temperature at the start, fixed with rince and tal; default: 0.015 with tal, else the pretrained "
         "one, 0.07 from scratch",
     )
     q: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.3, description="gce, rince: towards 0 the plain loss; 1 lets go of improbable pairs most"
+        0.3, description="gce, rince: near 0 like the plain loss; at 1, improbable pairs pull least"
     )
     rince_lambda: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.025, description="rince: weight of the candidates against the own pair"
+        0.025, description="rince: weight of the candidates relative to the pair itself"
     )
     sce_cross_entropy: NonNegativeFloat = Field(0.1, description="sce: weight a of the plain loss, which is unbounded")
     sce_reverse: NonNegativeFloat = Field(1.0, description="sce: weight b of the reverse cross-entropy, 4 (1 - p)")
-    tal_margin: NonNegativeFloat = Field(0.1, description="tal: lead of a pair's similarity at which it costs nothing")
+    tal_margin: NonNegativeFloat = Field(0.1, description="tal: a pair whose similarity leads by this costs nothing")
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class BoundedLossSection(ContrastiveSection):
 
     @property
     def learns_temperature(self) -> bool:
-        """Whether the temperature trains: not where one of the losses falls with the temperature alone."""
+        """Whether the temperature trains: not if one of the losses falls with the temperature alone."""
         return not set(self.loss_names) & set(FIXED_TEMPERATURE)
 
     def conflict(self, training) -> str | None:
@@ -87,11 +87,11 @@ class RobustHeadConfig(BoundedLossSection):
     loss: Literal["gce", "rince", "sce", "tal"] = Field("gce", description="the bounded loss")
     q: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(  # type: ignore[assignment]
         0.3,
-        description="gce, rince: towards 0 the plain loss; 1 lets go of improbable pairs most; auto (gce): 0.75 times "
+        description="gce, rince: near 0 like the plain loss; at 1, improbable pairs pull least; auto (gce): 0.75 times "
         "the share of wrong captions as the run estimates it, between 0.05 and 0.7",
     )
     q_epochs: NonNegativeInt = Field(
-        1, description="q: auto: epochs with q 0.3 before the estimate; 0: by the model as it is before training"
+        1, description="with q: auto, epochs at q 0.3 before the estimate; 0: estimate before any training"
     )
 
     def conflict(self, training) -> str | None:

@@ -14,8 +14,8 @@ from clip_itm.similarity.base import Similarity
 class RobustHead(ClipHead):
     """A similarity, trained by a loss under which improbable pairs pull less than under the plain one.
 
-    The temperature is learned with gce and sce, as by the plain head. With rince and tal it stays where it starts, as
-    published: at a lower one both are smaller, whatever the model knows. `options` are those of the losses; where q is
+    The temperature is learned with gce and sce, as in the plain head. With rince and tal it stays where it starts, as
+    published: a lower one makes both smaller, whatever the model knows. `options` are those of the losses; if q is
     auto, training replaces it.
 
     Raises ValueError if exponentials of rince would overflow at the pretrained temperature.

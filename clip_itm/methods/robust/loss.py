@@ -7,11 +7,11 @@
     sce       -a log p + 4 b (1 - p)                     Wang et al., ICCV 2019, eq. 5 and 7; log 0 counts as -4
     tal       [m - tau s_k + tau log sum_{j != k} e^(s_j)]_+       Qin et al., CVPR 2024, eq. 6
 
-Towards q = 0, gce is infonce, and so is rince with lambda = 1; b = 0 makes sce infonce times a; towards tau = 0, tal is
-the hinge with the hardest negative, of which it is an upper bound.
+As q goes to 0, gce becomes infonce, and so does rince with lambda = 1. With b = 0, sce is infonce times a. As tau goes
+to 0, tal becomes the hinge with the hardest negative, which it bounds from above.
 
 `logits` [b, B] are similarities over the temperature, `targets` int64 [b] the row's own column, `siblings` bool [b, B]
-columns that are no candidates of the row (never its own). All return [b].
+columns that are not candidates of the row (never its own). All return [b].
 """
 
 import math
@@ -27,7 +27,7 @@ LOG_ZERO = -4.0  # what the reverse cross-entropy of sce takes for log 0
 
 
 class LossOptions(NamedTuple):
-    """What the losses are parameterised by; each reads its own."""
+    """The parameters of the losses; each loss reads its own."""
 
     q: float
     rince_lambda: float
@@ -92,7 +92,7 @@ def tal(logits: Tensor, targets: Tensor, siblings: Tensor, margin: float, scale:
     own = logits.gather(1, targets[:, None])[:, 0]
     excluded = siblings.scatter(1, targets[:, None], True)
     alone = excluded.all(dim=1)
-    # of a row without negatives any finite number will do: a sum of nothing has no gradient
+    # a row without negatives keeps finite values: the log of an empty sum has no finite gradient
     negatives = logits.masked_fill(excluded & ~alone[:, None], -torch.inf).logsumexp(dim=1)
     return (margin + (negatives - own) / scale).relu().masked_fill(alone, 0)
 
@@ -114,7 +114,7 @@ def bounded_losses(
     `rows`, `columns` [b, B] similarities of local images with all captions, and of local captions with all images;
     `same_image` bool [b, B] marks the columns of the row's image, its own included, and `mode` says whether they are
     "negative", left out ("mask") or right together ("positive"), as in `contrastive_cross_entropy`; `scale`: 1 / tau;
-    `caption_mode` says so of the columns `equal` bool [b, B] (see `same_caption`).
+    `caption_mode` does the same for the columns `equal` bool [b, B] (see `same_caption`).
     """
     siblings = torch.zeros_like(same_image) if mode == "negative" else same_image.scatter(1, targets[:, None], False)
     if equal is not None:

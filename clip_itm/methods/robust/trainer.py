@@ -17,11 +17,11 @@ from clip_itm.training.trainer import PairTrainer
 
 STATE = "robust_state.safetensors"
 SLOPE, SMALLEST, LARGEST = 0.75, 0.05, 0.7
-IMAGES = 1000  # that are looked at: with five captions each, the share is known to about 0.03, and q to 0.02
+IMAGES = 1000  # for the estimate: with five captions each, it knows the share to about 0.03, and q to 0.02
 
 
 class Share(NamedTuple):
-    """Of wrong captions among the training pairs, and its 95 % interval."""
+    """The share of wrong captions among the training pairs, and its 95 % interval."""
 
     share: float
     low: float
@@ -42,7 +42,7 @@ def q_of_share(share: float) -> float:
 
 
 class RobustTrainer(PairTrainer):
-    """A `PairTrainer` that estimates the share of wrong captions after `q_epochs` and trains on with the q of it."""
+    """A `PairTrainer` that estimates the share of wrong captions after `q_epochs`, then trains on with the q for it."""
 
     def __init__(self, *args, data: TrainingData, encoder: Encoder, **kwargs):
         super().__init__(*args, **kwargs)
@@ -75,10 +75,10 @@ class RobustTrainer(PairTrainer):
 
 
 def estimate_share(data: TrainingData, encoder: Encoder, seed: int) -> Share:
-    """The share of wrong captions among the training pairs, from ranks beside those of made mismatches.
+    """The share of wrong captions among the training pairs, from their ranks and those of made mismatches.
 
-    Of up to 1,000 images, drawn with `seed`, under the encoder's current weights, which may have seen the pairs: what
-    was learned by heart makes the share smaller. The same in every process.
+    Uses up to 1,000 images, drawn with `seed`, and the encoder's current weights. If these were trained on the pairs,
+    memorised captions make the share smaller. The result is the same in every process.
     """
     generator = np.random.default_rng([seed, IMAGES])
     images = generator.permutation(len(data.train))[:IMAGES]

@@ -13,8 +13,8 @@ class TripletHeadConfig(HeadSection):
 
     kind: Literal["triplet"] = "triplet"
     similarity: SimilarityConfig = CosineSection()
-    margin: NonNegativeFloat = Field(0.2, description="lead of a pair over a negative at which it costs nothing")
-    negatives: Literal["hardest", "all"] = Field("hardest", description="of the batch that count against a pair")
+    margin: NonNegativeFloat = Field(0.2, description="a pair that scores this much above a negative costs nothing")
+    negatives: Literal["hardest", "all"] = Field("hardest", description="which of the batch count against a pair")
     reduction: Literal["sum", "mean"] = Field("sum", description="over pairs; the published sum grows with the batch")
     warmup_epochs: NonNegativeInt = Field(
         0, description="epochs with all negatives at the start; hardest ones can make towers from scratch collapse"

@@ -28,7 +28,7 @@ def hinge_losses(scores: Tensor, targets: Tensor, same_image: Tensor, margin: fl
     """
     positives = scores.gather(1, targets[:, None])
     if hardest:
-        # argmax and not max: of equal negatives the first one gets the whole gradient, on every device
+        # argmax, not max: among equal negatives the first gets the whole gradient, on every device
         column = scores.masked_fill(same_image, -torch.inf).argmax(dim=1, keepdim=True)
         scores, same_image = scores.gather(1, column), same_image.gather(1, column)
     return (margin + scores - positives).relu().masked_fill(same_image, 0).sum(dim=1)
