@@ -5,6 +5,6 @@
     loss = mean_k l[k]
 
 When to use it: first, and as the baseline that every other method is measured against, at its own best settings. It
-believes every caption; where many are wrong it learns some of them by heart, late in training.
+believes every caption; if many are wrong, it memorises some of them late in training.
 What it needs: nothing. Where to read on: `head.py` has the loss; docs/heads.md the keys.
 """

@@ -13,7 +13,7 @@ is treated:
     positive   -log of the probability of all captions of the image together (multiple-instance NCE, Miech et al.
                2020, eq. 1): one of them has to be right, not all; an image counts once among the candidates.
 
-`same_caption` says the same of other images that have an equal caption, which are otherwise negatives of it.
+`same_caption` says the same about other images that have an equal caption, which are otherwise its negatives.
 """
 
 import math

@@ -6,8 +6,8 @@
     loss     mean(y * A) + complementary_weight * mean(C)
     label    y = filter(0.8 * stored + 0.2 * p),   filter(v) = 0 below 0.1, else v
 
-Every training pair has a label y in [0, 1], how much it is believed. A pair that is not believed keeps only C, which
-is bounded.
+Every training pair has a label y in [0, 1], which says how much it is believed. A pair that is not believed keeps only
+C, which is bounded.
 
 When to use it: wrong captions, and no compute to spare: a step costs as much as one of the plain loss.
 What it needs: a fixed temperature that fits the model's cosines (the run measures and warns), some epochs before labels

@@ -23,7 +23,7 @@ class CrclHeadConfig(HeadSection):
         0.8, description="weight of the old label in a refined one"
     )
     label_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="labels below it are cut to 0")
-    store_filtered: bool = Field(True, description="keep the cut label (published: 0 is sticky), or the uncut one")
+    store_filtered: bool = Field(True, description="store the cut label (published: 0 is sticky), or the uncut one")
     frozen_epochs: NonNegativeInt = Field(2, description="epochs at the start of every piece that leave labels alone")
     schedules: tuple[PositiveInt, ...] | None = Field(
         None,
@@ -32,16 +32,16 @@ class CrclHeadConfig(HeadSection):
     )
     initial_labels: Literal["one", "model", "crossfit"] = Field(
         "one",
-        description="labels at the start: 1, the matching probability under the pretrained model, or those of weights",
+        description="labels at the start: 1, matching probabilities under the pretrained model, or those in weights",
     )
     weights: str | None = Field(
         None,
         min_length=1,
-        description="for initial_labels: crossfit, a clean_probability.npz of these pairs (of a crossfit run, of an "
+        description="for initial_labels: crossfit, a clean_probability.npz of these pairs (from a crossfit run or an "
         "audit)",
     )
     softmax_set: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="candidates of a pair, so that probabilities mean the same in larger batches; default: all"
+        None, description="candidates per pair, so that probabilities mean the same in larger batches; default: all"
     )
     same_image: Literal["negative", "mask"] = Field(
         "mask", description="another caption of the photo in a batch: a negative (as published), or left out"

@@ -78,9 +78,9 @@ def refine(
 class LabelStore:
     """Label and latest matching probability of every training pair; row k is pair k.
 
-    `labels` float32 [N], 1 at the start unless given; `probabilities` float32 [N], NaN until the pair was seen; `known`
-    float32 [N], labels that people gave, which never change, NaN for others (`Pairs.label`; None: none at all). They
-    live on the device of the ids that are read. Every process holds all of them, and they stay equal.
+    `labels` float32 [N], 1 at the start unless given; `probabilities` float32 [N], NaN until a pair has been seen;
+    `known` float32 [N], labels that people gave, which never change, NaN for others (`Pairs.label`; None: none at all).
+    They are on the device of the ids that are read. Every process holds all of them, and they stay equal.
     """
 
     def __init__(self, num_pairs: int, labels: Tensor | None = None, known: Tensor | None = None):
@@ -92,7 +92,7 @@ class LabelStore:
         self.labels = self.heeded(slice(None), self.labels)
 
     def heeded(self, pair_ids: Tensor | slice, labels: Tensor) -> Tensor:
-        """Labels [b] of pairs with those that people gave in their place."""
+        """Labels [b] of pairs, replaced by those that people gave."""
         if self.known is None:
             return labels
         known = self.known[pair_ids]
@@ -118,7 +118,7 @@ class LabelStore:
         return {"labels": self.labels.cpu().clone(), "probabilities": self.probabilities.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a `state_dict()`. Raises ValueError if it has another number of pairs."""
+        """Load a `state_dict()`. Raises ValueError if it has another number of pairs."""
         for name, own in (("labels", self.labels), ("probabilities", self.probabilities)):
             if state[name].shape != own.shape:
                 raise ValueError(
@@ -139,7 +139,7 @@ class LabelStore:
 
 
 def expected_probability(gap: float, temperature: float, candidates: int) -> float:
-    """p of a pair whose similarity lies `gap` above that of all its other candidates (docs/papers/crcl.md 9).
+    """p of a pair whose similarity is `gap` above that of all its other candidates (docs/papers/crcl.md 9).
 
     Example:
         >>> round(expected_probability(gap=0.1, temperature=0.02, candidates=128), 3)

@@ -39,7 +39,7 @@ from clip_itm.training.trainer import PairTrainer
 from clip_itm.visible import counted
 
 STATE = "labels.safetensors"
-DEAD = 0.9  # fraction of labels below the threshold at which the active term has practically left training
+DEAD = 0.9  # with this fraction of labels below the threshold, the active term has practically no effect
 
 
 class CrclTrainer(PairTrainer):
@@ -85,12 +85,12 @@ class CrclTrainer(PairTrainer):
         if self.head.labels is None:
             self.head.labels = LabelStore(len(self.train_dataset), self.first_labels(), self.known)
         self.head.phase = phase_of(epoch, self.schedules, self.config.frozen_epochs)
-        within = self.state.global_step > epoch * self._steps_per_epoch  # a resumed run goes on in mid-epoch
+        within = self.state.global_step > epoch * self._steps_per_epoch  # a run that resumes in mid-epoch
         if self.head.phase.piece > 0 and self.head.phase.epoch_in_piece == 0 and not within:
             self._begin_piece()
 
     def _begin_piece(self) -> None:
-        """Initial weights, an optimiser without state, no average and no best score yet; the labels stay."""
+        """Start with the initial weights, an empty optimiser state, no average and no best score; the labels stay."""
         load_weights(self.model, self.initial_weights)
         self.optimizer.optimizer.state.clear()
         if self.average is not None:
@@ -123,7 +123,7 @@ class CrclTrainer(PairTrainer):
         return metrics
 
     def _warn_of_temperature(self, gap: float) -> None:
-        """A pretrained model shows before training whether its pairs can pass the threshold (docs/papers/crcl.md 9)."""
+        """Warn, before training, if a pretrained model's pairs cannot pass the threshold (docs/papers/crcl.md 9)."""
         config, candidates = self.config, self.config.softmax_set or self.section.contrastive_batch
         p = expected_probability(gap, config.temperature, candidates)
         if gap > 0 and p < max(config.label_threshold, 0.05):

@@ -12,43 +12,43 @@ OF_FOLDS = ("folds", "fold_epochs", "fold_loss", "siblings", "candidates")
 
 
 class CrossfitHeadConfig(BoundedLossSection):
-    """Pairs weigh what a model that has not seen them believes; the share of wrong ones is found, not guessed."""
+    """Pairs weighted by what a model that has not seen them believes; the share of wrong ones is estimated."""
 
     kind: Literal["crossfit"] = "crossfit"
     similarity: SimilarityConfig = CosineSection()
     folds: NonNegativeInt = Field(
-        2, description="parts of the photos, each judged by a model of the others; 0: by the pretrained model as it is"
+        2, description="parts of the photos, each judged by a model of the others; 0: the pretrained model judges all"
     )
     fold_epochs: PositiveInt | None = Field(
         None, description="epochs of a fold's model over its own pairs; default: half of training.epochs, rounded up"
     )
-    fold_loss: Loss = Field("gce", description="of the models that judge")
+    fold_loss: Loss = Field("gce", description="loss of the models that judge")
     estimate: Literal["made", "mixture", "truth"] = Field(
         "made",
-        description="weights from made mismatches; for comparison: two Gaussians on the losses (pairs they doubt go), "
-        "or the truth of drawn noise (the best that any estimate can do)",
+        description="weights from made mismatches; for comparison: two Gaussians on the losses (doubted pairs are left "
+        "out), or the truth of drawn noise (the best that any estimate can do)",
     )
-    siblings: bool = Field(True, description="let the other captions of a photo testify, where it has several")
+    siblings: bool = Field(True, description="use the other captions of a photo as evidence, if it has several")
     candidates: Annotated[int, Field(ge=2)] | None = Field(
         None,
-        description="compare a pair with so many photos and captions, drawn at random, where a similarity is too slow "
+        description="compare a pair with this many photos and captions, drawn at random, if the similarity is too slow "
         "for all of them (the default)",
     )
     weights: str | None = Field(
         None,
         min_length=1,
-        description="a clean_probability.npz of these pairs (of an audit, of a run), not folds",
+        description="a clean_probability.npz of these pairs (from an audit or a run), instead of folds",
     )
     smallest_weight: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.05, description="pairs of no greater weight are left out"
+        0.05, description="pairs are left out if their weight is no greater"
     )
     loss: Literal["auto", "infonce", "gce", "rince", "sce", "tal", "mix"] = Field(
         "auto",
-        description="of the weighted pairs; auto: infonce, or gce where more than largest_residual of what is kept is "
-        "expected to be wrong, or may be by a judge that does not know; mix: w infonce + (1 - w) gce",
+        description="loss of the weighted pairs; auto: infonce, or gce if more than largest_residual of the kept pairs "
+        "is expected to be wrong (under a weak judge: may be wrong); mix: w infonce + (1 - w) gce",
     )
     largest_residual: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.15, description="of loss auto: the expected fraction of wrong pairs, by weight, up to which it is infonce"
+        0.15, description="with loss auto: infonce up to this expected fraction of wrong pairs, by weight"
     )
 
     @property

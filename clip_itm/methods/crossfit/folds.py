@@ -1,4 +1,4 @@
-"""Folds of the photos: who judges whom, and what a fold's model says of pairs that it has not seen."""
+"""Folds of the photos: who judges whom, and what a fold's model says about pairs that it has not seen."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +36,9 @@ def judge_pairs(
     candidates: int | None = None,
     with_losses: bool = False,
 ) -> tuple[FoldScores, np.ndarray | None]:
-    """What the encoder's model says of training pairs, `pairs` int64 [n], which are all those of some images.
+    """What the encoder's model says about training pairs, `pairs` int64 [n], which must be all pairs of some images.
 
-    Their scores beside those of made mismatches; and, only `with_losses`, their plain losses float32 [n], in seeded
+    Returns their scores with those of made mismatches, and, if `with_losses`, their plain losses float32 [n], in seeded
     batches, for a mixture.
     """
     train, source = data.train, data.noise.source[pairs]

@@ -41,8 +41,8 @@ PICTURES = ("pair_scores.png", "pair_calibration.png")
 class CrossfitTrainer(PairTrainer):
     """A `PairTrainer` that first finds how probable it is that each training pair is right, and then trains with that.
 
-    What it works out lies in `prepared/` of the run: the checkpoints of a fold's model, the scores of each fold, and at
-    the end the weights alone. `found`: weights from elsewhere, so that nothing is judged.
+    What it works out is in `prepared/` of the run: the checkpoints of a fold's model, the scores of each fold, and at
+    the end only the weights. `found`: weights from elsewhere, so that nothing is judged.
     """
 
     def __init__(self, *args, data: TrainingData, encoder: Encoder, found: CleanProbability | None, **kwargs):
@@ -72,7 +72,7 @@ class CrossfitTrainer(PairTrainer):
     # What is believed
 
     def _find(self) -> CleanProbability:
-        """The weights, found by the folds or by the model as it is; in every process those of the first."""
+        """The weights, found by the folds or by the model as it is; every process gets those of the first."""
         file = self.prepared / WEIGHTS
         found = by_first(lambda: CleanProbability.load(file) if file.is_file() else None)
         if broadcast_object_list([found is None])[0]:
@@ -93,7 +93,7 @@ class CrossfitTrainer(PairTrainer):
         return from_judgement(judgement)
 
     def _draw(self, judgement: Judgement) -> None:
-        """For people, no reason to lose a run: the scores; expected against observed, where the truth is known."""
+        """Draw the scores and, if the truth is known, expected against observed; a failure does not end the run."""
         truth = self.data.noise.truth(self.data.train.pairs)
         try:
             record_added(self.run, *PICTURES)
@@ -104,7 +104,7 @@ class CrossfitTrainer(PairTrainer):
             warnings.warn(f"the pictures {' and '.join(PICTURES)} failed ({error}); training goes on", stacklevel=2)
 
     def _use(self, found: CleanProbability) -> None:
-        """Train with these weights, as many steps as without; where all are 1, exactly as without."""
+        """Train with these weights, for as many steps as without them; if all are 1, exactly as without them."""
         config, weights = self.config, found.values
         self.model.head.current_loss = config.loss
         if config.loss == "auto":
@@ -124,8 +124,10 @@ class CrossfitTrainer(PairTrainer):
         self.model.head.belief = torch.from_numpy(weights).to(self.args.device)
 
     def _kept(self) -> dict[str, float]:
-        """How many pairs are trained on, and the fraction of them, by weight, that is expected to be wrong: of a weak
-        judge, which drops none, that may be."""
+        """How many pairs are trained on, and the fraction of them, by weight, that is expected to be wrong.
+
+        A weak judge drops no pairs; the fraction is then the largest that may be wrong.
+        """
         weights = self.found.values.astype(np.float64)
         kept = weights[weights > self.config.smallest_weight]
         wrong = self.found.share[2] if self.found.is_weak else residual(kept)
@@ -191,7 +193,7 @@ class CrossfitTrainer(PairTrainer):
         trainer = self._trainer_of(fold, sampler, folder)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         del trainer
-        gc.collect()  # it is part of a cycle, and holds on to the moments of its optimiser
+        gc.collect()  # it is part of a reference cycle and holds the moments of its optimiser
 
     def _sampler_of(self, pairs: np.ndarray) -> PairBatchSampler:
         try:
@@ -234,7 +236,7 @@ class CrossfitTrainer(PairTrainer):
     # Files
 
     def _open(self, folder: Path) -> None:
-        """The folder of a fold, with what an interrupted run left whole in it."""
+        """Open the folder of a fold, and keep what an interrupted run completed in it."""
         folder.mkdir(parents=True, exist_ok=True)
         record_added(self.run, f"{PREPARED}/{folder.name}/{MANIFEST}")
         record(folder, ("recipe.yaml", "provenance.json"))
@@ -242,7 +244,7 @@ class CrossfitTrainer(PairTrainer):
         self.write_provenance(folder)
 
     def _keep_scores(self, folder: Path, scores: FoldScores, losses: np.ndarray | None) -> None:
-        """In the place of the fold's checkpoints."""
+        """Save the scores in place of the fold's checkpoints."""
         record_added(self.run, f"{PREPARED}/{folder.name}/scores.npz")
         of_mixture = {} if losses is None else {"losses": losses}
         known = {name: value for name, value in asdict(scores).items() if value is not None}
@@ -250,7 +252,7 @@ class CrossfitTrainer(PairTrainer):
         delete(folder)
 
     def _keep(self, found: CleanProbability, file: Path) -> None:
-        """In the place of all that led to it."""
+        """Save the weights in place of everything that led to them."""
         file.parent.mkdir(exist_ok=True)
         record_added(self.run, f"{PREPARED}/{file.name}")
         found.save(file)
@@ -268,7 +270,7 @@ class CrossfitTrainer(PairTrainer):
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Whatever is drawn from global generators within leaves them as they were."""
+    """Within it, draws from the global generators leave no trace: their states are restored at the end."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices):
         of_python, of_numpy = random.getstate(), np.random.get_state()

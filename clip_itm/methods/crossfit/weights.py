@@ -1,4 +1,4 @@
-"""What the folds have found, as probabilities of the pairs: by made mismatches, and two estimates to compare with."""
+"""What the folds found, as probabilities of the pairs: from made mismatches, and two estimates to compare with."""
 
 import numpy as np
 
@@ -15,8 +15,7 @@ def is_blind(found: CleanProbability) -> bool:
 
 
 def from_judgement(judgement: Judgement) -> CleanProbability:
-    """Calibrated weights, and the share of wrong pairs with its interval; weights of 1 from a blind judge, and from a
-    weak one."""
+    """Calibrated weights (1 from a blind or weak judge), and the share of wrong pairs with its interval."""
     weights = np.ones_like(judgement.weights) if judgement.high >= BLIND else judgement.weights
     return CleanProbability(
         values=weights.astype(np.float32),

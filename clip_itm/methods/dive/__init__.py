@@ -1,6 +1,6 @@
 """DivE: a set of diverse embeddings for each image and each caption (Kim et al., CVPR 2023; docs/papers/dive.md).
 
-    set of an item     K slots that attend to its tokens in turns, each added to the pooled feature
+    set of an item     K slots that attend to its tokens iteratively, each added to the pooled feature
     similarity         smooth Chamfer: a soft maximum over pairs of elements, averaged over both sets
     loss               hardest-negative hinge + 0.01 MMD + 0.01 (diversity of image sets + of caption sets)
 

@@ -34,7 +34,7 @@ class SlotsSection(Section):
 
 
 class PvseSection(Section):
-    """Self-attention with a column per element (PVSE), the module before DivE; goes with residual `ln_of_sum`."""
+    """Self-attention with a column per element (PVSE), the module before DivE; use it with residual `ln_of_sum`."""
 
     kind: Literal["pvse"] = "pvse"
 
@@ -61,8 +61,8 @@ class TripletSection(Section):
         description="the hardest of the batch; all of them; or all with hinges cut at the margin, so that the hardest "
         "pairs do not pull (published as semi-hard)",
     )
-    margin: PositiveFloat = Field(0.2, description="lead of a pair over a negative at which it costs nothing")
-    warmup_epochs: NonNegativeInt = Field(0, description="epochs with all negatives before `negatives` counts")
+    margin: PositiveFloat = Field(0.2, description="a pair that scores this much above a negative costs nothing")
+    warmup_epochs: NonNegativeInt = Field(0, description="epochs with all negatives before `negatives` takes effect")
 
 
 class InfoNceSection(Section):
@@ -93,7 +93,7 @@ class DiveHeadConfig(HeadSection):
     loss: Annotated[TripletSection | InfoNceSection, Field(discriminator="kind")] = TripletSection()
     same_caption: MaskedCaption = "negative"
     mmd_weight: NonNegativeFloat = Field(0.01, description="weight of the discrepancy between the modalities")
-    mmd_squared: bool = Field(False, description="squared distances in its kernel (published: not)")
+    mmd_squared: bool = Field(False, description="squared distances in its kernel (published: false)")
     diversity_weight: NonNegativeFloat = Field(0.01, description="weight of the term that keeps slots apart")
     orthogonality_weight: NonNegativeFloat = Field(0.0, description="weight of PVSE's penalty on slots, off in DivE")
 

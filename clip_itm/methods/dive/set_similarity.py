@@ -29,7 +29,7 @@ LARGEST_SHARED_ALPHA = 40  # exp(-2 alpha), the smallest value of the shared exp
 def element_cosines(images: Tensor, texts: Tensor) -> Tensor:
     """Sets [b, K, D] and [n, L, D] to cosines [K, b, L, n], in float32 or more.
 
-    Items lie innermost: a sum over the few elements of a set then runs over whole vectors of items.
+    Items are innermost, so that a sum over the few elements of a set runs over whole vectors of items.
     """
     images, texts = (sets.to(torch.promote_types(sets.dtype, torch.float32)) for sets in (images, texts))
     cosines = images.transpose(0, 1).flatten(0, 1) @ texts.transpose(0, 1).flatten(0, 1).T
@@ -69,7 +69,7 @@ def match_probability(cosines: Tensor, slope: Tensor | float, shift: Tensor | fl
 def set_scores(images: Tensor, texts: Tensor, reduction: Callable[[Tensor], Tensor]) -> Tensor:
     """Sets [Ni, K, D] and [Nt, L, D] to scores [Ni, Nt]: `reduction` of their cosines.
 
-    Beyond `BLOCK_BYTES` of cosines it works in blocks, and a backward pass computes them again.
+    Above `BLOCK_BYTES` of cosines it works in blocks, which the backward pass computes again.
     """
     pairs_at_once = max(1, BLOCK_BYTES // (4 * images.shape[1] * texts.shape[1]))
     if len(images) * len(texts) <= pairs_at_once:
@@ -103,7 +103,7 @@ def set_scores(images: Tensor, texts: Tensor, reduction: Callable[[Tensor], Tens
 class SetSimilarity(Similarity):
     """Sets of unit vectors [B, K, D], made by `image_sets` and `text_sets` and compared as the section says.
 
-    A shortlist compares the means of sets: their dot products lie just below smooth-Chamfer, up to a constant
+    A shortlist compares the means of sets: their dot products are just below smooth-Chamfer, up to a constant
     (docs/papers/dive.md 12).
     """
 

@@ -41,7 +41,7 @@ class MemoryBank:
     `image_entry` int64 [images], `caption_entry` int64 [N]: the entry of each image, and of the caption that each
     pair got. `noise_sha256` names these captions (`CaptionNoise.sha256`), `model` the weights behind the embeddings.
     The rest is None in banks that were not built here: threshold `rho`; `seed` of permutation and mixture;
-    `batch_size` of the losses; `losses` and `posterior` float32 [N]; `mixture`, None too where weights were given.
+    `batch_size` of the losses; `losses` and `posterior` float32 [N]; `mixture`, also None if weights were given.
     """
 
     image_entry: np.ndarray
@@ -155,8 +155,8 @@ def build_bank(
     Pair k is image `pair_image[k]` with caption `source[k]` (int64 [N]); rows have unit length and may be on a GPU,
     where the search then runs. `scale` multiplies cosines in the losses; `model` and `noise_sha256` are kept as they
     are. `weights` float32 [N]: the probability that a pair is right, in place of the posterior of a mixture; for
-    `captions` see `pair_losses`. `label` [N]: `Pairs.label`, which counts in place of both. Raises ValueError if none
-    exceeds `rho`.
+    `captions` see `pair_losses`. `label` [N]: `Pairs.label`, which overrides both. Raises ValueError if no pair exceeds
+    `rho`.
 
     Example:
         >>> index = np.arange(8)
@@ -198,7 +198,7 @@ def build_bank(
 
 
 def nearest_pairs(queries: Tensor, keys: Tensor, key_pairs: np.ndarray, block: int = BLOCK) -> np.ndarray:
-    """The pair of the key with the largest cosine, for each query: int64 [Q]; of equal ones the lowest pair.
+    """For each query, the pair of the key with the largest cosine: int64 [Q]; the lowest pair among equal ones.
 
     `queries` [Q, D], `keys` [K, D] on the same device, `key_pairs` int64 [K] ascending. Equal keys are scored once and
     a query that equals a key takes that key: the same dot product in another block may be rounded differently, which

@@ -49,7 +49,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     imported.add_argument("--ratio", type=float, help="noise ratio in the file names (default: that of the noise)")
     imported.add_argument("--out", required=True, type=OutputFile, metavar="FILE.npz", help="must not exist yet")
 
-    info = actions.add_parser("info", help="print what a memory bank is", allow_abbrev=False)
+    info = actions.add_parser("info", help="describe a memory bank", allow_abbrev=False)
     info.add_argument("file", help="a saved .npz")
 
 
@@ -191,7 +191,7 @@ def _facts(bank) -> list[tuple[str, str]]:
 
 
 def _truth(bank, is_clean) -> list[tuple[str, str]]:
-    """How well losses (or given weights) and clean set tell the injected noise; nothing where there is none."""
+    """How well the losses (or given weights) and the clean set match the injected noise; empty if there is none."""
     from clip_itm.methods.npc.trainer import bank_against_truth
 
     known = bank_against_truth(bank, is_clean)

@@ -15,8 +15,8 @@ class NpcHeadConfig(ContrastiveSection):
     kind: Literal["npc"] = "npc"
     mode: Literal["intended", "released"] = Field(
         "intended",
-        description="the method as described, or what the released program computes (one weight per batch, memory loss "
-        "without gradient, trial gradient times 4)",
+        description="the method as the paper describes it, or as released (one weight per batch, memory loss without "
+        "gradient, trial gradient times 4)",
     )
     warmup_epochs: NonNegativeInt = Field(
         0, description="epochs of the plain loss before the bank is built; needed where a tower starts from scratch"
@@ -27,11 +27,11 @@ class NpcHeadConfig(ContrastiveSection):
     weights: str | None = Field(
         None,
         min_length=1,
-        description="a clean_probability.npz of these pairs (of a crossfit run, of an audit): the bank's clean pairs "
-        "are those of a weight above rho, whatever their losses",
+        description="a clean_probability.npz of these pairs (from a crossfit run or an audit): the bank's clean pairs "
+        "are those with a weight above rho, whatever their losses",
     )
     rho: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.99, description="posterior above which a pair counts as clean (the released builder has 0.9)"
+        0.99, description="posterior above which a pair counts as clean (the released builder uses 0.9)"
     )
     memory_coef: NonNegativeFloat = Field(1.0, description="weight of the memory loss")
     memory_grad: bool | None = Field(
@@ -42,8 +42,8 @@ class NpcHeadConfig(ContrastiveSection):
     )
     trial_moments: Literal["own", "base", "none"] = Field(
         "own",
-        description="the trial step's Adam moments: of its own, those of the real optimiser (read only), or none: "
-        "a plain gradient step without decay",
+        description="the trial step's Adam moments: its own, those of the real optimiser (read only), or none: a plain "
+        "gradient step without decay",
     )
     weight_fn: Literal["tanh_step", "tanh", "ratio", "one"] = Field(
         "tanh_step",

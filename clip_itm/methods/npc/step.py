@@ -5,7 +5,7 @@
     train   gradient of mean(w * l(batch)) + coef * mean(l(image-keyed memory) + l(caption-keyed memory)) at theta
 
 The released program computes something else (docs/papers/npc.md 2.6); mode "released" repeats it: mean(w) * mean(l), a
-memory loss without gradient, a trial gradient that is four times too large.
+memory loss without gradient, and a trial gradient that is four times too large.
 
 Images and captions that occur more than once in a batch and its memory entries are encoded once. If training and
 inference mode compute the same (no dropout, no batch norm), one forward pass under theta serves the trial, the losses
@@ -40,7 +40,7 @@ class Batch:
     """A batch of b pairs with its memory entries, as `PairDataset` makes it once it has a bank.
 
     Images and captions of the pairs, then (keys `memory_...`) those of the 2 b entries that are not among them:
-    `memory_image` and `memory_caption` int64 [2 b] are rows of the two together, first the image-keyed entries.
+    `memory_image_index` and `memory_caption` int64 [2 b] are rows of the two together, image-keyed entries first.
     """
 
     def __init__(self, inputs: dict[str, Tensor]):
@@ -138,7 +138,7 @@ class NpcStep:
         """
         images, texts, scale = self.encode(batch.images, batch.texts)
         losses = self._losses(images[batch.image_index], texts, batch.image_ids, batch.caption_ids, scale)
-        if batch.pair_weight is not None:  # a part of the plain loss, so of the trial step, too
+        if batch.pair_weight is not None:  # part of the plain loss, and so of the trial step
             losses = batch.pair_weight * losses
         if not memory:
             return losses, known
@@ -153,7 +153,7 @@ class NpcStep:
             )
 
     def _trial_step(self, losses: Tensor) -> None:
-        """theta+ into `self.trial`, with weight decay, without clipping; moments come from earlier trial gradients."""
+        """Write theta+ to `self.trial`, with weight decay, without clipping; moments are of earlier trial gradients."""
         loss = self.config.trial_scale * losses.mean()
         retain = self.shares_forward
         gradients = average(
@@ -229,7 +229,7 @@ class NpcStep:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a `state_dict()`."""
+        """Load a `state_dict()`."""
         if "shares_forward" in state:
             self.shares_forward = bool(state["shares_forward"])
         for name, value in self.trial.items():

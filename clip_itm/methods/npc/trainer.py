@@ -49,7 +49,7 @@ class NpcTrainer(PairTrainer):
         self.bank: MemoryBank | None = None
         self.step: NpcStep | None = None
         self._step_state: dict[str, Tensor] = {}
-        # of this epoch, per pair: ratio and weight; NaN where a pair was not seen
+        # ratio and weight of each pair in this epoch; NaN if it was not seen
         self.seen = torch.full((2, len(self.train_dataset)), torch.nan, device=self.args.device)
         warn_if_it_is_all(
             self.args.max_steps, self.config.warmup_epochs, self._steps_per_epoch, "this is a run of the plain loss"
@@ -67,7 +67,7 @@ class NpcTrainer(PairTrainer):
                 self.log(described)
 
     def use_bank(self, bank: MemoryBank) -> None:
-        """Give every batch from now on the memory entries of `bank`."""
+        """From now on, every batch gets its memory entries from `bank`."""
         self.bank = bank
         self.train_dataset.memory = (bank.image_entry, bank.caption_entry)
 
@@ -156,7 +156,7 @@ def bank_of_pairs(
 ) -> MemoryBank:
     """The bank of the training pairs, from embeddings of `data.train` under `model`; the search runs on its device.
 
-    `name` is what the bank says of the model. `found`: the probabilities that say which pairs are clean.
+    `name` is how the bank names the model. `found`: the probabilities that say which pairs are clean.
     """
     return build_bank(
         embeddings.images.to(model.device),

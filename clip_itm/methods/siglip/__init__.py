@@ -5,7 +5,7 @@
 
 Every score is a decision of its own, so the loss needs no softmax over the batch.
 
-When to use it: to fine-tune towers that were pretrained with it (SigLIP), whose scale and bias it continues.
+When to use it: to fine-tune towers that were pretrained with it (SigLIP), starting from their scale and bias.
 What it needs: nothing. It does not doubt captions.
 Where to read on: `head.py`.
 """

@@ -18,6 +18,7 @@ class SiglipHeadConfig(HeadSection):
     )
     bias: float | None = Field(None, description="bias at the start; default: the pretrained one, -10 from scratch")
     same_image: Literal["negative", "mask", "positive"] = Field(
-        "mask", description="another caption of the photo in a batch: a negative (as published), left out, or right too"
+        "mask",
+        description="another caption of the photo in a batch: a negative (as published), left out, or a positive",
     )
     same_caption: SameCaption = "negative"

@@ -28,8 +28,8 @@ def sigmoid_losses(
 
     `logits` [b, B] are scaled similarities plus bias; `targets` int64 [b] is the column of the row's own pair;
     `same_image` bool [b, B] marks the columns of the row's image, its own pair included. `mode` says whether its other
-    pairs count as "negative" or "positive", or not at all ("mask"); `caption_mode` says so of the columns `equal` bool
-    [b, B] (see `same_caption`).
+    pairs count as "negative" or "positive", or not at all ("mask"); `caption_mode` does the same for the columns
+    `equal` bool [b, B] (see `same_caption`).
 
     Example:
         >>> logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])
