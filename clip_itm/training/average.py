@@ -1,4 +1,4 @@
-"""`WeightAverage`: a moving average of the weights, which can stand in the place of those that train."""
+"""`WeightAverage`: a moving average of the weights, which can take their place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ UNAVERAGED = "unaveraged.safetensors"  # in a checkpoint, whose model.safetensor
 
 
 class WeightAverage:
-    """Behind step t = 1, 2, ... of the optimiser: average = d * average + (1 - d) * weights, with
+    """An average of the weights that train, updated after step t = 1, 2, ... of the optimiser.
 
-        d = min(decay, (1 + t) / (10 + t))
+        average = d * average + (1 - d) * weights,   d = min(decay, (1 + t) / (10 + t))
 
-    so that the average leaves the weights of the beginning behind, which may be random, however short a run is against
-    1 / (1 - decay) steps. Only what trains has an average; buffers (running statistics) are those of the model. Of a
-    model in parts (`sharding.py`), every process averages its own.
+    d starts small so that the average forgets the initial weights, which may be random, even if a run is short compared
+    with 1 / (1 - decay) steps. Buffers (running statistics) are not averaged. If a model is in parts (`sharding.py`),
+    every process averages its own part.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -31,7 +31,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Take the weights of one more step into the average."""
+        """Add the weights of one more step to the average."""
         self.steps += 1
         update = get_ema_multi_avg_fn(min(self.decay, (1 + self.steps) / (10 + self.steps)))
         update([*self.average.values()], [local(weight) for weight in self.weights.values()], None)
@@ -45,7 +45,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """Give the model the averaged weights, and keep those that train in their place; or the reverse."""
+        """Swap the model's weights and the averaged ones."""
         for name, weight in self.weights.items():
             own = local(weight)
             kept = own.clone()
@@ -62,7 +62,7 @@ class WeightAverage:
             self.exchange()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights that train, whole, and the number of steps in the average; all processes have to call this."""
+        """The whole weights that train, and the number of steps in the average; all processes have to call this."""
         state = {f"weights.{name}": put_together(weight) for name, weight in self.weights.items()}
         return state | {"steps": torch.tensor(self.steps)}
 
@@ -72,7 +72,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """The inverse, where the model has the averaged weights."""
+        """Read what `save` wrote; the model must have the averaged weights."""
         state = load_file(folder / UNAVERAGED)
         self.restart()
         self.steps = int(state["steps"])

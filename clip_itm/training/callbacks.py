@@ -30,7 +30,7 @@ class EpochCallback(TrainerCallback):
 
 
 class ReadingCallback(TrainerCallback):
-    """Says once, behind an epoch, what helps where training waits long for its photos."""
+    """Says once, after an epoch, what helps if training waits long for its photos."""
 
     def __init__(self, trainer, advice: str):
         self.trainer, self.advice = trainer, advice
@@ -46,10 +46,10 @@ class ReadingCallback(TrainerCallback):
 
 
 class FinishCallback(TrainerCallback):
-    """Saves the end of training, and of every epoch that is evaluated at its end, once and after the evaluation.
+    """Saves once, after the evaluation, at the end of training and of every epoch that ends with an evaluation.
 
     A run that resumes from a checkpoint saved just before an evaluation would skip that evaluation. If a callback stops
-    a run within an epoch, that is the end.
+    a run within an epoch, training ends there.
     """
 
     def __init__(self, steps_per_epoch: int):

@@ -1,4 +1,4 @@
-"""The checkpoints in the folder of a run: which are whole, which is the last, which may go."""
+"""The checkpoints in the folder of a run: which are complete, which is the last, which may be deleted."""
 
 import json
 import re
@@ -12,7 +12,7 @@ CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Folders called checkpoint-<step>, by step, and no others, such as checkpoint-18-old."""
+    """Folders called checkpoint-<step>, sorted by step; not others, such as checkpoint-18-old."""
     if not run.is_dir():
         return []
     found = [path for path in run.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
@@ -22,7 +22,7 @@ def checkpoints(run: Path) -> list[Path]:
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end: it has the trainer's state and (unless of an old version) checksums.
 
-    Later damage is another matter and is found when it is read (`check_files`).
+    Later damage is found when the checkpoint is read (`check_files`).
     """
     if not (checkpoint / STATE).is_file():
         return False
@@ -49,12 +49,12 @@ def holds_work(run: Path) -> bool:
 
 
 def prepared(run: Path) -> list[str]:
-    """Files of the run that its method has worked out before training, relative to it."""
+    """Files that the run's method worked out before training, relative to the run."""
     return [name for name in own_files(run) if name.startswith(f"{PREPARED}/")] if (run / PREPARED).is_dir() else []
 
 
 def clear_half_written(run: Path) -> None:
-    """Delete what killed processes left: temporary files, and checkpoints that are not whole."""
+    """Delete what killed processes left: temporary files and incomplete checkpoints."""
     clear_temporary(run)
     half = [path.name for path in checkpoints(run) if not is_complete(path)]
     delete(run, [name for name in own_files(run) if name.split("/")[0] in half])
@@ -63,7 +63,7 @@ def clear_half_written(run: Path) -> None:
 
 
 def rotate(run: Path, best: int | None, limit: int = 2) -> None:
-    """Keep `limit` of the run's checkpoints, newest and best first, then others by step: clocks may go back."""
+    """Keep `limit` of the run's checkpoints: the newest and the best, then others by step, as clocks may go back."""
     own = own_files(run)
     mine = [path.name for path in checkpoints(run) if f"{path.name}/{STATE}" in own]
     first = sorted(mine, key=lambda name: (name in (mine[-1], f"checkpoint-{best}"), mine.index(name)))

@@ -20,11 +20,11 @@ FILE = "clean_probability.npz"
 
 @dataclass(frozen=True, eq=False)
 class CleanProbability:
-    """`values` float32 [N] in [0, 1]: probability that the caption which pair k got belongs to its image.
+    """`values` float32 [N] in [0, 1]: probability that the caption that pair k got belongs to its image.
 
     `ranking` float32 [N] orders pairs of equal probability (higher is cleaner), such as minus the loss; `method` says
-    in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`). `share`: of the pairs
-    that is wrong, with the ends of its 95 % interval, where that was estimated; `is_weak`: the judge could not tell it
+    in one sentence how it was estimated; `noise_sha256` names the pairs (`CaptionNoise.sha256`). `share`: the share of
+    wrong pairs and the ends of its 95 % interval, if it was estimated; `is_weak`: the judge could not tell the share
     (`Judgement`). Raises ValueError for other shapes, values outside [0, 1], and NaN.
 
     Example:
@@ -87,7 +87,7 @@ class CleanProbability:
 
     @classmethod
     def load(cls, path: str | Path, advice: str = "delete it") -> "CleanProbability":
-        """Read what `save` wrote. Raises ValueError, with `advice`, if the file is something else, or was damaged."""
+        """Read what `save` wrote. Raises ValueError, with `advice`, if the file is something else or is damaged."""
         with reading_arrays(
             path,
             missing=f"{path}: there is no such file",
@@ -104,7 +104,7 @@ class CleanProbability:
 
 
 def probabilities_of(noise: CaptionNoise, file: str, key: str) -> CleanProbability:
-    """What `file` holds, which the recipe names as `key`. Raises ValueError if it belongs to other training pairs."""
+    """The content of `file`, named by `key` of the recipe. Raises ValueError if it belongs to other training pairs."""
     try:
         found = CleanProbability.load(file, advice="name the clean_probability.npz of a run")
     except ValueError as error:
@@ -121,9 +121,9 @@ def probabilities_of(noise: CaptionNoise, file: str, key: str) -> CleanProbabili
 def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -> dict[str, float | int] | None:
     """How well probabilities find the wrong pairs, `known_wrong` bool [N].
 
-    `wrong`: the number of wrong pairs; `auc`: of finding them; `precision`: the fraction of wrong ones among as many
-    most suspicious pairs; `ece`: the calibration error of the probabilities. None if the truth is not known, or all
-    pairs are right.
+    `wrong`: the number of wrong pairs; `auc`: of finding them; `precision`: the fraction of wrong pairs among the
+    `wrong` most suspicious ones; `ece`: the calibration error of the probabilities. None if the truth is not known, or
+    all pairs are right.
     """
     if known_wrong is None or not known_wrong.any():
         return None
@@ -137,7 +137,7 @@ def wrong_pairs_found(clean: CleanProbability, known_wrong: np.ndarray | None) -
 
 
 def share_found(clean: CleanProbability, known_wrong: np.ndarray | None) -> dict[str, float | None] | None:
-    """The `share` of wrong pairs with the ends `low` and `high` of its interval, beside the `true` one if it is known.
+    """The `share` of wrong pairs, the ends `low` and `high` of its interval, and the `true` share if it is known.
 
     None if the method does not estimate it. The `share` of a weak judge is None.
     """

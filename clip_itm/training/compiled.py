@@ -1,8 +1,8 @@
 """`training.compile`: the layers of both towers go through torch.compile, in place.
 
-Layers and not whole towers: those of a tower have one program between them, which is compiled once. Sizes are symbols
-in it, so that batches with another number of photos, or captions of another length, compile nothing again. Weights
-keep their names; a layer computes what it did, but for rounding.
+Layers, not whole towers: all layers of a tower share one program, which is compiled once. Its sizes are symbolic, so
+that another number of photos, or another length of captions, compiles nothing again. Weights keep their names; a layer
+computes the same, up to rounding.
 """
 
 import torch
@@ -11,14 +11,14 @@ from torch import nn
 
 from clip_itm.backbones.base import Backbone
 
-PROGRAMS = 64  # of one kind of layer: towers x training, evaluation, trial weights; torch gives up behind 8 of them
+PROGRAMS = 64  # per kind of layer: towers x (training, evaluation, trial weights); torch gives up after 8 of them
 
 
 def compile_layers(backbone: Backbone, backend: str = "inductor") -> None:
     """Compile every layer of the towers when it is first called.
 
-    Recurrent layers are left as they are: they are one kernel already. Raises ValueError where torch.compile does not
-    work on the device of the weights.
+    Recurrent layers are left as they are: they are one kernel already. Raises ValueError if torch.compile does not work
+    on the device of the weights.
     """
     _require_compiler(next(backbone.parameters()).device, backend)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
@@ -33,7 +33,7 @@ def compile_layers(backbone: Backbone, backend: str = "inductor") -> None:
 def _require_compiler(device: torch.device, backend: str) -> None:
     try:
         torch.compile(torch.neg, backend=backend)(torch.zeros(2, device=device))
-    except Exception as error:  # torch's own kinds, and what the compiler says
+    except Exception as error:  # torch's own kinds of errors, and the compiler's
         needed = "a C++ compiler (g++)" if device.type == "cpu" else "Triton and a C compiler"
         first = str(error).strip().partition("\n")[0]
         raise ValueError(

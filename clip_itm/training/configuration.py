@@ -11,17 +11,17 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GuardSection(Section):
-    """What a run does where its model forgets what it could before training."""
+    """What a run does if its model forgets what it could do before training."""
 
     metric: str = Field("rsum", description="on val, such as rsum or t2i_r1; or zero_shot: top-1 accuracy on classes")
     drop: Annotated[float, Field(ge=0, le=LARGEST_DROP)] = Field(
-        description="how far the metric may lie below its value at step 0, in its own points"
+        description="how far the metric may drop below its value at step 0, in its own points"
     )
-    patience: PositiveInt = Field(1, description="so many evaluations in a row have to lie below it")
+    patience: PositiveInt = Field(1, description="how many evaluations in a row have to be below that")
     action: Literal["warn", "lower_rate", "stop"] = Field(
-        "warn", description="each time that is so: say it, multiply the learning rate by rate_factor, or end the run"
+        "warn", description="what happens then: warn, multiply the learning rate by rate_factor, or end the run"
     )
-    rate_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="of action lower_rate, from then on")
+    rate_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="for action lower_rate, from then on")
     classes: str | None = Field(
         None, min_length=1, description="folder with a subfolder of photos for each class, for metric zero_shot"
     )
@@ -39,34 +39,34 @@ class TrainingSection(Section):
     """One run. Batch sizes count pairs over all processes, so that a recipe means the same on one GPU and on eight."""
 
     epochs: PositiveInt = Field(5, description="passes over the training pairs")
-    max_steps: PositiveInt | None = Field(None, description="stop after so many optimiser steps (a smoke run)")
+    max_steps: PositiveInt | None = Field(None, description="stop after this many optimiser steps (for a smoke run)")
     batch_size: PositiveInt = Field(256, description="pairs of one contrastive batch, over all processes")
     batches: Literal["random", "unique", "grouped"] = Field(
         "random",
-        description="random pairs; no photo twice in a batch; or a photo once with captions_per_image captions",
+        description="random pairs; no photo twice in a batch; or each photo once, with captions_per_image captions",
     )
     captions_per_image: PositiveInt = Field(5, description="grouped batches only")
     unique_captions: bool = Field(
-        False, description="with batches: unique, no caption twice in a batch either, under whatever photo it stands"
+        False, description="with batches: unique, no caption twice in a batch either, whichever photo it belongs to"
     )
     gradient_accumulation_steps: PositiveInt = Field(1, description="batches of batch_size pairs per optimiser step")
     accumulate: Literal["separate", "cached"] = Field(
         "separate",
-        description="the batches of gradient_accumulation_steps: each with its own negatives, or all of them one "
-        "contrastive batch, of which the towers see batch_size pairs at a time (see cache_chunk)",
+        description="the gradient_accumulation_steps batches of a step: each with its own negatives, or all of them as "
+        "one contrastive batch, of which the towers see batch_size pairs at a time (see cache_chunk)",
     )
     cache_chunk: PositiveInt | None = Field(
         None,
-        description="gradient cache: the towers see so many photos or captions of a batch at a time in each process, "
-        "twice; the same gradients, in the memory of so many; default: all at once",
+        description="gradient cache: in each process, the towers see this many photos or captions of a batch at a "
+        "time, twice; the same gradients, in the memory of one such chunk; default: all at once",
     )
-    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = Field(1e-5, description="the highest, after the warm-up")
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = Field(1e-5, description="its peak, after the warm-up")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="each block below the top learns this much slower than the one above it"
+        1.0, description="factor on the learning rate from each block to the one below it"
     )
     lr_multipliers: dict[str, NonNegativeFloat] = Field(
         {},
-        description="factors on the learning rate by the beginning of parameter names, the longest that fits counts: "
+        description="factors on the learning rate by prefix of parameter names, of which the longest counts: "
         "{head: 10, backbone.image_tower: 0.1}",
     )
     weight_decay: NonNegativeFloat = Field(0.2, description="of AdamW, decoupled from the gradient")
@@ -80,14 +80,14 @@ class TrainingSection(Section):
     )
     decay_every: PositiveInt = Field(15, description="epochs, for schedule: step")
     decay_at: tuple[PositiveInt, ...] = Field(
-        (), description="for schedule: step, the epochs that begin with a tenth of the rate, instead of decay_every"
+        (), description="for schedule: step, the epochs at which the rate drops to a tenth, instead of decay_every"
     )
     warmup: NonNegativeFloat = Field(0.1, description="optimiser steps (1 or more) or a share of all steps (below 1)")
     max_grad_norm: NonNegativeFloat = Field(0.0, description="clip the global gradient norm; 0: no clipping")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="decay, by the optimiser step, of a moving average of the weights, which is then evaluated, chosen "
-        "and saved (0.999); default: none",
+        description="decay per optimiser step of a moving average of the weights (such as 0.999), which is evaluated, "
+        "chosen and saved in their place; default: none",
     )
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="bf16 autocast over float32 weights; auto: bf16 where a GPU supports it"
@@ -97,8 +97,8 @@ class TrainingSection(Section):
     )
     compile: bool = Field(
         False,
-        description="compile the layers of the towers (torch.compile), which rounds otherwise and takes a while at the "
-        "start; needs a C++ compiler, on a GPU Triton",
+        description="compile the layers of the towers (torch.compile), which rounds differently and takes a while at "
+        "the start; needs a C++ compiler, on a GPU Triton",
     )
     evaluate_every: PositiveInt | None = Field(
         None, description="optimiser steps between evaluations; default: an epoch"
@@ -107,17 +107,18 @@ class TrainingSection(Section):
         None, description="optimiser steps between checkpoints; default: with every evaluation"
     )
     early_stopping_patience: PositiveInt | None = Field(
-        None, description="stop after so many evaluations without a better rsum on val; default: never"
+        None, description="stop after this many evaluations without a better rsum on val; default: never"
     )
     early_stopping_threshold: NonNegativeFloat = Field(
-        0.0, description="by how much rsum has to grow, to count as better for early_stopping_patience"
+        0.0, description="by how much rsum has to grow to count as better for early_stopping_patience"
     )
     guard: GuardSection | None = Field(
-        None, description="against forgetting: watch a metric that must not fall below step 0; default: nobody does"
+        None,
+        description="against forgetting: watch a metric that must not drop below its value at step 0; default: none",
     )
     log_every: PositiveInt = Field(20, description="optimiser steps between log lines")
     trackers: tuple[Literal["auto", "tensorboard", "trackio", "wandb", "mlflow"], ...] = Field(
-        ("auto",), description="auto: TensorBoard and trackio, as far as installed; []: none"
+        ("auto",), description="auto: TensorBoard and trackio, if installed; []: none"
     )
     seed: Seed = Field(0, description="seed of weights, batches and dropout (noise has its own)")
 
@@ -159,7 +160,7 @@ class TrainingSection(Section):
         return self.gradient_accumulation_steps if self.accumulate == "separate" else 1
 
     def chunk(self, processes: int) -> int | None:
-        """Rows that the towers see at a time in each of so many processes; None: all."""
+        """Rows that the towers see at a time in each of `processes` processes; None: all."""
         if self.cache_chunk is None and self.accumulate == "cached":
             return max(1, self.batch_size // processes)
         return self.cache_chunk

@@ -1,4 +1,4 @@
-"""Encoding a split once: every image once, every distinct caption once, over all processes."""
+"""Encodes a split: every image once, every distinct caption once, divided among all processes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,9 +60,10 @@ def encode_images(
     kept: KeptPixels | None = None,
     name: str = "",
 ) -> Tensor:
-    """`encode` (what `processor` makes of b images, to [b, ...]) over all: float32 [Ni, ...] on the CPU, everywhere.
+    """`encode` over all images, float32 [Ni, ...] on the CPU of every process.
 
-    `kept`: pixels of the split `name` that are in memory already, or will be.
+    `encode` maps what `processor` makes of b images to [b, ...]. `kept`: pixels of the split `name` that are in memory
+    already, or will be.
     """
     pixels = Pixels(processor)
     loader = DataLoader(
@@ -103,7 +104,7 @@ def encode_captions(
 ) -> Tensor:
     """`encode` (ids, mask [b, T] to [b, ...]) over all captions, equal ones once: float32 [Nt, ...] on the CPU.
 
-    `vectors` [Nt, C]: pooled features of the captions from another model, a third argument of `encode`.
+    `vectors` [Nt, C]: pooled features of the captions from another model, the third argument of `encode`.
     """
     encoded = captions.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()

@@ -25,7 +25,7 @@ class Encoder:
     """Embeddings of any split under the current weights of `model`, from cached features if a tower is frozen.
 
     `cache_folder` holds these features; `precision`: that of autocast (None: float32); `random_crop`: the smallest
-    fraction of an image that training crops (1: no cropping). `kept`: pixels in memory, of whole splits.
+    fraction of an image that a training crop keeps (1: no cropping). `kept`: pixels in memory, of whole splits.
     """
 
     model: nn.Module
@@ -44,8 +44,10 @@ class Encoder:
         self._cached: dict[tuple[str, str], Any] = {}
 
     def image_features(self, split: Split) -> dict[str, np.ndarray] | None:
-        """Outputs of a frozen image tower, row k for image k; None if the tower trains, images are cropped at random or
-        the data are regions."""
+        """Outputs of a frozen image tower, row k for image k.
+
+        None if the tower trains, images are cropped at random, or the data are regions.
+        """
         if split.regions is not None or not self.frozen_images or self.random_crop < 1:
             return None
         if ("photos", split.name) not in self._cached:
@@ -84,8 +86,8 @@ class Encoder:
     def encode_some(self, split: Split, images: np.ndarray, captions: np.ndarray) -> Embeddings:
         """Embeddings of some images and captions of `split`, in this order; `caption_image` is that of the captions.
 
-        `images` int64 [P] and `captions` int64 [n], indices of images and of original captions. What is kept of a
-        frozen tower is that of the whole split.
+        `images` int64 [P] and `captions` int64 [n] are indices of images and of original captions. Cached features of a
+        frozen tower are those of the whole split.
         """
         pairs, inputs, features = split.pairs, self.image_inputs(split), self.text_features(split)
         some = replace(pairs, captions=pairs.captions.take(pa.array(captions)), image=pairs.image[captions])
@@ -113,7 +115,7 @@ class Encoder:
 
 
 def autocast_dtype(wanted: str) -> torch.dtype | None:
-    """bfloat16 if `training.precision` and the device say so, over float32 weights; None for plain float32."""
+    """bfloat16, over float32 weights, if `training.precision` and the device allow it; None for plain float32."""
     on_gpu = torch.cuda.is_available() and process_state().device.type == "cuda"
     if wanted == "bf16" or (wanted == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
         return torch.bfloat16

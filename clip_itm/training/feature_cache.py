@@ -1,9 +1,9 @@
-"""Features of frozen towers, encoded once and cached on disk, so that real images can be trained on with a laptop.
+"""Features of frozen towers, encoded once and cached on disk, so that a laptop can train on real images.
 
 A file is named by the hash of everything it depends on: architecture and weights of the tower, the preprocessing, and
-the images (path, size and modification time, or the bytes) or captions themselves. Another tower or a changed image is
-another file, never a stale answer. Every file is compared with its checksum before it is used, and made again if it is
-damaged. Runs that need the same features at the same time each encode them; the last one's file stays.
+the images (path, size and modification time, or the bytes) or captions themselves. Another tower or a changed image
+gets another file, never a stale answer. Every file is compared with its checksum before it is used, and made again if
+it is damaged. Runs that need the same features at the same time each encode them; the last one's file stays.
 """
 
 import hashlib
@@ -42,8 +42,11 @@ def is_frozen(blocks: list[Block]) -> bool:
 def image_features(
     model, split: Split, processor, folder: Path, batch_size: int, num_workers: int, image_cache=None
 ) -> dict[str, np.ndarray]:
-    """Outputs of the image tower for the images of `split`, memory-mapped: `image_features` float32 [Ni, C] and, if the
-    head reads tokens, `image_tokens` float16 [Ni, T, C'], with bool `image_mask` [Ni, T] where some are padding."""
+    """Outputs of the image tower for the images of `split`, memory-mapped.
+
+    `image_features` float32 [Ni, C] and, if the head reads tokens, `image_tokens` float16 [Ni, T, C'], with bool
+    `image_mask` [Ni, T] if some are padding.
+    """
     preprocessing = image_preprocessing(processor, image_cache)
     key = _key(model, model.backbone.image_blocks(), "text_", preprocessing, image_identities(split.rows))
     paths = {"image_features": folder / f"photos-{key}.npy"}
@@ -71,9 +74,9 @@ def image_features(
 
 
 def _write_features(model, split: Split, encode: Callable[..., Tensor], paths: dict[str, Path]) -> None:
-    """A part of the images at a time, because tokens take much memory, and so that a killed run goes on after it.
+    """Write a part of the images at a time: tokens take much memory, and a killed run resumes after the last part.
 
-    Parts are files of their own, until all are there.
+    Each part is a file of its own until all are there.
     """
     starts = range(0, len(split), IMAGES_AT_ONCE)
     if len(starts) == 1:
@@ -168,8 +171,8 @@ def _is_usable(path: Path, length: int) -> bool:
 def _key(model, blocks: list[Block], of_the_other: str, preprocessing: list, inputs: str) -> str:
     """Equal weights do not make equal towers (QuickGELU, padding of convolutions), so the section counts, too.
 
-    Not what it says of the other tower (keys that begin with `of_the_other`), nor what is at its default: another text
-    tower, or an option that a later version brings, leaves kept features of photos as good as they are.
+    Its keys for the other tower (which begin with `of_the_other`) and those at their default do not: another text
+    tower, or an option added in a later version, leaves cached features of images valid.
     """
     section = model.backbone.config.model_dump(mode="json", exclude_defaults=True)
     architecture = {
@@ -186,20 +189,19 @@ def _key(model, blocks: list[Block], of_the_other: str, preprocessing: list, inp
 
 
 def image_preprocessing(processor, image_cache=None) -> list:
-    """What the pixels of an image depend on beside the image."""
+    """What the pixels of an image depend on besides the image."""
     resized = f"cache_images {image_cache.short_side}" if image_cache else "originals"
     return [processor.image_processor.to_json_string(), type(processor.image_processor).__name__, resized]
 
 
 def caption_preprocessing(processor) -> list:
-    """What the tokens of a caption depend on beside the caption."""
+    """What the tokens of a caption depend on besides the caption."""
     options = [processor.text_cleaning, processor.max_length, processor.pad_token_id, processor.pad_to_max_length]
     return [type(processor.tokenizer).__name__, sorted(processor.tokenizer.get_vocab().items()), *options]
 
 
 def image_identities(rows: Rows) -> str:
-    """Hash of the bytes of stored images, of path, size and modification time of those in files, and of what is known
-    of those in tars."""
+    """Hash of what identifies the images: their bytes; path, size and modification time of files; or tar entries."""
     identities = []
     for image in rows["image"]:
         if image["bytes"] is not None:

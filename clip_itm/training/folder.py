@@ -1,8 +1,8 @@
 """The folder of a run: which files in it are the run's own, and its checkpoints.
 
-`written.json` names every file that the run wrote or is about to write, so that nothing else is ever deleted; where it
-names the `written.json` of a folder in it, that list counts too. Folders
-(checkpoints, best/) are filled under a temporary name and renamed when they are whole.
+`written.json` names every file that the run wrote or is about to write, so that nothing else is ever deleted; if it
+names the `written.json` of a subfolder, that list counts, too. Folders (checkpoints, best/) are filled under a
+temporary name and renamed when they are whole.
 """
 
 import json
@@ -82,7 +82,7 @@ def remove_empty(folder: Path) -> None:
 
 
 class Watched:
-    """A run folder that has to stay while the run goes on; it is not made again if somebody has deleted it."""
+    """A run folder that has to stay during the run; it is not made again if somebody deletes it."""
 
     def __init__(self, run: Path):
         self.run, self.began_as = run, os.stat(run)
@@ -119,7 +119,7 @@ def record(run: Path, names: Iterable[str]) -> None:
 
 
 def record_added(run: Path, *names: str) -> None:
-    """The same for files that only some runs write; nothing for a run of an earlier version, which has no list."""
+    """The same for files that only some runs write; does nothing for runs of an earlier version, which have no list."""
     if is_recorded(run):
         record(run, names)
 
@@ -132,8 +132,8 @@ def is_recorded(run: Path) -> bool:
 def delete(run: Path, names: Iterable[str] | None = None) -> None:
     """Delete files that the run wrote (all of them, or those of `names`) and the folders that are then empty.
 
-    First goes what marks a run as finished or a checkpoint as whole (checksums before the files they cover), last the
-    list, so that an interrupted deletion can be repeated.
+    What marks a run as finished or a checkpoint as whole goes first (checksums before the files they cover) and the
+    list last, so that an interrupted deletion can be repeated.
     """
     own = own_files(run)
     names = own if names is None else own & set(names)
@@ -152,7 +152,7 @@ def require_room(run: Path, anew: bool) -> None:
     if not run.is_dir():
         return
     others, own = other_files(run), own_files(run)
-    # without a list, only a folder that holds nothing else is known to be of a run
+    # without a list, only a folder that holds nothing else is known to be a run's
     if others and anew and not own:
         raise ValueError(
             f"{run} is not a run of clip-itm: --overwrite does not delete it (it holds {_some(others)}); choose "

@@ -1,4 +1,4 @@
-"""`ForgettingGuard`: watches that a model does not forget what it could before training."""
+"""`ForgettingGuard`: acts if a model forgets what it could do before training."""
 
 import warnings
 
@@ -8,18 +8,18 @@ from transformers.trainer_callback import ExportableState
 from clip_itm.training.configuration import GuardSection
 
 ACTIONS = {
-    "warn": "the model forgets what it could",
+    "warn": "the model forgets what it could do before",
     "lower_rate": "from here on the learning rate is {factor:g} times what the schedule says",
     "stop": "training stops here",
 }
 
 
 class ForgettingGuard(TrainerCallback, ExportableState):
-    """Acts where a metric lies more than `section.drop` below its value at step 0 for `section.patience` evaluations.
+    """Acts when a metric was more than `section.drop` below its value at step 0 in `section.patience` evaluations.
 
-    Then it counts from 0 again. `first`: the value at step 0; `low`: how many evaluations in a row lay below; `rate`:
-    the factor on the learning rate so far; `acted`: step and value each time. All of it is in the state of a
-    checkpoint, and so is `classes_sha256`, the hash of the photos of classes if the metric is measured on such.
+    Then it counts from 0 again. `first`: the value at step 0; `low`: how many evaluations in a row were below; `rate`:
+    the factor on the learning rate so far; `acted`: step and value each time. All of these are in the state of a
+    checkpoint, and so is `classes_sha256`, the hash of the photos of classes if the metric is measured on them.
     """
 
     def __init__(self, section: GuardSection, classes_sha256: str | None = None):
@@ -44,7 +44,7 @@ class ForgettingGuard(TrainerCallback, ExportableState):
         self.acted.append({"step": state.global_step, "value": value})
         if section.action == "lower_rate":
             self.rate *= section.rate_factor
-            for group in optimizer.param_groups:  # the schedule has set that of the next step already
+            for group in optimizer.param_groups:  # the schedule has already set the next step's
                 group["lr"] *= section.rate_factor
             lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # which is what is logged
         control.should_training_stop = control.should_training_stop or section.action == "stop"
@@ -79,7 +79,7 @@ class ForgettingGuard(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": own | {"classes_sha256": self.classes_sha256}}
 
     def restore(self, state: dict) -> None:
-        """Go on from what `state` gave. Raises ValueError if that was measured on other photos of classes."""
+        """Continue from what `state` returned. Raises ValueError if that was measured on other photos of classes."""
         if state["attributes"]["classes_sha256"] != self.classes_sha256:
             raise ValueError(
                 f"training.guard.classes: {self.section.classes} is not what it was when this run began; put the "

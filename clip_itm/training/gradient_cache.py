@@ -1,15 +1,15 @@
-"""The gradient cache (GradCache, Gao et al. 2021, arXiv 2101.06983): batches whose activations no device could keep.
+"""The gradient cache (GradCache, Gao et al. 2021, arXiv 2101.06983): for batches whose activations fit on no device.
 
-    1. outputs of the towers, a chunk of rows at a time: nothing else is kept but the random state before each
+    1. outputs of the towers, a chunk of rows at a time: nothing else is kept but the random state before each chunk
     2. the loss on the outputs of the whole batch, which knows nothing of chunks, and its gradient at the outputs
     3. chunk by chunk, from the same random state: the outputs again, with activations, and their part of the gradient
 
-A chunk is a `torch.utils.checkpoint`, so that 3 is a part of the backward pass of autograd, one chunk after the other.
-Whatever asks for gradients works as it does without: parameters of the head that the loss reads, scaled losses, two
-gradients of one graph (NPC), and DistributedDataParallel, which averages once, behind the last chunk, however many a
-process has. Towers whose outputs have no gradient run once.
+A chunk is a `torch.utils.checkpoint`, so that 3 is part of autograd's backward pass, one chunk after another. Whatever
+uses gradients works as without chunks: parameters of the head that the loss reads, scaled losses, two gradients of one
+graph (NPC), and DistributedDataParallel, which averages once, after the last chunk, however many chunks a process has.
+Towers whose outputs have no gradient run once.
 
-Exact wherever a row of the outputs depends on its own row of the inputs alone. Batch norm in training does not: runs
+Exact if each row of the outputs depends only on its own row of the inputs. Batch norm in training breaks this, and runs
 refuse it (`runs/batch_checks.py`).
 """
 
@@ -24,13 +24,13 @@ from torch.utils.checkpoint import checkpoint
 from clip_itm.image_processing import PIXEL_KEYS
 
 Outputs = Tensor | tuple[Tensor, ...]
-# of a batch, what the towers read
+# what the towers read from a batch
 IMAGE_INPUTS = (*PIXEL_KEYS, "image_features", "image_tokens", "image_mask")
 TEXT_INPUTS = ("input_ids", "attention_mask", "text_features")
 
 
 class Chunks(NamedTuple):
-    """How the towers see a batch: `size` rows at a time; if given, `normalize` makes their `pixel_values` of bytes."""
+    """How the towers see a batch: `size` rows at a time; `normalize`, if given, turns bytes into `pixel_values`."""
 
     size: int
     normalize: Callable[[Tensor], Tensor] | None = None
@@ -49,7 +49,7 @@ def encoding_in_chunks(model: nn.Module, chunks: Chunks | None) -> Iterator[None
 def in_chunks(encode: Callable[..., Outputs], inputs: Mapping[str, Tensor | None], chunks: Chunks | None) -> Outputs:
     """`encode(**inputs)`, computed in chunks, and again in the backward pass.
 
-    `inputs`: tensors [N, ...], or None; `encode` gives a tensor [N, ...] or a NamedTuple of such.
+    `inputs`: tensors [N, ...], or None; `encode` returns a tensor [N, ...] or a NamedTuple of such tensors.
 
     Example:
         >>> in_chunks(lambda x: 2 * x, {"x": torch.arange(5.0)}, Chunks(size=2))

@@ -1,4 +1,4 @@
-"""`GuardedTrainer`: transformers' Trainer that never saves diverged weights and never loses a good checkpoint."""
+"""`GuardedTrainer`: a transformers Trainer that never saves diverged weights and never loses a good checkpoint."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from clip_itm.training.sharding import local
 
 
 class GuardedTrainer(ShardedTrainer):
-    """Stops if loss, gradient or weights are no longer finite, a checkpoint cannot be written, or the run folder was
-    deleted: with a ValueError that says what to do, in every process, and with the last checkpoint intact.
+    """Stops training with a ValueError that says what to do, in every process, and keeps the last checkpoint intact.
 
-    `watched` is the run folder, in the first process, while it trains.
+    It stops if loss, gradient or weights are no longer finite, a checkpoint cannot be written, or the run folder was
+    deleted. `watched` is the run folder, in the first process, during training.
     """
 
     watched: Watched | None = None
@@ -33,22 +33,22 @@ class GuardedTrainer(ShardedTrainer):
         self.watched = Watched(self.run) if self.is_world_process_zero() else None
         self._staging = Path(broadcast_object_list([str(self.run / temporary_name("checkpoint"))])[0])
         self._failure: ValueError | None = None  # of the checkpoint that is being written
-        self._first_lost = torch.zeros(3, device=self.args.device)  # step, loss and norm where one was not finite
+        self._first_lost = torch.zeros(3, device=self.args.device)  # step, loss and norm when one was not finite
         try:
             return super().train(*args, **kwargs)
-        finally:  # what accelerate has done to the model; it would not prepare it again for another trainer's precision
+        finally:  # undo what accelerate did to the model: it would not prepare it again for another trainer's precision
             for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
                 self.model.__dict__.pop(name, None)
 
     def save_beside_weights(self, folder: Path) -> None:
-        """Write what else belongs in a checkpoint into `folder` (called in the first process)."""
+        """Write everything else that belongs in a checkpoint to `folder` (called in the first process)."""
 
     # What is lost
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """See `Trainer`: called before every optimiser step. Here is noted whether its loss and gradient are finite.
+        """See `Trainer`: called before every optimiser step. This also notes whether its loss and gradient are finite.
 
-        The note stays on the device, which would be waited for in every step else; on a CPU it is read at once.
+        The note stays on the device, so that no step has to wait for it; on a CPU it is read at once.
         """
         norm = super()._get_grad_norm(model, grad_norm)
         step = self.state.global_step + 1
@@ -69,7 +69,7 @@ class GuardedTrainer(ShardedTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _require_finite(self) -> None:
-        """Stop where loss or gradient have not been finite since training began: called where the device is read."""
+        """Stop if loss or gradient were not finite in any step so far; called where the device is read anyway."""
         step, loss, norm = self._first_lost.tolist()
         if step:
             raise self.lost(f"the loss is {loss:.4g} and the norm of its gradient {norm:.4g}", int(step))
@@ -104,7 +104,7 @@ class GuardedTrainer(ShardedTrainer):
         return str(self._staging)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """A checkpoint appears whole or not at all; only then an older one goes. All processes agree on failures."""
+        """A checkpoint appears whole or not at all; only then an older one is deleted. Processes agree on failures."""
         name, self._failure = f"checkpoint-{self.state.global_step}", None
         agree(self._unsound())
         try:

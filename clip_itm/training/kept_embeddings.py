@@ -1,7 +1,7 @@
-"""Embeddings of a whole split, kept on disk part by part, so that what was killed goes on and nothing is done twice.
+"""Embeddings of a whole split, kept on disk part by part, so that a killed program resumes and nothing is done twice.
 
-As features of frozen towers are (`feature_cache.py`): a file is named by the hash of all that it depends on, here the
-weights of the whole model, and compared with its checksum before it is used.
+As with features of frozen towers (`feature_cache.py`), a file is named by the hash of everything it depends on, here
+the weights of the whole model, and compared with its checksum before it is used.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from clip_itm.training.feature_cache import (
 )
 from clip_itm.weights import add_tensors
 
-PART = 4096  # images, with their captions, that are lost when the program is killed
+PART = 4096  # images, with their captions, that are at most lost when the program is killed
 
 
 def kept_embeddings(encoder: Encoder, split: Split) -> Embeddings:
-    """What `encoder.encode(split)` gives, `PART` images at a time, from files in the place of features.
+    """What `encoder.encode(split)` returns, `PART` images at a time, from files next to those of features.
 
-    Only of vectors: sets, token grids and regions are encoded anew, because they are large, or read quickly.
+    Only vectors are kept: sets, token grids and regions are encoded anew, because they are large or read quickly.
     """
     if split.regions is not None or not encoder.model.head.similarity.is_dot_product:
         return encoder.encode(split)

@@ -13,7 +13,7 @@ FUSED_ON = ("cpu", "cuda", "xpu", "mps")
 
 
 def block_lr_multipliers(blocks: list[list], decay: float) -> list[float]:
-    """Learning-rate multiplier of each block, from input to output: 1 at the top, `decay` times less with each below.
+    """Learning-rate multiplier of each block, from input to output: 1 at the top, times `decay` for each block below.
 
     Example:
         >>> block_lr_multipliers([[], [], []], decay=0.5)
@@ -25,7 +25,7 @@ def block_lr_multipliers(blocks: list[list], decay: float) -> list[float]:
 def parameter_groups(model, section: TrainingSection) -> list[dict]:
     """Groups for AdamW: every trainable parameter of an `ItmModel` in exactly one, with its rate and decay.
 
-    Raises ValueError for a key of `lr_multipliers` with which no trainable parameter begins, and if nothing trains.
+    Raises ValueError if a key of `lr_multipliers` is not the beginning of a trainable parameter, or if nothing trains.
     """
     multiplier: dict[nn.Parameter, float] = {}
     for blocks in (model.backbone.image_blocks(), model.backbone.text_blocks()):
@@ -62,9 +62,9 @@ def _own_multipliers(names: list[str], multipliers: dict[str, float]) -> dict[st
 
 
 def make_optimizer(model, section: TrainingSection) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused (one pass over weights and moments) where torch has it for their devices.
+    """AdamW over `parameter_groups`, fused (one pass over weights and moments) where torch supports it.
 
-    A run that goes on keeps the way it began with: the optimiser's state says which.
+    A resumed run keeps the way it began with: the optimiser's state says which.
     """
     groups = parameter_groups(model, section)
     fused = all(parameter.device.type in FUSED_ON for group in groups for parameter in group["params"])

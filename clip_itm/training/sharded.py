@@ -1,4 +1,4 @@
-"""`ShardedTrainer`: transformers' Trainer of a model in parts, where the launch asks for it."""
+"""`ShardedTrainer`: a transformers Trainer for a model in parts, if the launch asks for it."""
 
 from functools import partial
 
@@ -11,9 +11,9 @@ from clip_itm.training.sharding import alone, average_uncut, clip_gradients, is_
 
 
 class ShardedTrainer(Trainer):
-    """With `shards`, cuts the model in parts when training begins, behind the weights of a checkpoint to go on from.
+    """With `shards`, cuts the model in parts when training begins, after loading the checkpoint to resume from.
 
-    The model stays in parts. Checkpoints are those of a whole model, so that a run may go on in another launch.
+    The model stays in parts. Checkpoints are those of a whole model, so that a run may resume in another launch.
     `computes_alone`: whether processes may have different numbers of passes in a step.
     """
 

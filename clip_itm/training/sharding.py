@@ -1,9 +1,9 @@
 """A model in parts (FSDP2): every process keeps its part of each weight, of its gradient and of its moments.
 
 Layers of the towers, one by one, and the rest of the model are put together for as long as they compute, or for a
-step. A weight without axes (a temperature) cannot be cut and stays whole everywhere. Beside the model's own forward and
-backward pass, what reads weights does so within `whole`, where no process waits for another: encoding gives each its
-own number of batches. `alone` is the same for a step in chunks.
+step. A weight without axes (a temperature) cannot be cut and stays whole everywhere. Outside the model's own forward
+and backward pass, weights are read within `whole`, where no process waits for another: in encoding, each has its own
+number of batches. `alone` is the same for a step in chunks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ COMPUTES_ALONE = hasattr(FSDPModule, "set_manual_backward_finalization")  # sinc
 
 
 def shard(model: nn.Module) -> None:
-    """Cut the weights of an `ItmModel` in parts, in place: those of the first process, which all had."""
+    """Cut the weights of an `ItmModel` in parts, in place; all processes take those of the first."""
     if is_sharded(model):
         return
     for tensor in (*model.parameters(), *model.buffers()):
@@ -68,9 +68,9 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """Within it, a forward and a backward pass of a model in parts; gradients are cut and averaged behind them.
+    """Within it, a forward and a backward pass of a model in parts; gradients are cut and averaged after them.
 
-    For passes in chunks, of which processes may have different numbers; where torch can (`COMPUTES_ALONE`).
+    For passes in chunks, of which processes may have different numbers; needs `COMPUTES_ALONE`.
     """
     model.set_manual_backward_finalization(True)
     model.set_reshard_after_backward(False)
@@ -87,7 +87,7 @@ def alone(model: nn.Module) -> Iterator[None]:
 
 
 def average_uncut(model: nn.Module) -> None:
-    """Behind every backward pass: the mean over processes of gradients that are in no parts."""
+    """After every backward pass: average over processes the gradients that are not in parts."""
     uncut = [p for p in model.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
     for parameter, gradient in zip(uncut, average([p.grad for p in uncut]), strict=True):
         parameter.grad = gradient
@@ -95,7 +95,7 @@ def average_uncut(model: nn.Module) -> None:
 
 @torch.no_grad()
 def clip_gradients(model: nn.Module, most: float) -> Tensor:
-    """Scale the gradient to a norm of at most `most`; its norm (a scalar) before."""
+    """Scale the gradient to a norm of at most `most`; returns its norm before that (a scalar)."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     cut = _square([local(gradient) for gradient in gradients if isinstance(gradient, DTensor)])
     dist.all_reduce(cut)
@@ -113,12 +113,12 @@ def _square(parts: list[Tensor]) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of this process, in the same memory, without a gradient; a tensor that is whole."""
+    """The part of this process, in the same memory, without a gradient; a whole tensor as it is."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def part_of(value: Tensor, tensor: Tensor) -> Tensor:
-    """What of a whole `value` belongs where this process has `tensor`."""
+    """The part of a whole `value` that belongs where this process has `tensor`."""
     if not isinstance(tensor, DTensor):
         return value
     size = -(-len(value) // num_processes())
@@ -159,10 +159,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
 
 
 def over_parts(groups: list[dict], make: Callable[[list[dict]], torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    """The optimiser that `make` makes of `groups` of parameters in parts: one of plain tensors, those of this process.
+    """The optimiser that `make` makes for `groups` of parameters in parts, over the plain tensors of this process.
 
     Its state is saved whole, for which all processes have to call `state_dict()`, and is that of an optimiser over the
-    whole model: either goes on from the other's.
+    whole model: either can resume from the other's.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
     parts = [nn.Parameter(local(parameter)) for parameter in parameters]
@@ -178,7 +178,7 @@ def over_parts(groups: list[dict], make: Callable[[list[dict]], torch.optim.Opti
             own.grad = None
 
     def change(state: dict, put: Callable[[Tensor, nn.Parameter], Tensor]) -> dict:
-        """The same state with other moments, which have as many axes as their parameter."""
+        """The same state with `put` applied to all moments except scalars."""
         moments = {
             number: {
                 name: value if value.ndim == 0 else put(value, parameters[number]) for name, value in known.items()

@@ -1,4 +1,4 @@
-"""A checkpoint read back: an error names the file that is not what the run wrote."""
+"""Reads a checkpoint back: an error names the file that is not what the run wrote."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +21,9 @@ def require_trainer_state(checkpoint: Path) -> None:
 
 @contextmanager
 def reading_state(checkpoint: str | Path | None, *names: str) -> Iterator[None]:
-    """To restore the files `names` of a checkpoint in: a failure becomes a ValueError that names the file to blame.
+    """A block that restores the files `names` of a checkpoint; a failure becomes a ValueError naming the file to blame.
 
-    If each of them can be read, the first one belongs to another run.
+    If all of them can be read, the error says that the first does not belong to this run.
     """
     try:
         yield

@@ -42,14 +42,14 @@ COLLAPSE_COSINE = 0.99
 class PairTrainer(GuardedTrainer):
     """Trains an `ItmModel` on pairs.
 
-    `train_dataset` makes whole batches, `sampler` says which pairs stand in each (global batches, split over
+    `train_dataset` makes whole batches, `sampler` says which pairs are in each (global batches, split over
     processes), `encode_val` gives the embeddings of the val split (`eval_dataset`, its rows) under the current
     weights and `score` turns them into a dictionary of metrics with "rsum", by which the best checkpoint is chosen.
     `write_provenance` adds recipe and hashes to a checkpoint folder; `publish` sends a finished run to the Hub.
     `callbacks` are added to those of this class, and so is `guard`, which may lower the learning rate. With `shards`
     the processes cut the model in parts.
 
-    `average`: that of the weights while it trains, if `section.ema` asks for one; the model has it in the end.
+    `average`: that of the weights during training, if `section.ema` asks for one; at the end the model has it.
     """
 
     average: WeightAverage | None = None
@@ -106,7 +106,7 @@ class PairTrainer(GuardedTrainer):
         return outcome
 
     def averaged(self) -> AbstractContextManager:
-        """Within it, the model has the averaged weights, if there are such."""
+        """Within it, the model has the averaged weights, if there are any."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
@@ -116,7 +116,7 @@ class PairTrainer(GuardedTrainer):
         return (math.ceil(max_steps / self._steps_per_epoch) if done else epochs, 0 if done else batches)
 
     def _had_stopped(self) -> bool:
-        """Whether the run that is resumed had been ended early; else what counts evaluations goes on as it was."""
+        """Whether the resumed run had been ended early; if not, counts of evaluations continue where they were."""
         stopped = False
         for callback in self.callback_handler.callbacks:
             kept = self.state.stateful_callbacks.get(type(callback).__name__)
@@ -148,7 +148,7 @@ class PairTrainer(GuardedTrainer):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """On the device, without waiting for it, and normalised there; with a gradient cache, chunk by chunk later."""
+        """Move inputs to the device without waiting, and normalise them there (later, chunk by chunk, with a cache)."""
         inputs = {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
         for name in ("pixel_values", "memory_pixel_values"):
             if name in inputs and self.chunks is None:
@@ -186,7 +186,7 @@ class PairTrainer(GuardedTrainer):
 
     @property
     def chunks(self) -> Chunks | None:
-        """Of the gradient cache, if the recipe asks for it."""
+        """The chunks of the gradient cache, if the recipe asks for one."""
         size = self.section.chunk(self.args.world_size)
         return None if size is None else Chunks(size, self.pixels.normalize)
 
@@ -210,31 +210,31 @@ class PairTrainer(GuardedTrainer):
         super().log(logs, start_time)
         self.state.log_history[-1].pop("waiting", None)  # the same run has the same history, on any machine
 
-    # What a method does beside the loss; subclasses go on from here
+    # What a method does besides the loss, for subclasses
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before the batches of an epoch are drawn, and again where a run resumes within it."""
+        """Called before the batches of an epoch are drawn, and again when a run resumes within it."""
         self.train_dataset.set_epoch(epoch)
         self.model.head.epoch = epoch
 
     def end_step(self) -> None:
-        """Called behind every step of the optimiser."""
+        """Called after every step of the optimiser."""
         if self.average is not None:
             self.average.follow()
 
     def end_epoch(self, epoch: int) -> None:
-        """Called behind the last step of an epoch, before its evaluation and checkpoint."""
+        """Called after the last step of an epoch, before its evaluation and checkpoint."""
 
     def save_method_state(self, folder: Path) -> None:
-        """What the method must remember beside weights and optimiser, into a checkpoint folder (first process)."""
+        """Write what the method must remember besides weights and optimiser to a checkpoint (first process)."""
 
     def load_method_state(self, folder: Path) -> None:
-        """The inverse, before `train(resume_from_checkpoint=...)`."""
+        """Read what `save_method_state` wrote, before `train(resume_from_checkpoint=...)`."""
 
     def clean_probability(self) -> CleanProbability | None:
-        """How probable it is that each training pair is right, where the method estimates it while it trains."""
+        """How probable it is that each training pair is right, if the method estimates it while it trains."""
 
-    # Going on from a checkpoint: what cannot be read in it is told by its file
+    # Resuming from a checkpoint: errors name the file that cannot be read
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         ignored = set(self.model._keys_to_ignore_on_save or ())
@@ -292,7 +292,7 @@ class PairTrainer(GuardedTrainer):
         for side, vectors in (("images", images), ("texts", texts)):
             cosine = mean_cosine(vectors)
             metrics[f"{metric_key_prefix}_{side}_cosine"] = cosine
-            # (a shortlist's vectors, of sums of tokens say, may well be alike where the scores are not)
+            # (a shortlist's vectors, such as sums of tokens, may well be alike when the scores are not)
             if cosine > COLLAPSE_COSINE and self.model.head.similarity.is_dot_product:
                 step = self.state.global_step
                 advice = "; lower training.learning_rate or lengthen training.warmup" if step else " before training"
@@ -352,7 +352,7 @@ class PairLoader(DataLoader):
         return super().__iter__()
 
     def dismiss(self) -> None:
-        """End its processes; the next epoch starts others."""
+        """End its processes; the next epoch starts new ones."""
         self._iterator = None
 
 

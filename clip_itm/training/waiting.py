@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Waiting:
-    """Wall time in `reading` as a share of all from the first `reading` on, without what is `paused`.
+    """Wall time in `reading` as a share of all time since the first `reading`, without what is `paused`.
 
     On a GPU, whose work the loop does not wait for, it is an upper bound: the GPU may still be busy with earlier steps.
     """
@@ -47,11 +47,11 @@ class Waiting:
 
     @property
     def share(self) -> float:
-        """Of all time so far; 0 before there is any."""
+        """The share of all time so far; 0 before there is any."""
         return self.waited / self.total if self.total else 0.0
 
     def take(self) -> float:
-        """Of the time since the last call."""
+        """The share of the time since the last call."""
         if self._since is not None:
             self._pass()
         waited, total = self.waited - self._taken[0], self.total - self._taken[1]

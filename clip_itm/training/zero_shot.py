@@ -10,7 +10,7 @@ from clip_itm.training.encode import encode_captions, encode_images
 
 
 def require_vectors(model: nn.Module, key: str) -> None:
-    """ValueError, naming the setting `key`, for a model that compares by more than two vectors."""
+    """Raises ValueError, naming the setting `key`, if a model compares more than two vectors."""
     if not model.head.similarity.is_dot_product:
         raise ValueError(
             f"{key}: the head {model.head.config.kind} compares by more than the cosine of two vectors, and the mean "
@@ -27,7 +27,7 @@ def zero_shot_accuracy(
     num_workers: int = 0,
     precision: torch.dtype | None = None,
 ) -> float:
-    """Percent of the photos whose class the model (an `ItmModel`) names first, under autocast to `precision`."""
+    """Percent of the photos whose class the model (an `ItmModel`) ranks first, under autocast to `precision`."""
     was_training = model.training
     model.eval()
     try:
