@@ -15,13 +15,13 @@ class Backbone(nn.Module, ABC):
     """Two towers. A kind of backbone implements the two trunks, the two lists of blocks and activation checkpointing.
 
     `config`: its section, resolved, so that `build_backbone(config, weights=False)` rebuilds the architecture offline.
-    `embed_dim`: width D of the pooled features behind the necks; `token_widths`: C of the image tokens and of the
-    caption tokens. `initial_logit_scale` (natural log of the multiplier)
-    and `initial_logit_bias`: those of the pretrained towers, None from scratch. `output_tokens`: whether the trunks
-    give tokens (off: nobody pays for them). `pads_images`: whether image tokens have a mask.
+    `embed_dim`: width D of the pooled features after the necks; `token_widths`: C of the image tokens and of the
+    caption tokens. `initial_logit_scale` (natural log of the multiplier) and `initial_logit_bias`: those of the
+    pretrained towers, None from scratch. `output_tokens`: whether the trunks return tokens (if not, they cost nothing).
+    `pads_images`: whether image tokens have a mask.
 
-    A trunk is what a frozen tower makes and what can be kept on disk. A neck is what trains behind it; tokens it
-    drops out, nothing else.
+    A trunk makes what a frozen tower gives and what can be cached on disk. A neck is what trains after it; on tokens it
+    applies only dropout.
     """
 
     embed_dim: int
@@ -68,7 +68,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def text_blocks(self) -> list[Block]:
-        """The same of the text trunk."""
+        """The same for the text trunk."""
 
     @abstractmethod
     def set_activation_checkpointing(self, enabled: bool) -> None:

@@ -45,7 +45,7 @@ def longest_list(tower: nn.Module) -> list[nn.Module]:
 
 
 def timm_layers(trunk: nn.Module) -> list[nn.Module]:
-    """The blocks or stages of a timm model; none where it names them in a way of its own."""
+    """The blocks or stages of a timm model; none if it has its own names for them."""
     for name in ("blocks", "stages", "layers"):
         found = getattr(trunk, name, None)
         if isinstance(found, nn.Sequential | nn.ModuleList):

@@ -15,8 +15,8 @@ def build_backbone(config: BackboneConfig, *, weights: bool = True, processor: I
     """The towers of `config`, in float32 on the CPU.
 
     `weights=False` makes random weights; with a resolved `config` (`backbone.config` of an earlier call) that needs
-    neither network nor files. `processor` tells which tokens are words (default: made here; timm-words and
-    regions need the one with its vocabulary). Raises `ValueError` for a model that does not exist or cannot be loaded.
+    neither network nor files. `processor` says which tokens are words (default: made here; timm-words and regions need
+    the one with their vocabulary). Raises `ValueError` for a model that does not exist or cannot be loaded.
     """
     # transformers may have set the meta device around us: buffers that are in no checkpoint must be real
     with torch.device("cpu"):
@@ -38,7 +38,7 @@ def build_processor(config: BackboneConfig, captions: list[str] | None) -> ItmPr
 def freeze(backbone: Backbone, config: BackboneSection) -> None:
     """Hold towers, or their stem and lowest blocks, still: no gradients, and always in evaluation mode.
 
-    Raises `ValueError` where a tower has fewer blocks than are to be frozen.
+    Raises `ValueError` if a tower has fewer blocks than are to be frozen.
     """
     for tower, blocks in (("image", backbone.image_blocks()), ("text", backbone.text_blocks())):
         lowest = getattr(config, f"freeze_{tower}_blocks")
@@ -59,8 +59,8 @@ def add_lora(backbone: Backbone, section: LoraSection) -> None:
 
     All other weights of the trunks stop training; the necks train as before. In a checkpoint the adapters of a layer
     NAME are `NAME.lora_A.default.weight` and `NAME.lora_B.default.weight`, its own weights `NAME.base_layer.weight`.
-    open_clip's attention gets the layers `attn.in_proj` and `attn.out_proj` (see `LinearAttention`).
-    Raises `ValueError` where peft is missing or no layer has one of the names given.
+    open_clip's attention gets the layers `attn.in_proj` and `attn.out_proj` (see `LinearAttention`). Raises
+    `ValueError` if peft is missing or no layer has one of the names given.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model

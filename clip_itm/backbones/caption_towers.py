@@ -21,7 +21,7 @@ from clip_itm.loading import loading
 class WordGru(nn.Module):
     """One GRU layer of width D per direction, directions averaged. Tokens are its states, or the word embeddings.
 
-    Tokens in between that do not count enter as zeros.
+    Words that do not count enter as zeros.
     """
 
     def __init__(self, config: CaptionTowerSection):

@@ -19,9 +19,11 @@ class OpenClipBackbone(BackboneSection):
     exports_to: ClassVar = ("open_clip", "transformers", "onnx")
 
     kind: Literal["open_clip"] = "open_clip"
-    model: str = Field("ViT-B-32-quickgelu", description="architecture, hf-hub:NAME, local-dir:PATH, config FILE.json")
+    model: str = Field(
+        "ViT-B-32-quickgelu", description="architecture, hf-hub:NAME, local-dir:PATH, or a config FILE.json"
+    )
     pretrained: str | None = Field(None, description="tag such as openai, or a weights file")
-    image_weights: str | None = Field(None, description="safetensors for the timm tower of a config file alone")
+    image_weights: str | None = Field(None, description="safetensors for the timm image tower of a config FILE.json")
     context_length: PositiveInt | None = Field(
         None,
         description="tokens of longer captions: positions are stretched (Long-CLIP: 248); default: the model's own",
@@ -66,7 +68,7 @@ class OpenClipBackbone(BackboneSection):
             "give a weights file as backbone.pretrained, or a folder as backbone.model: local-dir:PATH, or null for "
             "random weights"
         )
-        # a tag such as openai does not tell the repository
+        # a tag such as openai does not name the repository
         return [HubPart("pretrained", self.pretrained, "*", instead, file="open_clip_*")]
 
     @model_validator(mode="after")
@@ -79,7 +81,7 @@ class OpenClipBackbone(BackboneSection):
 
 
 def is_open_clip_tag(name: str) -> bool:
-    """Whether open_clip knows weights of this name (it is not imported); else it has to say which it knows."""
+    """Whether open_clip (not imported here) knows weights of this name; if not, its own error lists those it knows."""
     folder = find_spec("open_clip").submodule_search_locations[0]
     known = (Path(folder) / "pretrained.py").read_text(encoding="utf-8")
     return f" {name.replace('-', '_').lower()}=" in known
@@ -100,7 +102,7 @@ class TransformersBackbone(BackboneSection):
         description="tokens of longer captions: positions are stretched (Long-CLIP: 248); default: the model's own",
     )
     max_num_patches: PositiveInt | None = Field(
-        None, description="of a photo in SigLIP 2 of variable resolution (NaFlex); default: the model's own, 256"
+        None, description="limit per photo for SigLIP 2 of variable resolution (NaFlex); default: the model's own, 256"
     )
     model_config_dict: dict[str, Any] | None = filled_in("makes checkpoints whole")
 
@@ -124,7 +126,7 @@ class TransformersBackbone(BackboneSection):
 
 
 class BertVitBackbone(BackboneSection):
-    """A ViT and a BERT of transformers, with new projections behind them."""
+    """A ViT and a BERT of transformers, with new projections after them."""
 
     library: ClassVar = "transformers"
     exports_to: ClassVar = ("transformers", "onnx")

@@ -108,7 +108,7 @@ def _stretched(model: PreTrainedModel, longer: PreTrainedConfig, name: str) -> P
 
 
 def _with_context_length(model_config: PreTrainedConfig, config: TransformersBackbone) -> PreTrainedConfig:
-    """With as many text positions as the section says. Raises ValueError where there are none to stretch."""
+    """The configuration with the section's number of text positions. Raises ValueError if none can be stretched."""
     from clip_itm.backbones.positions import stretched  # in no checkpoint
 
     if model_config.model_type not in STRETCHABLE:
@@ -118,7 +118,7 @@ def _with_context_length(model_config: PreTrainedConfig, config: TransformersBac
             "such as openai/clip-vit-base-patch32"
         )
     text = model_config.text_config
-    stretched(torch.zeros(text.max_position_embeddings, 1), config.context_length)  # names what is wrong at once
+    stretched(torch.zeros(text.max_position_embeddings, 1), config.context_length)  # raises for a wrong length
     text.max_position_embeddings = config.context_length
     return model_config
 

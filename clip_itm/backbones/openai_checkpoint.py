@@ -17,13 +17,13 @@ from clip_itm.backbones.configuration import OpenClipBackbone
 from clip_itm.backbones.openclip import OpenClip
 from clip_itm.backbones.torch_file import read_torch_file, unwrapped
 
-HEAD_WIDTH = 64  # of every attention layer in every released CLIP; no weight tells it
+HEAD_WIDTH = 64  # of every attention layer in every released CLIP; no weight shows it
 BUFFERS = ("input_resolution", "context_length", "vocab_size")  # numbers among the weights of OpenAI's files
 
 
 @dataclass(frozen=True)
 class OpenAICheckpoint:
-    """Weights under OpenAI's names, without the prefix of DistributedDataParallel; what else the file says of them."""
+    """Weights under OpenAI's names, without DistributedDataParallel's prefix, and what the file says about them."""
 
     path: Path
     state: dict[str, Tensor]
@@ -34,7 +34,7 @@ class OpenAICheckpoint:
 def read_checkpoint(path: str | Path) -> OpenAICheckpoint:
     """Read `{epoch, name, state_dict, optimizer}` (docs/papers/npc.md 9) or a plain state dict; nothing is executed.
 
-    Raises `ValueError` for what is no file of weights alone, and for weights that are no CLIP.
+    Raises `ValueError` for a file that holds more than weights, and for weights that are not those of a CLIP.
     """
     path = Path(path)
     content = read_torch_file(path)
@@ -57,8 +57,8 @@ def read_checkpoint(path: str | Path) -> OpenAICheckpoint:
 def openclip_config(checkpoint: OpenAICheckpoint, text_heads: int | None = None) -> dict[str, Any]:
     """open_clip's model configuration (`embed_dim`, `vision_cfg`, `text_cfg`), from the shapes of the weights.
 
-    `text_heads`: attention heads of the text tower (default: width / 64). Raises `ValueError` where a weight is
-    missing or has a shape of no CLIP.
+    `text_heads`: attention heads of the text tower (default: width / 64). Raises `ValueError` if a weight is missing or
+    has a shape that no CLIP has.
     """
     state = checkpoint.state
     try:
@@ -76,7 +76,7 @@ def openclip_config(checkpoint: OpenAICheckpoint, text_heads: int | None = None)
         raise ValueError(f"{checkpoint.path}: the weight {error.args[0]} of CLIP is missing") from None
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint.path}: these shapes do not tell a CLIP: {error}") from None
-    # OpenAI's program and those built on it know QuickGELU only; no weight would tell another activation
+    # OpenAI's program and those built on it know QuickGELU only; no weight would show another activation
     return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
 
 
@@ -144,8 +144,8 @@ def tower_name(config: dict[str, Any]) -> str:
 def load_backbone(checkpoint: OpenAICheckpoint, text_heads: int | None = None) -> OpenClip:
     """Towers in float32 with the checkpoint's weights and temperature, whatever precision it was saved in.
 
-    `backbone.config` holds the whole architecture. Raises `ValueError` where a weight is missing, has another shape,
-    or is one of no CLIP.
+    `backbone.config` holds the whole architecture. Raises `ValueError` if a weight is missing, has another shape, or
+    does not belong to a CLIP.
     """
     config = openclip_config(checkpoint, text_heads)
     section = OpenClipBackbone(model=openclip_name(config) or "CLIP", model_config_dict={"model_cfg": config})

@@ -1,7 +1,7 @@
 """Backbones of open_clip: ViT, ResNet and timm image towers, native and Hugging Face text towers.
 
-A thin adapter: the modules, and so the names in a checkpoint, are open_clip's. What is added is that captions are only
-as long as the longest of the batch. That is exact, because the towers where it is done either look backwards only or
+A thin adapter: the modules, and so the names in a checkpoint, are open_clip's. It adds one thing: captions are padded
+only to the longest of the batch. That is exact, because the towers for which this is done either look backwards only or
 mask their padding.
 """
 
@@ -119,7 +119,7 @@ class OpenClip(Backbone):
 
 
 def _pooled(tokens: Tensor, input_ids: Tensor, pool_type: str, end: int) -> Tensor:
-    """The token [B, C] of tokens [B, T, C] that stands for a caption."""
+    """The token [B, C] of tokens [B, T, C] that represents a caption."""
     rows = torch.arange(len(tokens), device=tokens.device)
     match pool_type:
         case "first":

@@ -1,7 +1,7 @@
 """What an open_clip model name stands for: its configuration, its weights, its tokenizer and image processing.
 
-`model_config_dict` of the section holds what an `open_clip_config.json` holds, `model_cfg` and `preprocess_cfg`; beside
-them `hf_config`, the configuration of a Hugging Face text tower, so that it can be rebuilt without the Hub.
+`model_config_dict` of the section holds what an `open_clip_config.json` holds, `model_cfg` and `preprocess_cfg`, and
+also `hf_config`, the configuration of a Hugging Face text tower, so that it can be rebuilt without the Hub.
 """
 
 import difflib
@@ -53,7 +53,7 @@ def find_config(config: OpenClipBackbone) -> dict[str, Any]:
 def with_context_length(source: dict[str, Any], length: int | None, name: str) -> dict[str, Any]:
     """`source` of the model `name` with `length` text positions (None: as many as it has).
 
-    Raises ValueError where there are none that could be stretched.
+    Raises ValueError if there are none that could be stretched.
     """
     if length is None:
         return source
@@ -73,7 +73,7 @@ def with_context_length(source: dict[str, Any], length: int | None, name: str) -
 
 
 def _has_fixed_length(text: dict[str, Any]) -> bool:
-    """Whether a tower pools at a fixed place or gives the place behind the words a meaning."""
+    """Whether a tower pools at a fixed position or reads the padding after the words."""
     return "hf_model_name" not in text and (text.get("no_causal_mask", False) or text.get("pool_type") == "last")
 
 
@@ -163,7 +163,7 @@ def processor(config: OpenClipBackbone, captions: list[str] | None = None) -> It
 def openai_tokenizer(max_length: int = 77) -> CLIPTokenizer:
     """The byte-pair tokenizer of OpenAI's CLIP, from the vocabulary that open_clip ships.
 
-    Its text has to be cleaned before ("lower"), and padded with 0: no token of the vocabulary is only padding.
+    Its text has to be cleaned first ("lower"), and padded with 0: the vocabulary has no token for padding alone.
     """
     lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
@@ -191,7 +191,7 @@ def _image_processor(source: dict[str, Any]) -> OpenClipImageProcessor:
             options.get("std") or open_clip.OPENAI_DATASET_STD,
         )
     )
-    if mode == "shortest" and height != width:  # open_clip has no other interpolation for it
+    if mode == "shortest" and height != width:  # open_clip always uses bicubic interpolation for it
         bilinear = False
     return OpenClipImageProcessor(
         size={"shortest_edge": height} if mode == "shortest" and height == width else target,

@@ -77,7 +77,7 @@ class AttentionPooling(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Tokens [B, T, C] and mask bool [B, T] to [B, C]."""
         scores = self.score(self.hidden(tokens).tanh()).float()
-        scores = scores.masked_fill(~mask[..., None], torch.finfo(scores.dtype).min)  # -inf: NaN where nothing counts
+        scores = scores.masked_fill(~mask[..., None], torch.finfo(scores.dtype).min)  # -inf gives NaN if none counts
         return (scores.softmax(dim=1) * mask[..., None] * tokens).sum(dim=1)
 
 

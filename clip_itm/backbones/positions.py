@@ -7,10 +7,10 @@ KEPT = 20  # positions that pre-training saw often; the paper leaves these as th
 
 
 def stretched(positions: Tensor, length: int) -> Tensor:
-    """Positions [L, C] to [length, C]: the first `KEPT` to the bit, what is behind them interpolated linearly.
+    """Positions [L, C] to [length, C]: the first `KEPT` unchanged, those after them interpolated linearly.
 
-    The L - KEPT others are spread over length - KEPT places (77 to 248: four times as many); behind the last one their
-    difference goes on, as in the released program. Raises `ValueError` unless `KEPT` + 2 <= L < length.
+    The L - KEPT others are spread over length - KEPT places (77 to 248: four times as many); after the last one, their
+    last difference continues, as in the released program. Raises `ValueError` unless `KEPT` + 2 <= L < length.
     """
     own = len(positions)
     if length <= own:
@@ -25,14 +25,14 @@ def stretched(positions: Tensor, length: int) -> Tensor:
         )
     place = KEPT + torch.arange(length - KEPT, dtype=torch.float64) * (own - KEPT) / (length - KEPT)
     below = place.long().clamp(max=own - 2)
-    part = (place - below)[:, None]  # more than 1 behind the last position
+    part = (place - below)[:, None]  # more than 1 after the last position
     exact = positions.detach().double().cpu()
     behind = exact[below] + part * (exact[below + 1] - exact[below])
     return torch.cat([positions.detach().cpu()[:KEPT], behind.to(positions.dtype)]).to(positions.device)
 
 
 def notice(model: str, own: int, length: int) -> str:
-    """What a person has to know of such a tower."""
+    """What users have to know about such a tower."""
     return (
         f"{model}: captions of up to {length} tokens instead of {own} (backbone.context_length). The positions behind "
         f"the first {KEPT} are interpolated (Long-CLIP, arXiv 2403.15378 section 3.1): captions of up to {KEPT} tokens "

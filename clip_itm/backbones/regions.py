@@ -1,6 +1,6 @@
 """Precomputed regions instead of images, and captions as words: the towers of SCAN, VSE-infinity, SGRAF, DivE and AAHR.
 
-There is no image trunk: the data bring regions [P, R, C], and everything that trains on them is in the neck.
+There is no image trunk: the data contain regions [P, R, C], and everything that trains on them is in the neck.
 """
 
 from dataclasses import replace
@@ -25,8 +25,8 @@ from clip_itm.processing import ItmProcessor
 class Regions(Backbone):
     """Region encoder and pooling, and a caption tower (`WordGru` or `BertTower`).
 
-    With `global_dim` the pooled features are vectors of another model, which the data bring along. In training regions
-    are dropped (masked) or erased (overwritten), and words corrupted, with torch's global generator.
+    With `global_dim` the pooled features are vectors of another model, which the data contain. In training, regions are
+    dropped (masked) or erased (overwritten), and words are corrupted, with torch's global generator.
     """
 
     def __init__(self, config: RegionsBackbone, text_tower: WordGru | BertTower):

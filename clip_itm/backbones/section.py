@@ -34,26 +34,26 @@ class LoraSection(Section):
     """Low-rank adapters through peft (`pip install clip-itm[lora]`)."""
 
     rank: PositiveInt = Field(8, description="rank of the adapters")
-    alpha: PositiveInt = Field(16, description="the adapters count alpha / rank times")
-    dropout: Probability = Field(0.0, description="dropout on what the adapters read")
-    targets: list[str] | None = Field(None, description="names of layers, as they end; default: all of the blocks")
+    alpha: PositiveInt = Field(16, description="adapters are scaled by alpha / rank")
+    dropout: Probability = Field(0.0, description="dropout on the input of the adapters")
+    targets: list[str] | None = Field(None, description="endings of layer names; default: all layers of the blocks")
 
 
 class BackboneSection(Section):
-    """What every kind shares, and what the rest of the package asks a kind: it knows none by name.
+    """What every kind shares, and what the rest of the package, which knows no kind by name, asks of it.
 
     Raises `ValueError` (through pydantic) for combinations in which an option would do nothing.
     """
 
-    reads_regions: ClassVar[bool] = False  # the data bring precomputed regions, no images
+    reads_regions: ClassVar[bool] = False  # the data contain precomputed regions, no images
     library: ClassVar[str | None] = None  # whose model class holds both towers: open_clip, transformers
     exports_to: ClassVar[tuple[str, ...]] = ("onnx",)  # targets of `clip-itm export` that can hold the towers
 
-    freeze_image: bool = Field(False, description="train nothing of the image tower (its head behind it still trains)")
-    freeze_text: bool = Field(False, description="train nothing of the text tower (its head behind it still trains)")
-    freeze_image_blocks: NonNegativeInt = Field(0, description="lowest blocks (and stem) that stay as they are")
+    freeze_image: bool = Field(False, description="freeze the image tower (the head after it still trains)")
+    freeze_text: bool = Field(False, description="freeze the text tower (the head after it still trains)")
+    freeze_image_blocks: NonNegativeInt = Field(0, description="how many of the lowest blocks (and the stem) to freeze")
     freeze_text_blocks: NonNegativeInt = Field(
-        0, description="lowest blocks (and the embeddings) that stay as they are"
+        0, description="how many of the lowest blocks (and the embeddings) to freeze"
     )
     image_dropout: Probability = Field(0.0, description="dropout on image features and tokens, before new layers")
     text_dropout: Probability = Field(0.0, description="dropout on text features and tokens, before new layers")
@@ -70,7 +70,7 @@ class BackboneSection(Section):
 
     @property
     def weights_tag(self) -> str | None:
-        """What tells several weights of one architecture apart, for people."""
+        """What distinguishes several weights of one architecture, for people."""
         return None
 
     @property
@@ -81,7 +81,7 @@ class BackboneSection(Section):
 
     @property
     def random_part(self) -> str | None:
-        """What has random weights before training, as far as the recipe tells; None if all is pretrained."""
+        """What has random weights before training, as far as the recipe says; None if all is pretrained."""
         return None
 
     def hub_parts(self) -> list[HubPart]:

@@ -1,4 +1,4 @@
-"""Any timm image tower, and a small text tower from scratch or BERT: for small data, and for grids of a CNN."""
+"""Any timm image tower, with BERT or a small text tower from scratch: for small data, and for grids of a CNN."""
 
 import difflib
 from dataclasses import replace
@@ -100,7 +100,7 @@ def build(config: TimmWordsBackbone, weights: bool) -> TimmWords:
         from clip_itm.backbones.timm_towers import load_timm_weights  # in no checkpoint
 
         load_timm_weights(trunk, Path(config.image_weights))
-    # before the text tower: a seed has stood for these first weights since the first published figures
+    # before the text tower: since the first published figures, a seed gives these weights first
     projection = nn.Linear(getattr(trunk, "head_hidden_size", None) or trunk.num_features, config.embed_dim)
     if config.text_encoder == "bert":
         config, text_tower = build_bert(config, weights)

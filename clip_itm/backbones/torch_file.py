@@ -15,7 +15,7 @@ from torch import Tensor
 def read_torch_file(path: str | Path, classes: Sequence[type] = ()) -> Any:
     """What the file holds: tensors (mapped from the disk where its format allows), numbers, text, and `classes`.
 
-    Raises ValueError where there is no such file, where it asks for any other class, and where it cannot be read.
+    Raises ValueError if the file does not exist, asks for any other class, or cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -26,7 +26,7 @@ def read_torch_file(path: str | Path, classes: Sequence[type] = ()) -> Any:
             # mapped, not read: the moments of the optimiser, two thirds of such a file, are never looked at
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of torch's message tells how to run it anyway
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of torch's message says how to run it anyway
         why = f"it asks for {wanted[1]}" if wanted else "it is no file of torch.save"
         raise ValueError(
             f"{path}: refused, and nothing in it was executed: {why}. Only files of tensors, numbers and text are "
@@ -44,7 +44,7 @@ def read_torch_file(path: str | Path, classes: Sequence[type] = ()) -> Any:
 
 
 def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the prefix of (Distributed)DataParallel, where all of them have it."""
+    """Weights without the prefix of (Distributed)DataParallel, if all of them have it."""
     if state and all(str(name).startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return dict(state)

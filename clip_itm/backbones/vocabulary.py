@@ -1,11 +1,11 @@
 """Word vocabularies of SCAN and its successors, and a tokenizer that cuts captions into their words.
 
 Published vocabularies are a JSON file or a pickled object with `word2idx`, `idx2word` and `idx`, the next free id
-(docs/papers/crcl.md 7.3). Weights and vocabulary belong together: the order of words cannot be made again from the
+(docs/papers/crcl.md 7.3). Weights and vocabulary belong together: the order of words cannot be recreated from the
 captions. Ids: 0 padding, 1 start, 2 end, 3 unknown, and the mask token of word corruption comes last.
 
-Captions are lower-cased and cut as NLTK's `word_tokenize` does it: into sentences, whose last period is a word, and
-then after the Penn Treebank (`isn't` is `is` and `n't`, `man's` is `man` and `'s`, quotes become `` and '').
+Captions are lower-cased and split as by NLTK's `word_tokenize`: into sentences, whose last period is a word, and then
+by the rules of the Penn Treebank (`isn't` is `is` and `n't`, `man's` is `man` and `'s`, quotes become `` and '').
 """
 
 import pickle
@@ -21,7 +21,7 @@ from clip_itm.reading import read_json
 
 PAD, START, END, UNKNOWN, MASK = "<pad>", "<start>", "<end>", "<unk>", "<mask>"
 
-# words that keep their period where another word follows
+# words that keep their period if another word follows
 ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "jr", "sr", "vs", "prof", "lt", "col", "gen", "sgt", "co", "inc", "ltd")
 NO_ABBREVIATION = r"(?<!\b\w)" + "".join(rf"(?<!\b{word})" for word in ABBREVIATIONS)
 WORD_ENDS = r"(?=$|[\s,:;.?!@#$%&*()\[\]{}<>»”’]|--|'')"
@@ -70,7 +70,7 @@ def caption_tokenizer(vocabulary: dict[str, int], max_words: int) -> PreTrainedT
 
 
 def count_words(captions: list[str], min_count: int) -> dict[str, int]:
-    """The vocabulary of `captions`: words that occur at least `min_count` times, by falling frequency."""
+    """The vocabulary of `captions`: words that occur at least `min_count` times, by descending frequency."""
     kept = frequent_words(captions, *treebank_splitter(), min_count)
     words = [PAD, START, END, UNKNOWN, *kept, MASK]
     return {word: number for number, word in enumerate(words)}
@@ -79,7 +79,7 @@ def count_words(captions: list[str], min_count: int) -> dict[str, int]:
 def read_vocabulary(path: str | Path) -> dict[str, int]:
     """Word -> id of a published file (.json, or a pickle of which nothing is executed), with the mask token.
 
-    Raises ValueError where the ids are not 0, 1, 2, ... or the first four words are not those of these vocabularies.
+    Raises ValueError if the ids are not 0, 1, 2, ... or the first four words are not those of these vocabularies.
     """
     path = Path(path).expanduser()
     content = read_json(path, "a vocabulary") if path.suffix == ".json" else _unpickle(path)
@@ -95,7 +95,7 @@ def read_vocabulary(path: str | Path) -> dict[str, int]:
 
 
 class _VocabularyUnpickler(pickle.Unpickler):
-    """Reads one object of a class called Vocabulary: its attributes, of dictionaries, text and numbers."""
+    """Reads one object of a class called Vocabulary: its attributes are dictionaries, text and numbers."""
 
     def find_class(self, module: str, name: str):
         if name == "Vocabulary":

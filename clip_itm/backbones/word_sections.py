@@ -21,16 +21,16 @@ class CaptionTowerSection(BackboneSection):
     hidden_dropout: Probability = Field(0.0, description="dropout inside the text tower")
     bidirectional: bool = Field(True, description="read captions in both directions (states are averaged), or one")
     text_pooling: Literal["mean", "max", "gpo", "attention", "last", "first"] = Field(
-        "mean", description="of states to the caption's vector; last: final states of a GRU; first: BERT's first token"
+        "mean", description="from states to a caption's vector; last: final states of a GRU; first: BERT's first token"
     )
     text_tokens: Literal["states", "words"] = Field(
         "states", description="what heads read word by word: states, or the word embeddings below a GRU (DivE)"
     )
-    text_model: str = Field("bert-base-uncased", description="of text_encoder bert: name on the Hub or a saved folder")
+    text_model: str = Field("bert-base-uncased", description="for text_encoder bert: name on the Hub or saved folder")
     text_projection: bool | Literal["mlp"] = Field(
         True,
-        description="of text_encoder bert: a linear layer to embed_dim at its tokens; or mlp behind its pooled vector, "
-        "which also trains where freeze_text holds BERT still (timm-words)",
+        description="for text_encoder bert: a linear layer to embed_dim on its tokens; or mlp on its pooled vector, "
+        "which also trains if freeze_text freezes BERT (timm-words)",
     )
     text_model_config: dict[str, Any] | None = filled_in("makes checkpoints whole")
     min_word_count: PositiveInt = Field(4, description="rarer words of the training captions are unknown")
@@ -49,7 +49,7 @@ class CaptionTowerSection(BackboneSection):
         return self.text_model if self.text_encoder == "bert" else "words"
 
     def _require_defaults(self, options: tuple[str, ...], reason: str) -> None:
-        """ValueError if an option was set that does nothing here."""
+        """Raises ValueError if an option was set that does nothing here."""
         for option in options:
             if getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"{option}: {reason}; leave it out")
@@ -71,12 +71,12 @@ class TimmWordsBackbone(CaptionTowerSection):
         (0.5, 0.5, 0.5), description="of red, green and blue: pixels are divided by it"
     )
     image_grid: PositiveInt | None = Field(
-        None, description="average the feature map to so many tokens a side, for heads that read tokens; default: all"
+        None, description="average the feature map to this many tokens a side, for heads that read tokens; default: all"
     )
     normalize_image_features: bool = Field(True, description="L2-normalise pooled tower features before dropout")
     embed_dim: PositiveInt = Field(256, description=WIDTH)
     text_encoder: Literal["bag", "gru", "transformer", "bigru", "bert"] = Field(
-        "bag", description="gru: layers of both directions, projected; bigru: one, averaged (regions call it gru)"
+        "bag", description="gru: bidirectional layers, projected; bigru: one, averaged (called gru in kind regions)"
     )
     text_hidden: PositiveInt = Field(
         512, description="hidden width of the MLP (bag, text_projection mlp), of a GRU direction, of the feed-forward"
@@ -139,7 +139,7 @@ class TimmWordsBackbone(CaptionTowerSection):
         return self
 
     def _check_freezing(self) -> None:
-        """ValueError where a tower that is to be held still would keep random weights."""
+        """Raises ValueError if a frozen tower would keep random weights."""
         if self.text_encoder != "bert":
             for option in ("freeze_text", "freeze_text_blocks"):
                 if getattr(self, option):
@@ -165,12 +165,12 @@ class RegionsBackbone(CaptionTowerSection):
     kind: Literal["regions"] = "regions"
     region_dim: PositiveInt = Field(2048, description="width of the precomputed features")
     image_encoder: Literal["none", "linear", "mlp", "residual"] = Field(
-        "mlp", description="of regions: linear (SCAN, SGRAF), with an MLP beside it (VSE-infinity) or behind it (DivE)"
+        "mlp", description="of regions: linear (SCAN, SGRAF), with an MLP in parallel (VSE-infinity) or after (DivE)"
     )
     norm_padding: bool = Field(False, description="batch norm of the MLP counts padded regions, too (as released)")
-    pooling: Literal["mean", "max", "gpo", "attention"] = Field("gpo", description="of regions to the photo's vector")
+    pooling: Literal["mean", "max", "gpo", "attention"] = Field("gpo", description="from regions to a photo's vector")
     global_dim: PositiveInt | None = Field(
-        None, description="width of another model's vectors (data.global_vectors), which stand in place of pooled ones"
+        None, description="width of another model's vectors (data.global_vectors), which replace the pooled ones"
     )
     region_drop: Probability = Field(0.0, description="share of regions left out in training (published: 0.2)")
     region_erase: Probability = Field(
@@ -179,12 +179,12 @@ class RegionsBackbone(CaptionTowerSection):
     region_dropout: Probability = Field(0.0, description="dropout on encoded regions")
     text_encoder: Literal["gru", "bert"] = Field("gru", description="a GRU over words, or BERT over word pieces")
     vocabulary: str | None = Field(
-        None, description="published vocabulary (.json, .pkl) of text_encoder gru; default: made of training captions"
+        None, description="published vocabulary (.json, .pkl) for text_encoder gru; default: from the training captions"
     )
     word_corruption: Probability = Field(
         0.0, description="share of words masked, replaced or deleted in training (published: 0.2)"
     )
-    corrupt_ends: bool = Field(False, description="start and end tokens, too (as CRCL's program)")
+    corrupt_ends: bool = Field(False, description="corrupt start and end tokens, too (as CRCL's program does)")
     mask_token_id: int | None = filled_in("the token of masked words")
 
     @property
@@ -226,7 +226,7 @@ class RegionsBackbone(CaptionTowerSection):
 
 
 def check_caption_tower(section: CaptionTowerSection, gru: str) -> None:
-    """ValueError for options of one caption tower with the other; `gru` is the name of the GRU in this kind."""
+    """Raises ValueError for options of the other caption tower; `gru` is the name of the GRU in this kind."""
     if section.text_encoder == "bert":
         only = ("word_dim", "embedding_dropout", "bidirectional", "text_tokens")
         section._require_defaults(only, f"it belongs to text_encoder {gru}")

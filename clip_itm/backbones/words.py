@@ -17,7 +17,7 @@ PAD, UNK = "[PAD]", "[UNK]"
 def word_tokenizer(captions: list[str], min_count: int, max_words: int) -> PreTrainedTokenizerFast:
     """Lower-case words and punctuation marks that occur at least `min_count` times in `captions`.
 
-    Ids: 0 [PAD], 1 [UNK], then by falling frequency, equally frequent words in code-point order. Captions are cut to
+    Ids: 0 [PAD], 1 [UNK], then by descending frequency, equally frequent words in code-point order. Captions are cut to
     `max_words`. Raises `ValueError` if no word is frequent enough.
     """
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -32,7 +32,7 @@ def word_tokenizer(captions: list[str], min_count: int, max_words: int) -> PreTr
 
 
 def frequent_words(captions: list[str], normalizer, splitter, min_count: int) -> list[str]:
-    """Words that occur at least `min_count` times, by falling frequency, equally frequent ones in code-point order.
+    """Words that occur at least `min_count` times, by descending frequency, equal ones in code-point order.
 
     Raises `ValueError` if there are none.
     """
