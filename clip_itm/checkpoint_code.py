@@ -4,7 +4,7 @@ With `trust_remote_code=True` transformers imports, from the folder of the check
 `custom_pipelines` in config.json name. It follows lines `from .name import x`, which it finds by a regular expression,
 within one flat folder, and demands every package that is imported outside of `try`. So what a checkpoint needs of this
 package is written flat (`tree_shaking.py`): model, processor, and a search in memory; no backbone, method or similarity
-of another kind, no loss, no stored index. Nothing is registered: two checkpoints of one process may bring different
+of another kind, no loss, no stored index. Nothing is registered: two checkpoints in one process may have different
 code.
 """
 
@@ -38,7 +38,7 @@ MODEL = [
     PROCESSOR,
     ("clip_itm.retrieval.memory_pipeline", "RetrievalPipeline"),
 ]
-# a model that was loaded by its own code is saved by transformers, which copies what its module leads to
+# a model that was loaded by its own code is saved by transformers, which copies what its module imports
 TOGETHER = """
 from typing import TYPE_CHECKING
 
@@ -59,8 +59,8 @@ def write_code(config, folder: Path) -> None:
 
 
 def write_processor_code(folder: Path, name: tuple[str, str] = PROCESSOR) -> None:
-    """The modules that load a processor of the class `name`, unless they came with the code of a model already."""
-    if (folder / "clip_itm_model.py").exists():  # which holds more of the same modules
+    """The modules that load a processor of the class `name`, unless the code of a model already contains them."""
+    if (folder / "clip_itm_model.py").exists():  # whose code has more of the same modules
         return
     for file, text in shaken([name], {}).items():
         write_text(folder / file, text)
@@ -73,8 +73,8 @@ def code_files(backbone: str, head: str, similarity: str = "cosine") -> dict[str
     kinds = {f"clip_itm.{room}.{name}": kind for room, kind in rooms.items() for name in ("build", "configuration")}
     files = shaken(MODEL, kinds)
     files["clip_itm_model.py"] += TOGETHER
-    # transformers finds the model by the class of its configuration, and keeps one class for equal files of folders
-    # with equal names: two runs' "best" with different heads would share it
+    # transformers finds the model by the class of its configuration, and keeps one class for equal files in folders
+    # with equal names: the "best" of two runs with different heads would share it
     digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
     files["clip_itm_configuration.py"] = f"# of the code {digest[:16]}\n" + files["clip_itm_configuration.py"]
     return files

@@ -37,7 +37,7 @@ def add_checksums(folder: str | Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[None]:
-    """Record checksums of the files that the block writes into `folder` (not below); a user's own are not recorded."""
+    """Record checksums of the files that the block writes into `folder` (not below), but not of a user's own files."""
     folder, started = Path(folder), time.time_ns()
     before = _stamps(folder)
     yield

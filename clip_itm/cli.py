@@ -51,7 +51,7 @@ COMMANDS = {
     "doctor": doctor,
 }
 
-MISTAKE, FAULT = 2, 3  # exit statuses: of the user, of this program
+MISTAKE, FAULT = 2, 3  # exit statuses: by the user, by this program
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as of any program that a signal ends
 LESS_MEMORY = "lower training.batch_size, evaluation.batch_size or data.num_workers"
 NO_UTF8 = "this locale has ASCII only: set PYTHONUTF8=1, or LC_ALL to a UTF-8 one, such as C.UTF-8"
@@ -63,7 +63,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="clip-itm",
         description="Fine-tune CLIP for image-text matching when some of the captions are wrong.",
-        epilog="Every key of a recipe can be set behind a verb: --noise.ratio 0.4 --training.batch_size 128 "
+        epilog="Every key of a recipe can be set after a verb: --noise.ratio 0.4 --training.batch_size 128 "
         "(all of them: clip-itm train --help).",
         allow_abbrev=False,
     )
@@ -75,7 +75,7 @@ def make_parser() -> Parser:
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Command words, and recipe overrides (`--section.key VALUE`, `--section.key=VALUE`), wherever they stand."""
+    """Command words, and recipe overrides (`--section.key VALUE`, `--section.key=VALUE`), in any order."""
     own, overrides = [], []
     rest = iter(words)
     for word in rest:
@@ -92,16 +92,16 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 def main(words: list[str] | None = None) -> int:
     """Run one command.
 
-    Exit status: 0; 1, the answer is no; 2, a user's mistake, told without a traceback; 3, a fault of this program;
-    130 after Ctrl-C; 141 where nobody reads the output any more.
+    Exit status: 0; 1, the answer is no; 2, a user's mistake, reported without a traceback; 3, a fault of this program;
+    130 after Ctrl-C; 141 if nobody reads the output any more.
     """
     keep_freed_memory()
     warnings.formatwarning = _warning
-    # read where torch is loaded: threads of OpenMP that wait leave the cores to others instead of spinning
+    # read when torch is loaded: waiting OpenMP threads leave the cores to others instead of spinning
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a file that is refused
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked; it would warn at every fork
-    with suppress(AttributeError, ValueError):  # names of files may hold bytes, and the terminal may know ASCII only
+    with suppress(AttributeError, ValueError):  # file names may hold bytes, and the terminal may know ASCII only
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -161,9 +161,9 @@ def _told(error: Exception) -> tuple[int, str]:
 
 
 def _stopped(args) -> str:
-    """What is true of the work that Ctrl-C ended."""
+    """What happened to the work that Ctrl-C ended."""
     command = COMMANDS[args.verb]
-    with suppress(Exception):  # a second one, or a recipe that is gone
+    with suppress(Exception):  # a second Ctrl-C, or a recipe that is gone
         if hasattr(command, "stopped"):
             return command.stopped(args)
     return "stopped"

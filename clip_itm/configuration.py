@@ -25,7 +25,7 @@ class ItmConfig(PreTrainedConfig):
             self.custom_pipelines = {}
 
     def to_json_file(self, json_file_path, use_diff: bool = True) -> None:
-        """See `PreTrainedConfig`. Beside config.json stands the code that loads the model without this package."""
+        """See `PreTrainedConfig`. Next to config.json it writes code that loads the model without this package."""
         if self.backbone is not None and self._auto_class is None:  # else transformers copies the code that it loaded
             from clip_itm.checkpoint_code import AUTO_MAP, PIPELINES, write_code
 

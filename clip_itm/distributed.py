@@ -19,7 +19,7 @@ from clip_itm.visible import visible
 
 T = TypeVar("T")
 SHARDS = "ACCELERATE_USE_FSDP"
-# what a launcher can ask for beside data parallelism and weights in parts; nothing of it is a part of a recipe
+# what a launcher can ask for besides data parallelism and weights in parts; none of it is part of a recipe
 OTHER_LAUNCHES = (
     *("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"),
     *("ACCELERATE_DOWNCAST_BF16", "XLA_USE_BF16", "XLA_DOWNCAST_BF16"),
@@ -67,8 +67,7 @@ def asks_for_parts() -> bool:
 def takes_layers_apart() -> bool:
     """Whether layers of a model in parts lose the parts of other processes between their forward and backward pass.
 
-    Where they keep them, this is what DeepSpeed calls ZeRO-2: gradients and moments in parts, and weights outside of a
-    step.
+    If they keep them, this is what DeepSpeed calls ZeRO-2: gradients and moments in parts, and weights outside a step.
     """
     return _is_on(os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true"))
 
@@ -86,13 +85,13 @@ def process_index() -> int:
 
 
 def say(text: str) -> None:
-    """To a person, once: on standard error of the first process."""
+    """Print once, on standard error of the first process."""
     if process_state().is_main_process:
         print(visible(text, kept="\n"), file=sys.stderr, flush=True)
 
 
 def agree(problem: Exception | None) -> None:
-    """Raise what went wrong, in every process: `problem` here, a ValueError of the same text where another had one."""
+    """Raise what went wrong, in every process: its own `problem`, or a ValueError with the text of another's."""
     told: list[str | None] = [None]
     if num_processes() > 1:
         told = [None] * num_processes()
@@ -104,7 +103,7 @@ def agree(problem: Exception | None) -> None:
 
 
 def by_first(action: Callable[[], T]) -> T | None:
-    """What the first process makes of something, None in the others; all of them raise where it fails."""
+    """What `action` returns in the first process, None in the others; all of them raise if it fails."""
     made, problem = None, None
     if process_state().is_main_process:
         try:
@@ -118,12 +117,12 @@ def by_first(action: Callable[[], T]) -> T | None:
 def leave_process_group() -> None:
     """At the end of a command: a process that exits while it is still a member of a gloo group may abort."""
     if dist.is_available() and dist.is_initialized():
-        gc.collect()  # a trainer's wrapped model is part of a cycle, and holds on to the group
+        gc.collect()  # a trainer's wrapped model is part of a reference cycle and holds the group
         dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):
-    """All rows forward; backward, the gradients that all processes have for the own rows, added up."""
+    """Forward: all rows; backward: the gradients that all processes have for this process's rows, added up."""
 
     @staticmethod
     def forward(context, rows: Tensor) -> Tensor:
@@ -169,7 +168,7 @@ def average(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def broadcast_buffers(module: torch.nn.Module) -> None:
-    """Running statistics of the first process for all, as DistributedDataParallel has it before a forward pass."""
+    """Give all processes the running statistics of the first, as DistributedDataParallel does before a forward pass."""
     if num_processes() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

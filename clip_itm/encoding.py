@@ -40,7 +40,7 @@ def encode(model, inputs: Any, batch_size: int, convert_to: str, progress: bool 
 
 
 def processor_of(model) -> ItmProcessor:
-    """The processor that a model knows, else the one beside its files. Raises ValueError for a model without either."""
+    """The processor that a model knows, else the one next to its files. Raises ValueError if there is neither."""
     if model.processor is None:
         if not model.name_or_path:
             raise ValueError("this model has no processor: set model.processor, or load it by load_model")
@@ -49,7 +49,7 @@ def processor_of(model) -> ItmProcessor:
 
 
 def _listed(inputs: Any) -> tuple[list, bool]:
-    """Images, or texts, as a list, and whether it was one alone. Raises ValueError for none, and for both in one."""
+    """Images or texts as a list, and whether a single one was given. Raises ValueError for none, or a mix of both."""
     single = isinstance(inputs, str | bytes | dict | Path | Image.Image | np.ndarray)
     values = [inputs] if single else list(inputs)
     if not values:

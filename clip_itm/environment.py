@@ -21,11 +21,11 @@ FOR_DEVELOPERS = ("dev", "docs")  # extras that no command needs
 SHOWN = ("ACCELERATE_", "CLIP_ITM_", "CUDA_VISIBLE_DEVICES", "HF_", "LC_ALL", "MASTER_", "OMP_", "PYTHONUTF8", "TMPDIR",
          "TRANSFORMERS_", "WORLD_SIZE", "XDG_CACHE_HOME")  # beginnings of names of variables  # fmt: skip
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|AUTH", re.IGNORECASE)
-MOST_FILES = 200_000  # that are counted of one cache
+MOST_FILES = 200_000  # that are counted in one cache
 
 
 def survey(cache_folder: Path, ask_hub: bool = True) -> dict:
-    """Everything that a report of a fault needs, of JSON types; `problems`: sentences on what cannot work as it is.
+    """Everything that a bug report needs, in JSON types; `problems`: sentences on what cannot work as it is.
 
     `cache_folder`: that of clip_itm. With `ask_hub` a connection to the Hub is tried for at most three seconds, unless
     the user has forbidden it. Values of environment variables that may be secret are left out.
@@ -78,7 +78,7 @@ def requirements() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
 
 
 def own_version() -> str:
-    """Of the package, or a sentence where it is not installed."""
+    """The version of the package, or a sentence if it is not installed."""
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -109,7 +109,7 @@ def fits(version: str, needs: str) -> bool:
 
 
 def memory() -> dict:
-    """Bytes of the machine's memory, and of those that are free; {} where the system does not say."""
+    """Bytes of the machine's memory, in all and free; {} if the system does not say."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="utf-8")
     except OSError:
@@ -189,7 +189,7 @@ def size_of(folder: Path) -> tuple[int, int, bool]:
 
 
 def shortened(path: Path) -> str:
-    """A path that says nothing of whose home it is in."""
+    """A path that does not show whose home it is in."""
     home = Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path != home and path.is_relative_to(home) else str(path)
 

@@ -19,7 +19,7 @@ from clip_itm.offline import require_source
 from clip_itm.reading import reason
 from clip_itm.seal import is_whole_zip, seal_zip
 
-# .NAME.HOST-PID-THREAD.tmp.SUFFIX: whose it was shows whether anybody still writes to it
+# .NAME.HOST-PID-THREAD.tmp.SUFFIX: its owner shows whether anybody still writes to it
 TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.tmp(\..*)?", re.DOTALL)
 
 
@@ -29,7 +29,7 @@ def replacing(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
 
     So no reader ever sees half a file. Folders are created; what an error left behind is removed, and so is what killed
     writers left in the folder. A link stays and its target is written; anything but a regular file (a device, a FIFO)
-    is written into; "-" is standard output. Raises ValueError if a folder is in the way, or a file in the way of a
+    is written directly; "-" is standard output. Raises ValueError if a folder is in the way, or a file in the way of a
     folder; with `exclusive`, FileExistsError if the file exists at the end.
 
     Example:
@@ -45,7 +45,7 @@ def replacing(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
             yield temporary
             try:
                 _copy_into(temporary, path)
-            except OSError as error:  # writing names no file
+            except OSError as error:  # errors in writing name no file
                 name = "standard output" if str(path) == "-" else str(path)
                 raise OSError(error.errno, error.strerror or str(error), name) from None
         return
@@ -77,7 +77,7 @@ def is_stream(path: str | Path) -> bool:
 
 
 def require_free_name(path: Path, is_folder: bool = False) -> None:
-    """ValueError if `path` cannot become a file (or a folder) because something is in its way."""
+    """Raises ValueError if `path` cannot become a file (or a folder) because something is in its way."""
     if not is_folder and path.is_dir():
         raise ValueError(f"{path} is a folder; expected the name of a file to write")
     for part in [path, *path.parents] if is_folder else path.parents:
@@ -129,7 +129,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # another user's; no number of a process
+    except (PermissionError, OverflowError):  # another user's process; not the number of a process
         pass
     return True
 
@@ -216,7 +216,7 @@ def is_free(folder: Path) -> bool:
 
 
 def require_free(folder: Path) -> None:
-    """ValueError unless `is_free`."""
+    """Raises ValueError unless `is_free`."""
     require_free_name(folder, is_folder=True)
     if not is_free(folder):
         raise ValueError(f"{folder} exists and is not empty: choose another folder, or delete it")
@@ -250,14 +250,14 @@ def filling(folder: str | Path) -> Iterator[Path]:
 
 
 def require_model(path: str | Path) -> None:
-    """ValueError at once if `path` is neither a run nor a model folder, nor anything that the Hub could have."""
+    """Raises ValueError at once if `path` is neither a run, nor a model folder, nor a name that the Hub could have."""
     require_source(path)
     if Path(path).exists():
         model_folder(path)
 
 
 def model_folder(path: str | Path) -> Path:
-    """The saved model of a run (its best/), or `path` if that is a model itself; ValueError for anything else."""
+    """The saved model of a run (its best/), or `path` if it is a model itself; raises ValueError for anything else."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: there is no such folder; expected a run folder or a saved model")

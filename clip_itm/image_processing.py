@@ -1,4 +1,4 @@
-"""Images to pixels: as open_clip, torchvision and OpenAI's program do it, and thin ones for any image processor."""
+"""Images to pixels, as in open_clip, torchvision and OpenAI's program; and thin images for any image processor."""
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class OpenClipImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
 class OpenClipImageProcessor(CLIPImageProcessor):
     """A CLIPImageProcessor that gives the pixels of `open_clip.image_transform(..., is_train=False)`.
 
-    Pillow resizes, as there, and the centre is cut at half a pixel rounded to even; CLIPImageProcessor rounds it down,
+    As there, Pillow resizes, and the centre is cut at half a pixel rounded to even; CLIPImageProcessor rounds it down,
     so that a quarter of all images are one pixel apart. `resize_mode`: "shortest" or "longest" side to that of
     `crop_size`, for what `size` cannot say (a target that is not square; the margin is filled with `fill_color`).
 
@@ -47,11 +47,11 @@ class OpenClipImageProcessor(CLIPImageProcessor):
 
     @classmethod
     def of(cls, processor: CLIPImageProcessor) -> "OpenClipImageProcessor":
-        """The one with the options of `processor`."""
+        """An instance with the options of `processor`."""
         return cls.from_dict(processor.to_dict())
 
     def process_image(self, image, **kwargs) -> Image.Image:
-        """See `TorchvisionBackend`; what is no image of Pillow becomes one."""
+        """See `TorchvisionBackend`; anything but a Pillow image becomes one."""
         if not isinstance(image, Image.Image):
             image = to_pil_image(image)
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -100,9 +100,9 @@ def image_inputs(processor, images: list) -> dict[str, Tensor]:
     """What `processor`, any image processor of transformers, makes of images: `pixel_values` float32 [P, 3, H, W].
 
     SigLIP 2's of variable resolution (NaFlex, arXiv 2502.14786 section 2.4.2) resizes an image to at most
-    `max_num_patches` = T patches of side p with hardly a change of its aspect ratio: `pixel_values` [P, T, p * p * 3],
+    `max_num_patches` = T patches of side p, with almost the same aspect ratio: `pixel_values` [P, T, p * p * 3],
     padded with zeros, `pixel_attention_mask` [P, T], 1 at patches, and `spatial_shapes` int64 [P, 2], their rows and
-    columns. Of thin images only what it keeps is resized. Raises `ValueError` for an image that is too thin for that.
+    columns. Of a thin image, only the part that is kept is resized. Raises `ValueError` for an image too thin for that.
     """
     if not isinstance(processor, OpenClipImageProcessor):
         images = [_within_bounds(processor, image) if isinstance(image, Image.Image) else image for image in images]
@@ -111,7 +111,7 @@ def image_inputs(processor, images: list) -> dict[str, Tensor]:
 
 
 def _within_bounds(processor, image: Image.Image) -> Image.Image:
-    """`image`, or of a thin one the part of which `processor` keeps the centre, already resized."""
+    """`image`, or, of a thin one, the part whose centre `processor` keeps, already resized."""
     size = getattr(processor, "size", None)
     edge = getattr(size, "shortest_edge", None)
     if not edge or getattr(size, "longest_edge", None):

@@ -1,4 +1,4 @@
-"""Which packages can be imported, found out in a process of their own: one that is broken changes nothing else."""
+"""Which packages can be imported, tried in a separate process: a broken one affects nothing else."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from importlib.metadata import Distribution
 LONGEST_ERROR = 300  # characters
 PATIENCE = 300.0  # seconds for all imports: on a busy disk the first ones take minutes
 
-# argv: the file that is written to, then modules. A line per module, begun before it is imported; then one of devices.
+# argv: the file to write to, then modules. It gets a line per module, begun before the import, then one on devices.
 CHILD = """
 import importlib, json, os, sys
 
@@ -41,7 +41,7 @@ with os.fdopen(int(sys.argv[1]), "w") as out:
 
 
 def module_of(distribution: Distribution) -> str | None:
-    """The module that is imported for a distribution: PIL of pillow, sklearn of scikit-learn."""
+    """The module that is imported for a distribution: PIL for pillow, sklearn for scikit-learn."""
     found = (distribution.read_text("top_level.txt") or "").split()
     for file in () if found else distribution.files or ():
         head = file.parts[0]
@@ -76,7 +76,7 @@ def try_imports(modules: list[str]) -> tuple[dict[str, str | None], dict]:
 
 
 def _import_in_child(modules: list[str]) -> tuple[str, str]:
-    """What a process that imports `modules` has written, and how it ended, for the module that it ended with."""
+    """What a process that imports `modules` wrote, and how it ended, for the module that it ended with."""
     reader, writer = os.pipe()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
     words = [sys.executable, "-P", "-W", "ignore", "-c", CHILD, str(writer), *modules]

@@ -1,6 +1,6 @@
 """All keys of a typed recipe, for people: what each takes, its default and its meaning.
 
-`clip-itm train --help` prints them, and the pages of the reference are made of them. What several kinds of a section
+`clip-itm train --help` prints them, and the pages of the reference are made from them. What several kinds of a section
 share is listed once, and what the program fills in by itself is not listed.
 """
 
@@ -20,7 +20,7 @@ WORDS = {str: "text", int: "integer", float: "number", Any: "anything"}
 
 
 class Key(NamedTuple):
-    """One key: `values` are alternatives, words to write or types; `default` is None where it has to be given."""
+    """One key: `values` are alternatives, words to write or types; `default` is None if a value has to be given."""
 
     name: str
     values: tuple[str, ...]
@@ -107,7 +107,7 @@ def _lines(group: Group) -> Iterator[str]:
 
 
 def is_filled_in(field: FieldInfo) -> bool:
-    """Whether the program writes this key into what it saves, and nobody else (`section.filled_in`)."""
+    """Whether only the program writes this key, into what it saves (`section.filled_in`)."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("filled_in"))
 

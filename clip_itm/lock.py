@@ -22,10 +22,10 @@ _holding = threading.Lock()  # of `_held`
 
 @contextmanager
 def locked(folder: str | Path, doing: str) -> Iterator[None]:
-    """Hold `folder` (made if it is not there) for one writer; `doing` says what it does, such as "train".
+    """Hold `folder` (created if missing) for one writer; `doing` says what it does, such as "train".
 
-    The lock is the system's, on a file that names the owner: it goes with its process, however that ends, and loader
-    processes do not inherit it. Raises ValueError naming the owner while somebody else writes.
+    The lock is the system's, on a file that names the owner: it ends with its process, however that ends, and loader
+    processes do not inherit it. Raises ValueError, naming the owner, while somebody else writes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def _locked_file(path: Path, folder: Path) -> Iterator[int]:
 def _name_owner(descriptor: int, doing: str) -> None:
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "doing": doing}
     text = json.dumps(owner | {"since": datetime.now(UTC).isoformat(timespec="seconds")}).encode()
-    with suppress(OSError):  # a full disk: it is held without a name
+    with suppress(OSError):  # on a full disk, it is held without a name
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text, 0)
 

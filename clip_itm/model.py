@@ -43,7 +43,7 @@ class ItmModel(PreTrainedModel):
     main_input_name = "pixel_values"
     _no_split_modules: list[str] = []  # noqa: RUF012
     supports_gradient_checkpointing = True
-    processor: ItmProcessor | None = None  # what makes its inputs, where it is known
+    processor: ItmProcessor | None = None  # what makes its inputs, if known
     chunks: Any = None  # of the gradient cache (`training/gradient_cache.py`), while training computes a loss
 
     def __init__(self, config: ItmConfig, backbone: nn.Module | None = None):
@@ -69,11 +69,11 @@ class ItmModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs) -> "ItmModel":
-        """See `PreTrainedModel.from_pretrained`. Of a local folder, the files are compared with its checksums.
+        """See `PreTrainedModel.from_pretrained`. The files of a local folder are compared with its checksums.
 
         Loading leaves what is in no checkpoint (open_clip's causal mask; what only training needs) with arbitrary
-        content and expects `_init_weights` to know every module that has such; here it gets back what it was built
-        with. The parameters are new ones, too; what the recipe freezes is frozen again.
+        content, and expects `_init_weights` to know every module that has such tensors; here they get back the values
+        that they were built with. The parameters are new, too, so that what the recipe freezes is frozen again.
         """
         place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         with_info = kwargs.pop("output_loading_info", False)
@@ -88,7 +88,7 @@ class ItmModel(PreTrainedModel):
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """See `PreTrainedModel.save_pretrained`; `checksums.json` says what was written."""
+        """See `PreTrainedModel.save_pretrained`; `checksums.json` records what was written."""
         with recording(save_directory):
             super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -109,7 +109,7 @@ class ItmModel(PreTrainedModel):
         return model
 
     def without_lora(self) -> "ItmModel":
-        """A model that computes the same without adapters: what they add is in the weights. Without any, this one."""
+        """A model that computes the same with its adapters merged into the weights; this one if it has none."""
         from clip_itm.backbones.merge import merge_lora  # in no checkpoint
 
         if self.backbone.config.lora is None:
@@ -136,9 +136,12 @@ class ItmModel(PreTrainedModel):
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
     ) -> Features:
-        """Of images [P, 3, H, W], or of patches [P, T, p * p * 3] with their mask [P, T] and shapes [P, 2] (see
-        `image_inputs`), or of what stands for them: pooled features [P, C] and tokens [P, T, C'] that the frozen tower
-        made earlier, or regions, with bool [P, T] where some are padding."""
+        """Features of images [P, 3, H, W], or of what replaces them.
+
+        That is: patches [P, T, p * p * 3] with their mask [P, T] and shapes [P, 2] (see `image_inputs`); pooled
+        features [P, C] and tokens [P, T, C'] that the frozen tower made earlier; or regions. Tokens and regions have a
+        mask bool [P, T] if some are padding.
+        """
         if pixel_values is None:
             return self.backbone.image_neck(Features(image_features, image_tokens, image_mask))
         shapes = {} if spatial_shapes is None else {"spatial_shapes": spatial_shapes}
@@ -149,8 +152,10 @@ class ItmModel(PreTrainedModel):
     def features_of_captions(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, text_features: Tensor | None = None
     ) -> Features:
-        """Of captions [B, T], or pooled features [B, C] that the frozen tower made earlier; both where another model
-        gives the pooled features."""
+        """Features of captions [B, T], or from pooled features [B, C] that the frozen tower made earlier.
+
+        Both are given if another model provides the pooled features.
+        """
         if input_ids is None:
             return self.backbone.text_neck(Features(text_features))
         trunk = self.backbone.text_trunk(input_ids, attention_mask)
@@ -169,7 +174,7 @@ class ItmModel(PreTrainedModel):
     def embed(self, pixel_values: Tensor | None = None, **others: Tensor) -> Tensor:
         """Embeddings [b, ...] float32 of one batch: towers in the type of their weights, the head in float32.
 
-        `others`: what a processor gives beside pixels, or of captions.
+        `others`: what a processor gives besides pixels, or for captions.
         """
         if pixel_values is None:
             return self.head.embed_texts(self.features_of_captions(**others).apply(Tensor.float)).float()
@@ -179,7 +184,7 @@ class ItmModel(PreTrainedModel):
     def encode(self, inputs: Any, batch_size: int = 64, convert_to: str = "numpy", progress: bool | None = None):
         """Embeddings [N, ...] float32 of images or of texts (see `modality_of`), such as unit vectors [N, D].
 
-        inputs: a list, or one alone, whose embedding then has no first axis. batch_size: of what is encoded at once.
+        inputs: a list, or a single one, whose embedding then has no first axis. batch_size: how many to encode at once.
         convert_to: "numpy", or "torch" for a tensor on the CPU. progress: show a bar (default: on a terminal). Raises
         ValueError for what is neither image nor text, for both in one list, and for an image that cannot be read.
 
@@ -209,9 +214,9 @@ class ItmModel(PreTrainedModel):
     ) -> ItmOutput:
         """One batch: P distinct images and B captions.
 
-        `image` int64 [B] says which of the P images pair k shows (default: P = B, in order). With `image_ids` and
+        `image_index` int64 [B] says which of the P images pair k shows (default: P = B, in order). With `image_ids` and
         `pair_ids` int64 [B] (numbers of the image and of the pair in the training set) the head's loss is computed;
-        `pair_weight` [B] are the weights that a data set gives its pairs, `caption_ids` int64 [B] tell equal captions.
+        `pair_weight` [B] are the weights that a data set gives its pairs, `caption_ids` int64 [B] mark equal captions.
         """
         image_inputs = {"pixel_values": pixel_values, "image_features": image_features}
         image_inputs |= {"image_tokens": image_tokens, "image_mask": image_mask}
@@ -245,7 +250,7 @@ class ItmModel(PreTrainedModel):
 
 
 def require_whole(info: dict) -> None:
-    """ValueError where the weights of a checkpoint are not those of its config.json; else some would be random."""
+    """Raises ValueError if a checkpoint's weights are not those of its config.json; else some would be random."""
     missing, other = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or other:
         raise ValueError(

@@ -37,13 +37,13 @@ def looks_like_path(name: str | Path) -> bool:
 
 
 def require_path(name: str | Path) -> None:
-    """ValueError at once for a path that does not exist, which libraries would take for a name on the Hub."""
+    """Raises ValueError at once for a path that does not exist, which libraries would take for a name on the Hub."""
     if not _exists(name) and looks_like_path(name):
         raise ValueError(f"{name}: there is no such folder; expected a run folder, a model folder or a name on the Hub")
 
 
 def require_source(name: str | Path) -> None:
-    """ValueError at once for a model that is neither here nor available from the Hub."""
+    """Raises ValueError at once for a model that is neither here nor available from the Hub."""
     require_path(name)
     if not _exists(name) and not _is_available([_folder("model", str(name))]):
         why = f"there is no such folder here, and {_why_not()} for a model of this name"
@@ -51,7 +51,7 @@ def require_source(name: str | Path) -> None:
 
 
 def require_recipe(recipe, backbone: bool = True) -> None:
-    """ValueError at once if a recipe names data (or pretrained weights) of the Hub that are not available."""
+    """Raises ValueError at once if a recipe names data (or pretrained weights) of the Hub that are not available."""
     for key, name, kept, instead in _remote_parts(recipe, backbone):
         if looks_like_path(name):
             raise ValueError(f"{key}: {name}: there is no such folder, and the Hub has no such name")

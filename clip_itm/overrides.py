@@ -63,7 +63,7 @@ def read_word(word: str, annotations: Types, key: str) -> Any:
 def _leave_behind(owner: type[Section], before: dict, content: dict, given: set[tuple], path: tuple = ()) -> None:
     """Drop keys of the file from sections for which an override has chosen another kind that has no such key.
 
-    A section within such a section goes as a whole if the other kind has no such section.
+    A section within such a section is dropped as a whole if the other kind has no such section.
     """
     for name, field in owner.model_fields.items():
         branches = {tag: section for section in section_types(field.annotation) for tag in tags(section)}

@@ -30,7 +30,7 @@ def data_url(jpeg: bytes) -> Markup:
 
 
 def sha256(script: str) -> str:
-    """The hash of a script, as a content security policy names a script that may run."""
+    """The hash by which a content security policy names a script that may run."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

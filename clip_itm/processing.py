@@ -1,4 +1,4 @@
-"""`ItmProcessor`: images to pixel values, captions to token ids, saved beside the model."""
+"""`ItmProcessor`: images to pixel values, captions to token ids, saved next to the model."""
 
 import html
 import string
@@ -12,7 +12,7 @@ from clip_itm.checksums import check_files, recording
 from clip_itm.image_processing import OpenClipImageProcessor, image_inputs
 from clip_itm.loading import loading
 
-# whatever the tokenizer is called to read: its vocabulary, merges, templates
+# what any tokenizer may read: its vocabulary, merges, templates
 OF_PROCESSOR = ("*processor*.json", "*token*.json", "vocab*", "words*", "merges.txt", "*.model", "*.jinja")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -72,8 +72,10 @@ class ItmProcessor(ProcessorMixin):
             )
 
     def __call__(self, images=None, text=None, return_tensors: str | None = "pt") -> BatchFeature:
-        """PIL images to `pixel_values` [P, 3, H, W], or see `image_inputs`; captions to `input_ids` and
-        `attention_mask`, int64 [B, T]."""
+        """PIL images to `pixel_values` [P, 3, H, W] (or see `image_inputs`), captions to token ids and their mask.
+
+        `input_ids` and `attention_mask` are int64 [B, T].
+        """
         data = {}
         if images is not None:
             batch = list(images) if isinstance(images, list | tuple) else [images]
@@ -106,19 +108,19 @@ class ItmProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "ItmProcessor":
-        """See `ProcessorMixin.from_pretrained`. Of a local folder, the files are compared with its checksums."""
+        """See `ProcessorMixin.from_pretrained`. The files of a local folder are compared with its checksums."""
         check_files(pretrained_model_name_or_path, OF_PROCESSOR)
         with loading(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """See `ProcessorMixin.save_pretrained`; `checksums.json` says what was written."""
+        """See `ProcessorMixin.save_pretrained`; `checksums.json` records what was written."""
         with recording(save_directory):
             return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """See `ProcessorMixin`. `images_as` was called `photos_as`, and where there was neither, the model tells."""
+        """See `ProcessorMixin`. `images_as` was once `photos_as`; if neither was saved, the model's kind decides."""
         options, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "photos_as" in options:
             options["images_as"] = options.pop("photos_as")
@@ -132,7 +134,7 @@ class ItmProcessor(ProcessorMixin):
         return options, rest
 
     def to_json_file(self, json_file_path) -> None:
-        """See `ProcessorMixin`. Beside processor_config.json stands the code that loads it without this package."""
+        """See `ProcessorMixin`. Next to processor_config.json it writes code that loads it without this package."""
         if self._auto_class is None:  # else transformers copies the code that it loaded
             from clip_itm.checkpoint_code import PROCESSOR_AUTO_MAP, write_processor_code
 
@@ -149,9 +151,9 @@ class ItmProcessor(ProcessorMixin):
 
     @property
     def hidden_word_id(self) -> int:
-        """What stands in place of a hidden word: the unknown token, else padding; never a start or end token.
+        """The token that replaces a hidden word: the unknown token, else padding; never a start or end token.
 
-        OpenAI's tokenizer uses its end token for both, and the text tower pools there: 0 stands for its hidden words.
+        OpenAI's tokenizer uses its end token for both, and the text tower pools there: its hidden words become 0.
         """
         candidates = (self.tokenizer.unk_token_id, self.pad_token_id)
         return next((i for i in candidates if i is not None and i not in self.special_token_ids), 0)

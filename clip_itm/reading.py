@@ -20,7 +20,7 @@ LONGEST_REASON = 300  # characters
 def reading(path: str | Path, what: str, remedy: str = REMEDY) -> Iterator[None]:
     """A block that reads the file `path`, which should be `what` ("an image", "the results of a run").
 
-    Every error becomes a ValueError that names `path` and ends with `remedy`; a ValueError that names it already passes
+    Every error becomes a ValueError that names `path` and ends with `remedy`; a ValueError that already names it passes
     unchanged.
 
     Example:

@@ -41,8 +41,8 @@ class Recipe(Section):
     start_from: str | None = Field(
         None,
         min_length=1,
-        description="a run, a model folder or a name on the Hub: training starts from these weights of towers like "
-        "those of backbone (and of the head, where its kind is the same), not from pretrained ones",
+        description="a run, a model folder or a name on the Hub, with towers like those of backbone: training starts "
+        "from its weights (and those of its head, if of the same kind), not from pretrained ones",
     )
     head: HeadConfig = ClipHeadConfig()
     training: TrainingSection = TrainingSection()
@@ -80,7 +80,7 @@ class Recipe(Section):
     def sha256(self) -> str:
         """Hash of what decides the outcome: folders, loader processes, logging and evaluation batches are left out.
 
-        So is data.skip_broken: what it leaves out decides, and that is in the hashes of the splits.
+        So is data.skip_broken: what it leaves out does decide, but is in the hashes of the splits.
         """
         content = self.model_dump(mode="json")
         del content["output_dir"], content["training"]["trackers"], content["training"]["log_every"]
@@ -114,7 +114,7 @@ class Recipe(Section):
 
     @property
     def random_part(self) -> str | None:
-        """What has random weights before training, as far as the recipe tells; None where all is trained already."""
+        """What has random weights before training, as far as the recipe says; None if all is trained already."""
         return self.backbone.random_part if self.start_from is None else None
 
     def with_overrides(self, *overrides: str) -> "Recipe":
@@ -200,7 +200,7 @@ def _explain(problem: dict[str, Any]) -> str:
     owner, options, path = Recipe, [], []
     for part in problem["loc"]:
         tagged = [option for option in options if len(options) > 1 and part in tags(option)]
-        if tagged:  # the discriminator of a union stands in the location, but it is no key of the file
+        if tagged:  # the discriminator of a union is in the location, but is not a key of the file
             options = tagged
             continue
         if options:

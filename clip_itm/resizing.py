@@ -1,7 +1,7 @@
-"""The part of a resized image that is kept, at the cost of that part alone, and to the bit what Pillow makes.
+"""Makes only the part of a resized image that is kept, at the cost of that part, and to the bit as Pillow does.
 
-Pillow resizes rows, rounds to 8 bits, then columns. The whole of a thin image may have a hundred thousand times the
-pixels that a centre crop keeps of it (4000 x 3 becomes 298666 x 224), so that of such images only the part is made.
+Pillow resizes rows, rounds to 8 bits, then columns. The whole of a thin image may have many thousand times the pixels
+that a centre crop keeps of it (4000 x 3 becomes 298666 x 224), so of such images only the part is made.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-WHOLE = 32  # resized pixels for each one that is kept, up to which Pillow makes all of them
-LARGEST = 2**26  # pixels that resizing may make, or hold between its passes, where nothing is cut off
+WHOLE = 32  # up to this many resized pixels for each one that is kept, Pillow makes all of them
+LARGEST = 2**26  # pixels that resizing may make, or hold between its passes, if nothing is cut off
 PRECISION = 22  # bits of Pillow's integer weights
 
 
@@ -21,7 +21,7 @@ def shortest_edge(size: tuple[int, int], edge: int) -> tuple[int, int]:
 
 
 def keep_ratio(size: tuple[int, int], target: tuple[int, int], inside: bool) -> tuple[int, int]:
-    """(width, height) of the same shape that covers `target`, or lies inside; rounded, as in open_clip and timm."""
+    """(width, height) of the same shape that covers `target`, or fits `inside`; rounded, as in open_clip and timm."""
     ratios = [own / wanted for own, wanted in zip(size, target, strict=True)]
     ratio = max(ratios) if inside else min(ratios)
     width, height = (max(1, round(own / ratio)) for own in size)
@@ -33,7 +33,7 @@ def resize_and_crop(
 ) -> Image.Image:
     """`image` in `size` (width, height), then its centre of `crop`, half a pixel rounded to even as in torchvision.
 
-    What the image lacks for the crop is `fill`. Raises `ValueError` for an image too thin to be resized.
+    Where the crop exceeds the image, it is `fill`. Raises `ValueError` for an image too thin to be resized.
     """
     starts = [_start(whole, kept) for whole, kept in zip(size, crop, strict=True)]
     left, top = (max(start, 0) for start in starts)
@@ -56,7 +56,7 @@ def resized_part(
 ) -> Image.Image:
     """`image.resize(size, resample).crop(box)` of an RGB image.
 
-    Raises `ValueError` where the part itself would take gigabytes.
+    Raises `ValueError` if the part itself would take gigabytes.
     """
     left, top, right, bottom = box
     width, height = size
@@ -74,7 +74,7 @@ def resized_part(
 
 
 def require_moderate(image: tuple[int, int], size: tuple[int, int]) -> None:
-    """ValueError where `size`, to which an image of (width, height) is to be resized as a whole, takes gigabytes."""
+    """Raises ValueError if `size`, to which a whole image of (width, height) is to be resized, takes gigabytes."""
     if size[0] * size[1] > LARGEST:
         raise ValueError(
             f"a photo of {image[0]} x {image[1]} pixels is too thin to be resized to {size[0]} x {size[1]}; crop or "
@@ -83,14 +83,14 @@ def require_moderate(image: tuple[int, int], size: tuple[int, int]) -> None:
 
 
 def lowered(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-    """`image`, or a very tall one already in the height of `size`: its rows alone, resized, would take gigabytes."""
+    """`image`, but a very tall one resized to the height of `size`: resizing its rows first would take gigabytes."""
     if size[0] * image.height <= LARGEST or image.height <= size[1]:
         return image
     return image.resize((image.width, size[1]), resample)
 
 
 class _Taps:
-    """Pillow's integer weights of the source pixels behind the resized pixels `start` to `stop` along one side.
+    """Pillow's integer weights of the source pixels for the resized pixels `start` to `stop` along one side.
 
     `first` and `last`: the source pixels that any of them reads.
     """
@@ -106,7 +106,7 @@ class _Taps:
         weight = kernel(np.abs((place - centre[:, None] + 0.5) / stretch)) * (place < high[:, None])
         weight *= 2**PRECISION / weight.sum(axis=1, keepdims=True)
         self.first, self.last = int(low.min()), int(high.max())
-        self.place = np.minimum(place, self.last - 1) - self.first  # weight 0 behind the last
+        self.place = np.minimum(place, self.last - 1) - self.first  # weight 0 after the last
         self.weight = (weight + np.copysign(0.5, weight)).astype(np.int32)
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST)]  # what NumPy takes
 
 
 def filled_in(meaning: str) -> Any:
-    """A key that the program writes into what it saves; it is in no list of keys."""
+    """A key that the program writes into what it saves; lists of keys leave it out."""
     return Field(None, description=f"filled in by the program: {meaning}", json_schema_extra={"filled_in": True})
 
 

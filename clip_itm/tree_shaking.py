@@ -1,12 +1,12 @@
 """The definitions of this package that some names need, as a few flat modules: one for every room that has any.
 
-From the names in question on, every function, class and constant that is reached is copied as it stands in its source,
-the others of its module are not. All of `clip_itm/backbones/` becomes `clip_itm_backbones.py`, `clip_itm/model.py`
-becomes `clip_itm_model.py`; that no room imports upwards lets them import each other. On the way
+Starting from these names, every function, class and constant that is reached is copied as it is in its source; the rest
+of its module is not. All of `clip_itm/backbones/` becomes `clip_itm_backbones.py`, `clip_itm/model.py` becomes
+`clip_itm_model.py`; they can import each other because no room imports upwards. On the way
 
 - a `match config.kind` keeps the case of the kind that is asked for, and so does the union of sections of a recipe;
 - a function or branch that begins with an import from this package is for the package alone, and so are functions of a
-  few names (`LEFT_OUT`): they become an error that says so;
+  few names (`OMITTED`): they become an error that says so;
 - calls at the top of a module, which register something, are left out.
 """
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from clip_itm.kinds import METHODS
 
-# functions of a head, of the section of a backbone, and of its kind, which a saved model does without
+# functions of a head, of the section of a backbone, and of its kind, which a saved model does not need
 OMITTED = ("loss", "losses", "hub_parts", "build_processor", "processor")
 LINE = 120  # characters
 FOR_THE_PACKAGE = "this needs the package clip-itm, whose README says how to install it"
@@ -58,8 +58,8 @@ class ClashError(Exception):
 def shaken(names: Iterable[Name], kinds: dict[str, str]) -> dict[str, str]:
     """File name -> text of the flat modules with `names` and all that they reach.
 
-    `kinds`: module -> the kind for which it chooses. Where modules of a room use one name for different things, each of
-    its modules becomes one of its own.
+    `kinds`: module -> the kind that it has to choose. If modules of a room use one name for different things, each of
+    them becomes a flat module of its own.
     """
     apart: set[str] = set()
     while True:
@@ -128,7 +128,7 @@ def read_module(name: str, kind: str | None = None) -> Module:
 
 
 def _of_one_method(module: str, kind: str | None) -> str | None:
-    """What stands in a checkpoint for the modules that look a method up by its kind."""
+    """What replaces, in a checkpoint, the modules that look a method up by its kind."""
     if kind is None or module not in ("clip_itm.methods.build", "clip_itm.methods.configuration"):
         return None
     stem, part = METHODS[kind], module.rpartition(".")[2]
@@ -173,7 +173,7 @@ def _uses(text: str) -> set[str]:
 
 
 def _text(module: Module, statement: ast.stmt, kind: str | None, apart: set[str]) -> tuple[str, list[Name]]:
-    """A statement with the comment above it, as it goes along, and the names that the chosen case in it imports."""
+    """A statement, with the comment above it, as it is copied, and the names that the chosen case in it imports."""
     if kind is not None and (section := _section_of(module, statement, kind)) is not None:
         return section, []
     lines, reached = list(module.lines), []
@@ -215,9 +215,11 @@ def _section_of(module: Module, statement: ast.stmt, kind: str) -> str | None:
 
 
 def _nodes(node: ast.AST, kind: str | None, optional: bool = False) -> Iterator[ast.AST]:
-    """What changes in a statement: imports in the case that stays; imports of others within functions (`optional`),
-    which transformers would demand; and, instead of what is in them, cases of another kind and what is for the package
-    alone."""
+    """The nodes that change in a statement.
+
+    Imports in the case that stays; imports of other packages within functions (`optional`), which transformers would
+    demand; and cases of another kind and what is for the package alone, as a whole.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             if _is_ours(child) or (optional and _packages(child) - sys.stdlib_module_names):
@@ -255,7 +257,7 @@ def _after_docstring(node: ast.FunctionDef | ast.If) -> list[ast.stmt]:
 
 
 def _replace(lines: list[str], statements: list[ast.stmt], text: str) -> None:
-    """Put `text` in the place of statements, in their indentation; `lines` keeps its length."""
+    """Replace statements by `text`, in their indentation; `lines` keeps its length."""
     first, last = statements[0].lineno - 1, statements[-1].end_lineno
     lines[first:last] = [textwrap.indent(text, " " * statements[0].col_offset)] + [""] * (last - first - 1)
 
@@ -272,7 +274,7 @@ def _flat(module: str, apart: set[str]) -> str:
 
 
 def _joined(flat: str, room: Room, kinds: dict[str, str]) -> str:
-    """The text of a flat module: imports, then what is kept of each module behind those that it imports."""
+    """The text of a flat module: imports, then what is kept of each module, after those that it imports."""
     lines = [f"# {flat.replace('_itm_', '_itm/')} of clip-itm {version('clip-itm')}, Apache-2.0\n"]
     for source in sorted(room.imports, key=lambda name: (name.startswith("."), name)):
         names = sorted(room.imports[source])

@@ -169,7 +169,7 @@ def _damages_in_index(path: Path) -> list[str] | None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file without a checksum shows that it is of a run, model or cache, of an earlier clip_itm."""
+    """Whether a file without a checksum shows that it belongs to a run, model or cache of an earlier clip_itm."""
     if path.name == "config.json":
         try:
             return json.loads(path.read_text(encoding="utf-8"))["model_type"] == "clip_itm"

@@ -8,18 +8,18 @@ from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNo
 from clip_itm.keys import Types, below, is_text, items
 from clip_itm.section import RecipeError
 
-MOST_VALUES = 100_000  # aliases counted as often as they stand for something
+MOST_VALUES = 100_000  # with aliases written out
 DEEPEST = 64
 MOST_DIGITS = 100
 TAG = "tag:yaml.org,2002:"
 
 
 def read_yaml(text: str, origin: str, annotations: Types = (), key: str = "") -> Any:
-    """What `text` says, as plain values; `annotations` are the types of `key`, under which it stands.
+    """What `text` says, as plain values; `annotations` are the types of `key`, to which the text belongs.
 
-    A key that takes text gets the letters that stand there, `007` and `no` too; only null, ~ and nothing are None.
-    Raises `RecipeError` (`origin` names the text in it) for what is no YAML, for a key that stands there twice, and for
-    text that would grow beyond bounds: aliases of aliases, thousands of brackets, numbers of thousands of digits.
+    A key that takes text gets the letters as they are written, even `007` and `no`; only null, ~ and nothing are None.
+    Raises `RecipeError` (`origin` names the text in it) for invalid YAML, for a key that occurs twice, and for text
+    that would grow beyond bounds: aliases of aliases, thousands of brackets, numbers of thousands of digits.
     """
     loader = None
     try:
@@ -116,5 +116,5 @@ def _value(node: Node, annotations: Types, key: str, origin: str) -> Node:
 
 
 def _text(node: ScalarNode) -> ScalarNode:
-    """A copy as text: the node itself may stand elsewhere, too, as an alias."""
+    """A copy as text: the node itself may be used elsewhere, too, as an alias."""
     return ScalarNode(f"{TAG}str", node.value, node.start_mark, node.end_mark, style=node.style)
