@@ -199,7 +199,7 @@ def _text(module: Module, statement: ast.stmt, kind: str | None, apart: set[str]
 
 
 def _section_of(module: Module, statement: ast.stmt, kind: str) -> str | None:
-    """A union of sections, told apart by their `kind`, as the one section of this kind, where it is one of them."""
+    """A union of sections, distinguished by their `kind`, as the one section of this kind, if it is one of them."""
     if not isinstance(statement, ast.Assign) or "discriminator" not in ast.unparse(statement):
         return None
     for name in _uses(ast.unparse(statement.value)):

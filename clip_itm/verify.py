@@ -155,7 +155,7 @@ def _is_index(folder: Path) -> bool:
 
 
 def _damages_in_index(path: Path) -> list[str] | None:
-    """What is wrong with one file of an index; None where it is none."""
+    """What is wrong with one file of an index; None if it is not one."""
     if not _is_index(path.parent):
         return None
     from clip_itm.retrieval.storage import index_damages, index_files

@@ -70,7 +70,7 @@ class BertTower(nn.Module):
         linear, has_mlp = config.text_projection is True, config.text_projection == "mlp"
         self.token_width = config.embed_dim if linear else hidden
         self.projection = nn.Linear(hidden, config.embed_dim) if linear else nn.Identity()
-        self.dropout = nn.Dropout(0.0 if has_mlp else config.hidden_dropout)  # that of the MLP is within it
+        self.dropout = nn.Dropout(0.0 if has_mlp else config.hidden_dropout)  # the MLP has its own
         self.pooling = None if config.text_pooling == "first" else make_pooling(config.text_pooling, self.token_width)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

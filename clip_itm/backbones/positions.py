@@ -20,7 +20,7 @@ def stretched(positions: Tensor, length: int) -> Tensor:
         )
     if own < KEPT + 2:
         raise ValueError(
-            f"backbone.context_length: this text tower has {own} positions, too few to be stretched behind the first "
+            f"backbone.context_length: this text tower has {own} positions, too few to be stretched beyond the first "
             f"{KEPT}; leave it out, or choose another tower"
         )
     place = KEPT + torch.arange(length - KEPT, dtype=torch.float64) * (own - KEPT) / (length - KEPT)
@@ -34,7 +34,7 @@ def stretched(positions: Tensor, length: int) -> Tensor:
 def notice(model: str, own: int, length: int) -> str:
     """What users have to know about such a tower."""
     return (
-        f"{model}: captions of up to {length} tokens instead of {own} (backbone.context_length). The positions behind "
+        f"{model}: captions of up to {length} tokens instead of {own} (backbone.context_length). The positions after "
         f"the first {KEPT} are interpolated (Long-CLIP, arXiv 2403.15378 section 3.1): captions of up to {KEPT} tokens "
-        "are embedded as before, longer ones not, until the text tower is fine-tuned on such"
+        "are embedded as before; longer ones are not, until the text tower is fine-tuned on such captions"
     )

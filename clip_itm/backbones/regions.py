@@ -43,7 +43,7 @@ class Regions(Backbone):
         self.region_dropout = nn.Dropout(config.region_dropout)
         self.image_pooling = None if config.global_dim else make_pooling(config.pooling, image_width)
         self.text_tower = text_tower
-        # word pieces that continue the previous one; saved in checkpoints, because ids alone do not tell
+        # word pieces that continue the previous one; saved in checkpoints, because ids alone do not show it
         in_pieces = config.text_encoder == "bert" and config.word_corruption
         self.register_buffer("continues_word", torch.zeros(config.vocab_size, dtype=torch.bool) if in_pieces else None)
 

@@ -65,7 +65,7 @@ class TimmWords(Backbone):
         return Features(pooled, tokens, mask) if self.output_tokens else Features(pooled)
 
     def text_neck(self, features: Features) -> Features:
-        """Dropout, and the MLP of pooled features where there is one: [B, D]."""
+        """Dropout, and the MLP of pooled features if there is one: [B, D]."""
         features = features.apply(self.text_dropout)
         return replace(features, pooled=self.text_mlp(features.pooled))
 

@@ -12,6 +12,6 @@ C, which is bounded.
 When to use it: wrong captions, and no compute to spare: a step costs as much as one of the plain loss.
 What it needs: a fixed temperature that fits the model's cosines (the run measures and warns), some epochs before labels
 move, and a known number of candidates (`softmax_set`).
-Where to read on: `loss.py` and `labels.py` (pure functions), `trainer.py` (pieces, labels beside a checkpoint),
+Where to read on: `loss.py` and `labels.py` (pure functions), `trainer.py` (pieces, labels in a checkpoint),
 `method.py`; docs/heads.md for the keys.
 """

@@ -10,7 +10,7 @@ from clip_itm.training.clean_probability import CleanProbability
 
 
 def is_blind(found: CleanProbability) -> bool:
-    """Whether the judge cannot tell pairs from mismatches: it knows too little, or nearly all captions are wrong."""
+    """Whether the judge cannot distinguish pairs from mismatches: it knows too little, or nearly all are wrong."""
     return found.share is not None and found.share[2] >= BLIND
 
 

@@ -116,7 +116,7 @@ class OsaTrainer(PairTrainer):
         return CleanProbability(
             values=clean_probability(suspicion, made, wrong_share(suspicion, made)).astype(np.float32),
             ranking=-suspicion.astype(np.float32),
-            method="cosines under OSA's estimator beside those of made mismatches (OSA's weights are no probabilities)",
+            method="cosines under OSA's estimator against those of made mismatches (its weights are no probabilities)",
             noise_sha256=self.data.noise.sha256,
         )
 
