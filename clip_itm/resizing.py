@@ -1,7 +1,7 @@
 """Makes only the part of a resized image that is kept, at the cost of that part, and to the bit as Pillow does.
 
-Pillow resizes rows, rounds to 8 bits, then columns. The whole of a thin image may have many thousand times the pixels
-that a centre crop keeps of it (4000 x 3 becomes 298666 x 224), so of such images only the part is made.
+Pillow resizes rows, rounds to 8 bits, then columns. The whole of a thin image may have over a thousand times the
+pixels that a centre crop keeps of it (4000 x 3 becomes 298666 x 224), so of such images only the part is made.
 """
 
 from collections.abc import Callable

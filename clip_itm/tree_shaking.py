@@ -257,7 +257,7 @@ def _after_docstring(node: ast.FunctionDef | ast.If) -> list[ast.stmt]:
 
 
 def _replace(lines: list[str], statements: list[ast.stmt], text: str) -> None:
-    """Replace statements by `text`, in their indentation; `lines` keeps its length."""
+    """Replace statements with `text`, in their indentation; `lines` keeps its length."""
     first, last = statements[0].lineno - 1, statements[-1].end_lineno
     lines[first:last] = [textwrap.indent(text, " " * statements[0].col_offset)] + [""] * (last - first - 1)
 

@@ -42,8 +42,7 @@ def pair_losses(
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
     captions: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Symmetric loss l of each pair against the others of its batch (docs/papers/npc.md 2.2): float32 [N], row k is
-    pair k.
+    """Symmetric loss l of each pair against the others of its batch (docs/papers/npc.md 2.2): float32 [N].
 
     `images` [Ni, ...] and `texts` [Nt, ...] are embeddings, by default unit vectors compared by cosine; pair k is image
     `pair_image[k]` with caption `source[k]`, both int64 [N]; `scale` multiplies similarities. Batches are parts of a

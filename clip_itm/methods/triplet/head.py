@@ -1,5 +1,6 @@
-"""The bidirectional hinge (Lee et al., ECCV 2018, section 3.2; docs/papers/polyloss.md 5), with the hardest negatives
-of VSE++ (Faghri et al., BMVC 2018).
+"""The bidirectional hinge, with all negatives or the hardest ones.
+
+Lee et al., ECCV 2018, section 3.2 (docs/papers/polyloss.md 5); the hardest ones: VSE++ (Faghri et al., BMVC 2018).
 
     cost[i, j] = max(0, margin + S[i, j] - S[i, i])   for j != i, and the same in S^T
     loss       = sum_i max_j cost[i, j], or sum_ij cost[i, j], of both directions
