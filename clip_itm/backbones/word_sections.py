@@ -149,7 +149,7 @@ class TimmWordsBackbone(CaptionTowerSection):
         elif self.freeze_text and self.text_projection != "mlp":
             raise ValueError(
                 "freeze_text would hold the new linear layer at BERT's tokens still, too: set text_projection: mlp, "
-                "which trains behind BERT"
+                "which trains on top of BERT"
             )
         elif self.freeze_text and self.text_pooling in ("gpo", "attention"):
             raise ValueError(

@@ -73,7 +73,7 @@ def stopped_runs(runs: list) -> str:
 def run_rows(results: dict) -> list[tuple[str, dict]]:
     """Rows of the final table: zero-shot, best by val, last, under every protocol."""
     stages = {
-        "zero_shot": "step 0 (zero-shot)",
+        "zero_shot": "step 0 (before training)",
         "best": f"best checkpoint by val (step {results['best_step']})",
         "last": "last",
     }

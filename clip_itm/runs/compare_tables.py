@@ -105,7 +105,7 @@ def markdown(rows: Sequence[dict], cells: Sequence[Cell]) -> str:
     """The whole comparison as Markdown: a table per protocol and stage, and what it rests on."""
     first = cells[0].results
     parts = [f"# Recall on {first['split']}, percent (mean ± sample standard deviation over training seeds)\n"]
-    for title, lines in tables_of(rows, cells, {**STAGES, "zero_shot": "step 0 (zero-shot)"}).items():
+    for title, lines in tables_of(rows, cells, {**STAGES, "zero_shot": "step 0 (before training)"}).items():
         parts += [f"## {plain(title)}\n", _markdown_lines(lines)]
     noise = {cell.noise: cell.results["noise"]["sha256"][:12] for cell in cells}
     machine = first["provenance"]["machine"]
