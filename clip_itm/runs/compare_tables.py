@@ -7,6 +7,7 @@ from statistics import mean
 from clip_itm.evaluation.report import HEADERS, columns_of
 from clip_itm.files import write_json, write_text
 from clip_itm.runs.compare import STAGES, TABLE, Cell, noise_label
+from clip_itm.visible import counted
 from clip_itm.visible import markdown as plain
 
 NONE = "-"
@@ -111,7 +112,7 @@ def markdown(rows: Sequence[dict], cells: Sequence[Cell]) -> str:
     machine = first["provenance"]["machine"]
     parts.append(
         f"One draw per noise ({', '.join(f'{label}: {sha}' for label, sha in noise.items())}), shared by all methods "
-        f"and seeds. {machine['processes']} process(es) on {machine['device']}, "
+        f"and seeds. {counted(machine['processes'], 'process', 'processes')} on {machine['device']}, "
         f"torch {first['provenance']['versions']['torch']}.\n"
     )
     return "\n".join(parts)
