@@ -168,7 +168,8 @@ def _making(recipe: Recipe, results: dict) -> str:
 ```
 
 with [`recipe.yaml`](recipe.yaml) (hash `{results["recipe_sha256"]}`, seed {results["seed"]}); the same data must have
-the hashes above. Made on {counted(machine["processes"], "process", "processes")}, {machine["device"]}{took}; {versions}.
+the hashes above. Made on {counted(machine["processes"], "process", "processes")}, {machine["device"]}{took};
+{versions}.
 
 <details><summary>The whole recipe</summary>
 
