@@ -6,8 +6,8 @@
 Each run judges photos of its data that it has not seen: val and test together, of which a number is drawn
 (`--photos`), with 0, 1, 2 and 5 % of their captions shuffled. Every draw has photos, noise and made mismatches of its
 own, and is judged by `made_null`, as an audit does it. "Weakened" judges have as much noise added to their embeddings
-as these are long. A row says in how many of the draws wrong captions were found, the mean share if so, and the mean
-upper end of the interval. Prints Markdown, and writes --json FILE.
+as these are long. A row says in how many of the draws wrong captions were found, the mean share if so, how many of the
+intervals hold the true share, and their mean upper end. Prints Markdown, and writes --json FILE.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def weakened(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def judged(
     images: torch.Tensor, texts: torch.Tensor, image: np.ndarray, photos: int, ratio: float, seed: int
-) -> MadeNull:
-    """What is found in a draw of `photos` images, with a fraction `ratio` of their captions shuffled."""
+) -> tuple[float, MadeNull]:
+    """The true share and what is found in `photos` images, a fraction `ratio` of whose captions is shuffled."""
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(len(images), photos, replace=False))
     pairs = np.flatnonzero(np.isin(image, chosen))
@@ -68,7 +68,7 @@ def judged(
         lambda rows, columns: rows @ columns.T,
         BLOCK,
     )
-    return made_null([scores], len(pairs), seed)
+    return float((image[source] != image[pairs]).mean()), made_null([scores], len(pairs), seed)
 
 
 def main() -> None:
@@ -80,8 +80,8 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()  # as the command line does
     rows = []
-    print("| judge | photos | wrong | found in | mean share if so | mean upper end |")
-    print("|---|--:|--:|--:|--:|--:|")
+    print("| judge | photos | wrong | found in | mean share if so | intervals that hold | upper end |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
     for folder in args.runs:
         images, texts, image = embeddings_of(folder)
         generator = torch.Generator().manual_seed(0)
@@ -90,16 +90,18 @@ def main() -> None:
         for name, vectors in judges.items():
             for photos in args.photos:
                 for ratio in RATIOS:
-                    nulls = [judged(*vectors, image, photos, ratio, seed) for seed in range(args.draws)]
-                    found = [null.share for null in nulls if null.share > 0]
+                    draws = [judged(*vectors, image, photos, ratio, seed) for seed in range(args.draws)]
+                    found = [null.share for _, null in draws if null.share > 0]
+                    holds = sum(null.low <= true <= null.high for true, null in draws)
+                    upper = float(np.mean([null.high for _, null in draws]))
                     share = f"{100 * np.mean(found):.1f} %" if found else ""
-                    upper = 100 * np.mean([null.high for null in nulls])
                     print(
-                        f"| {name} | {photos:,} | {100 * ratio:g} % | {len(found)} of {len(nulls)} | {share} "
-                        f"| {upper:.1f} % |",
+                        f"| {name} | {photos:,} | {100 * ratio:g} % | {len(found)} of {len(draws)} | {share} "
+                        f"| {holds} | {100 * upper:.1f} % |",
                         flush=True,
                     )
-                    rows.append({"judge": name, "photos": photos, "ratio": ratio, "draws": len(nulls), "found": found})
+                    row = {"judge": name, "photos": photos, "ratio": ratio, "draws": len(draws)}
+                    rows.append(row | {"found": found, "holds": holds, "upper": upper})
     write_json(args.json, rows)
 
 
