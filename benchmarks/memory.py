@@ -4,13 +4,15 @@
     python benchmarks/memory.py --sizes 1024 4096        some of them
 
 A column is a process of its own, which goes from the smallest batch to the largest. A figure is the largest resident
-memory until its step has ended, without what was resident before the first one (libraries, weights). One step is
+memory until its step has ended, without what was resident before the first one (libraries, weights). glibc is told to
+give freed memory back, or what it keeps for later would be measured (`RETURNED`); steps take longer so. One step is
 forward and backward of the plain head on photos of 16 x 16 and captions of 8 tokens in float32. With the cache, what
 still grows with the batch are its inputs, its embeddings and a block of its scores (`methods/scores.py`).
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -34,6 +36,7 @@ SMALL = {
     "text_cfg": {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 2, "layers": 2},
 }
 MB = 2**20
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def make_model() -> ItmModel:
@@ -86,7 +89,8 @@ def main() -> None:
     columns: list[dict[int, dict]] = []
     for chunk in (0, args.chunk):
         words = [sys.executable, __file__, "--of", str(chunk), "--sizes", *map(str, sizes)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True)  # it is killed if memory runs out
+        # it is killed if memory runs out
+        done = subprocess.run(words, env=os.environ | RETURNED, stdout=subprocess.PIPE, text=True)
         columns.append({found["pairs"]: found for found in map(json.loads, done.stdout.splitlines())})
     table = Table(title=f"one step; chunks of {args.chunk}")
     for name in ("pairs", "MB", "MB, cached", "seconds", "seconds, cached"):
