@@ -212,7 +212,7 @@ def test_lora_without_peft(folder, monkeypatch):
         ("clip", {"from_scratch": True, "freeze_image": True}, "would keep random weights"),
         ("open_clip", {"image_weights": "x.safetensors", "pretrained": "y.pt"}, "image_weights goes with"),
         ("bag", {"freeze_text": True}, "freeze_text: text_encoder bag starts from random weights"),
-        ("sentence", {"freeze_text": True, "text_projection": True}, "set text_projection: mlp, which trains behind"),
+        ("sentence", {"freeze_text": True, "text_projection": True}, "set text_projection: mlp, which trains on top"),
         ("sentence", {"freeze_text": True, "text_pooling": "gpo"}, "text_pooling gpo would keep random weights"),
         ("sentence", {"freeze_text": True, "word_dropout": 0.1}, "word_dropout does nothing"),
         ("sentence", {"text_projection": True}, "text_hidden: text_encoder bert has sizes of its own"),
