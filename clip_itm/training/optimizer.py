@@ -8,6 +8,7 @@ from torch import nn
 from clip_itm.backbones.blocks import parameters
 from clip_itm.training.configuration import TrainingSection
 from clip_itm.training.sharding import is_sharded, over_parts
+from clip_itm.training.sliced import over_slices
 
 FUSED_ON = ("cpu", "cuda", "xpu", "mps")
 
@@ -61,12 +62,15 @@ def _own_multipliers(names: list[str], multipliers: dict[str, float]) -> dict[st
     return {name: next((multipliers[key] for key in keys if name.startswith(key)), 1.0) for name in names}
 
 
-def make_optimizer(model, section: TrainingSection) -> torch.optim.AdamW:
+def make_optimizer(model, section: TrainingSection, slices: bool = False) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, fused (one pass over weights and moments) where torch supports it.
 
-    A resumed run keeps the way it began with: the optimiser's state says which.
+    A resumed run keeps the way it began with: the optimiser's state says which. `slices`: the moments of a whole model
+    are in parts (`sliced.py`).
     """
     groups = parameter_groups(model, section)
     fused = all(parameter.device.type in FUSED_ON for group in groups for parameter in group["params"])
     make = partial(torch.optim.AdamW, betas=section.betas, eps=section.epsilon, fused=fused or None)
+    if slices:
+        return over_slices(groups, make)
     return over_parts(groups, make) if is_sharded(model) else make(groups)

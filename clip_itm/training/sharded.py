@@ -14,10 +14,12 @@ class ShardedTrainer(Trainer):
     """With `shards`, cuts the model in parts when training begins, after loading the checkpoint to resume from.
 
     The model stays in parts. Checkpoints are those of a whole model, so that a run may resume in another launch.
-    `computes_alone`: whether processes may have different numbers of passes in a step.
+    `computes_alone`: whether processes may have different numbers of passes in a step. `slices`: the model stays whole,
+    and only the moments of its optimiser are in parts.
     """
 
     shards = False
+    slices = False
     computes_alone = False
 
     def _prepare_for_training(self, *args, **kwargs):
@@ -53,6 +55,6 @@ class ShardedTrainer(Trainer):
         super()._save(output_dir, whole_weights(self.model) if is_sharded(self.model) else state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.shards and not self.args.should_save:
+        if (self.shards or self.slices) and not self.args.should_save:
             self.optimizer.state_dict()  # what the first process saves is put together by all
         super()._save_optimizer_and_scheduler(output_dir)

@@ -159,7 +159,7 @@ class PairTrainer(GuardedTrainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = make_optimizer(self.model, self.section)
+            self.optimizer = make_optimizer(self.model, self.section, self.slices)
         if self.section.ema is not None:
             self.average = WeightAverage(self.model, self.section.ema)
         return self.optimizer

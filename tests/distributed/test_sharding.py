@@ -21,7 +21,7 @@ PARTS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in SECTIONS if not name.startswith(("npc", "aahr"))])
+@pytest.mark.parametrize("method", [name for name in SECTIONS if not name.startswith("aahr")])
 def test_a_run_in_parts_equals_one_process(tmp_path, method):
     """Whole epochs in float64; `clip-all`: average, gradient cache, clipping, frozen blocks, rates of their own."""
     found = {}
@@ -53,8 +53,9 @@ def test_layers_are_taken_apart_unless_the_launch_says_otherwise(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_in_parts_is_killed_resumed_exported_and_searched(tmp_path):
-    recipe = recipe_of(tmp_path / "clip", "clip", evaluate_every=4)
+@pytest.mark.parametrize("method", ["clip", "npc"])
+def test_a_run_in_parts_is_killed_resumed_exported_and_searched(tmp_path, method):
+    recipe = recipe_of(tmp_path / method, method, evaluate_every=4)
     recipe = recipe.with_overrides("--training.ema", "0.9", "--training.epochs", "3")
     words = {}
     for name in ("whole", "killed"):
@@ -72,7 +73,7 @@ def test_a_run_in_parts_is_killed_resumed_exported_and_searched(tmp_path):
         process.wait()
     assert not (tmp_path / "killed" / "results.json").exists()
     assert "resuming from" in launch(2, *words["killed"], **PARTS)
-    assert_same_end(tmp_path / "killed", tmp_path / "whole", "clip")
+    assert_same_end(tmp_path / "killed", tmp_path / "whole", method)
     results = json.loads((tmp_path / "killed" / "results.json").read_text(encoding="utf-8"))
     assert results["provenance"]["machine"]["processes"] == 2
 
@@ -101,7 +102,7 @@ def test_what_is_not_fsdp2_is_refused(monkeypatch):
     assert not asks_for_parts()
 
 
-@pytest.mark.parametrize(("method", "reason"), [("npc", "trial step of Adam"), ("aahr", "momentum encoders")])
+@pytest.mark.parametrize(("method", "reason"), [("aahr", "momentum encoders")])
 def test_a_method_that_needs_whole_weights_says_why(tmp_path, monkeypatch, method, reason):
     for name, value in PARTS.items():
         monkeypatch.setenv(name, value)
@@ -119,7 +120,7 @@ def test_a_gradient_cache_that_torch_cannot_cut_is_refused(tmp_path, monkeypatch
         parts_weights(recipe.with_overrides("--training.cache_chunk", "4"))
 
 
-def test_every_method_but_two_can_be_cut(tmp_path, monkeypatch):
+def test_every_method_but_one_can_be_cut(tmp_path, monkeypatch):
     monkeypatch.setattr("clip_itm.runs.launch.asks_for_parts", lambda: True)
-    for method in HEADS.keys() - {"npc", "aahr"}:
+    for method in HEADS.keys() - {"aahr"}:
         assert not parts_weights(recipe_of(tmp_path / method, method, None)), "one process has nothing to cut"

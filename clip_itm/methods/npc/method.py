@@ -11,10 +11,6 @@ from clip_itm.training.clean_probability import CleanProbability, probabilities_
 class NpcMethod(Method):
     history = ("method_epoch", "bank_clean")
     state_files = (BANK, STATE)
-    keeps_whole = (
-        "every step makes a trial step of Adam, whose weights and moments each process needs whole, as many as the "
-        "model's own, and takes two gradients of one graph past the hooks that would cut them"
-    )
 
     bank: MemoryBank | None = None  # the one that `head.bank` names
     found: CleanProbability | None = None  # what `head.weights` names

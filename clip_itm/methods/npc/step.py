@@ -14,6 +14,7 @@ not train (docs/papers/npc.md 10). Otherwise trial and memory are computed in in
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from clip_itm.methods.clip.head import contrastive_losses
 from clip_itm.methods.npc.configuration import NpcHeadConfig
 from clip_itm.methods.npc.weights import confidence_weight, improvement_ratio
 from clip_itm.training.gradient_cache import IMAGE_INPUTS, TEXT_INPUTS, Chunks, in_chunks
+from clip_itm.training.sliced import cut, is_sliced, over_slices, put_together, whole_of
 
 
 class NpcOutcome(NamedTuple):
@@ -89,6 +91,8 @@ class NpcStep:
         self.trial_optimizer = _trial_optimizer(
             optimizer, dict(zip(self.parameters, self.trial.values(), strict=True)), config.trial_moments
         )
+        self.is_sliced = is_sliced(self.trial_optimizer)
+        self._trained_trial = {whole_of(parameter): parameter for parameter in _parameters(self.trial_optimizer)}
         self.shares_forward: bool | None = None
 
     def __call__(self, inputs: dict[str, Tensor], fraction: float = 1.0) -> NpcOutcome:
@@ -169,7 +173,8 @@ class NpcStep:
         for value, gradient in zip(trial, gradients, strict=True):
             value.grad = gradient
         self.trial_optimizer.step()
-        self.trial_optimizer.zero_grad()
+        for value in trial:
+            value.grad = None
 
     @torch.no_grad()
     def _memory_after(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -195,9 +200,9 @@ class NpcStep:
             )
 
     def _copy_base_moments(self) -> None:
-        for parameter, value in zip(self.parameters, self.trial.values(), strict=True):
-            moments = self.optimizer.state.get(parameter, {})
-            self.trial_optimizer.state[value] = {name: tensor.clone() for name, tensor in moments.items()}
+        for base, trial in zip(_parameters(self.optimizer), _parameters(self.trial_optimizer), strict=True):
+            moments = self.optimizer.state.get(base, {})
+            self.trial_optimizer.state[trial] = {name: tensor.clone() for name, tensor in moments.items()}
 
     def _modes_agree(self, batch: Batch) -> bool:
         """Whether a forward pass in training mode equals one in inference mode to the bit, on every process."""
@@ -217,12 +222,15 @@ class NpcStep:
     # State
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments of the trial optimiser, `trial.<parameter>.<moment>`, and whether the forward pass is shared."""
+        """Moments of the trial optimiser, `trial.<parameter>.<moment>`, and whether the forward pass is shared.
+
+        If they are in parts, all processes have to call this: they are put together.
+        """
         own = self.trial if self.config.trial_moments == "own" else {}
         state = {
-            f"trial.{name}.{moment}": tensor
+            f"trial.{name}.{moment}": put_together(tensor, value) if self.is_sliced and tensor.ndim else tensor
             for name, value in own.items()
-            for moment, tensor in self.trial_optimizer.state.get(value, {}).items()
+            for moment, tensor in self.trial_optimizer.state.get(self._trained_trial[value], {}).items()
         }
         if self.shares_forward is not None:
             state["shares_forward"] = torch.tensor(self.shares_forward)
@@ -237,10 +245,15 @@ class NpcStep:
             moments = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
             if moments:  # "step" stays where torch keeps it: on the CPU unless the optimiser is fused
                 fused = value.is_cuda and bool(self.trial_optimizer.defaults.get("fused"))
-                self.trial_optimizer.state[value] = {
+                self.trial_optimizer.state[self._trained_trial[value]] = {
                     key: tensor.clone() if key == "step" and not fused else tensor.to(value.device, copy=True)
-                    for key, tensor in moments.items()
+                    for key, tensor in self._cut(moments, value).items()
                 }
+
+    def _cut(self, moments: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
+        if not self.is_sliced:
+            return moments
+        return {key: cut(tensor, value) if tensor.ndim else tensor for key, tensor in moments.items()}
 
 
 class _Encode(nn.Module):
@@ -270,8 +283,16 @@ def _pick(inputs: dict[str, Tensor], keys: Iterable[str], prefix: str = "") -> d
 def _trial_optimizer(
     optimizer: torch.optim.Optimizer, trial_of: dict[Tensor, Tensor], moments: str
 ) -> torch.optim.Optimizer:
-    """An optimiser like the real one over the trial parameters, group by group."""
-    groups = [{**group, "params": [trial_of[value] for value in group["params"]]} for group in optimizer.param_groups]
+    """An optimiser like the real one over the trial parameters, group by group; in slices, if that one is."""
+    groups = [
+        {**group, "params": [trial_of[whole_of(value)] for value in group["params"]]}
+        for group in optimizer.param_groups
+    ]
     if moments == "none":
         return torch.optim.SGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
-    return type(optimizer)(groups, lr=optimizer.defaults["lr"], fused=optimizer.defaults.get("fused"))
+    make = partial(type(optimizer), lr=optimizer.defaults["lr"], fused=optimizer.defaults.get("fused"))
+    return over_slices(groups, make) if is_sliced(optimizer) else make(groups)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clip_itm.data.equal_captions import numbers_if_asked
 from clip_itm.data.training_data import TrainingData
-from clip_itm.distributed import gather_constant, is_same_everywhere
+from clip_itm.distributed import gather_constant, is_same_everywhere, say
 from clip_itm.evaluation.detection import auc
 from clip_itm.methods.npc.bank import MemoryBank, build_bank
 from clip_itm.methods.npc.configuration import NpcHeadConfig
@@ -25,13 +25,19 @@ from clip_itm.training.trainer import PairTrainer
 from clip_itm.visible import counted
 
 BANK, STATE = "bank.npz", "npc_state.safetensors"
+WHOLE = (
+    "npc: weights and gradients stay whole in every process, because every step makes a trial step, whose weights each "
+    "needs whole, and takes two gradients of one graph past the hooks that would cut them; the moments of both "
+    "optimisers are in parts"
+)
 
 
 class NpcTrainer(PairTrainer):
     """A `PairTrainer` whose steps, after the warm-up, are `NpcStep`s with a memory bank.
 
     `build_bank` makes the bank from the current weights when the warm-up is over; `is_clean` bool [N] is the truth
-    about the training pairs if it is known, for the log only. `label`: `Pairs.label`.
+    about the training pairs if it is known, for the log only. `label`: `Pairs.label`. With `shards`, the moments of
+    both optimisers are in parts; weights stay whole.
     """
 
     def __init__(
@@ -40,9 +46,13 @@ class NpcTrainer(PairTrainer):
         build_bank: Callable[[], MemoryBank],
         is_clean: np.ndarray | None,
         label: np.ndarray | None = None,
+        shards: bool = False,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.slices = shards
+        if shards:
+            say(WHOLE)
         self.right = None if label is None else torch.from_numpy(label == 1).to(self.args.device)
         self.build_bank, self.is_clean = build_bank, is_clean
         self.config = self.model.head.config
@@ -119,11 +129,16 @@ class NpcTrainer(PairTrainer):
 
     # Checkpoints
 
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.step is not None and self.slices:  # what the first process saves is put together by all
+            self._step_state = self.step.state_dict()
+        super()._save_checkpoint(model, trial)
+
     def save_method_state(self, folder: Path) -> None:
         if self.bank is None:
             return
         self.bank.save(folder / BANK)
-        state = {} if self.step is None else self.step.state_dict()
+        state = self._step_state if self.step is None or self.slices else self.step.state_dict()
         save_file({"seen": self.seen.cpu(), **{name: value.cpu() for name, value in state.items()}}, folder / STATE)
 
     def load_method_state(self, folder: Path) -> None:

@@ -160,12 +160,18 @@ def main(method: str, folder: str, out: str) -> None:
 
 
 def require_parts(model, trainer) -> None:
-    """Half of all weights and moments lie in each of two processes, but for what has an odd number of rows."""
+    """Half of all moments lie in each of two processes, and of all weights, but for what has an odd number of rows.
+
+    Weights of npc are whole; half of the moments of its trial optimiser lie in each, too.
+    """
     weights = [*model.parameters()]
     trained = sum(value.numel() for value in weights if value.requires_grad)
-    moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.ndim]
-    assert sum(sharding.local(value).numel() for value in weights) < 0.51 * sum(value.numel() for value in weights)
-    assert sum(value.numel() for value in moments) < 0.51 * 2 * trained
+    optimizers = [trainer.optimizer, *([trainer.step.trial_optimizer] if trainer.slices else [])]
+    for optimizer in optimizers:
+        moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+        assert sum(value.numel() for value in moments) < 0.51 * 2 * trained
+    if not trainer.slices:
+        assert sum(sharding.local(value).numel() for value in weights) < 0.51 * sum(value.numel() for value in weights)
 
 
 def pixels_in_double(replace=setattr) -> None:
