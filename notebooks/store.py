@@ -51,5 +51,5 @@ def store(path: Path) -> float:
 
 
 if __name__ == "__main__":
-    for path in [Path(name) for name in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb")):
+    for path in [FOLDER / Path(name).name for name in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb")):
         print(f"{path.name}: {store(path):.0f} s", flush=True)
