@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from clip_itm.distributed import average, num_processes, process_index, takes_layers_apart
+from clip_itm.training.own_parts import over_own_parts
 
 COMPUTES_ALONE = hasattr(FSDPModule, "set_manual_backward_finalization")  # since torch 2.15
 
@@ -161,34 +162,18 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
 def over_parts(groups: list[dict], make: Callable[[list[dict]], torch.optim.Optimizer]) -> torch.optim.Optimizer:
     """The optimiser that `make` makes for `groups` of parameters in parts, over the plain tensors of this process.
 
-    Its state is saved whole, for which all processes have to call `state_dict()`, and is that of an optimiser over the
-    whole model: either can resume from the other's.
+    Its state is saved whole, for which all processes have to call `state_dict()`.
     """
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    parts = [nn.Parameter(local(parameter)) for parameter in parameters]
-    part = dict(zip(parameters, parts, strict=True))
-    optimizer = make([{**group, "params": [part[parameter] for parameter in group["params"]]} for group in groups])
 
-    def take_gradients(*_) -> None:
-        for parameter, own in part.items():
-            own.grad = None if parameter.grad is None else local(parameter.grad)
+    def take_gradient(parameter: Tensor, own: nn.Parameter) -> None:
+        own.grad = None if parameter.grad is None else local(parameter.grad)
 
-    def drop_gradients(*_) -> None:
-        for own in parts:
-            own.grad = None
-
-    def change(state: dict, put: Callable[[Tensor, nn.Parameter], Tensor]) -> dict:
-        """The same state with `put` applied to all moments except scalars."""
-        moments = {
-            number: {
-                name: value if value.ndim == 0 else put(value, parameters[number]) for name, value in known.items()
-            }
-            for number, known in state["state"].items()
-        }
-        return {**state, "state": moments}
-
-    optimizer.register_step_pre_hook(take_gradients)
-    optimizer.register_step_post_hook(drop_gradients)
-    optimizer.register_state_dict_post_hook(lambda _, state: change(state, lambda x, p: put_together(like(x, p))))
-    optimizer.register_load_state_dict_pre_hook(lambda _, state: change(state, part_of))
-    return optimizer
+    return over_own_parts(
+        groups,
+        make,
+        own=lambda parameter: nn.Parameter(local(parameter)),
+        before=take_gradient,
+        after=lambda *_: None,
+        put_together=lambda part, parameter: put_together(like(part, parameter)),
+        cut=part_of,
+    )

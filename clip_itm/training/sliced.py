@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_itm.distributed import gather_constant, num_processes, process_index
+from clip_itm.training.own_parts import over_own_parts
 
 
 def over_slices(groups: list[dict], make: Callable[[list[dict]], torch.optim.Optimizer]) -> torch.optim.Optimizer:
@@ -19,36 +20,16 @@ def over_slices(groups: list[dict], make: Callable[[list[dict]], torch.optim.Opt
     step together. Its state is saved whole, for which all processes have to call `state_dict()`, and is that of an
     optimiser over the whole tensors: either can resume from the other's.
     """
-    tensors = [tensor for group in groups for tensor in group["params"]]
-    slices = [_slice_of(tensor) for tensor in tensors]
-    own = dict(zip(tensors, slices, strict=True))
-    optimizer = make([{**group, "params": [own[tensor] for tensor in group["params"]]} for group in groups])
 
-    def take_gradients(*_) -> None:
-        for tensor, part in own.items():
-            part.data = cut(tensor.detach(), tensor)  # a trainer may have moved the tensor since
-            part.grad = None if tensor.grad is None else cut(tensor.grad, tensor)
+    def take(tensor: Tensor, part: Slice) -> None:
+        part.data = cut(tensor.detach(), tensor)  # a trainer may have moved the tensor since
+        part.grad = None if tensor.grad is None else cut(tensor.grad, tensor)
 
-    @torch.no_grad()
-    def exchange(*_) -> None:
-        for tensor, part in own.items():
-            part.grad = None
-            if is_cut(tensor):
-                tensor.copy_(put_together(part, tensor))
+    def exchange(tensor: Tensor, part: Slice) -> None:
+        if is_cut(tensor):
+            tensor.copy_(put_together(part, tensor))
 
-    def change(state: dict, put: Callable[[Tensor, Tensor], Tensor]) -> dict:
-        """The same state with `put` applied to all moments except scalars."""
-        moments = {
-            number: {name: value if value.ndim == 0 else put(value, tensors[number]) for name, value in known.items()}
-            for number, known in state["state"].items()
-        }
-        return {**state, "state": moments}
-
-    optimizer.register_step_pre_hook(take_gradients)
-    optimizer.register_step_post_hook(exchange)
-    optimizer.register_state_dict_post_hook(lambda _, state: change(state, put_together))
-    optimizer.register_load_state_dict_pre_hook(lambda _, state: change(state, cut))
-    return optimizer
+    return over_own_parts(groups, make, _slice_of, take, exchange, put_together, cut)
 
 
 class Slice(nn.Parameter):
